@@ -1,0 +1,27 @@
+# make train: from nothing to a trained model.  make test: from nothing to passing tests.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/tiny
+CONFIG ?= configs/tiny.py
+FLAGS ?=
+
+.PHONY: train test lint
+
+train: $(VENV)/installed
+	$(VENV)/bin/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) --devices=8 $(FLAGS)
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -q -n 2
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed: requirements.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

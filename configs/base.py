@@ -1,0 +1,48 @@
+"""The typed config of one experiment; config files return an instance of it."""
+
+from dataclasses import dataclass, field
+
+from lm.data.pipeline import DataConfig
+from lm.models.transformer import TransformerConfig
+from lm.optim import OptimConfig
+from lm.precision import PrecisionConfig
+from parallel.strategies import ParallelConfig
+
+ON_NONFINITE = ("skip", "stop")
+
+
+@dataclass
+class Experiment:
+    steps: int = 400  # optimizer updates
+    seed: int = 0  # of the initial parameters, the data order and dropout
+    eval_every: int = 100  # steps; 0: at the end only
+    eval_batches: int = 8  # of each evaluation on the way; the last takes all rows
+    save_every: int = 100  # steps; 0: at the end only
+    keep: int = 2  # latest checkpoints kept, besides the best
+    on_nonfinite: str = "skip"  # a non-finite loss or gradient: skip the step | stop
+    spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
+    prompt: str = "def "  # of the sample at the end
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def validate(self) -> None:
+        for name in ("eval_every", "eval_batches", "save_every", "spike_sigmas"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must not be negative"
+                )
+        for name in ("steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if self.on_nonfinite not in ON_NONFINITE:
+            raise ValueError(
+                f"on_nonfinite is {self.on_nonfinite!r}; "
+                f"choose one of {', '.join(ON_NONFINITE)}"
+            )
+        self.data.validate()
+        self.model.validate(self.data.seq_len)
+        self.optim.validate()
+        self.precision.validate()

@@ -1,0 +1,30 @@
+"""A 1.3 M parameter Llama-shaped transformer on the Python standard library.
+
+Command:  make train
+Cost:     ... minutes on 2 CPU cores
+Expected: ...
+"""
+
+from configs.base import Experiment
+from lm.data.pipeline import DataConfig
+from lm.models.transformer import TransformerConfig
+from lm.optim import OptimConfig
+from parallel.strategies import ParallelConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        steps=400,
+        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=32),
+        model=TransformerConfig(
+            width=128,
+            num_layers=4,
+            num_heads=4,
+            activation="swiglu",
+            norm="rmsnorm",
+            positions="rotary",
+            bias=False,
+        ),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=40),
+        parallel=ParallelConfig(strategy="jit"),
+    )

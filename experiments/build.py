@@ -1,0 +1,56 @@
+"""From a config to the four values: where lm and parallel meet."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from lm.models.transformer import transformer_task
+from lm.optim import learning_rate, optimizer
+from lm.precision import loss_scaling, mixed_precision
+from lm.task import Task
+from parallel.mesh import data_mesh
+from parallel.program import Learner, Program
+from parallel.strategies import build_program
+
+
+def check(config: Experiment) -> Mesh:
+    """Validate a config against itself and the devices; return its mesh.
+
+    Raises ValueError for anything that could not work; allocates nothing.
+    """
+    config.validate()
+    mesh = data_mesh(config.parallel.data)
+    config.parallel.validate(config.data.batch_size, mesh.size)
+    return mesh
+
+
+def build_task(config: Experiment, vocab_size: int) -> Task:
+    task = transformer_task(config.model, vocab_size, config.data.seq_len)
+    return mixed_precision(task, config.precision)
+
+
+def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Program]:
+    task = build_task(config, vocab_size)
+    learner = Learner(
+        init=task.init,
+        loss=task.loss,
+        optimizer=optimizer(config.optim, config.steps),
+        scaling=loss_scaling(config.precision),
+        learning_rate=learning_rate,
+        seed=config.seed,
+    )
+    return task, build_program(config.parallel, learner, mesh)
+
+
+def abstract_batch(config: Experiment, program: Program):
+    """Return the shapes and shardings of a batch as the program's step takes it."""
+    local = config.data.batch_size // jax.process_count()
+    tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
+    batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
+    if config.data.packing == "first_fit":
+        batch["segments"] = tokens
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        program.place(batch),
+    )

@@ -1,0 +1,40 @@
+"""What a run would take, from the compiled program, without allocating its state."""
+
+import jax
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from experiments.build import abstract_batch, build
+from experiments.log import human
+from parallel.layout import bytes_per_device
+
+
+def dry_run(config: Experiment, mesh: Mesh) -> None:
+    task, program = build(config, config.data.vocab_size, mesh)
+    state = program.abstract
+    batch = abstract_batch(config, program)
+    memory = program.step.lower(state, batch).compile().memory_analysis()
+    c = config
+    lines = {
+        "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
+        "strategy": f"{c.parallel.strategy}, accumulation {c.parallel.accumulation}",
+        "parameters": human(sum(x.size for x in jax.tree.leaves(state.params))),
+        "tokens per step": human(c.data.batch_size * c.data.seq_len),
+        "rows per device": f"{c.data.batch_size // mesh.size}",
+        "parameters per device": size(bytes_per_device(state.params)),
+        "optimizer per device": size(bytes_per_device(state.opt)),
+        "activations per device": f"{size(memory.temp_size_in_bytes)} (compiled "
+        "program's temporaries, gradients included)",
+        "peak per device": size(
+            memory.argument_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+        ),
+    }
+    for name, value in lines.items():
+        print(f"{name:24} {value}")
+
+
+def size(num_bytes: int) -> str:
+    return human(num_bytes) + "B"

@@ -1,0 +1,155 @@
+"""What every command does first: flags, config, processes, devices, compilation cache.
+
+Bad input ends here, before anything is allocated, with exit code 2 and a line that says
+what was given, what was expected and what to change.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs.base import Experiment
+
+DEVICES = flags.DEFINE_integer(
+    "devices", 0, "Emulate this many CPU devices where there is no accelerator."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0. Needed only where JAX cannot find the processes itself: "
+    "SLURM, MPI, Kubernetes and TPU pods are recognised.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+
+# JAX's default of 100 s is long to wait for the news that a process has died.
+HEARTBEAT_SECONDS = 30
+
+
+def define_config() -> flags.FlagHolder:
+    return config_flags.DEFINE_config_file(
+        "config", None, "A config file, such as configs/tiny.py.", lock_config=False
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call `main`, turning errors of use into exit code 2."""
+
+    def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        with user_errors():
+            if len(argv) > 1:
+                raise ValueError(f"{argv[1]!r} is not a flag; did you mean --{argv[1]}?")
+        main()
+
+    app.run(guarded, flags_parser=parse_flags)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """End the process on a ValueError or OSError, its message being for the user."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    with user_errors():
+        check_override_names(argv)
+        try:
+            return flags.FLAGS(argv)
+        except flags.IllegalFlagValueError as error:
+            raise ValueError(explain_value(str(error))) from None
+        except flags.Error as error:
+            raise ValueError(str(error)) from None
+
+
+def config_fields(cls: type = Experiment, prefix: str = "") -> dict[str, type]:
+    """Map the dotted name of every field of a config to its type."""
+    names = {}
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(field.type):
+            names |= config_fields(field.type, name + ".")
+        else:
+            names[name] = field.type
+    return names
+
+
+def check_override_names(argv: list[str]) -> None:
+    known = config_fields()
+    for argument in argv[1:]:
+        match = re.match(r"--?(no)?config\.([^=]*)", argument)
+        if match and match[2] not in known:
+            near = difflib.get_close_matches(match[2], known, 1, 0.0)
+            raise ValueError(
+                f"config has no field {match[2]!r}; the nearest is {near[0]!r}"
+            )
+
+
+def explain_value(message: str) -> str:
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
+    if not match:
+        return message
+    expected = config_fields()[match[1]].__name__
+    return f"config.{match[1]} is {match[2]!r}; expected a value of type {expected}"
+
+
+def load_config(flag: flags.FlagHolder) -> Experiment:
+    if flag.value is None:
+        raise ValueError("no --config given; for example --config=configs/tiny.py")
+    config = flag.value
+    if not isinstance(config, Experiment):
+        raise ValueError(
+            f"--config={flags.FLAGS['config'].config_filename}: the file is missing, or "
+            "its get_config() does not return an Experiment"
+        )
+    return config
+
+
+def start_jax() -> None:
+    """Join the other processes where there are any; set devices and the cache."""
+    if DEVICES.value:
+        jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = pathlib.Path("~/.cache/lockstep/xla").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if COORDINATOR.value:
+        jax.distributed.initialize(
+            COORDINATOR.value,
+            NUM_PROCESSES.value,
+            PROCESS_ID.value,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+        return
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except ValueError as error:
+        # JAX's way to say that it recognised no cluster: this is the only process.
+        if "coordinator_address" not in str(error):
+            raise
+
+
+def is_main_process() -> bool:
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Print a line for the user, once for all processes."""
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

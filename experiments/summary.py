@@ -1,0 +1,110 @@
+"""The final block of a run, for people and, in summary.json, for machines."""
+
+import json
+import pathlib
+import platform
+import resource
+import statistics
+from typing import Any
+
+import flax
+import jax
+import optax
+
+from configs.base import Experiment
+from experiments.generate import encode_prompts
+from experiments.log import Clock, Log, human
+from experiments.startup import is_main_process
+from experiments.workdir import write_whole
+from lm.data.pipeline import Data
+from lm.decoding import Sampling, generate
+from lm.task import Task
+from parallel.program import Program, TrainState
+
+PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")
+
+
+def summarize(
+    config: Experiment,
+    workdir: pathlib.Path,
+    data: Data,
+    task: Task,
+    program: Program,
+    state: TrainState,
+    validation: dict[str, float],
+    clock: Clock,
+    log: Log,
+) -> None:
+    """Generate a sample, write summary.json and print the block."""
+    num_new = min(60, config.data.seq_len // 2)
+    prompt = encode_prompts(data.tokenizer, [config.prompt], num_new, config.data.seq_len)
+    params = program.params(state)
+    tokens = generate(task, params, prompt, num_new, Sampling(), config.seed)[0]
+    if not is_main_process():
+        return
+    summary = {
+        "val_loss": validation["loss"],
+        "val_perplexity": validation["perplexity"],
+        "val_bits_per_byte": validation["bits_per_byte"],
+        "bigram_loss": data.meta["bigram_loss"],
+        "steps": config.steps,
+        "tokens": log.tokens,
+        "tokens_per_second": statistics.median(log.rates),
+        "skipped_steps": log.skipped,
+        "loss_spikes": log.spikes.count,
+        "padding": data.meta["train"]["padding"],
+        "parameters": sum(x.size for x in jax.tree.leaves(program.abstract.params)),
+        "seconds": {part: clock.seconds[part] for part in PARTS},
+        "peak_memory_bytes": peak_memory_bytes(),
+        "strategy": config.parallel.strategy,
+        "devices": program.mesh.size,
+        "device_kind": program.mesh.devices.flat[0].device_kind,
+        "processes": jax.process_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        },
+        "sample": config.prompt + data.tokenizer.decode(tokens),
+    }
+    write_whole(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print_summary(summary)
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    file = workdir / "summary.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def print_summary(s: dict[str, Any]) -> None:
+    seconds = "  ".join(f"{part} {s['seconds'][part]:.1f}" for part in PARTS)
+    gain = s["bigram_loss"] - s["val_loss"]
+    print(
+        f"""
+validation loss      {s["val_loss"]:.4f} nats a token
+  perplexity         {s["val_perplexity"]:.2f}
+  bits per byte      {s["val_bits_per_byte"]:.4f}
+bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
+{abs(gain):.4f} {"better" if gain > 0 else "worse"})
+tokens               {human(s["tokens"])} in {s["steps"]} steps, \
+{human(s["tokens_per_second"])} a second
+seconds              {seconds}
+peak memory          {human(s["peak_memory_bytes"])}B
+strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
+skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
+sample
+{indent(s["sample"])}"""
+    )
+
+
+def indent(text: str) -> str:
+    return "\n".join("  | " + line for line in text.splitlines())
+
+
+def peak_memory_bytes() -> int:
+    """Return a device's peak where it tells (GPU, TPU), else this process's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,104 @@
+"""The folder of one run: its config, and whose it is.
+
+config.json      the resolved config, and the fingerprint of its data
+tokenizer.json   so that a run can be evaluated without the data cache
+metrics.jsonl    one JSON object a line
+tensorboard/     event files
+checkpoints/     Orbax
+summary.json     the final block; it is there when the run is complete
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from jax.experimental import multihost_utils
+
+from configs.base import Experiment
+from lm.data.pipeline import Data
+
+# What may differ when a run goes on: how it is spread, what is watched and where caches
+# lie. Everything else decides the numbers.
+MAY_DIFFER = (
+    "parallel.",
+    "data.cache",
+    "data.tfds_dir",
+    "eval_every",
+    "eval_batches",
+    "save_every",
+    "keep",
+    "on_nonfinite",
+    "spike_sigmas",
+    "prompt",
+    "model.remat",
+    "model.attention",
+    "model.loss_chunk",
+)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def claim(workdir: pathlib.Path, config: Experiment, data: Data, write: bool) -> None:
+    """Make the workdir this run's, or check that it is (ValueError if not).
+
+    `write` is false in all processes but one.
+    """
+    file = workdir / "config.json"
+    mine = dataclasses.asdict(config) | {"fingerprint": data.meta["fingerprint"]}
+    if file.exists():
+        theirs = flatten(json.loads(file.read_text()))
+        differing = [
+            f"{name} is {value!r} there and {flatten(mine).get(name)!r} here"
+            for name, value in theirs.items()
+            if flatten(mine).get(name) != value and not name.startswith(MAY_DIFFER)
+        ]
+        if differing:
+            raise ValueError(
+                f"{workdir} belongs to another config: {'; '.join(differing)}. "
+                "Give another --workdir, or the config it was made with"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
+            "give another --workdir"
+        )
+    # Else a process that is late could find the files of one that is early.
+    multihost_utils.sync_global_devices("workdir checked")
+    if write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(mine, indent=2) + "\n")
+        write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, whole."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def read_config(workdir: pathlib.Path) -> Experiment:
+    file = workdir / "config.json"
+    if not file.exists():
+        raise ValueError(f"{workdir} holds no run: there is no {file}")
+    return from_dict(Experiment, json.loads(file.read_text()))
+
+
+def from_dict(cls: type, values: dict[str, Any]):
+    """Build a nested config dataclass; fields that it does not have are ignored."""
+    arguments = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            value = values[field.name]
+            nested = dataclasses.is_dataclass(field.type)
+            arguments[field.name] = from_dict(field.type, value) if nested else value
+    return cls(**arguments)

@@ -1,0 +1,194 @@
+"""Corpora: where documents come from.
+
+A Corpus is an identity (all that decides its text, for the cache's fingerprint) and a
+function from split ("train", "validation") to an iterator of documents.
+"""
+
+import glob
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Corpus(NamedTuple):
+    identity: dict[str, object]
+    documents: Callable[[str], Iterator[str]]
+
+
+def stdlib_corpus(cache: pathlib.Path) -> Corpus:
+    # Imported where used: a run whose rows are prepared needs no TFDS.
+    from lm.data.stdlib import Stdlib
+
+    builder = Stdlib(data_dir=cache / "tfds", file_format="array_record")
+    return Corpus(
+        {"source": "stdlib", "version": str(builder.version)},
+        lambda split: tfds_documents(builder, split, "text"),
+    )
+
+
+def tfds_corpus(name: str, splits: dict[str, str], text_key: str, data_dir: str) -> Corpus:
+    """Read any text dataset that TFDS knows; `splits` maps our split to TFDS's."""
+    import tensorflow_datasets as tfds
+
+    if not name:
+        raise ValueError("data.source=tfds needs data.name, for example lm1b")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            f"data.name {name!r} is not a TFDS dataset; see tfds.list_builders()"
+        ) from None
+    return Corpus(
+        {
+            "source": "tfds",
+            "name": builder.info.full_name,
+            "splits": splits,
+            "key": text_key,
+        },
+        lambda split: tfds_documents(builder, splits[split], text_key),
+    )
+
+
+def tfds_documents(builder, split: str, text_key: str) -> Iterator[str]:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder.download_and_prepare()
+    available = sorted(builder.info.splits)
+    if split.split("[")[0] not in available:
+        raise ValueError(
+            f"TFDS dataset {builder.name} has no split {split!r}; "
+            f"it has {', '.join(available)}"
+        )
+    if text_key not in builder.info.features:
+        raise ValueError(
+            f"data.text_key {text_key!r} is not a feature of {builder.name}; "
+            f"it has {', '.join(builder.info.features)}"
+        )
+    for example in builder.as_data_source(split=split):
+        text = example[text_key]
+        yield text.decode() if isinstance(text, bytes) else text
+
+
+def text_corpus(path: str, validation_path: str, validation_share: float) -> Corpus:
+    """Read plain text files, each a document.
+
+    Without files for validation, the last share of each file's lines is held out.
+    """
+    files = list_files("data.path", path)
+    held_out = (
+        list_files("data.validation_path", validation_path) if validation_path else []
+    )
+
+    def documents(split: str) -> Iterator[str]:
+        if held_out:
+            for file in files if split == "train" else held_out:
+                yield read_text(file)
+            return
+        for file in files:
+            text = read_text(file)
+            cut = int(len(text) * (1 - validation_share))
+            cut = text.rfind("\n", 0, cut) + 1 or cut
+            if part := text[:cut] if split == "train" else text[cut:]:
+                yield part
+
+    return Corpus(files_identity("text", files, held_out, validation_share), documents)
+
+
+def jsonl_corpus(
+    path: str, validation_path: str, validation_share: float, text_key: str
+) -> Corpus:
+    """Read JSON-lines files, one document a line under `text_key`.
+
+    Without files for validation, a hash of each document decides what is held out.
+    """
+    files = list_files("data.path", path)
+    held_out = (
+        list_files("data.validation_path", validation_path) if validation_path else []
+    )
+
+    def documents(split: str) -> Iterator[str]:
+        if held_out:
+            for file in files if split == "train" else held_out:
+                yield from read_jsonl(file, text_key)
+            return
+        for file in files:
+            for text in read_jsonl(file, text_key):
+                digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+                validation = int.from_bytes(digest, "big") < validation_share * 2**32
+                if validation == (split == "validation"):
+                    yield text
+
+    identity = files_identity("jsonl", files, held_out, validation_share)
+    return Corpus(identity | {"key": text_key}, documents)
+
+
+def list_files(field: str, pattern: str) -> list[pathlib.Path]:
+    """Expand a path, a folder or a glob; each file must be there and not empty."""
+    if not pattern:
+        raise ValueError(f"{field} is empty; give a file, a folder or a glob")
+    expanded = pathlib.Path(pattern).expanduser()
+    if expanded.is_dir():
+        files = sorted(p for p in expanded.rglob("*") if p.is_file())
+    else:
+        files = [pathlib.Path(p) for p in sorted(glob.glob(str(expanded), recursive=True))]
+    if not files:
+        raise ValueError(f"{field} {pattern!r} matches no file")
+    for file in files:
+        if file.stat().st_size == 0:
+            raise ValueError(f"{field}: {file} is empty; remove it or fill it")
+    return files
+
+
+def read_text(file: pathlib.Path) -> str:
+    return decode(file, file.read_bytes(), 0)
+
+
+def decode(file: pathlib.Path, raw: bytes, offset: int) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not UTF-8: byte {offset + error.start} is "
+            f"0x{raw[error.start]:02x}; convert it, for example with iconv -t UTF-8"
+        ) from None
+
+
+def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
+    offset = 0
+    with file.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            line = decode(file, raw, offset)
+            offset += len(raw)
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
+            if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
+                raise ValueError(
+                    f"{file}, line {number} has no text under {text_key!r}; "
+                    "set data.text_key"
+                )
+            yield record[text_key]
+
+
+def files_identity(
+    source: str,
+    files: list[pathlib.Path],
+    held_out: list[pathlib.Path],
+    validation_share: float,
+) -> dict[str, object]:
+    def digest(file: pathlib.Path) -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
+
+    return {
+        "source": source,
+        "files": [digest(file) for file in files],
+        "validation_files": [digest(file) for file in held_out],
+        "validation_share": None if held_out else validation_share,
+    }

@@ -1,0 +1,77 @@
+"""Packing: documents of any length -> rows of one length, no token lost.
+
+A document of n tokens has n - 1 targets. Long ones become pieces that overlap by one token,
+so each target stands in exactly one row. Pieces shorter than a row share rows, each with
+its own segment id, by first fit (Coffman et al. 1984) over the rows still open.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+OPEN_ROWS = 512  # how many rows first fit may choose from; bounds time and memory
+
+Row = tuple[np.ndarray, np.ndarray]  # tokens, segments (0: padding), each [seq_len + 1]
+
+
+def pieces(tokens: np.ndarray, row_len: int) -> Iterator[np.ndarray]:
+    """Cut into pieces of at most `row_len` tokens, each starting with the last's end."""
+    for start in range(0, len(tokens) - 1, row_len - 1):
+        yield tokens[start : start + row_len]
+
+
+def first_fit(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
+    """Pack each piece into the first open row with room for it."""
+    row_len = seq_len + 1
+    rows = np.zeros((OPEN_ROWS, 2, row_len), np.int32)
+    free = np.full(OPEN_ROWS, row_len)
+    count = np.zeros(OPEN_ROWS, np.int32)
+
+    def take(slot: int) -> Row:
+        tokens, segments = rows[slot].copy()
+        rows[slot], free[slot], count[slot] = 0, row_len, 0
+        return tokens, segments
+
+    for document in documents:
+        for piece in pieces(document, row_len):
+            fits = free >= len(piece)
+            if not fits.any():
+                fullest = int(np.argmin(free))
+                yield take(fullest)
+                slot = fullest
+            else:
+                slot = int(np.argmax(fits))
+            start = row_len - free[slot]
+            count[slot] += 1
+            rows[slot, 0, start : start + len(piece)] = piece
+            rows[slot, 1, start : start + len(piece)] = count[slot]
+            free[slot] -= len(piece)
+            if free[slot] < 2:  # no room for a token and its target
+                yield take(slot)
+    for slot in np.flatnonzero(count):
+        yield take(int(slot))
+
+
+def concatenate(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
+    """Cut the stream of all documents into rows, as GPT-2's training did.
+
+    Rows cross document boundaries and have one segment, so attention needs no mask beyond
+    the causal one. What does not fill a row at the very end is dropped.
+    """
+    row_len = seq_len + 1
+    segments = np.ones(row_len, np.int32)
+    buffer: list[np.ndarray] = []
+    size = 0
+    for document in documents:
+        # The end mark of one document is the start mark of the next.
+        buffer.append(document[1:] if size else document)
+        size += len(buffer[-1])
+        if size >= row_len:
+            stream = np.concatenate(buffer)
+            end = (size - 1) // seq_len * seq_len
+            for start in range(0, end, seq_len):
+                yield stream[start : start + row_len], segments
+            buffer, size = [stream[end:]], size - end
+
+
+PACKINGS = {"first_fit": first_fit, "concat": concatenate}

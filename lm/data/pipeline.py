@@ -1,0 +1,304 @@
+"""From documents to the batch of step k.
+
+corpus -> clean -> deduplicate -> tokenise -> pack -> rows on disk, cached under a
+fingerprint of everything that made them. The batch of step k is a pure function of
+(seed, k): Grain permutes row numbers by index, so the position in the data *is* the step,
+and resuming needs no iterator state on any number of devices.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import filelock
+import grain
+import numpy as np
+from absl import logging
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from lm.data.clean import clean
+from lm.data.corpus import (
+    Corpus,
+    jsonl_corpus,
+    stdlib_corpus,
+    text_corpus,
+    tfds_corpus,
+)
+from lm.data.dedup import deduplicate
+from lm.data.packing import PACKINGS
+from lm.data.tokenizer import (
+    MIN_VOCAB_SIZE,
+    encode_documents,
+    load_tokenizer,
+    train_bpe,
+)
+from lm.models.ngram import bigram_counts, bigram_loss
+
+FORMAT = 1  # part of the fingerprint; changes when the files or their making change
+SOURCES = ("stdlib", "tfds", "text", "jsonl")
+TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
+
+
+@dataclass
+class DataConfig:
+    source: str = "stdlib"  # stdlib | tfds | text | jsonl
+    name: str = ""  # tfds: the dataset, such as lm1b or wiki40b/en
+    split: str = "train"  # tfds: the split to train on
+    validation_split: str = "test"  # tfds: the split held out
+    tfds_dir: str = ""  # tfds: where prepared datasets lie; "": TFDS's default
+    path: str = ""  # text, jsonl: a file, a folder or a glob
+    validation_path: str = ""  # text, jsonl: held-out files; "": a share of path
+    validation_share: float = 0.05  # text, jsonl: held out where there are no files
+    text_key: str = "text"  # tfds, jsonl: the feature that holds the text
+    vocab_size: int = 4096  # of the BPE; 257 is bytes
+    seq_len: int = 256  # T, target tokens in a row
+    batch_size: int = 32  # global, in rows
+    packing: str = "first_fit"  # first_fit (segments) | concat (one stream, no mask)
+    cache: str = "~/.cache/lockstep"  # where prepared data lies
+
+    def validate(self) -> None:
+        for field, options in [("source", SOURCES), ("packing", tuple(PACKINGS))]:
+            if (value := getattr(self, field)) not in options:
+                raise ValueError(
+                    f"data.{field} is {value!r}; choose one of {', '.join(options)}"
+                )
+        for field, least in [
+            ("vocab_size", MIN_VOCAB_SIZE),
+            ("seq_len", 2),
+            ("batch_size", 1),
+        ]:
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"data.{field} is {getattr(self, field)}; it must be at least {least}"
+                )
+        if not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"data.validation_share is {self.validation_share}; "
+                "expected a share between 0 and 1"
+            )
+
+
+class Rows(NamedTuple):
+    tokens: np.ndarray  # [R, T + 1], memory-mapped
+    segments: np.ndarray | None  # [R, T + 1]; None: every row is one segment
+
+
+class Data(NamedTuple):
+    train: Rows
+    validation: Rows
+    tokenizer: Tokenizer
+    meta: dict  # fingerprint, padding shares, documents, bigram loss, ...
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    c = config
+    if c.source == "stdlib":
+        return stdlib_corpus(pathlib.Path(c.cache).expanduser())
+    if c.source == "tfds":
+        splits = {"train": c.split, "validation": c.validation_split}
+        return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
+    if c.source == "text":
+        return text_corpus(c.path, c.validation_path, c.validation_share)
+    return jsonl_corpus(c.path, c.validation_path, c.validation_share, c.text_key)
+
+
+def prepare(config: DataConfig) -> Data:
+    """Return the rows and the tokenizer, making them first where the cache has none.
+
+    Safe to call from many processes at once: one makes them, the others wait.
+    """
+    corpus = open_corpus(config)
+    made_of = {
+        "format": FORMAT,
+        "corpus": corpus.identity,
+        "vocab_size": config.vocab_size,
+        "seq_len": config.seq_len,
+        "packing": config.packing,
+    }
+    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    cache = pathlib.Path(config.cache).expanduser()
+    folder = cache / "rows" / fingerprint
+    if not (folder / "meta.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (folder / "meta.json").exists():
+                partial = folder.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make_rows(config, corpus, partial, fingerprint)
+                partial.rename(folder)
+    return load(folder)
+
+
+def make_rows(
+    config: DataConfig, corpus: Corpus, folder: pathlib.Path, fingerprint: str
+) -> None:
+    logging.info("preparing %s", json.dumps(corpus.identity)[:200])
+    tokenizer = train_bpe(
+        sample(map(clean, corpus.documents("train")), TOKENIZER_CHARACTERS),
+        config.vocab_size,
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    vocab_size = tokenizer.get_vocab_size()
+    meta = {
+        "fingerprint": fingerprint,
+        "vocab_size": vocab_size,
+        "row_len": config.seq_len + 1,
+        "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
+        "segments": config.packing == "first_fit",
+    }
+    seen: set[bytes] = set()
+    for split in ("train", "validation"):
+        documents = tqdm(
+            map(clean, corpus.documents(split)), f"prepare {split}", unit=" documents"
+        )
+        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
+        rows = PACKINGS[config.packing](encoded, config.seq_len)
+        meta[split] = write_rows(rows, folder, split, meta)
+        if not meta[split]["rows"]:
+            raise ValueError(
+                f"the {split} text is too short for one row of data.seq_len "
+                f"{config.seq_len} tokens; give more text, or a smaller seq_len"
+            )
+    counts = [
+        bigram_counts(*read_rows(folder, split, meta), vocab_size)
+        for split in ("train", "validation")
+    ]
+    meta["bigram_loss"] = bigram_loss(*counts)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text
+        characters -= len(text)
+
+
+def write_rows(
+    rows: Iterable[tuple[np.ndarray, np.ndarray]],
+    folder: pathlib.Path,
+    split: str,
+    meta: dict,
+) -> dict[str, float]:
+    """Append rows to the split's files; return their number and the share of padding."""
+    num_rows = num_targets = 0
+    with (
+        (folder / f"{split}.tokens").open("wb") as tokens_file,
+        (folder / f"{split}.segments").open("wb") as segments_file,
+    ):
+        for tokens, segments in rows:
+            tokens_file.write(tokens.astype(meta["dtype"]).tobytes())
+            if meta["segments"]:
+                segments_file.write(segments.astype(np.uint16).tobytes())
+            num_rows += 1
+            num_targets += np.count_nonzero(
+                (segments[1:] == segments[:-1]) & (segments[1:] > 0)
+            )
+    size = num_rows * (meta["row_len"] - 1)
+    return {
+        "rows": num_rows,
+        "targets": int(num_targets),
+        # The share of positions that train nothing: padding, and one a piece in a row.
+        "padding": 1 - num_targets / size if size else 0.0,
+    }
+
+
+def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
+    shape = (meta[split]["rows"], meta["row_len"])
+    tokens = np.memmap(folder / f"{split}.tokens", meta["dtype"], "r", shape=shape)
+    if not meta["segments"]:
+        return Rows(tokens, np.broadcast_to(np.uint16(1), shape))
+    return Rows(tokens, np.memmap(folder / f"{split}.segments", "uint16", "r", shape=shape))
+
+
+def load(folder: pathlib.Path) -> Data:
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    train, validation = (read_rows(folder, s, meta) for s in ("train", "validation"))
+    if not meta["segments"]:
+        train, validation = (r._replace(segments=None) for r in (train, validation))
+    return Data(train, validation, tokenizer, meta)
+
+
+def row_order(num_rows: int, seed: int) -> grain.MapDataset:
+    """Return position -> row number: each epoch is another permutation of all rows."""
+    return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
+
+
+def step_rows(num_rows: int, seed: int, batch_size: int, step: int) -> list[int]:
+    """Return the numbers of the rows that make the global batch of a step."""
+    order = row_order(num_rows, seed)
+    return [order[i] for i in range(step * batch_size, (step + 1) * batch_size)]
+
+
+def train_batches(
+    rows: Rows,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    process: int = 0,
+    num_processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield this process's rows of the batches of steps start, ..., stop - 1.
+
+    A process loads a contiguous part of each global batch and nothing else. `row` is a
+    row's place in the global batch; dropout is drawn from it.
+    """
+    order = row_order(len(rows.tokens), seed)
+    local = batch_size // num_processes
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        places = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+        index = [order[int(i)] for i in step * batch_size + places.astype(np.int64)]
+        return read_batch(rows, index, places)
+
+    steps = grain.MapDataset.range(start, stop).map(batch)
+    return iter(
+        steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    )
+
+
+def validation_batches(
+    rows: Rows, batch_size: int, num_batches: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `num_batches` global batches (0: all rows once), always in the same order.
+
+    The last batch is filled up with empty rows, which count for nothing.
+    """
+    order = np.random.default_rng(0).permutation(len(rows.tokens))
+    order = order[: num_batches * batch_size or None]
+    places = np.arange(batch_size, dtype=np.int32)
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        batch = read_batch(rows, index, places)
+        segments = batch.get("segments", np.ones_like(batch["tokens"]))
+        missing = ((0, batch_size - len(index)), (0, 0))
+        yield {
+            "tokens": np.pad(batch["tokens"], missing),
+            "segments": np.pad(segments, missing),
+            "row": places,
+        }
+
+
+def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
+    batch = {"tokens": rows.tokens[index].astype(np.int32), "row": places}
+    if rows.segments is not None:
+        batch["segments"] = rows.segments[index].astype(np.int32)
+    return batch
+
+
+def target_bytes(batch: dict[str, np.ndarray], lengths: np.ndarray) -> int:
+    """Count the bytes of text that a batch's targets stand for."""
+    segments = batch["segments"]
+    inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return int(lengths[batch["tokens"][:, 1:]][inside].sum())

@@ -1,0 +1,55 @@
+"""Cross-entropy from hidden states, in chunks of positions.
+
+The logits of a large vocabulary are the largest array of a language model. Here they
+exist for one chunk of positions at a time, in the forward pass and, recomputed, in the
+backward pass.
+
+Shapes: B batch, T time, C positions in a chunk, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    x_BTD: jax.Array,
+    head: Callable[[jax.Array], jax.Array],
+    labels_BT: jax.Array,
+    mask_BT: jax.Array | None,
+    chunk: int = 0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum the negative log likelihood (nats) of the labels that the mask selects.
+
+    `head` maps x_BCD to logits_BCV; `chunk` (0: all) divides T. Returns the sum and
+    {"loss": the same sum, "tokens": how many labels count}.
+    """
+    if mask_BT is None:
+        mask_BT = jnp.ones(labels_BT.shape, bool)
+
+    def chunk_sum(x_BCD: jax.Array, labels_BC: jax.Array, mask_BC: jax.Array):
+        logits_BCV = head(x_BCD).astype(jnp.float32)
+        label_logits_BC = jnp.take_along_axis(logits_BCV, labels_BC[..., None], -1)[..., 0]
+        losses_BC = jax.nn.logsumexp(logits_BCV, -1) - label_logits_BC
+        return jnp.sum(jnp.where(mask_BC, losses_BC, 0.0))
+
+    num_positions = labels_BT.shape[1]
+    if 0 < chunk < num_positions:
+        if num_positions % chunk:
+            raise ValueError(
+                f"loss_chunk {chunk} does not divide the {num_positions} positions"
+            )
+
+        def body(total: jax.Array, arrays):
+            return total + jax.checkpoint(chunk_sum)(*arrays), None
+
+        split = jax.tree.map(
+            lambda a: a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1),
+            (x_BTD, labels_BT, mask_BT),
+        )
+        loss_sum, _ = jax.lax.scan(body, jnp.zeros((), jnp.float32), split)
+    else:
+        loss_sum = chunk_sum(x_BTD, labels_BT, mask_BT)
+    tokens = jnp.sum(mask_BT, dtype=jnp.float32)
+    return loss_sum, {"loss": loss_sum, "tokens": tokens}

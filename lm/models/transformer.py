@@ -1,0 +1,357 @@
+"""Decoder-only transformer: the GPT-2 and the Llama shape, and what lies between.
+
+Pre-norm residual blocks (Radford et al. 2019; Touvron et al. 2023). Rows may hold several
+documents: attention stays inside a segment and positions restart with it. The module knows
+nothing of devices.
+
+Shapes: B batch, T time, S cache length, D model width, N heads, G key/value heads,
+K head width, F hidden width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.task import Task, next_token_task
+
+ACTIVATIONS = ("relu", "gelu", "swiglu")
+NORMS = ("layernorm", "rmsnorm")
+POSITIONS = ("learned", "rotary")
+INITIALIZERS = ("gpt2", "xavier", "he")
+REMAT = ("none", "full", "dots")
+ATTENTION = ("auto", "xla", "cudnn")
+
+
+@dataclass
+class TransformerConfig:
+    width: int = 256  # D
+    num_layers: int = 4
+    num_heads: int = 4  # N; the head width is width / num_heads
+    num_kv_heads: int = 0  # G, grouped-query attention; 0: as many as heads
+    mlp_width: int = 0  # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
+    activation: str = "gelu"  # relu | gelu | swiglu
+    norm: str = "layernorm"  # layernorm | rmsnorm
+    positions: str = "learned"  # learned | rotary
+    rotary_base: float = 10_000.0
+    tied: bool = True  # the head is the transposed embedding
+    bias: bool = True  # of the linear layers
+    dropout: float = 0.0
+    init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
+    remat: str = "none"  # recompute in the backward pass: none | full | dots
+    attention: str = "auto"  # auto (cuDNN flash on a GPU in 16 bits) | xla | cudnn
+    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
+
+    def validate(self, seq_len: int) -> None:
+        for name, options in [
+            ("activation", ACTIVATIONS),
+            ("norm", NORMS),
+            ("positions", POSITIONS),
+            ("init", INITIALIZERS),
+            ("remat", REMAT),
+            ("attention", ATTENTION),
+        ]:
+            if (value := getattr(self, name)) not in options:
+                raise ValueError(
+                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
+                )
+        for name in ("width", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} does not divide model.width "
+                f"{self.width}; change one of them"
+            )
+        if self.num_kv_heads < 0 or (
+            self.num_kv_heads and self.num_heads % self.num_kv_heads
+        ):
+            raise ValueError(
+                f"model.num_kv_heads {self.num_kv_heads} does not divide "
+                f"model.num_heads {self.num_heads}"
+            )
+        if self.positions == "rotary" and (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"model.positions=rotary needs an even head width, not "
+                f"{self.width // self.num_heads} (width {self.width} / "
+                f"{self.num_heads} heads)"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
+        if self.loss_chunk < 0 or (self.loss_chunk and seq_len % self.loss_chunk):
+            raise ValueError(
+                f"model.loss_chunk {self.loss_chunk} does not divide data.seq_len {seq_len}"
+            )
+
+
+def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
+    return next_token_task(
+        lambda rngs: Transformer(config, vocab_size, seq_len, rngs), config.loss_chunk
+    )
+
+
+def initializer(config: TransformerConfig, residual: bool = False):
+    """Return the initialiser of a weight matrix.
+
+    gpt2: normal 0.02, matrices that write to the residual stream divided by
+    sqrt(2 layers) (Radford et al. 2019, 2.3). xavier: Glorot and Bengio 2010. he: He et
+    al. 2015.
+    """
+    if config.init == "xavier":
+        return nnx.initializers.xavier_uniform()
+    if config.init == "he":
+        return nnx.initializers.he_normal()
+    scale = (2 * config.num_layers) ** -0.5 if residual else 1.0
+    return nnx.initializers.normal(0.02 * scale)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        c = config
+        self.num_heads = c.num_heads
+        self.num_kv_heads = c.num_kv_heads or c.num_heads
+        self.head_width = c.width // c.num_heads
+        self.rotary_base = c.rotary_base if c.positions == "rotary" else None
+        self.implementation = c.attention
+        kv_width = self.num_kv_heads * self.head_width
+
+        def linear(num_in: int, num_out: int, residual: bool = False) -> nnx.Linear:
+            return nnx.Linear(
+                num_in,
+                num_out,
+                use_bias=c.bias,
+                kernel_init=initializer(c, residual),
+                rngs=rngs,
+            )
+
+        self.query = linear(c.width, c.width)
+        self.key = linear(c.width, kv_width)
+        self.value = linear(c.width, kv_width)
+        self.out = linear(c.width, c.width, residual=True)
+
+    def project(self, x_BTD: jax.Array, positions_BT: jax.Array):
+        batch, time, _ = x_BTD.shape
+        q_BTNK = self.query(x_BTD).reshape(batch, time, self.num_heads, -1)
+        k_BTGK = self.key(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
+        v_BTGK = self.value(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
+        if self.rotary_base is not None:
+            q_BTNK = rotate(q_BTNK, positions_BT, self.rotary_base)
+            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+        return q_BTNK, k_BTGK, v_BTGK
+
+    def __call__(self, x_BTD, positions_BT, segments_BT) -> jax.Array:
+        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
+        mask_B1TT = None
+        if segments_BT is not None:
+            mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+        y_BTNK = jax.nn.dot_product_attention(
+            q_BTNK,
+            k_BTGK,
+            v_BTGK,
+            mask=mask_B1TT,
+            is_causal=True,
+            implementation=attention_kernel(self.implementation, q_BTNK),
+        )
+        return self.out(y_BTNK.reshape(x_BTD.shape))
+
+    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
+        """Attend to the cache k_BSGK, v_BSGK after writing these positions into it."""
+        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
+        rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
+        k_BSGK = cache[0].at[rows_B1, positions_BT].set(k_BTGK.astype(cache[0].dtype))
+        v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
+        # Slots beyond a row's own position hold nothing yet, or padding of its prompt.
+        mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
+        y_BTNK = jax.nn.dot_product_attention(
+            q_BTNK, k_BSGK, v_BSGK, mask=mask_B1TS, implementation="xla"
+        )
+        return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
+
+
+def attention_kernel(wanted: str, q_BTNK: jax.Array) -> str:
+    """Choose the kernel: cuDNN flash attention where it exists, else XLA's own.
+
+    cuDNN takes 16-bit types on a GPU only, with head widths that 8 divides.
+    """
+    if wanted != "auto":
+        return wanted
+    sixteen_bits = q_BTNK.dtype in (jnp.bfloat16, jnp.float16)
+    fits = sixteen_bits and q_BTNK.shape[-1] % 8 == 0 and q_BTNK.shape[-1] <= 128
+    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+
+
+def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
+    """Apply rotary position embedding, halves paired (Su et al. 2021; Llama's order)."""
+    half = x_BTNK.shape[-1] // 2
+    frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1K = positions_BT[:, :, None, None] * frequency_K
+    sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
+    a, b = jnp.split(x_BTNK.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return rotated.astype(x_BTNK.dtype)
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        c = config
+        gated = c.activation == "swiglu"
+        hidden = c.mlp_width or (-(-8 * c.width // 96) * 32 if gated else 4 * c.width)
+
+        def linear(num_in: int, num_out: int, residual: bool = False) -> nnx.Linear:
+            return nnx.Linear(
+                num_in,
+                num_out,
+                use_bias=c.bias,
+                kernel_init=initializer(c, residual),
+                rngs=rngs,
+            )
+
+        self.activation = c.activation
+        self.up = linear(c.width, hidden)
+        self.gate = linear(c.width, hidden) if gated else None
+        self.down = linear(hidden, c.width, residual=True)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        h_BTF = self.up(x_BTD)
+        if self.gate is not None:
+            h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
+        elif self.activation == "gelu":
+            h_BTF = jax.nn.gelu(h_BTF)
+        else:
+            h_BTF = jax.nn.relu(h_BTF)
+        return self.down(h_BTF)
+
+
+class Block(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.dropout = config.dropout
+        self.attention_norm = norm(config, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm(config, rngs)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
+        y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
+        x_BTD += dropout(y_BTD, self.dropout, row_keys_B, 0)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + dropout(y_BTD, self.dropout, row_keys_B, 1)
+
+    def decode(self, x_BTD, positions_BT, cache):
+        y_BTD, cache = self.attention.decode(
+            self.attention_norm(x_BTD), positions_BT, cache
+        )
+        x_BTD += y_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
+
+
+class Transformer(nnx.Module):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        seq_len: int,
+        rngs: nnx.Rngs,
+    ):
+        c = config
+        self.config = c
+        # He and Xavier are meant for matrices that sum over their input; a table is read.
+        table_init = nnx.initializers.normal(0.02)
+        self.embedding = nnx.Embed(
+            vocab_size, c.width, embedding_init=table_init, rngs=rngs
+        )
+        self.position_embedding = (
+            nnx.Embed(seq_len, c.width, embedding_init=table_init, rngs=rngs)
+            if c.positions == "learned"
+            else None
+        )
+        self.layers = nnx.List([Block(c, rngs) for _ in range(c.num_layers)])
+        self.final_norm = norm(c, rngs)
+        self.output = (
+            None
+            if c.tied
+            else nnx.Linear(
+                c.width, vocab_size, use_bias=False, kernel_init=table_init, rngs=rngs
+            )
+        )
+
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        x_BTD = self.embedding(tokens_BT)
+        if self.position_embedding is not None:
+            x_BTD += self.position_embedding(positions_BT)
+        return x_BTD
+
+    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD, the final hidden states. No keys: no dropout."""
+        positions_BT = positions_in_segment(tokens_BT, segments_BT)
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        x_BTD = dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
+        for index, block in enumerate(self.layers):
+            keys_B = row_keys_B
+            if row_keys_B is not None:
+                keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
+            x_BTD = rematerialized(self.config.remat, block)(
+                x_BTD, positions_BT, segments_BT, keys_B
+            )
+        return self.final_norm(x_BTD)
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        if self.output is None:
+            return self.embedding.attend(x_BTD)
+        return self.output(x_BTD)
+
+    def cache(self, batch_size: int, length: int):
+        attention = self.layers[0].attention
+        shape = (batch_size, length, attention.num_kv_heads, attention.head_width)
+        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in self.layers]
+
+    def decode(self, cache, tokens_BT: jax.Array, start_B: jax.Array):
+        """Return logits_BTV and the cache, with each row's tokens written at start_B."""
+        positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        new_cache = []
+        for block, layer_cache in zip(self.layers, cache, strict=True):
+            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
+            new_cache.append(layer_cache)
+        return self.head(self.final_norm(x_BTD)), new_cache
+
+
+def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module:
+    if config.norm == "rmsnorm":
+        return nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
+    return nnx.LayerNorm(config.width, epsilon=1e-5, use_bias=config.bias, rngs=rngs)
+
+
+def rematerialized(policy: str, block: Block):
+    """Wrap a block so that its backward pass recomputes: all of it, or all but dots."""
+    if policy == "none":
+        return block
+    save = None
+    if policy == "dots":
+        save = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(block.__call__, policy=save)
+
+
+def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
+    """Drop elements, each row from its own key: the same masks under every sharding."""
+    if rate == 0.0 or row_keys_B is None:
+        return x_BTD
+
+    def one_row(key: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, site)
+        return jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape[1:])
+
+    kept_BTD = jax.vmap(one_row)(row_keys_B)
+    return jnp.where(kept_BTD, x_BTD / (1.0 - rate), 0).astype(x_BTD.dtype)
+
+
+def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
+    """Return each token's position within its document's piece."""
+    index_T = jnp.arange(tokens_BT.shape[1])
+    if segments_BT is None:
+        return jnp.broadcast_to(index_T, tokens_BT.shape)
+    first_BT = segments_BT != jnp.pad(segments_BT, ((0, 0), (1, 0)))[:, :-1]
+    start_BT = jax.lax.cummax(jnp.where(first_BT, index_T, 0), axis=1)
+    return index_T - start_BT

@@ -1,0 +1,97 @@
+"""A Task: what is learnt, as pure functions over plain pytrees.
+
+This is the one place where Flax NNX is left: a module is split once into its graph and
+its parameters, and everything outside (strategies, optimizers, checkpoints) sees a plain
+nested dict of arrays and plain functions of it.
+
+Only sums leave a Task. `loss` returns the loss summed over the batch's target tokens
+together with every other sum worth keeping (`sums["loss"]`, `sums["tokens"]`, ...); who
+holds the whole batch divides once.
+
+Shapes: B batch, T time, D model width, V vocabulary, S cache length.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from lm.losses import cross_entropy
+
+Params = Any  # nested dict of arrays
+Batch = dict[str, jax.Array]  # tokens_BT+1, optionally segments_BT+1, and row_B
+Sums = dict[str, jax.Array]
+Cache = Any
+Key = jax.Array
+
+
+class Task(NamedTuple):
+    """Pure functions of one learning problem; a transformation of it is Task -> Task.
+
+    `key` is one key for the whole step: randomness inside is drawn per row (from
+    `batch["row"]`), so it does not depend on how rows are spread over devices. A key of
+    None means deterministic (no dropout).
+    """
+
+    init: Callable[[Key], Params]
+    loss: Callable[[Params, Batch, Key | None], tuple[jax.Array, Sums]]
+    logits: Callable[[Params, Batch], jax.Array]
+    cache: Callable[[int, int], Cache]  # (batch size, length) -> empty cache
+    decode: Callable[..., tuple[jax.Array, Cache]]  # (params, cache, tokens_BT, start_B)
+
+
+def next_token_task(build: Callable[[nnx.Rngs], nnx.Module], loss_chunk: int) -> Task:
+    """The Task of predicting each token from those before it.
+
+    `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`;
+    `loss_chunk` is the number of positions whose logits exist at once (0: all).
+    A target counts where it lies in the same document as the token before it.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+
+    def init(key: Key) -> Params:
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+
+    def hidden(params: Params, batch: Batch, key: Key | None):
+        module = nnx.merge(graph, params)
+        segments = batch.get("segments")
+        inputs_BT = batch["tokens"][:, :-1]
+        row_keys_B = None
+        if key is not None:
+            row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
+        segments_BT = None if segments is None else segments[:, :-1]
+        return module, module.hidden(inputs_BT, segments_BT, row_keys_B)
+
+    def loss(params: Params, batch: Batch, key: Key | None):
+        module, x_BTD = hidden(params, batch, key)
+        return cross_entropy(
+            x_BTD, module.head, batch["tokens"][:, 1:], targets_mask(batch), loss_chunk
+        )
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        module, x_BTD = hidden(params, batch, None)
+        return module.head(x_BTD)
+
+    def cache(batch_size: int, length: int) -> Cache:
+        return nnx.merge(graph, jax.eval_shape(init, jax.random.key(0))).cache(
+            batch_size, length
+        )
+
+    def decode(params: Params, cache: Cache, tokens_BT, start_B):
+        return nnx.merge(graph, params).decode(cache, tokens_BT, start_B)
+
+    return Task(init, loss, logits, cache, decode)
+
+
+def targets_mask(batch: Batch) -> jax.Array | None:
+    """Return bool_BT, true where a target counts; None where every target does."""
+    segments = batch.get("segments")
+    if segments is None:
+        return None
+    return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+
+
+def num_parameters(task: Task) -> int:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))

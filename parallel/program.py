@@ -1,0 +1,150 @@
+"""A Program: all that the training loop sees of a strategy, and the arithmetic they share.
+
+Every strategy is a constructor of a Program. What differs between them is where arrays
+live and which collectives run; `gradients` and `update` below are the same lines for all.
+
+Only sums cross devices and microbatches: the loss and the gradient are summed over tokens
+and divided once by the global number of tokens, which is exact when the counts differ
+from device to device (a mean of means is not).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Key = jax.Array
+
+AXIS = "data"  # the mesh axis over which the batch is split
+
+
+class TrainState(NamedTuple):
+    step: jax.Array  # int32[], batches consumed: the position in the data
+    params: Params
+    opt: optax.OptState
+    comm: Any  # what the exchange keeps; differs from replica to replica
+    scale: Any  # the loss scale; has a field `value`, float32[]
+
+
+class Program(NamedTuple):
+    init: Callable[[Key], TrainState]  # already laid out on the mesh
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates
+    params: Callable[[TrainState], Params]  # one consensus copy
+    place: Callable[[Batch], Batch]  # this process's rows -> global device arrays
+    mesh: jax.sharding.Mesh
+    abstract: TrainState  # shapes, types and shardings of the state
+
+
+class Learner(NamedTuple):
+    """What a strategy spreads; it knows nothing of devices."""
+
+    init: Callable[[Key], Params]
+    loss: Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]]
+    optimizer: optax.GradientTransformationExtraArgs
+    scaling: Any  # `init() -> scale`, `update(scale, finite) -> scale`
+    learning_rate: Callable[[optax.OptState], jax.Array]
+    seed: int  # of the randomness inside steps (dropout)
+
+    def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
+        params = self.init(key)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt=self.optimizer.init(params),
+            comm=comm,
+            scale=self.scaling.init(),
+        )
+
+    def step_key(self, step: jax.Array) -> Key:
+        return jax.random.fold_in(jax.random.key(self.seed), step)
+
+
+def gradients(
+    loss: Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]],
+    params: Params,
+    batch: Batch,
+    key: Key,
+    scale: jax.Array,
+    accumulation: int,
+    reduce: Callable[[Params], Params] = lambda grads: grads,
+) -> tuple[Params, Metrics]:
+    """Sum `scale` * gradient and the loss's sums over the batch, in microbatches.
+
+    `reduce` is applied to each microbatch's gradients before they are added up.
+    """
+
+    def scaled_loss(params: Params, microbatch: Batch):
+        loss_sum, sums = loss(params, microbatch, key)
+        return loss_sum * scale, sums
+
+    def one(microbatch: Batch) -> tuple[Params, Metrics]:
+        grads, sums = jax.grad(scaled_loss, has_aux=True)(params, microbatch)
+        return reduce(grads), sums
+
+    if accumulation == 1:
+        return one(batch)
+
+    def body(total, microbatch: Batch):
+        return jax.tree.map(jnp.add, total, one(microbatch)), None
+
+    microbatches = jax.tree.map(partial(split_rows, num=accumulation), batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
+    return jax.lax.scan(body, zeros, microbatches)[0]
+
+
+def split_rows(x: jax.Array, num: int) -> jax.Array:
+    """[B, ...] -> [num, B / num, ...], microbatch m taking the rows m, m + num, ...
+
+    Taking every num-th row leaves each row on its device; taking runs of rows would not.
+    """
+    return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)
+
+
+def update(
+    learner: Learner, state: TrainState, params: Params, grads: Params, sums: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Apply one step, given the sums over the whole global batch.
+
+    A non-finite loss or gradient changes nothing but the step count and the loss scale, on
+    every device together: all of them see the same sums. `params` is `state.params` in the
+    layout of the optimizer state.
+    """
+    inverse = 1.0 / (jnp.maximum(sums["tokens"], 1.0) * state.scale.value)
+    grads = jax.tree.map(lambda g: g * inverse, grads)
+    norm = optax.tree.norm(grads)
+    loss = sums["loss"] / jnp.maximum(sums["tokens"], 1.0)
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, opt = learner.optimizer.update(grads, state.opt, params, value=loss)
+
+    def keep(new, old):
+        return jax.tree.map(partial(jnp.where, finite), new, old)
+
+    new_state = state._replace(
+        step=state.step + 1,
+        params=keep(optax.apply_updates(params, updates), params),
+        opt=keep(opt, state.opt),
+        scale=learner.scaling.update(state.scale, finite),
+    )
+    metrics = sums | {
+        "grad_norm": norm,
+        "finite": finite,
+        "learning_rate": learner.learning_rate(new_state.opt),
+        "loss_scale": state.scale.value,
+    }
+    return new_state, metrics
+
+
+def abstract(init: Callable[[Key], TrainState], shardings: TrainState) -> TrainState:
+    """Return the state's shapes and types with the given shardings; allocate nothing."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init, jax.random.key(0)),
+        shardings,
+    )

@@ -1,0 +1,153 @@
+"""Strategies that are a Layout: GSPMD data parallelism, and ZeRO stages 1 to 3 (FSDP).
+
+The state is laid out by the Layout; the optimizer runs on global arrays, so any optimizer
+works on shards (a global norm or an orthogonalisation included) and the compiler adds what
+it needs. The gradients come from one of two places: `jit` leaves them to the compiler, and
+ZeRO computes them under shard_map with its gathers and scatters written out, because the
+compiler is free to choose others (on a CPU it turns a reduce-scatter into an all-reduce).
+
+Elements per device and step, for P parameters, N devices, k microbatches:
+  jit, pmap, shard_map   all-reduce                              2 P (N-1)/N
+  zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
+  zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
+  fsdp    all-gather forward and backward, reduce-scatter        3 k P (N-1)/N
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from parallel.layout import Layout, replicate, specs, state_shardings
+from parallel.mesh import place_rows
+from parallel.program import (
+    AXIS,
+    Batch,
+    Learner,
+    Metrics,
+    Params,
+    Program,
+    TrainState,
+    abstract,
+    gradients,
+    update,
+)
+
+Gradients = Callable[[TrainState, Batch], tuple[Params, Metrics]]
+
+
+def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout) -> Program:
+    """Write the global program and let GSPMD derive the collectives (pjit)."""
+
+    def global_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
+        key = learner.step_key(state.step)
+        return gradients(
+            learner.loss, state.params, batch, key, state.scale.value, accumulation
+        )
+
+    return layout_program(learner, mesh, layout, global_gradients)
+
+
+def zero_program(
+    learner: Learner, mesh: Mesh, accumulation: int, layout: Layout
+) -> Program:
+    """Compute gradients under shard_map, with the collectives that the layout implies."""
+    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    param_specs = specs(layout.params, shapes, mesh.size)
+    grad_specs = specs(layout.grads, shapes, mesh.size)
+    opt_specs = specs(layout.opt, shapes, mesh.size)
+
+    def gathered_loss(shards: Params, batch: Batch, key):
+        params = jax.tree.map(gather, shards, param_specs)
+        return learner.loss(params, batch, key)
+
+    # Whole parameters are not kept for the backward pass but gathered again.
+    policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
+    if layout.params is not replicate:
+        gathered_loss = jax.checkpoint(gathered_loss, policy=policy)
+
+    def microbatch_reduce(grads: Params) -> Params:
+        # The transpose of a gather has already scattered those of sharded parameters.
+        return jax.tree.map(reduce_from_to, grads, param_specs, grad_specs)
+
+    def local(shards: Params, batch: Batch, key, scale):
+        grads, sums = gradients(
+            gathered_loss, shards, batch, key, scale, accumulation, microbatch_reduce
+        )
+        grads = jax.tree.map(reduce_from_to, grads, grad_specs, opt_specs)
+        grads = jax.tree.map(sum_replicated, grads, opt_specs)
+        return grads, jax.lax.psum(sums, AXIS)
+
+    spread = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(param_specs, P(AXIS), P(), P()),
+        out_specs=(opt_specs, P()),
+        check_vma=False,
+    )
+
+    def sharded_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
+        key = learner.step_key(state.step)
+        return spread(state.params, batch, key, state.scale.value)
+
+    return layout_program(learner, mesh, layout, sharded_gradients)
+
+
+def layout_program(
+    learner: Learner, mesh: Mesh, layout: Layout, sum_gradients: Gradients
+) -> Program:
+    shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
+    shardings = state_shardings(layout, shapes, mesh)
+    replicated = NamedSharding(mesh, P())
+    update_shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs(layout.opt, shapes.params, mesh.size),
+    )
+
+    @partial(
+        jax.jit,
+        in_shardings=(shardings, NamedSharding(mesh, P(AXIS))),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, sums = sum_gradients(state, batch)
+        # Each device updates the shard whose optimizer state it holds; where parameters
+        # are whole, the output sharding gathers them.
+        params = jax.lax.with_sharding_constraint(state.params, update_shardings)
+        state, metrics = update(learner, state, params, grads, sums)
+        params = jax.lax.with_sharding_constraint(state.params, update_shardings)
+        return state._replace(params=params), metrics
+
+    return Program(
+        init=jax.jit(learner.initial_state, out_shardings=shardings),
+        step=step,
+        params=lambda state: state.params,
+        place=lambda batch: place_rows(mesh, batch),
+        mesh=mesh,
+        abstract=abstract(learner.initial_state, shardings),
+    )
+
+
+def sharded_dim(spec: P) -> int | None:
+    return next((dim for dim, axis in enumerate(spec) if axis == AXIS), None)
+
+
+def gather(x: jax.Array, spec: P) -> jax.Array:
+    if (dim := sharded_dim(spec)) is None:
+        return x
+    return checkpoint_name(jax.lax.all_gather(x, AXIS, axis=dim, tiled=True), "gathered")
+
+
+def reduce_from_to(x: jax.Array, source: P, target: P) -> jax.Array:
+    """Reduce-scatter this device's partial sum where the target is sharded at last."""
+    if sharded_dim(source) is not None or (dim := sharded_dim(target)) is None:
+        return x
+    return jax.lax.psum_scatter(x, AXIS, scatter_dimension=dim, tiled=True)
+
+
+def sum_replicated(x: jax.Array, spec: P) -> jax.Array:
+    return jax.lax.psum(x, AXIS) if sharded_dim(spec) is None else x

@@ -1,0 +1,90 @@
+"""Law 1: every strategy at every degree trains as one device does."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from parallel.mesh import data_mesh
+from parallel.strategies import STRATEGIES
+from tests.parallel.toy import batches, oracle, toy_learner
+
+STEPS = 5
+DEGREES = (1, 2, 4, 8)
+# SGD, so that an error in the gradient's scale shows; clipping couples all shards.
+SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
+
+
+@functools.cache
+def one_device(dropout: float = 0.0):
+    return oracle(SGD, STEPS, dropout)
+
+
+def run(strategy, degree, accumulation=1, steps=STEPS, **learner):
+    learner = toy_learner(SGD, **learner)
+    program = STRATEGIES[strategy](learner, data_mesh(degree), accumulation)
+    state, losses = program.init(jax.random.key(1)), []
+    for batch in batches(steps):
+        state, metrics = program.step(state, program.place(batch))
+        losses.append(float(metrics["loss"] / metrics["tokens"]))
+    return jax.device_get(program.params(state)), losses, metrics
+
+
+def assert_equal(params, expected, rtol=2e-5):
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_parameters_equal_one_device(strategy, degree):
+    params, losses, _ = run(strategy, degree)
+    expected, expected_losses = one_device()
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_equal(params, expected)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_accumulation_is_exact_with_dropout(strategy):
+    # Dropout is drawn per row, so it too is the same under any split of the batch.
+    params, losses, _ = run(strategy, 4, accumulation=2, dropout=0.2)
+    expected, expected_losses = one_device(0.2)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_equal(params, expected)
+    without_dropout, _ = one_device()
+    assert not np.allclose(params["output"]["kernel"], without_dropout["output"]["kernel"])
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sixteen_bits_stays_near(strategy, compute):
+    _, losses, _ = run(strategy, 8, compute=compute)
+    _, expected_losses = one_device()
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-2)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_overflow_skips_the_step_everywhere(strategy):
+    learner = toy_learner(SGD, compute="float16", loss_scale=2.0**24)
+    program = STRATEGIES[strategy](learner, data_mesh(4), 1)
+    state = program.init(jax.random.key(1))
+    before = jax.device_get(state)
+    state, metrics = program.step(state, program.place(batches(1)[0]))
+    after = jax.device_get(state)
+    assert not metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt, before.opt)
+    assert after.scale.value == before.scale.value / 2
+    assert after.step == 1
+    for _ in range(24):  # the scale falls until the gradient fits, then training moves
+        state, metrics = program.step(state, program.place(batches(1)[0]))
+    assert metrics["finite"]
+    assert not np.array_equal(
+        jax.device_get(state.params)["output"]["kernel"],
+        before.params["output"]["kernel"],
+    )

@@ -1,0 +1,82 @@
+"""A small transformer task with ragged rows, and a single-device oracle in bare JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lm.models.transformer import TransformerConfig, transformer_task
+from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
+from parallel.program import Learner
+
+VOCAB, SEQ_LEN, BATCH = 64, 16, 16
+MODEL = TransformerConfig(
+    width=32, num_layers=2, num_heads=4, num_kv_heads=2, norm="rmsnorm",
+    positions="rotary", activation="swiglu", tied=False, bias=True,
+)  # fmt: skip
+
+
+@functools.cache
+def batches(num: int) -> list[dict[str, np.ndarray]]:
+    """Rows whose numbers of target tokens differ widely, two of them empty."""
+    rng = np.random.default_rng(0)
+    result = []
+    for _ in range(num):
+        lengths = rng.integers(3, SEQ_LEN + 2, BATCH)
+        lengths[[5, 6]] = 0
+        position = np.arange(SEQ_LEN + 1)
+        segments = (position < lengths[:, None]) * (1 + (position > 4))
+        result.append(
+            {
+                "tokens": rng.integers(0, VOCAB, (BATCH, SEQ_LEN + 1), np.int32),
+                "segments": segments.astype(np.int32),
+                "row": np.arange(BATCH, dtype=np.int32),
+            }
+        )
+    return result
+
+
+def toy_task(compute: str = "float32", dropout: float = 0.0):
+    model = TransformerConfig(**{**vars(MODEL), "dropout": dropout})
+    task = transformer_task(model, VOCAB, SEQ_LEN)
+    return mixed_precision(task, PrecisionConfig(compute=compute))
+
+
+def toy_learner(
+    tx: optax.GradientTransformation, compute: str = "float32", dropout: float = 0.0,
+    loss_scale: float = 64.0,
+) -> Learner:  # fmt: skip
+    task = toy_task(compute, dropout)
+    return Learner(
+        init=task.init,
+        loss=task.loss,
+        optimizer=optax.with_extra_args_support(tx),
+        scaling=loss_scaling(PrecisionConfig(compute=compute, loss_scale=loss_scale)),
+        learning_rate=lambda opt: jnp.float32(0),
+        seed=7,
+    )
+
+
+def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0):
+    """Train on one device as a textbook would: the mean loss of the whole batch."""
+    task = toy_task(dropout=dropout)
+
+    def mean_loss(params, batch, key):
+        loss_sum, sums = task.loss(params, batch, key)
+        return loss_sum / sums["tokens"]
+
+    @jax.jit
+    def step(params, opt, batch, key):
+        loss, grads = jax.value_and_grad(mean_loss)(params, batch, key)
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt, loss
+
+    params = jax.jit(task.init)(jax.random.key(1))
+    opt, losses = tx.init(params), []
+    for index, batch in enumerate(batches(num_steps)):
+        key = jax.random.fold_in(jax.random.key(7), index)
+        params, opt, loss = step(params, opt, batch, key)
+        losses.append(float(loss))
+    return jax.device_get(params), losses
