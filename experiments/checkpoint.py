@@ -111,7 +111,7 @@ class Checkpoints:
                 self.set_aside(step)
                 damaged.append(step)
         if damaged:
-            raise ValueError(
+            raise OSError(
                 f"no checkpoint in {self.folder} is whole (damaged: {damaged}); "
                 "give another --workdir, or empty this one to start again"
             )
@@ -122,7 +122,7 @@ class Checkpoints:
         parts = self.checkpointer.load_checkpointables(step, split_state(abstract))
         state = join_state(parts, abstract)
         if int(digest(state)) != metadata.custom_metadata["digest"]:
-            raise ValueError("its arrays are not the ones that were saved")
+            raise OSError("its arrays are not the ones that were saved")
         return state
 
     def load_params(self, step: int, abstract_params: Any) -> Any:

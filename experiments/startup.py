@@ -56,11 +56,15 @@ def run(main: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """End the process on a ValueError or OSError, its message being for the user."""
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """End the process on these errors (ValueError, OSError): their messages are for users.
+
+    Only what checks the user's input belongs inside: elsewhere a traceback is worth more.
+    """
+    kinds = kinds or (ValueError, OSError)
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 

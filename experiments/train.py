@@ -50,13 +50,16 @@ def main() -> None:
         workdir = pathlib.Path(WORKDIR.value)
         with clock("prepare"):
             data = prepare(config.data)
-        claim(workdir, config, data, write=is_main_process())
+        lock = claim(workdir, config, data, write=is_main_process())
         if summary := read_summary(workdir):
             say(f"{workdir} is complete; give another --workdir to train again")
             print_summary(summary)
             return
-        task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    with startup.user_errors(OSError, FloatingPointError):
         train(config, workdir, data, task, program, clock, STOP_AT.value)
+    if lock:
+        lock.release()
 
 
 def train(
@@ -149,7 +152,7 @@ def handle(nonfinite: list[int], config: Experiment, data: Data, log: Log) -> No
             f"on every device. Rows: {rows}"
         )
         if config.on_nonfinite == "stop":
-            raise ValueError(f"{line}. on_nonfinite=stop ends the run here")
+            raise FloatingPointError(f"{line}. on_nonfinite=stop ends the run here")
         log.say(f"warning: {line}")
 
 

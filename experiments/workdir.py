@@ -3,6 +3,7 @@
 config.json      the resolved config, and the fingerprint of its data
 tokenizer.json   so that a run can be evaluated without the data cache
 metrics.jsonl    one JSON object a line
+lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
 summary.json     the final block; it is there when the run is complete
@@ -13,6 +14,7 @@ import json
 import pathlib
 from typing import Any
 
+import filelock
 from jax.experimental import multihost_utils
 
 from configs.base import Experiment
@@ -47,10 +49,13 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(workdir: pathlib.Path, config: Experiment, data: Data, write: bool) -> None:
+def claim(
+    workdir: pathlib.Path, config: Experiment, data: Data, write: bool
+) -> filelock.FileLock | None:
     """Make the workdir this run's, or check that it is (ValueError if not).
 
-    `write` is false in all processes but one.
+    `write` is false in all processes but one; that one holds the returned lock for as long
+    as it lives, so that no two runs share a workdir.
     """
     file = workdir / "config.json"
     mine = dataclasses.asdict(config) | {"fingerprint": data.meta["fingerprint"]}
@@ -73,10 +78,19 @@ def claim(workdir: pathlib.Path, config: Experiment, data: Data, write: bool) ->
         )
     # Else a process that is late could find the files of one that is early.
     multihost_utils.sync_global_devices("workdir checked")
-    if write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(mine, indent=2) + "\n")
-        write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
+    if not write:
+        return None
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(workdir / "lock", timeout=5)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"{workdir} is in use by another run; give another --workdir"
+        ) from None
+    write_whole(file, json.dumps(mine, indent=2) + "\n")
+    write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
+    return lock
 
 
 def write_whole(file: pathlib.Path, text: str) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -115,8 +116,22 @@ def pmap_program(
         }
         return place_rows(mesh, stacked)
 
+    def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Join what pmap leaves as this process's own arrays, without copying."""
+        state, metrics = step(state, batch)
+        return multihost_utils.host_local_array_to_global_array(
+            state, mesh, STATE_SPECS
+        ), metrics
+
     init, state = initial(learner, exchange, mesh)
-    return Program(init, step, lambda state: state.params, place, mesh, state)
+    return Program(
+        init=init,
+        step=step if jax.process_count() == 1 else global_step,
+        params=lambda state: state.params,
+        place=place,
+        mesh=mesh,
+        abstract=state,
+    )
 
 
 def initial(
@@ -132,11 +147,9 @@ def initial(
         )
         return state._replace(comm=comm)
 
+    def named(spec: P, field):
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), field)
+
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = TrainState(
-        *[
-            jax.tree.map(lambda _: NamedSharding(mesh, spec), field)  # noqa: B023
-            for spec, field in zip(STATE_SPECS, shapes, strict=True)
-        ]
-    )
+    shardings = TrainState(*map(named, STATE_SPECS, shapes))
     return jax.jit(init, out_shardings=shardings), abstract(init, shardings)

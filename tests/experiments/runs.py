@@ -1,0 +1,73 @@
+"""Start the commands as a user does, in processes of their own, on a small corpus."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = "def return self import class for in if else print value name list".split()
+
+
+def write_corpus(folder: pathlib.Path, num_files: int = 12) -> pathlib.Path:
+    """Write text files of random words in short lines; the same at every call."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(num_files):
+        lines = [
+            " ".join(rng.choices(WORDS, k=rng.randint(2, 9)))
+            for _ in range(rng.randint(5, 120))
+        ]
+        (folder / f"{index}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def small(folder: pathlib.Path, **overrides: object) -> list[str]:
+    """Return the flags of a run that takes seconds, its data in `folder`."""
+    config = {
+        "data.source": "text",
+        "data.path": folder / "corpus",
+        "data.cache": folder / "cache",
+        "data.vocab_size": 300,
+        "data.seq_len": 32,
+        "data.batch_size": 16,
+        "model.width": 32,
+        "model.num_layers": 1,
+        "model.num_heads": 2,
+        "steps": 12,
+        "eval_every": 4,
+        "eval_batches": 1,
+        "save_every": 2,
+    } | overrides
+    return [f"--config={ROOT}/configs/tiny.py"] + [
+        f"--config.{name}={value}" for name, value in config.items()
+    ]
+
+
+def command(module: str, *flags: object) -> list[str]:
+    return [sys.executable, "-m", f"experiments.{module}", *map(str, flags)]
+
+
+def run(module: str, *flags: object, check: bool = True) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        command(module, *flags),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"exit code {result.returncode}:\n{result.stderr[-3000:]}")
+    return result
+
+
+def losses(workdir: pathlib.Path, split: str = "train") -> dict[int, float]:
+    """Map step -> loss; a step that stands twice is an error."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [r["step"] for r in records if r["split"] == split]
+    assert len(steps) == len(set(steps)), f"repeated steps: {steps}"
+    return {r["step"]: r["loss"] for r in records if r["split"] == split}

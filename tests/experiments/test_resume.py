@@ -1,0 +1,162 @@
+"""Law 5: a run that dies and goes on equals the run that never died."""
+
+import os
+import random
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from tests.experiments.runs import ROOT, command, losses, run, small, write_corpus
+
+# Killing more often than CI does: LOCKSTEP_KILLS=20 pytest tests/experiments/test_resume.py
+KILLS = int(os.environ.get("LOCKSTEP_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    write_corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    run("train", *small(folder), f"--workdir={folder}/whole", "--devices=8")
+    return folder / "whole"
+
+
+def final_arrays(workdir, step=12):
+    """Read every array of a checkpoint by Orbax alone."""
+    import jax
+
+    parts = ocp.load_checkpointables(workdir / "checkpoints" / str(step))
+    arrays = {name: parts[name] for name in ("params", "opt", "progress")}
+    return [np.asarray(x) for x in jax.tree.leaves(arrays)]
+
+
+def test_killed_at_random_instants_is_bitwise_equal(folder, uninterrupted):
+    rng = random.Random(KILLS)
+    flags = [*small(folder, save_every=1), f"--workdir={folder}/killed", "--devices=8"]
+    kills = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            command("train", *flags), cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(1, 12))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills >= min(KILLS, 2), "the runs ended before they could be killed"
+    run("train", *flags)
+    assert losses(folder / "killed") == losses(uninterrupted)
+    assert losses(folder / "killed", "eval") == losses(uninterrupted, "eval")
+    ours, theirs = final_arrays(folder / "killed"), final_arrays(uninterrupted)
+    assert len(ours) == len(theirs) > 10
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_degrees_and_strategies_continue_the_same_run(folder, uninterrupted):
+    workdir = f"--workdir={folder}/moved"
+    for devices, strategy, accumulation, stop_at in [
+        (8, "jit", 1, 3),
+        (4, "fsdp", 2, 6),
+        (2, "pmap", 1, 9),
+        (1, "zero2", 4, 11),
+        (8, "shard_map", 2, 12),
+    ]:
+        overrides = {
+            "parallel.strategy": strategy,
+            "parallel.accumulation": accumulation,
+        }
+        run(
+            "train", *small(folder, **overrides), workdir,
+            f"--devices={devices}", f"--stop_at={stop_at}",
+        )  # fmt: skip
+    moved, whole = losses(folder / "moved"), losses(uninterrupted)
+    assert moved.keys() == whole.keys()
+    np.testing.assert_allclose(list(moved.values()), list(whole.values()), rtol=2e-6)
+
+
+def test_a_complete_run_is_left_alone(folder, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    again = run("train", *small(folder), f"--workdir={uninterrupted}", "--devices=8")
+    assert "is complete" in again.stderr
+    assert "validation loss" in again.stdout
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_train_as_one(folder, uninterrupted):
+    run(
+        "launch", "--processes=2", "--devices_per_process=4", "--",
+        *small(folder), f"--workdir={folder}/two",
+    )  # fmt: skip
+    two, whole = losses(folder / "two"), losses(uninterrupted)
+    np.testing.assert_allclose(list(two.values()), list(whole.values()), rtol=2e-6)
+
+
+def test_a_dead_process_ends_the_others_promptly(folder):
+    flags = small(folder, steps=5000, eval_every=0, save_every=0)
+    launcher = subprocess.Popen(
+        command(
+            "launch", "--processes=2", "--", *flags, f"--workdir={folder}/dead"
+        ),
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = folder / "dead" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    children = f"/proc/{launcher.pid}/task/{launcher.pid}/children"
+    with open(children) as file:
+        _, second = map(int, file.read().split())
+    os.kill(second, 9)
+    killed = time.monotonic()
+    stderr = launcher.communicate(timeout=30)[1]
+    assert time.monotonic() - killed < 15
+    assert launcher.returncode == 1
+    assert "process 1 of 2 was killed by SIGKILL" in stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over(folder, uninterrupted, damage):
+    workdir = folder / damage
+    flags = [*small(folder), f"--workdir={workdir}", "--devices=8"]
+    run("train", *flags, "--stop_at=8")
+    newest = workdir / "checkpoints" / "8" / "params"
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    if damage == "missing":
+        data.unlink()
+    else:
+        raw = bytearray(data.read_bytes())
+        if damage == "truncated":
+            raw = raw[: len(raw) // 2]
+        else:
+            raw[len(raw) // 2] ^= 0xFF
+        data.write_bytes(raw)
+    resumed = run("train", *flags)
+    assert "the checkpoint at step 8 is damaged" in resumed.stderr
+    assert "going on from the checkpoint at step 6" in resumed.stderr
+    assert losses(workdir) == losses(uninterrupted)
+
+
+def test_sigterm_saves_and_ends(folder, uninterrupted):
+    workdir = folder / "terminated"
+    flags = [*small(folder, save_every=0), f"--workdir={workdir}", "--devices=8"]
+    process = subprocess.Popen(
+        command("train", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    metrics = workdir / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "stopped at step" in stderr or losses(workdir).keys() >= {12}
+    run("train", *flags)
+    assert losses(workdir) == losses(uninterrupted)
