@@ -40,17 +40,18 @@ OPTIMIZERS = {
         weight_decay_rate=c.weight_decay or None,
         weight_decay_mask=mask,
     ),
-    "muon": lambda c, mask: contrib.muon(
-        1.0,
-        adam_b1=c.b1,
-        adam_b2=c.b2,
-        weight_decay=c.weight_decay,
-        weight_decay_mask=mask,
-        adam_weight_decay=c.weight_decay,
-        # Match the size of an AdamW update, so that one learning rate suits the
-        # matrices and what is left to Adam (Liu et al. 2025, 2.2).
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=hidden_matrices,
+    "muon": lambda c, mask: optax.chain(
+        contrib.muon(
+            1.0,
+            adam_b1=c.b1,
+            adam_b2=c.b2,
+            # Match the size of an AdamW update, so that one learning rate suits the
+            # matrices and what is left to Adam (Liu et al. 2025, 2.2).
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=hidden_matrices,
+        ),
+        # Muon's own decay takes no mask for what is left to Adam.
+        optax.add_decayed_weights(-c.weight_decay, mask),
     ),
 }
 
@@ -183,7 +184,10 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array
         "cosine": lambda: optax.cosine_decay_schedule(peak, total, c.final_fraction),
         # Vaswani et al. 2017, 5.3, written so that the peak is at the end of warm-up.
         "inverse_sqrt": lambda: (
-            lambda count: peak * (1 + count / max(c.warmup_steps, 1)) ** -0.5
+            # Joined schedules are also asked about counts before they begin.
+            lambda count: (
+                peak * (1 + jnp.maximum(count, 0) / max(c.warmup_steps, 1)) ** -0.5
+            )
         ),
         # Warmup-stable-decay: Hu et al. 2024, 4.
         "wsd": lambda: optax.join_schedules(

@@ -162,10 +162,12 @@ def make_rows(
         encoded = encode_documents(tokenizer, deduplicate(documents, seen))
         rows = PACKINGS[config.packing](encoded, config.seq_len)
         meta[split] = write_rows(rows, folder, split, meta)
-        if not meta[split]["rows"]:
+        least = config.seq_len if split == "train" else 1
+        if meta[split]["targets"] < least:
             raise ValueError(
-                f"the {split} text is too short for one row of data.seq_len "
-                f"{config.seq_len} tokens; give more text, or a smaller seq_len"
+                f"the {split} text has {meta[split]['targets']} target tokens, too short "
+                f"for one row of data.seq_len {config.seq_len}; give more text, or a "
+                "smaller seq_len"
             )
     counts = [
         bigram_counts(*read_rows(folder, split, meta), vocab_size)

@@ -259,11 +259,10 @@ class Transformer(nnx.Module):
         self.config = c
         # He and Xavier are meant for matrices that sum over their input; a table is read.
         table_init = nnx.initializers.normal(0.02)
-        self.embedding = nnx.Embed(
-            vocab_size, c.width, embedding_init=table_init, rngs=rngs
-        )
+        # Plain parameters: nnx.Embed would cast them to the type that it was made with.
+        self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         self.position_embedding = (
-            nnx.Embed(seq_len, c.width, embedding_init=table_init, rngs=rngs)
+            nnx.Param(table_init(rngs.params(), (seq_len, c.width)))
             if c.positions == "learned"
             else None
         )
@@ -278,9 +277,9 @@ class Transformer(nnx.Module):
         )
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.embedding[tokens_BT]
         if self.position_embedding is not None:
-            x_BTD += self.position_embedding(positions_BT)
+            x_BTD += self.position_embedding[positions_BT]
         return x_BTD
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
@@ -299,7 +298,7 @@ class Transformer(nnx.Module):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         if self.output is None:
-            return self.embedding.attend(x_BTD)
+            return x_BTD @ self.embedding[...].T
         return self.output(x_BTD)
 
     def cache(self, batch_size: int, length: int):

@@ -1,0 +1,80 @@
+"""Decoding against the full forward pass, token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.data.tokenizer import END_ID
+from lm.decoding import Sampling, generate, sample
+from lm.models.transformer import TransformerConfig, transformer_task
+
+VOCAB, SEQ_LEN = 40, 24
+PROMPTS = [[3, 7, 9], [5], [8, 1, 30, 22, 11, 2]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = TransformerConfig(
+        width=16, num_layers=2, num_heads=4, num_kv_heads=2, positions="rotary"
+    )
+    task = transformer_task(config, VOCAB, SEQ_LEN)
+    params = task.init(jax.random.key(2))
+    return task, jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
+
+
+def test_greedy_equals_argmax_of_the_full_pass(model):
+    task, params = model
+    new = generate(task, params, PROMPTS, 10, Sampling(temperature=0), seed=0)
+    for prompt, tokens in zip(PROMPTS, new, strict=True):
+        expected = list(prompt)
+        for _ in range(10):
+            batch = {"tokens": jnp.array([[*expected, 0]]), "row": jnp.arange(1)}
+            likeliest = int(jnp.argmax(task.logits(params, batch)[0, -1]))
+            if likeliest == END_ID:
+                break
+            expected.append(likeliest)
+        assert tokens == expected[len(prompt) :]
+
+
+def test_a_prompt_gives_the_same_text_in_any_batch(model):
+    task, params = model
+    together = generate(task, params, PROMPTS, 8, Sampling(1.0), seed=5)
+    alone = generate(task, params, PROMPTS[:1], 8, Sampling(1.0), seed=5)
+    assert together[0] == alone[0]
+    assert generate(task, params, PROMPTS, 8, Sampling(1.0), seed=6) != together
+
+
+def draws(logits, sampling, num=4000):
+    keys = jax.random.split(jax.random.key(0), num)
+    tokens = jax.vmap(lambda key: sample(jnp.asarray(logits), key, sampling))(keys)
+    return np.bincount(tokens, minlength=len(logits)) / num
+
+
+LOGITS = np.log([0.05, 0.4, 0.3, 0.2, 0.05])
+
+
+@pytest.mark.parametrize(
+    "sampling, expected",
+    [
+        (Sampling(1.0), [0.05, 0.4, 0.3, 0.2, 0.05]),
+        (Sampling(0.5), np.array([25, 1600, 900, 400, 25]) / 2950),
+        (Sampling(1.0, top_k=2), [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(1.0, top_p=0.6), [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(1.0, top_p=0.3), [0, 1, 0, 0, 0]),
+        (Sampling(1.0, top_k=3, top_p=0.5), [0, 4 / 7, 3 / 7, 0, 0]),
+        (Sampling(0.0), [0, 1, 0, 0, 0]),
+    ],
+)
+def test_sampling_follows_its_distribution(sampling, expected):
+    # 4,000 draws: three standard deviations are under 0.025.
+    np.testing.assert_allclose(draws(LOGITS, sampling), expected, atol=0.025)
+    assert (draws(LOGITS, sampling)[np.asarray(expected) == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(-1.0), Sampling(top_k=-1), Sampling(top_p=0.0)]
+)
+def test_bad_sampling_is_refused(sampling):
+    with pytest.raises(ValueError, match="expected"):
+        sampling.validate()

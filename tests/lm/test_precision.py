@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.models.transformer import TransformerConfig, transformer_task
+from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
+
+BATCH = {
+    "tokens": jnp.arange(26).reshape(2, 13) % 20,
+    "row": jnp.arange(2),
+}
+
+
+def make(compute):
+    task = transformer_task(TransformerConfig(width=16, num_layers=1, num_heads=2), 20, 12)
+    return mixed_precision(task, PrecisionConfig(compute=compute))
+
+
+def products(jaxpr):
+    """Yield the matrix products of a program, also those inside its inner programs."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_computes_in_sixteen_bits_over_float32_parameters(compute):
+    task, reference = make(compute), make("float32")
+    params = task.init(jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    program = jax.make_jaxpr(lambda p: task.loss(p, BATCH, None))(params)
+    operands = [
+        {str(x.aval.dtype) for x in equation.invars} for equation in products(program.jaxpr)
+    ]
+    # Four of attention's layers, its two products, two of the MLP, and the head.
+    assert len(operands) >= 9
+    assert all(dtypes == {compute} for dtypes in operands)
+    grads = jax.grad(lambda p: task.loss(p, BATCH, None)[0])(params)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    loss = task.loss(params, BATCH, None)[0]
+    assert loss.dtype == jnp.float32
+    expected = reference.loss(params, BATCH, None)[0]
+    np.testing.assert_allclose(loss, expected, rtol=1e-2)
+    assert loss != expected
+
+
+def test_scale_halves_on_overflow_and_doubles_after_the_interval():
+    scaling = loss_scaling(
+        PrecisionConfig(compute="float16", loss_scale=8.0, growth_interval=3)
+    )
+    scale, seen = scaling.init(), []
+    for finite in [True, False, True, True, True, True, False, False]:
+        scale = scaling.update(scale, jnp.asarray(finite))
+        seen.append(float(scale.value))
+    assert seen == [8, 4, 4, 4, 8, 8, 4, 2]
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_scale_is_one_otherwise(compute):
+    scaling = loss_scaling(PrecisionConfig(compute=compute))
+    scale = scaling.update(scaling.init(), jnp.asarray(False))
+    assert scale.value == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compute": "float8"}, {"loss_scale": 0.0}, {"growth_interval": 0}]
+)
+def test_bad_config_is_refused(changes):
+    with pytest.raises(ValueError, match="precision"):
+        PrecisionConfig(**changes).validate()

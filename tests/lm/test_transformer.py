@@ -1,0 +1,281 @@
+"""Law 8 for the transformer: causal, segment-aware, equal to a plain formulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm.models.transformer import (
+    TransformerConfig,
+    initializer,
+    positions_in_segment,
+    rotate,
+    transformer_task,
+)
+from lm.task import num_parameters
+
+VOCAB, SEQ_LEN = 50, 12
+SHAPES = {
+    "gpt2": {},
+    "llama": {
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "positions": "rotary",
+        "num_kv_heads": 2,
+        "tied": False,
+        "bias": False,
+    },
+    "relu_he": {"activation": "relu", "init": "he", "num_kv_heads": 1},
+    "xavier": {"init": "xavier", "positions": "rotary", "tied": False},
+}
+
+
+def make(name="gpt2", **changes):
+    config = TransformerConfig(
+        **{"width": 16, "num_layers": 2, "num_heads": 4, **SHAPES[name], **changes}
+    )
+    config.validate(SEQ_LEN)
+    task = transformer_task(config, VOCAB, SEQ_LEN)
+    params = jax.jit(task.init)(jax.random.key(0))
+    # Larger weights than at the start, so that every path matters to the result.
+    return config, task, jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
+
+
+def random_batch(seed=0, rows=3, segments=None):
+    rng = np.random.default_rng(seed)
+    batch = {
+        "tokens": jnp.asarray(rng.integers(0, VOCAB, (rows, SEQ_LEN + 1))),
+        "row": jnp.arange(rows),
+    }
+    if segments is not None:
+        batch["segments"] = jnp.broadcast_to(jnp.asarray(segments), batch["tokens"].shape)
+    return batch
+
+
+def oracle_logits(config, params, tokens):
+    """Compute one document's logits in NumPy, position by position, head by head."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    heads, head_width = config.num_heads, config.width // config.num_heads
+    groups = config.num_kv_heads or heads
+
+    def linear(x, w):
+        return x @ w["kernel"] + w.get("bias", 0.0)
+
+    def norm(x, w):
+        if config.norm == "rmsnorm":
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w["scale"]
+        centred = x - x.mean(-1, keepdims=True)
+        y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return y * w["scale"] + w.get("bias", 0.0)
+
+    def spin(x):  # rotary as a complex rotation of the two halves
+        if config.positions != "rotary":
+            return x
+        half = head_width // 2
+        z = x[..., :half] + 1j * x[..., half:]
+        frequency = config.rotary_base ** (-np.arange(half) / half)
+        z *= np.exp(1j * np.arange(len(x))[:, None] * frequency)
+        return np.concatenate([z.real, z.imag], -1)
+
+    x = p["embedding"][tokens]
+    if config.positions == "learned":
+        x = x + p["position_embedding"][: len(tokens)]
+    for i in range(config.num_layers):
+        layer = p["layers"][i]
+        h = norm(x, layer["attention_norm"])
+        q, k, v = (linear(h, layer["attention"][n]) for n in ("query", "key", "value"))
+        outputs = []
+        for head in range(heads):
+            own = slice(head * head_width, (head + 1) * head_width)
+            group = head // (heads // groups)
+            shared = slice(group * head_width, (group + 1) * head_width)
+            scores = spin(q[:, own]) @ spin(k[:, shared]).T / np.sqrt(head_width)
+            scores[np.triu_indices(len(tokens), 1)] = -np.inf
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            outputs.append(weights @ v[:, shared])
+        x = x + linear(np.concatenate(outputs, -1), layer["attention"]["out"])
+        h = norm(x, layer["mlp_norm"])
+        up = linear(h, layer["mlp"]["up"])
+        if config.activation == "swiglu":
+            gate = linear(h, layer["mlp"]["gate"])
+            up = gate / (1 + np.exp(-gate)) * up
+        elif config.activation == "relu":
+            up = np.maximum(up, 0)
+        else:
+            up = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+        x = x + linear(up, layer["mlp"]["down"])
+    x = norm(x, p["final_norm"])
+    return x @ (p["embedding"].T if config.tied else p["output"]["kernel"])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_equal_a_plain_formulation(name):
+    config, task, params = make(name)
+    batch = random_batch()
+    logits = jax.jit(task.logits)(params, batch)
+    for row in range(3):
+        expected = oracle_logits(config, params, np.asarray(batch["tokens"])[row, :-1])
+        np.testing.assert_allclose(logits[row], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_packed_documents_do_not_see_each_other(name):
+    config, task, params = make(name)
+    segments = [1] * 5 + [2] * 6 + [0] * 2
+    batch = random_batch(segments=segments)
+    logits = jax.jit(task.logits)(params, batch)
+    tokens = np.asarray(batch["tokens"])[0]
+    for part in (slice(0, 5), slice(5, 11)):
+        expected = oracle_logits(config, params, tokens[part])
+        np.testing.assert_allclose(logits[0, part], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_future_token_changes_a_logit(name):
+    _, task, params = make(name)
+    batch = random_batch()
+    changed = dict(batch, tokens=batch["tokens"].at[:, 7].add(1) % VOCAB)
+    a, b = (jax.jit(task.logits)(params, x) for x in (batch, changed))
+    np.testing.assert_array_equal(a[:, :7], b[:, :7])
+    assert not np.allclose(a[:, 7:], b[:, 7:])
+
+
+def test_loss_counts_targets_inside_documents_only():
+    config, task, params = make()
+    segments = [1] * 5 + [2] * 6 + [0] * 2
+    batch = random_batch(segments=segments)
+    loss_sum, sums = jax.jit(task.loss, static_argnums=2)(params, batch, None)
+    expected = 0.0
+    for row in np.asarray(batch["tokens"]):
+        for start, end in ((0, 5), (5, 11)):
+            logits = oracle_logits(config, params, row[start : end - 1])
+            norm = np.log(np.exp(logits).sum(-1))
+            picked = logits[np.arange(end - 1 - start), row[start + 1 : end]]
+            expected += (norm - picked).sum()
+    assert sums["tokens"] == 3 * (4 + 5)
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-4)
+
+
+def test_chunked_loss_and_remat_change_nothing():
+    def grads(**changes):
+        _, task, params = make(**changes)
+        batch = random_batch(segments=[1] * 9 + [2] * 4)
+        return jax.jit(jax.grad(lambda p: task.loss(p, batch, None)[0]))(params)
+
+    plain = grads()
+    for changes in ({"loss_chunk": 4}, {"remat": "full"}, {"remat": "dots"}):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            grads(**changes),
+            plain,
+        )
+
+
+def test_chunked_loss_never_holds_all_logits():
+    def temporaries(chunk):
+        config = TransformerConfig(width=16, num_layers=1, num_heads=2, loss_chunk=chunk)
+        task = transformer_task(config, 8192, 64)
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        batch = {"tokens": jax.ShapeDtypeStruct((4, 65), jnp.int32)}
+        grad = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
+        return grad.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 64 * 8192 * 4
+    assert temporaries(0) > logits
+    assert temporaries(8) < logits / 2
+
+
+def test_dropout_is_per_row_and_off_without_key():
+    _, task, params = make(dropout=0.5)
+    batch = random_batch(rows=4)
+    loss = jax.jit(task.loss)
+    whole = loss(params, batch, jax.random.key(3))[0]
+    halves = [
+        loss(params, jax.tree.map(lambda x, s=s: x[s], batch), jax.random.key(3))[0]
+        for s in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(whole, sum(halves), rtol=1e-5)
+    other = loss(params, batch, jax.random.key(4))[0]
+    assert abs(whole - other) > 1e-3
+    _, no_dropout, _ = make()
+    np.testing.assert_allclose(
+        task.loss(params, batch, None)[0], no_dropout.loss(params, batch, None)[0]
+    )
+
+
+def test_positions_restart_in_each_segment():
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
+    positions = positions_in_segment(segments, segments)
+    np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0, 0, 1]])
+
+
+def test_rotary_scores_depend_on_distance_only():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(m, n):
+        a = rotate(q, jnp.array([[m]]), 100.0)
+        b = rotate(k, jnp.array([[n]]), 100.0)
+        return float(jnp.sum(a * b))
+
+    assert score(7, 3) == pytest.approx(score(104, 100), rel=1e-3)
+    assert score(7, 3) != pytest.approx(score(8, 3), rel=1e-2)
+
+
+@pytest.mark.parametrize("name, variance", [("he", 2 / 256), ("gpt2", 0.02**2)])
+def test_initializers_have_their_variance(name, variance):
+    init = initializer(TransformerConfig(init=name))
+    weights = init(jax.random.key(0), (256, 512))
+    assert float(jnp.var(weights)) == pytest.approx(variance, rel=0.02)
+
+
+def test_xavier_and_residual_scaling():
+    xavier = initializer(TransformerConfig(init="xavier"))(jax.random.key(0), (256, 512))
+    assert float(jnp.var(xavier)) == pytest.approx(2 / (256 + 512), rel=0.02)
+    residual = initializer(TransformerConfig(num_layers=8), residual=True)
+    weights = residual(jax.random.key(0), (256, 512))
+    assert float(jnp.std(weights)) == pytest.approx(0.02 / 4, rel=0.02)
+
+
+def test_gpt2_and_llama_have_their_published_sizes():
+    from configs import gpt2_small, llama_1b
+
+    for module, millions in [(gpt2_small, 124.4), (llama_1b, 1235.8)]:
+        c = module.get_config()
+        task = transformer_task(c.model, c.data.vocab_size, c.data.seq_len)
+        # GPT-2's vocabulary is padded from 50,257 to 50,304.
+        assert num_parameters(task) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_overfits_a_tiny_batch():
+    _, task, params = make("llama")
+    batch = random_batch(rows=2)
+    tx = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, opt):
+        (_, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, None)
+        updates, opt = tx.update(grads, opt)
+        return optax.apply_updates(params, updates), opt, sums["loss"] / sums["tokens"]
+
+    opt = tx.init(params)
+    for _ in range(250):
+        params, opt, loss = step(params, opt)
+    assert loss < 0.05
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_decoding_with_a_cache_equals_the_full_pass(name):
+    _, task, params = make(name)
+    tokens = random_batch()["tokens"][:, :-1]
+    full = jax.jit(task.logits)(params, random_batch())
+    cache = task.cache(3, SEQ_LEN)
+    decode = jax.jit(task.decode)
+    prompt, cache = decode(params, cache, tokens[:, :5], jnp.zeros(3, jnp.int32))
+    parts = [prompt]
+    for i in range(5, SEQ_LEN):
+        logits, cache = decode(params, cache, tokens[:, i : i + 1], jnp.full(3, i))
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-3, atol=1e-4)
