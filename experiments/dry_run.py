@@ -7,13 +7,15 @@ from configs.base import Experiment
 from experiments.build import abstract_batch, build
 from experiments.log import human
 from parallel.layout import bytes_per_device
+from parallel.ledger import ledger
 
 
 def dry_run(config: Experiment, mesh: Mesh) -> None:
     task, program = build(config, config.data.vocab_size, mesh)
     state = program.abstract
     batch = abstract_batch(config, program)
-    memory = program.step.lower(state, batch).compile().memory_analysis()
+    compiled = program.step.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
     c = config
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
@@ -32,6 +34,10 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
             - memory.alias_size_in_bytes
         ),
     }
+    for entry in ledger(compiled.as_text(), mesh.size).values():
+        lines[f"{entry.kind} sent"] = (
+            f"{size(entry.sent_bytes)} a step and device, in {entry.count} collectives"
+        )
     for name, value in lines.items():
         print(f"{name:24} {value}")
 

@@ -7,7 +7,8 @@ ZeRO computes them under shard_map with its gathers and scatters written out, be
 compiler is free to choose others (on a CPU it turns a reduce-scatter into an all-reduce).
 
 Elements per device and step, for P parameters, N devices, k microbatches:
-  jit, pmap, shard_map   all-reduce                              2 P (N-1)/N
+  pmap, shard_map   all-reduce                                   2 P (N-1)/N
+  jit     all-reduce each microbatch (the compiler's choice)     2 k P (N-1)/N
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
   fsdp    all-gather forward and backward, reduce-scatter        3 k P (N-1)/N
@@ -17,7 +18,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,10 +64,11 @@ def zero_program(
         params = jax.tree.map(gather, shards, param_specs)
         return learner.loss(params, batch, key)
 
-    # Whole parameters are not kept for the backward pass but gathered again.
-    policy = jax.checkpoint_policies.save_anything_except_these_names("gathered")
     if layout.params is not replicate:
-        gathered_loss = jax.checkpoint(gathered_loss, policy=policy)
+        # Whole parameters are not kept for the backward pass but gathered again.
+        gathered_loss = jax.checkpoint(
+            gathered_loss, policy=lambda primitive, *_, **__: primitive.name != "all_gather"
+        )
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.
@@ -139,7 +140,7 @@ def sharded_dim(spec: P) -> int | None:
 def gather(x: jax.Array, spec: P) -> jax.Array:
     if (dim := sharded_dim(spec)) is None:
         return x
-    return checkpoint_name(jax.lax.all_gather(x, AXIS, axis=dim, tiled=True), "gathered")
+    return jax.lax.all_gather(x, AXIS, axis=dim, tiled=True)
 
 
 def reduce_from_to(x: jax.Array, source: P, target: P) -> jax.Array:

@@ -1,0 +1,83 @@
+"""What one replica keeps for itself stays its own, under shard_map and under pmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from parallel.mesh import data_mesh, place_rows
+from parallel.program import AXIS, split_rows
+from parallel.replicas import pmap_program, shard_map_program
+from parallel.strategies import ParallelConfig
+from tests.parallel.toy import batches, oracle, toy_learner
+
+SGD = optax.sgd(0.1)
+
+
+def remembering() -> optax.GradientTransformation:
+    """Sum over replicas, and keep this replica's own gradient and number."""
+
+    def init(params):
+        return {"own": jax.tree.map(jnp.zeros_like, params), "index": jnp.int32(-1)}
+
+    def update(grads, comm, params=None):
+        comm = {"own": grads, "index": jax.lax.axis_index(AXIS)}
+        return jax.lax.psum(grads, AXIS), comm
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize("make", [shard_map_program, pmap_program])
+def test_exchange_state_differs_from_replica_to_replica(make):
+    program = make(toy_learner(SGD), data_mesh(4), exchange=remembering())
+    state = program.init(jax.random.key(1))
+    start = jax.device_get(state.params)
+    for batch in batches(1):
+        state, metrics = program.step(state, program.place(batch))
+    np.testing.assert_array_equal(state.comm["index"], [0, 1, 2, 3])
+    own = jax.device_get(state.comm["own"])
+    assert not np.allclose(own["embedding"][0], own["embedding"][1])
+    for moved, before, each in zip(
+        jax.tree.leaves(jax.device_get(state.params)),
+        jax.tree.leaves(start),
+        jax.tree.leaves(own),
+        strict=True,
+    ):
+        step = -0.1 * each.sum(0) / metrics["tokens"]
+        np.testing.assert_allclose(moved - before, step, rtol=1e-3, atol=1e-6)
+    expected, _ = oracle(SGD, 1)
+    np.testing.assert_allclose(
+        state.params["embedding"], expected["embedding"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_microbatches_leave_rows_on_their_device():
+    rows = jnp.arange(16)
+    mesh = data_mesh(4)
+    placed = place_rows(mesh, {"row": np.arange(16)})["row"]
+    split = jax.jit(lambda x: split_rows(x, 2))(placed)
+    np.testing.assert_array_equal(split, rows.reshape(8, 2).T)
+    compiled = jax.jit(lambda x: split_rows(x, 2)).lower(placed).compile()
+    assert "all-" not in compiled.as_text() and "permute(" not in compiled.as_text()
+
+
+def test_a_degree_that_the_devices_do_not_allow():
+    for degree in (0, -2, 9):
+        with pytest.raises(ValueError, match=rf"parallel.data is {degree}.*8 cpu devices"):
+            data_mesh(degree)
+    assert data_mesh(-1).size == 8
+
+
+@pytest.mark.parametrize(
+    "changes, batch_size, words",
+    [
+        ({"strategy": "fdsp"}, 16, "jit, pmap, shard_map, zero1, zero2, fsdp"),
+        ({}, 30, "batch_size 30 is not divisible by data degree 4"),
+        ({"accumulation": 8}, 16, "4 x accumulation 8 = 32"),
+        ({"accumulation": 0}, 16, "at least 1"),
+    ],
+)
+def test_bad_config_is_refused(changes, batch_size, words):
+    with pytest.raises(ValueError, match=words):
+        ParallelConfig(**changes).validate(batch_size, 4)
