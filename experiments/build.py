@@ -1,10 +1,15 @@
 """From a config to the four values: where lm and parallel meet."""
 
+import pathlib
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
+from experiments.log import Clock
+from lm.data.pipeline import Data
 from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
 from lm.precision import loss_scaling, mixed_precision
@@ -12,6 +17,17 @@ from lm.task import Task
 from parallel.mesh import data_mesh
 from parallel.program import Learner, Program
 from parallel.strategies import build_program
+
+
+class Run(NamedTuple):
+    """One experiment, ready to train."""
+
+    config: Experiment
+    workdir: pathlib.Path
+    data: Data
+    task: Task
+    program: Program
+    clock: Clock
 
 
 def check(config: Experiment) -> Mesh:

@@ -6,7 +6,9 @@ integer sum that no sharding changes; a checkpoint that does not load, or loads 
 is damaged, and the newest whole one is used.
 """
 
+import contextlib
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -89,11 +91,19 @@ class Checkpoints:
             self.say_failed(step, error)
 
     def say_failed(self, step: int, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[-1][:300]
-        whole = [s for s in self.steps if s != step]
+        # Orbax reports a failed save a second time, at the next one: take that now.
+        with contextlib.suppress(Exception):
+            self.checkpointer.wait()
+        if is_main_process():
+            # What it left must not fill the disk further.
+            for partial in self.folder.glob(f"{step}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
+        self.checkpointer.reload()
+        reason = str(error).strip().splitlines()[0][:300]
+        whole = self.steps
         say(
             f"warning: the checkpoint at step {step} could not be written ({reason}); "
-            f"the last complete one is {f'step {whole[-1]}' if whole else 'none'}"
+            f"the last complete one is {f'of step {whole[-1]}' if whole else 'none'}"
         )
 
     def restore(self, program: Program) -> TrainState | None:

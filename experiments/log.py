@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from experiments.startup import say
@@ -90,11 +92,7 @@ class Log:
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
         self.stream = self.file.open("a") if write else None
-        self.board = (
-            SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-            if write
-            else None
-        )
+        self.board = Board(workdir / "tensorboard", start + 1) if write else None
         self.bar = tqdm(
             total=steps, initial=start, desc="train", unit="step", disable=not write,
             mininterval=0.5, dynamic_ncols=True,
@@ -157,19 +155,50 @@ class Log:
                 record[name] = None  # JSON has no word for it
         self.stream.write(json.dumps(record) + "\n")
         self.stream.flush()
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "step":
-                self.board.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        self.board.write(record)
 
     def say(self, line: str) -> None:
         self.bar.clear()
         say(line)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
         self.bar.close()
         if self.stream is not None:
             self.stream.close()
             self.board.close()
+
+
+class Board:
+    """TensorBoard event files, without TensorFlow.
+
+    Written at once, not by a thread of tensorboardX's: that one hangs on a full disk.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        folder.mkdir(exist_ok=True)
+        self.events = EventsWriter(str(folder / "events"))
+        # Tells TensorBoard to forget what a killed run wrote after its checkpoint.
+        start = SessionLog(status=SessionLog.START)
+        self.events.write_event(
+            Event(wall_time=time.time(), step=first_step, session_log=start)
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        values = [
+            Summary.Value(tag=f"{record['split']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "step"
+        ]
+        self.events.write_event(
+            Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
+        )
+        self.events.flush()
+
+    def close(self) -> None:
+        self.events.close()
 
 
 def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:

@@ -46,7 +46,8 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)
+            # Orbax logs a failed save five times with tracebacks; we tell it in a line.
+            logging.set_verbosity(logging.FATAL)
         with user_errors():
             if len(argv) > 1:
                 raise ValueError(f"{argv[1]!r} is not a flag; did you mean --{argv[1]}?")

@@ -11,35 +11,24 @@ import flax
 import jax
 import optax
 
-from configs.base import Experiment
+from experiments.build import Run
 from experiments.generate import encode_prompts
-from experiments.log import Clock, Log, human
+from experiments.log import Log, human
 from experiments.startup import is_main_process
 from experiments.workdir import write_whole
-from lm.data.pipeline import Data
 from lm.decoding import Sampling, generate
-from lm.task import Task
-from parallel.program import Program, TrainState
+from parallel.program import TrainState
 
 PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")
 
 
-def summarize(
-    config: Experiment,
-    workdir: pathlib.Path,
-    data: Data,
-    task: Task,
-    program: Program,
-    state: TrainState,
-    validation: dict[str, float],
-    clock: Clock,
-    log: Log,
-) -> None:
+def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Log) -> None:
     """Generate a sample, write summary.json and print the block."""
+    config, data, program = run.config, run.data, run.program
     num_new = min(60, config.data.seq_len // 2)
     prompt = encode_prompts(data.tokenizer, [config.prompt], num_new, config.data.seq_len)
     params = program.params(state)
-    tokens = generate(task, params, prompt, num_new, Sampling(), config.seed)[0]
+    tokens = generate(run.task, params, prompt, num_new, Sampling(), config.seed)[0]
     if not is_main_process():
         return
     summary = {
@@ -54,7 +43,7 @@ def summarize(
         "loss_spikes": log.spikes.count,
         "padding": data.meta["train"]["padding"],
         "parameters": sum(x.size for x in jax.tree.leaves(program.abstract.params)),
-        "seconds": {part: clock.seconds[part] for part in PARTS},
+        "seconds": {part: run.clock.seconds[part] for part in PARTS},
         "peak_memory_bytes": peak_memory_bytes(),
         "strategy": config.parallel.strategy,
         "devices": program.mesh.size,
@@ -68,7 +57,7 @@ def summarize(
         },
         "sample": config.prompt + data.tokenizer.decode(tokens),
     }
-    write_whole(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_summary(summary)
 
 

@@ -12,14 +12,13 @@ import contextlib
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import flags
 
-from configs.base import Experiment
 from experiments import startup
-from experiments.build import build, check
+from experiments.build import Run, build, check
 from experiments.checkpoint import Checkpoints
 from experiments.dry_run import dry_run
 from experiments.evaluate import WORKDIR, Evaluator
@@ -27,9 +26,8 @@ from experiments.log import Clock, Log, human
 from experiments.startup import is_main_process, say
 from experiments.summary import print_summary, read_summary, summarize
 from experiments.workdir import claim
-from lm.data.pipeline import Data, prepare, step_rows, train_batches
-from lm.task import Task
-from parallel.program import Program, TrainState
+from lm.data.pipeline import prepare, step_rows, train_batches
+from parallel.program import TrainState
 
 CONFIG = startup.define_config()
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print size and memory, and end.")
@@ -56,96 +54,117 @@ def main() -> None:
             print_summary(summary)
             return
     task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    run = Run(config, workdir, data, task, program, clock)
     with startup.user_errors(OSError, FloatingPointError):
-        train(config, workdir, data, task, program, clock, STOP_AT.value)
+        train(run, STOP_AT.value)
     if lock:
         lock.release()
 
 
-def train(
-    config: Experiment,
-    workdir: pathlib.Path,
-    data: Data,
-    task: Task,
-    program: Program,
-    clock: Clock,
-    stop_at: int | None = None,
-) -> TrainState:
-    """Run, or go on with, the experiment in `workdir`; return the state at the end."""
-    evaluate = Evaluator(task, data, config.data.batch_size, program.mesh)
-    with (
-        Checkpoints(workdir / "checkpoints", config.keep) as checkpoints,
-        stop_signal() as stopped,
-    ):
+def train(run: Run, stop_at: int | None = None) -> TrainState:
+    """Run, or go on with, the experiment in its workdir; return the state at the end.
+
+    Raises OSError if a disk is full or no checkpoint is whole, FloatingPointError if a
+    step is not finite and the config says to stop there.
+    """
+    config, program, clock = run.config, run.program, run.clock
+    evaluate = Evaluator(run.task, run.data, config.data.batch_size, program.mesh)
+    with Checkpoints(run.workdir / "checkpoints", config.keep) as checkpoints:
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
         if state is None:
             with clock("compile"):
                 state = program.init(jax.random.key(config.seed))
-        announce(config, data, program, start)
-        last = min(config.steps, stop_at or config.steps)
-        log = Log(workdir, start, config.steps, config.spike_sigmas, is_main_process())
-        batches = train_batches(
-            data.train,
-            config.seed,
-            config.data.batch_size,
-            start,
-            last,
-            jax.process_index(),
-            jax.process_count(),
-        )
-        final = None
-        for step in range(start + 1, last + 1):
-            began = time.perf_counter()
-            with clock("data"):
-                batch = program.place(next(batches))
-            waited = time.perf_counter() - began
-            with clock("compile" if step == start + 1 else "step"):
-                state, metrics = program.step(state, batch)
-            if step == start + 1:
-                began = time.perf_counter()
-            with clock("step"):
-                handle(log.train(step, metrics, began, waited), config, data, log)
-
-            ends = step == last or stopped()
-            evaluates = step == config.steps or is_due(step, config.eval_every)
-            saves = ends or is_due(step, config.save_every)
-            if not (evaluates or saves):
-                continue
-            with clock("step"):
-                handle(log.flush(), config, data, log)
-            val = None
-            if evaluates:
-                with clock("eval"):
-                    num_batches = 0 if step == config.steps else config.eval_batches
-                    val = evaluate(program.params(state), num_batches)
-                log.write({"split": "eval", "step": step, **val})
-                log.say(f"step {step}: validation loss {val['loss']:.4f}")
-                final = val if step == config.steps else None
-            if saves:
-                with clock("checkpoint"):
-                    checkpoints.save(step, state, val and val["loss"])
-            if ends:
-                break
-        log.close()
+        announce(run, start)
+        log = Log(run.workdir, start, config.steps, config.spike_sigmas, is_main_process())
+        try:
+            with log, stop_signal() as stopped:
+                last = min(config.steps, stop_at or config.steps)
+                state, final = loop(
+                    run, state, start, last, evaluate, checkpoints, log, stopped
+                )
+        except OSError as error:
+            raise OSError(
+                f"{error}. The complete checkpoints in {checkpoints.folder} are of steps "
+                f"{checkpoints.steps}; make room, and the same command goes on from there"
+            ) from error
         with clock("checkpoint"):
             checkpoints.wait()
-    if int(state.step) < config.steps:
-        say(f"stopped at step {int(state.step)}; the same command goes on from there")
+    if (step := int(state.step)) < config.steps:
+        say(f"stopped at step {step}; the same command goes on from there")
         return state
     if final is None:  # killed after the last save: only the end is missing
         with clock("eval"):
             final = evaluate(program.params(state))
-    summarize(config, workdir, data, task, program, state, final, clock, log)
+    summarize(run, state, final, log)
     return state
 
 
-def handle(nonfinite: list[int], config: Experiment, data: Data, log: Log) -> None:
+def loop(
+    run: Run,
+    state: TrainState,
+    start: int,
+    last: int,
+    evaluate: Evaluator,
+    checkpoints: Checkpoints,
+    log: Log,
+    stopped: Callable[[], bool],
+) -> tuple[TrainState, dict[str, float] | None]:
+    """Take the steps after `start` up to `last`; return the state and the last evaluation.
+
+    A step is followed by its evaluation and then its save, so a restored run repeats
+    neither. The evaluation is None unless the last step of the config was reached here.
+    """
+    config, program, clock = run.config, run.program, run.clock
+    batches = train_batches(
+        run.data.train,
+        config.seed,
+        config.data.batch_size,
+        start,
+        last,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    val = None
+    for step in range(start + 1, last + 1):
+        began = time.perf_counter()
+        with clock("data"):
+            batch = program.place(next(batches))
+        waited = time.perf_counter() - began
+        with clock("compile" if step == start + 1 else "step"):
+            state, metrics = program.step(state, batch)
+        if step == start + 1:
+            began = time.perf_counter()
+        with clock("step"):
+            handle(log.train(step, metrics, began, waited), run, log)
+
+        ends, val = step == last or stopped(), None
+        evaluates = step == config.steps or is_due(step, config.eval_every)
+        saves = ends or is_due(step, config.save_every)
+        if evaluates or saves:
+            with clock("step"):
+                handle(log.flush(), run, log)
+        if evaluates:
+            with clock("eval"):
+                num_batches = 0 if step == config.steps else config.eval_batches
+                val = evaluate(program.params(state), num_batches)
+            log.write({"split": "eval", "step": step, **val})
+            log.say(f"step {step}: validation loss {val['loss']:.4f}")
+        if saves:
+            with clock("checkpoint"):
+                checkpoints.save(step, state, val and val["loss"])
+        if ends:
+            break
+    return state, val if int(state.step) == config.steps else None
+
+
+def handle(nonfinite: list[int], run: Run, log: Log) -> None:
     """Name the step and the rows of a non-finite loss or gradient; stop if so wished."""
+    config = run.config
     for step in nonfinite:
         rows = step_rows(
-            len(data.train.tokens), config.seed, config.data.batch_size, step - 1
+            len(run.data.train.tokens), config.seed, config.data.batch_size, step - 1
         )
         line = (
             f"step {step}: the loss or a gradient is not finite; the update was skipped "
@@ -156,12 +175,12 @@ def handle(nonfinite: list[int], config: Experiment, data: Data, log: Log) -> No
         log.say(f"warning: {line}")
 
 
-def announce(config: Experiment, data: Data, program: Program, start: int) -> None:
+def announce(run: Run, start: int) -> None:
+    program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
     parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-    train_meta = data.meta["train"]
     say(
-        f"{human(parameters)} parameters, {config.parallel.strategy} over "
+        f"{human(parameters)} parameters, {run.config.parallel.strategy} over "
         f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"
     )
     say(
@@ -177,7 +196,7 @@ def is_due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator:
+def stop_signal() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGTERM or SIGINT asked this run to end.
 
     A single process saves and ends after its step. Of several, one cannot end alone, so

@@ -1,0 +1,157 @@
+"""Each mistake ends at start-up with exit code 2 and a line that helps, no traceback."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tests.experiments.runs import run, small, write_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    write_corpus(folder / "corpus")
+    (folder / "latin.txt").write_bytes(b"caf\xe9\n")
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "short.txt").write_bytes(b"a few words\n")
+    (folder / "other").mkdir()
+    (folder / "other" / "notes").write_text("not a run")
+    return folder
+
+
+OVERRIDES = {  # one --config override -> what the message must say
+    "optim.learning_rat=1": "no field 'optim.learning_rat'; the nearest is 'optim.lea",
+    "learning_rate=1": "the nearest is 'optim.learning_rate'",
+    "model.layers.deep=1": "no field 'model.layers.deep'",
+    "steps=many": "config.steps is 'many'; expected a value of type int",
+    "optim.learning_rate=fast": "is 'fast'; expected a value of type float",
+    "model.tied=perhaps": "is 'perhaps'; expected a value of type bool",
+    "data.batch_size=30": "batch_size 30 is not divisible by data degree 8",
+    "parallel.accumulation=3": "x accumulation 3 = 24",
+    "parallel.data=16": "parallel.data is 16, but there are 8 cpu devices",
+    "parallel.strategy=zero4": "choose one of jit, pmap, shard_map, zero1, zero2, fsdp",
+    "model.num_heads=3": "num_heads 3 does not divide model.width 32",
+    "model.num_kv_heads=3": "num_kv_heads 3 does not divide",
+    "model.activation=tanh": "choose one of relu, gelu, swiglu",
+    "model.loss_chunk=5": "loss_chunk 5 does not divide data.seq_len 32",
+    "optim.name=adamm": "choose one of sgd, momentum",
+    "optim.schedule=cos": "choose one of constant, step",
+    "precision.compute=int8": "choose one of float32, bfloat16, float16",
+    "data.source=web": "choose one of stdlib, tfds, text, jsonl",
+    "on_nonfinite=cry": "choose one of skip, stop",
+    "steps=0": "steps is 0",
+    "data.path={folder}/none.txt": "none.txt' matches no file",
+    "data.path={folder}/empty.txt": "empty.txt is empty",
+    "data.path={folder}/latin.txt": "latin.txt is not UTF-8: byte 3 is 0xe9",
+    "data.path={folder}/short.txt": "too short for one row of data.seq_len 32",
+    "data.path=": "data.path is empty",
+}
+
+
+def assert_refused(result: subprocess.CompletedProcess, words: str) -> None:
+    assert result.returncode == 2, result.stderr[-2000:]
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    errors = result.stderr[result.stderr.index("error: ") :].strip()
+    assert len(errors.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_overrides(folder, override):
+    result = run(
+        "train", *small(folder), f"--config.{override.format(folder=folder)}",
+        f"--workdir={folder}/new", "--devices=8", check=False,
+    )  # fmt: skip
+    assert_refused(result, OVERRIDES[override])
+    assert not (folder / "new").exists()
+
+
+FLAGS = [
+    (["train", "--devices=8"], "no --config given"),
+    (["train", "--config=configs/none.py", "--workdir=x"], "configs/none.py: the file is"),
+    (["train", "--config=configs/tiny.py"], "no --workdir given"),
+    (["train", "--config=configs/tiny.py", "--wrkdir=x"], "wrkdir"),
+    (["train", "--config=configs/tiny.py", "workdir=x"], "'workdir=x' is not a flag"),
+    (["evaluate", "--workdir=/nowhere/at/all"], "/nowhere/at/all holds no run"),
+    (["generate", "--workdir=/nowhere/at/all"], "give either --prompt or --prompts_file"),
+    (["generate", "--workdir=/nowhere", "--prompt=a", "--top_p=2"], "top_p is 2.0"),
+]
+
+
+@pytest.mark.parametrize("flags, words", FLAGS, ids=lambda value: str(value)[:40])
+def test_flags(flags, words):
+    assert_refused(run(*flags, check=False), words)
+
+
+def test_workdirs(folder):
+    flags = [*small(folder, steps=2), "--devices=2"]
+    other = run("train", *flags, f"--workdir={folder}/other", check=False)
+    assert_refused(other, "so it is not a run's")
+    run("train", *flags, f"--workdir={folder}/mine")
+    changed = run(
+        "train", *flags, "--config.optim.learning_rate=0.5", "--config.seed=3",
+        f"--workdir={folder}/mine", check=False,
+    )  # fmt: skip
+    assert_refused(
+        changed, "seed is 0 there and 3 here; optim.learning_rate is 0.003 there"
+    )
+    for flag, words in [
+        ("--checkpoint=7", "give best, latest or one of 2"),
+        ("--max_new_tokens=99", "more than the context of 32"),
+        ("--max_new_tokens=0", "must be at least 1"),
+    ]:
+        wrong = run(
+            "generate", f"--workdir={folder}/mine", "--prompt=def", flag, check=False
+        )
+        assert_refused(wrong, words)
+
+
+def test_a_workdir_in_use(folder):
+    import filelock
+
+    config = {"steps": 2}
+    run("train", *small(folder, **config), f"--workdir={folder}/taken", "--devices=2")
+    with filelock.FileLock(folder / "taken" / "lock"):
+        second = run(
+            "train", *small(folder, **config), f"--workdir={folder}/taken", "--devices=2",
+            check=False,
+        )  # fmt: skip
+    assert_refused(second, "is in use by another run")
+
+
+def test_nonfinite_names_the_step_and_rows_and_may_end_the_run(folder):
+    overrides = {"optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "optim.name": "sgd"}
+    overrides |= {"optim.warmup_steps": 0, "steps": 6}
+    skipping = run(
+        "train", *small(folder, **overrides), f"--workdir={folder}/skips", "--devices=2"
+    )
+    assert "the update was skipped on every device. Rows: [" in skipping.stderr
+    summary = json.loads((folder / "skips" / "summary.json").read_text())
+    records = [json.loads(x) for x in (folder / "skips" / "metrics.jsonl").open()]
+    skipped = [r["step"] for r in records if r["split"] == "train" and r["skipped"]]
+    assert len(skipped) == summary["skipped_steps"] >= 3
+    stopping = run(
+        "train", *small(folder, **overrides, on_nonfinite="stop"),
+        f"--workdir={folder}/stops", "--devices=2", check=False,
+    )  # fmt: skip
+    assert_refused(stopping, f"step {skipped[0]}: the loss or a gradient is not finite")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(folder):
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True)
+    try:
+        flags = [*small(folder, save_every=1, keep=100, steps=60), f"--workdir={disk}/run"]
+        full = run("train", *flags, "--devices=2", check=False)
+        assert "No space left" in full.stderr or "could not be written" in full.stderr
+        assert full.returncode in (0, 2)
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=300m", disk], check=True)
+        resumed = run("train", *flags, "--devices=2")
+        assert "going on from the checkpoint at step" in resumed.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

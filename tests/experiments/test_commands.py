@@ -1,0 +1,140 @@
+"""What a run leaves behind, and the commands that read it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tests.experiments.runs import losses, run, small, write_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    write_corpus(folder / "corpus", 30)
+    overrides = {"steps": 60, "eval_every": 20, "save_every": 20, "model.width": 64}
+    run("train", *small(folder, **overrides), f"--workdir={folder}/run", "--devices=4")
+    return folder
+
+
+def test_workdir_holds_what_it_should(folder):
+    workdir = folder / "run"
+    summary = json.loads((workdir / "summary.json").read_text())
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    train = [r for r in records if r["split"] == "train"]
+    evals = [r for r in records if r["split"] == "eval"]
+    assert [r["step"] for r in train] == list(range(1, 61))
+    assert [r["step"] for r in evals] == [20, 40, 60]
+    assert all(r["perplexity"] == pytest.approx(math.exp(r["loss"])) for r in records)
+    assert train[-1]["tokens"] == summary["tokens"] > 60 * 16 * 20
+    assert {"grad_norm", "learning_rate", "step_seconds", "data_wait_seconds"} < set(
+        train[0]
+    )
+    assert summary["val_loss"] == evals[-1]["loss"] < evals[0]["loss"]
+    assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
+    assert summary["devices"] == 4 and summary["strategy"] == "jit"
+    assert set(summary["seconds"]) == {
+        "prepare", "compile", "data", "step", "eval", "checkpoint",
+    }  # fmt: skip
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["steps"] == 60 and config["model"]["width"] == 64
+    kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+    assert kept == [40, 60]
+
+
+def test_learns_more_than_a_bigram_model(folder):
+    # Words in random order: what is left to learn beyond pairs of tokens is spelling.
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["val_loss"] < 0.75 * math.log(300)
+
+
+def test_tensorboard_reads_the_events(folder):
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (folder / "run" / "tensorboard").iterdir()
+    raw, values, offset = file.read_bytes(), {}, 0
+    while offset < len(raw):  # TFRecord: length, its CRC, the record, its CRC
+        length = int.from_bytes(raw[offset : offset + 8], "little")
+        event = Event.FromString(raw[offset + 12 : offset + 12 + length])
+        for value in event.summary.value:
+            values[value.tag, event.step] = value.simple_value
+        offset += 16 + length
+    for step, loss in losses(folder / "run").items():
+        assert values["train/loss", step] == pytest.approx(loss, rel=1e-6)
+    assert ("eval/bits_per_byte", 60) in values
+
+
+def test_evaluate_finds_the_loss_of_the_summary(folder):
+    result = run(
+        "evaluate", f"--workdir={folder}/run", "--devices=2", "--checkpoint=latest"
+    )
+    evaluation = json.loads((folder / "run" / "evaluation.json").read_text())
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert evaluation["loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
+    assert evaluation["bits_per_byte"] == pytest.approx(
+        summary["val_bits_per_byte"], rel=1e-6
+    )
+    assert evaluation["step"] == 60
+    assert "perplexity" in result.stdout
+
+
+def test_bits_per_byte_are_nats_over_the_text_that_was_held_out(folder):
+    from lm.data.corpus import text_corpus
+    from lm.data.dedup import deduplicate
+
+    corpus = text_corpus(str(folder / "corpus"), "", 0.05)
+    seen = set()
+    list(deduplicate(corpus.documents("train"), seen))
+    num_bytes = sum(
+        len(t.encode()) for t in deduplicate(corpus.documents("validation"), seen)
+    )
+    run("evaluate", f"--workdir={folder}/run", "--checkpoint=60")
+    result = json.loads((folder / "run" / "evaluation.json").read_text())
+    nats = result["loss"] * result["tokens"]
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes)
+
+
+def test_generate_greedy_sampled_and_from_a_file(folder):
+    flags = [f"--workdir={folder}/run", "--max_new_tokens=12"]
+    greedy = [run("generate", *flags, "--prompt=def ", "--temperature=0") for _ in range(2)]
+    assert greedy[0].stdout == greedy[1].stdout
+    assert greedy[0].stdout.startswith("def ") and len(greedy[0].stdout) > 8
+    (folder / "prompts").write_text("def \nreturn \n")
+    sampled = run(
+        "generate", *flags, f"--prompts_file={folder}/prompts", "--top_k=5", "--top_p=0.9",
+        "--seed=4",
+    )  # fmt: skip
+    assert sampled.stdout.startswith("def ") and "\nreturn " in sampled.stdout
+
+
+def test_dry_run_tells_the_memory_and_leaves_nothing(folder):
+    result = run(
+        "train", *small(folder), "--dry_run", "--devices=4",
+        "--config.parallel.strategy=fsdp", f"--workdir={folder}/dry",
+    )  # fmt: skip
+    lines = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    lines = {name: value.strip() for name, value in lines.items()}
+    assert lines["mesh"].startswith("{'data': 4}")
+    assert lines["tokens per step"] == "512"
+    assert lines["rows per device"] == "4"
+    for name in ("parameters per device", "optimizer per device", "peak per device"):
+        assert lines[name].endswith("B")
+    assert "all-gather sent" in lines
+    assert not (folder / "dry").exists()
+
+
+def test_importing_the_trainer_is_quick():
+    import subprocess
+    import sys
+    import time
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    # Machines differ, so the bound is in imports of JAX: Orbax, Grain and Flax together
+    # take about as long; TensorFlow or TFDS's heavy parts would take several times that.
+    ratios = [seconds("import experiments.train") / seconds("import jax") for _ in range(3)]
+    assert np.median(ratios) < 5
