@@ -147,14 +147,7 @@ class Attention(nnx.Module):
         mask_B1TT = None
         if segments_BT is not None:
             mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-        y_BTNK = jax.nn.dot_product_attention(
-            q_BTNK,
-            k_BTGK,
-            v_BTGK,
-            mask=mask_B1TT,
-            is_causal=True,
-            implementation=attention_kernel(self.implementation, q_BTNK),
-        )
+        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, mask_B1TT, True, self.implementation)
         return self.out(y_BTNK.reshape(x_BTD.shape))
 
     def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
@@ -165,22 +158,28 @@ class Attention(nnx.Module):
         v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
         # Slots beyond a row's own position hold nothing yet, or padding of its prompt.
         mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
-        y_BTNK = jax.nn.dot_product_attention(
-            q_BTNK, k_BSGK, v_BSGK, mask=mask_B1TS, implementation="xla"
-        )
+        y_BTNK = attend(q_BTNK, k_BSGK, v_BSGK, mask_B1TS, False, "xla")
         return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
 
 
-def attention_kernel(wanted: str, q_BTNK: jax.Array) -> str:
-    """Choose the kernel: cuDNN flash attention where it exists, else XLA's own.
+def attend(q_BTNK, k_BSGK, v_BSGK, mask, is_causal: bool, wanted: str) -> jax.Array:
+    """Return y_BTNK, by cuDNN's flash attention where it exists, else by XLA.
 
     cuDNN takes 16-bit types on a GPU only, with head widths that 8 divides.
     """
-    if wanted != "auto":
-        return wanted
-    sixteen_bits = q_BTNK.dtype in (jnp.bfloat16, jnp.float16)
-    fits = sixteen_bits and q_BTNK.shape[-1] % 8 == 0 and q_BTNK.shape[-1] <= 128
-    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+    dtype, head_width, backend = q_BTNK.dtype, q_BTNK.shape[-1], jax.default_backend()
+    kernel = wanted
+    if wanted == "auto":
+        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
+        fits = sixteen_bits and head_width % 8 == 0 and head_width <= 128
+        kernel = "cudnn" if backend == "gpu" and fits else "xla"
+    if dtype == jnp.float16 and backend == "cpu":
+        # XLA for CPUs has no product of float16 that accumulates in float32.
+        q_BTNK, k_BSGK, v_BSGK = (x.astype(jnp.float32) for x in (q_BTNK, k_BSGK, v_BSGK))
+    y_BTNK = jax.nn.dot_product_attention(
+        q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=is_causal, implementation=kernel
+    )
+    return y_BTNK.astype(dtype)
 
 
 def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:

@@ -106,6 +106,34 @@ def test_two_processes_train_as_one(folder, uninterrupted):
     np.testing.assert_allclose(list(two.values()), list(whole.values()), rtol=2e-6)
 
 
+def test_a_cluster_needs_no_launcher(folder, uninterrupted):
+    """SLURM's variables are all that two tasks on one node are given."""
+    from experiments.launch import free_port
+
+    flags = [*small(folder), f"--workdir={folder}/slurm", "--devices=4"]
+    job = {
+        "SLURM_JOB_ID": str(free_port()),  # JAX derives its port from the job's number
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            command("train", *flags),
+            cwd=ROOT,
+            env=os.environ | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "in 2 process(es)" in outputs[0][1]
+    ours, whole = losses(folder / "slurm"), losses(uninterrupted)
+    np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=2e-6)
+
+
 def test_a_dead_process_ends_the_others_promptly(folder):
     flags = small(folder, steps=5000, eval_every=0, save_every=0)
     launcher = subprocess.Popen(
