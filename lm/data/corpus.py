@@ -77,24 +77,16 @@ def text_corpus(path: str, validation_path: str, validation_share: float) -> Cor
 
     Without files for validation, the last share of each file's lines is held out.
     """
-    files = list_files("data.path", path)
-    held_out = (
-        list_files("data.validation_path", validation_path) if validation_path else []
-    )
 
-    def documents(split: str) -> Iterator[str]:
-        if held_out:
-            for file in files if split == "train" else held_out:
-                yield read_text(file)
-            return
-        for file in files:
-            text = read_text(file)
-            cut = int(len(text) * (1 - validation_share))
-            cut = text.rfind("\n", 0, cut) + 1 or cut
-            if part := text[:cut] if split == "train" else text[cut:]:
-                yield part
+    def cut(text: str) -> tuple[str, str]:
+        end = int(len(text) * (1 - validation_share))
+        end = text.rfind("\n", 0, end) + 1 or end
+        return text[:end], text[end:]
 
-    return Corpus(files_identity("text", files, held_out, validation_share), documents)
+    def read(file: pathlib.Path) -> Iterator[str]:
+        yield read_text(file)
+
+    return files_corpus("text", path, validation_path, validation_share, read, cut)
 
 
 def jsonl_corpus(
@@ -104,25 +96,53 @@ def jsonl_corpus(
 
     Without files for validation, a hash of each document decides what is held out.
     """
+
+    def cut(text: str) -> tuple[str, str]:
+        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+        held_out = int.from_bytes(digest, "big") < validation_share * 2**32
+        return ("", text) if held_out else (text, "")
+
+    def read(file: pathlib.Path) -> Iterator[str]:
+        return read_jsonl(file, text_key)
+
+    corpus = files_corpus("jsonl", path, validation_path, validation_share, read, cut)
+    return corpus._replace(identity=corpus.identity | {"key": text_key})
+
+
+def files_corpus(
+    source: str,
+    path: str,
+    validation_path: str,
+    validation_share: float,
+    read: Callable[[pathlib.Path], Iterator[str]],
+    cut: Callable[[str], tuple[str, str]],
+) -> Corpus:
+    """Read files by `read`; hold out other files, or what `cut` takes from each text."""
     files = list_files("data.path", path)
     held_out = (
         list_files("data.validation_path", validation_path) if validation_path else []
     )
 
     def documents(split: str) -> Iterator[str]:
-        if held_out:
-            for file in files if split == "train" else held_out:
-                yield from read_jsonl(file, text_key)
-            return
-        for file in files:
-            for text in read_jsonl(file, text_key):
-                digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-                validation = int.from_bytes(digest, "big") < validation_share * 2**32
-                if validation == (split == "validation"):
-                    yield text
+        validation = split == "validation"
+        for file in held_out if validation and held_out else files:
+            for text in read(file):
+                part = text if held_out else cut(text)[validation]
+                if part:
+                    yield part
 
-    identity = files_identity("jsonl", files, held_out, validation_share)
-    return Corpus(identity | {"key": text_key}, documents)
+    identity = {
+        "source": source,
+        "files": list(map(file_digest, files)),
+        "validation_files": list(map(file_digest, held_out)),
+        "validation_share": None if held_out else validation_share,
+    }
+    return Corpus(identity, documents)
+
+
+def file_digest(file: pathlib.Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
 
 
 def list_files(field: str, pattern: str) -> list[pathlib.Path]:
@@ -174,21 +194,3 @@ def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
                     "set data.text_key"
                 )
             yield record[text_key]
-
-
-def files_identity(
-    source: str,
-    files: list[pathlib.Path],
-    held_out: list[pathlib.Path],
-    validation_share: float,
-) -> dict[str, object]:
-    def digest(file: pathlib.Path) -> str:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
-
-    return {
-        "source": source,
-        "files": [digest(file) for file in files],
-        "validation_files": [digest(file) for file in held_out],
-        "validation_share": None if held_out else validation_share,
-    }

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.models.attention import attend, positions_in_segment, rotate
 from lm.task import Task, next_token_task
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -108,6 +109,22 @@ def initializer(config: TransformerConfig, residual: bool = False):
     return nnx.initializers.normal(0.02 * scale)
 
 
+def linear(
+    config: TransformerConfig,
+    rngs: nnx.Rngs,
+    num_in: int,
+    num_out: int,
+    residual: bool = False,
+) -> nnx.Linear:
+    return nnx.Linear(
+        num_in,
+        num_out,
+        use_bias=config.bias,
+        kernel_init=initializer(config, residual),
+        rngs=rngs,
+    )
+
+
 class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         c = config
@@ -118,19 +135,10 @@ class Attention(nnx.Module):
         self.implementation = c.attention
         kv_width = self.num_kv_heads * self.head_width
 
-        def linear(num_in: int, num_out: int, residual: bool = False) -> nnx.Linear:
-            return nnx.Linear(
-                num_in,
-                num_out,
-                use_bias=c.bias,
-                kernel_init=initializer(c, residual),
-                rngs=rngs,
-            )
-
-        self.query = linear(c.width, c.width)
-        self.key = linear(c.width, kv_width)
-        self.value = linear(c.width, kv_width)
-        self.out = linear(c.width, c.width, residual=True)
+        self.query = linear(c, rngs, c.width, c.width)
+        self.key = linear(c, rngs, c.width, kv_width)
+        self.value = linear(c, rngs, c.width, kv_width)
+        self.out = linear(c, rngs, c.width, c.width, residual=True)
 
     def project(self, x_BTD: jax.Array, positions_BT: jax.Array):
         batch, time, _ = x_BTD.shape
@@ -162,56 +170,16 @@ class Attention(nnx.Module):
         return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
 
 
-def attend(q_BTNK, k_BSGK, v_BSGK, mask, is_causal: bool, wanted: str) -> jax.Array:
-    """Return y_BTNK, by cuDNN's flash attention where it exists, else by XLA.
-
-    cuDNN takes 16-bit types on a GPU only, with head widths that 8 divides.
-    """
-    dtype, head_width, backend = q_BTNK.dtype, q_BTNK.shape[-1], jax.default_backend()
-    kernel = wanted
-    if wanted == "auto":
-        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
-        fits = sixteen_bits and head_width % 8 == 0 and head_width <= 128
-        kernel = "cudnn" if backend == "gpu" and fits else "xla"
-    if dtype == jnp.float16 and backend == "cpu":
-        # XLA for CPUs has no product of float16 that accumulates in float32.
-        q_BTNK, k_BSGK, v_BSGK = (x.astype(jnp.float32) for x in (q_BTNK, k_BSGK, v_BSGK))
-    y_BTNK = jax.nn.dot_product_attention(
-        q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=is_causal, implementation=kernel
-    )
-    return y_BTNK.astype(dtype)
-
-
-def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Apply rotary position embedding, halves paired (Su et al. 2021; Llama's order)."""
-    half = x_BTNK.shape[-1] // 2
-    frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1K = positions_BT[:, :, None, None] * frequency_K
-    sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
-    a, b = jnp.split(x_BTNK.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return rotated.astype(x_BTNK.dtype)
-
-
 class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         c = config
         gated = c.activation == "swiglu"
         hidden = c.mlp_width or (-(-8 * c.width // 96) * 32 if gated else 4 * c.width)
 
-        def linear(num_in: int, num_out: int, residual: bool = False) -> nnx.Linear:
-            return nnx.Linear(
-                num_in,
-                num_out,
-                use_bias=c.bias,
-                kernel_init=initializer(c, residual),
-                rngs=rngs,
-            )
-
         self.activation = c.activation
-        self.up = linear(c.width, hidden)
-        self.gate = linear(c.width, hidden) if gated else None
-        self.down = linear(hidden, c.width, residual=True)
+        self.up = linear(c, rngs, c.width, hidden)
+        self.gate = linear(c, rngs, c.width, hidden) if gated else None
+        self.down = linear(c, rngs, hidden, c.width, residual=True)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h_BTF = self.up(x_BTD)
@@ -343,13 +311,3 @@ def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
 
     kept_BTD = jax.vmap(one_row)(row_keys_B)
     return jnp.where(kept_BTD, x_BTD / (1.0 - rate), 0).astype(x_BTD.dtype)
-
-
-def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
-    """Return each token's position within its document's piece."""
-    index_T = jnp.arange(tokens_BT.shape[1])
-    if segments_BT is None:
-        return jnp.broadcast_to(index_T, tokens_BT.shape)
-    first_BT = segments_BT != jnp.pad(segments_BT, ((0, 0), (1, 0)))[:, :-1]
-    start_BT = jax.lax.cummax(jnp.where(first_BT, index_T, 0), axis=1)
-    return index_T - start_BT

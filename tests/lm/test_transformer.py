@@ -6,13 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm.models.transformer import (
-    TransformerConfig,
-    initializer,
-    positions_in_segment,
-    rotate,
-    transformer_task,
-)
+from lm.models.attention import positions_in_segment, rotate
+from lm.models.transformer import TransformerConfig, initializer, transformer_task
 from lm.task import num_parameters
 
 VOCAB, SEQ_LEN = 50, 12

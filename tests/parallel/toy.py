@@ -13,7 +13,7 @@ from parallel.program import Learner
 
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
 MODEL = TransformerConfig(
-    width=32, num_layers=2, num_heads=4, num_kv_heads=2, norm="rmsnorm",
+    width=32, num_layers=1, num_heads=4, num_kv_heads=2, norm="rmsnorm",
     positions="rotary", activation="swiglu", tied=False, bias=True,
 )  # fmt: skip
 
