@@ -9,6 +9,7 @@ is damaged, and the newest whole one is used.
 import contextlib
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -23,9 +24,13 @@ UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Use as a context manager."""
+    """The checkpoints of one workdir. Use as a context manager.
 
-    def __init__(self, folder: pathlib.Path, keep: int):
+    With `write`, what a killed run left half-written is removed first; a reader must not,
+    for it may be a save in progress.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, write: bool):
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
@@ -39,7 +44,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(keep), best]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=write,
         )
         self.pending: tuple[int, Any] | None = None
 
@@ -66,13 +71,14 @@ class Checkpoints:
         """Start to save; the arrays are copied to the host before this returns."""
         self.wait()
         metrics = None if val_loss is None else {"val_loss": val_loss}
+        parts = split_state(state)
         try:
             response = self.checkpointer.save_checkpointables_async(
                 step,
-                split_state(state),
+                parts,
                 force=True,
                 metrics=metrics,
-                custom_metadata={"digest": int(digest(state))},
+                custom_metadata={name: int(d) for name, d in digests(parts).items()},
             )
         except Exception as error:  # a full disk has many faces in Orbax
             self.say_failed(step, error)
@@ -109,41 +115,51 @@ class Checkpoints:
     def restore(self, program: Program) -> TrainState | None:
         """Load the newest whole checkpoint into the program's layout; None if none.
 
-        Damaged ones are set aside under another name, never deleted.
+        Damaged ones after it are set aside under another name, never deleted. Raises
+        OSError, with all left as they are, if there are checkpoints and none is whole.
         """
-        damaged = []
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                return self.load(step, program.abstract)
-            except Exception as error:
-                reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-                say(f"warning: the checkpoint at step {step} is damaged: {reason}")
-                self.set_aside(step)
-                damaged.append(step)
+                parts = self.load(step, split_state(program.abstract))
+            except OSError as error:
+                damaged[step] = str(error)
+                continue
+            for other, reason in damaged.items():
+                say(f"warning: {reason}")
+                self.set_aside(other)
+            return join_state(parts, program.abstract)
         if damaged:
             raise OSError(
-                f"no checkpoint in {self.folder} is whole (damaged: {damaged}); "
-                "give another --workdir, or empty this one to start again"
+                f"no checkpoint in {self.folder} can be loaded; give another --workdir, or "
+                f"empty this one to start again ({'; '.join(damaged.values())})"
             )
         return None
 
-    def load(self, step: int, abstract: TrainState) -> TrainState:
-        metadata = self.checkpointer.checkpointables_metadata(step)
-        parts = self.checkpointer.load_checkpointables(step, split_state(abstract))
-        state = join_state(parts, abstract)
-        if int(digest(state)) != metadata.custom_metadata["digest"]:
-            raise OSError("its arrays are not the ones that were saved")
-        return state
+    def load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+        """Load the named parts of a checkpoint into the given shapes and shardings.
 
-    def load_params(self, step: int, abstract_params: Any) -> Any:
-        return self.checkpointer.load_checkpointables(step, {"params": abstract_params})[
-            "params"
-        ]
+        Raises OSError where they cannot be read, or their bits are not those saved.
+        """
+        try:
+            metadata = self.checkpointer.checkpointables_metadata(step).custom_metadata
+            loaded = self.checkpointer.load_checkpointables(step, parts)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+            raise OSError(f"the checkpoint at step {step} is damaged: {reason}") from error
+        for name, value in digests(loaded).items():
+            if int(value) != metadata[name]:
+                raise OSError(
+                    f"the checkpoint at step {step} is damaged: its {name} are not the "
+                    "ones that were saved"
+                )
+        return loaded
 
     def set_aside(self, step: int) -> None:
         multihost_utils.sync_global_devices("damaged checkpoint")
         if is_main_process():
-            (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+            name = f"damaged-{step}-{time.time_ns()}"
+            (self.folder / str(step)).rename(self.folder / name)
         multihost_utils.sync_global_devices("damaged checkpoint set aside")
         self.checkpointer.reload()
 
@@ -170,8 +186,12 @@ def join_state(parts: dict[str, Any], like: TrainState) -> TrainState:
 
 
 @jax.jit
+def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Return for each part uint32[], a sum of its bits, the same for every sharding."""
+    return {name: digest(part) for name, part in parts.items()}
+
+
 def digest(tree: Any) -> jax.Array:
-    """Return uint32[], a sum of the bits of all leaves, the same for every sharding."""
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])

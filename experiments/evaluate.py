@@ -75,9 +75,10 @@ def load_run(
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
     )
-    with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", config.keep, write=False) as checkpoints:
         step = choose_step(checkpoints, checkpoint)
-        return config, task, checkpoints.load_params(step, abstract), step, mesh
+        params = checkpoints.load(step, {"params": abstract})["params"]
+        return config, task, params, step, mesh
 
 
 def choose_step(checkpoints: Checkpoints, wanted: str) -> int:

@@ -7,10 +7,10 @@ what was given, what was expected and what to change.
 import contextlib
 import dataclasses
 import difflib
-import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import jax
@@ -45,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2."""
 
     def guarded(argv: list[str]) -> None:
+        quiet_readers()
         if not flags.FLAGS["verbosity"].present:
             # Orbax logs a failed save five times with tracebacks; we tell it in a line.
             logging.set_verbosity(logging.FATAL)
@@ -54,6 +55,22 @@ def run(main: Callable[[], None]) -> None:
         main()
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def quiet_readers() -> None:
+    """Silence what the readers of a damaged checkpoint print; we tell it in a line.
+
+    TensorStore's threads report to an event loop that Orbax has closed when the first read
+    failed, and Orbax leaves its other reads unawaited.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
 
 @contextlib.contextmanager
@@ -155,6 +172,3 @@ def say(line: str) -> None:
     """Print a line for the user, once for all processes."""
     if is_main_process():
         print(line, file=sys.stderr, flush=True)
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

@@ -69,7 +69,7 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
     """
     config, program, clock = run.config, run.program, run.clock
     evaluate = Evaluator(run.task, run.data, config.data.batch_size, program.mesh)
-    with Checkpoints(run.workdir / "checkpoints", config.keep) as checkpoints:
+    with Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints:
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
@@ -84,14 +84,17 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
                 state, final = loop(
                     run, state, start, last, evaluate, checkpoints, log, stopped
                 )
+            step = int(state.step)
+            with clock("checkpoint"):
+                checkpoints.wait()
+            if step not in checkpoints.steps:
+                raise OSError(f"step {step}, where this run ends, could not be saved")
         except OSError as error:
             raise OSError(
                 f"{error}. The complete checkpoints in {checkpoints.folder} are of steps "
                 f"{checkpoints.steps}; make room, and the same command goes on from there"
             ) from error
-        with clock("checkpoint"):
-            checkpoints.wait()
-    if (step := int(state.step)) < config.steps:
+    if step < config.steps:
         say(f"stopped at step {step}; the same command goes on from there")
         return state
     if final is None:  # killed after the last save: only the end is missing

@@ -38,6 +38,9 @@ MAY_DIFFER = (
     "model.loss_chunk",
 )
 
+# What a run that was killed at its very start may leave.
+FIRST_FILES = ("lock", "config.partial")
+
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
@@ -71,7 +74,7 @@ def claim(
                 f"{workdir} belongs to another config: {'; '.join(differing)}. "
                 "Give another --workdir, or the config it was made with"
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and holds no config.json, so it is not a run's; "
             "give another --workdir"

@@ -178,6 +178,22 @@ def test_a_damaged_checkpoint_is_passed_over(folder, uninterrupted, damage):
     assert "the checkpoint at step 8 is damaged" in resumed.stderr
     assert "going on from the checkpoint at step 6" in resumed.stderr
     assert losses(workdir) == losses(uninterrupted)
+    assert len(list((workdir / "checkpoints").glob("damaged-8-*"))) == 1
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(folder, uninterrupted):
+    workdir = folder / "all-damaged"
+    flags = [*small(folder), f"--workdir={workdir}", "--devices=8"]
+    run("train", *flags, "--stop_at=4")
+    for data in (workdir / "checkpoints").rglob("d/*"):
+        data.write_bytes(b"")
+    before = sorted((workdir / "checkpoints").rglob("*"))
+    refused = run("train", *flags, check=False)
+    assert refused.returncode == 2
+    assert "can be loaded" in refused.stderr and "Traceback" not in refused.stderr
+    assert sorted((workdir / "checkpoints").rglob("*")) == before
+    wrong = run("evaluate", f"--workdir={workdir}", check=False)
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 
 
 def test_sigterm_saves_and_ends(folder, uninterrupted):

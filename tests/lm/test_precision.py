@@ -22,8 +22,9 @@ def products(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from products(inner)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from products(value)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
