@@ -195,9 +195,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.dropout = config.dropout
-        self.attention_norm = norm(config, rngs)
+        self.attention_norm = Norm(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = norm(config, rngs)
+        self.mlp_norm = Norm(config)
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
@@ -234,7 +234,7 @@ class Transformer(nnx.Module):
             else None
         )
         self.layers = nnx.List([Block(c, rngs) for _ in range(c.num_layers)])
-        self.final_norm = norm(c, rngs)
+        self.final_norm = Norm(c)
         self.output = (
             None
             if c.tied
@@ -284,10 +284,29 @@ class Transformer(nnx.Module):
         return self.head(self.final_norm(x_BTD)), new_cache
 
 
-def norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.Module:
-    if config.norm == "rmsnorm":
-        return nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs)
-    return nnx.LayerNorm(config.width, epsilon=1e-5, use_bias=config.bias, rngs=rngs)
+class Norm(nnx.Module):
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), in float32.
+
+    Plain products: nnx.RMSNorm made a whole training step 5 % slower on a CPU.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        rms = config.norm == "rmsnorm"
+        self.centre = not rms
+        self.epsilon = 1e-6 if rms else 1e-5
+        self.scale = nnx.Param(jnp.ones(config.width))
+        with_bias = config.bias and not rms
+        self.bias = nnx.Param(jnp.zeros(config.width)) if with_bias else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = x_BTD.astype(jnp.float32)
+        if self.centre:
+            y_BTD -= jnp.mean(y_BTD, -1, keepdims=True)
+        variance_BT1 = jnp.mean(y_BTD * y_BTD, -1, keepdims=True)
+        y_BTD = y_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon) * self.scale[...]
+        if self.bias is not None:
+            y_BTD += self.bias[...]
+        return y_BTD.astype(x_BTD.dtype)
 
 
 def rematerialized(policy: str, block: Block):
