@@ -2,8 +2,8 @@
 
 Command:  python -m experiments.train --config=configs/gpt2_small.py --workdir=runs/gpt2 \
               --config.data.source=text --config.data.path='corpus/*.txt'
-Cost:     0.49 M tokens a step and 107 GFLOP a sequence of 1024; meant for accelerators.
-          --dry_run prints the memory per device.
+Cost:     0.49 M tokens a step, 0.88 TFLOP a sequence (6 P T + 12 L D T^2); meant for
+          accelerators. --dry_run prints the memory per device.
 Expected: on OpenWebText, a validation loss near 2.85 after 300 G tokens (nanoGPT's figure);
           not run here.
 """

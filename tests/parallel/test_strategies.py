@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from lm.optim import OptimConfig, optimizer
 from parallel.mesh import data_mesh
 from parallel.strategies import STRATEGIES
 from tests.parallel.toy import batches, oracle, toy_learner
@@ -58,6 +59,23 @@ def test_accumulation_is_exact_with_dropout(strategy):
     assert_equal(params, expected)
     without_dropout, _ = one_device()
     assert not np.allclose(params["output"]["kernel"], without_dropout["output"]["kernel"])
+
+
+@pytest.mark.parametrize("name, rate", [("lamb", 0.3), ("adafactor", 0.5), ("muon", 0.03)])
+@pytest.mark.parametrize("strategy", ["zero1", "fsdp"])
+def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate):
+    """Trust ratios, factored moments and orthogonalisation, each over a whole matrix."""
+    config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
+    tx = optimizer(config, STEPS)
+    program = STRATEGIES[strategy](toy_learner(tx), data_mesh(4), 1)
+    state, losses = program.init(jax.random.key(1)), []
+    for batch in batches(STEPS):
+        state, metrics = program.step(state, program.place(batch))
+        losses.append(float(metrics["loss"] / metrics["tokens"]))
+    _, expected = oracle(tx, STEPS)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    _, untrained = oracle(optax.sgd(0.0), STEPS)
+    assert np.abs(np.subtract(expected, untrained)).max() > 0.01
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])

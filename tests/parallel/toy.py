@@ -70,9 +70,10 @@ def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.
     @jax.jit
     def step(params, opt, batch, key):
         loss, grads = jax.value_and_grad(mean_loss)(params, batch, key)
-        updates, opt = tx.update(grads, opt, params)
+        updates, opt = tx.update(grads, opt, params, value=loss)
         return optax.apply_updates(params, updates), opt, loss
 
+    tx = optax.with_extra_args_support(tx)
     params = jax.jit(task.init)(jax.random.key(1))
     opt, losses = tx.init(params), []
     for index, batch in enumerate(batches(num_steps)):
