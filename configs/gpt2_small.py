@@ -26,5 +26,6 @@ def get_config() -> Experiment:
         model=TransformerConfig(width=768, num_layers=12, num_heads=12, loss_chunk=256),
         optim=OptimConfig(learning_rate=6e-4, warmup_steps=2000),
         precision=PrecisionConfig(compute="bfloat16"),
-        parallel=ParallelConfig(strategy="jit", accumulation=4),
+        # Under jit, GSPMD would sum gradients over devices in each microbatch.
+        parallel=ParallelConfig(strategy="shard_map", accumulation=4),
     )

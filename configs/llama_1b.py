@@ -38,5 +38,5 @@ def get_config() -> Experiment:
         ),
         optim=OptimConfig(learning_rate=3e-4, warmup_steps=2000),
         precision=PrecisionConfig(compute="bfloat16"),
-        parallel=ParallelConfig(strategy="fsdp"),
+        parallel=ParallelConfig(strategy="fsdp", accumulation=8),
     )
