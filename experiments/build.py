@@ -55,6 +55,7 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
         scaling=loss_scaling(config.precision),
         learning_rate=learning_rate,
         seed=config.seed,
+        saveable=task.saveable,
     )
     return task, build_program(config.parallel, learner, mesh)
 

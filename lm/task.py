@@ -39,9 +39,17 @@ class Task(NamedTuple):
     logits: Callable[[Params, Batch], jax.Array]
     cache: Callable[[int, int], Cache]  # (batch size, length) -> empty cache
     decode: Callable[..., tuple[jax.Array, Cache]]  # (params, cache, tokens_BT, start_B)
+    # The checkpoint policy of what the backward pass may keep; None: everything. A strategy
+    # that wraps the loss in jax.checkpoint must pass it on, for an outer policy replaces
+    # those inside.
+    saveable: Callable[..., bool] | None = None
 
 
-def next_token_task(build: Callable[[nnx.Rngs], nnx.Module], loss_chunk: int) -> Task:
+def next_token_task(
+    build: Callable[[nnx.Rngs], nnx.Module],
+    loss_chunk: int,
+    saveable: Callable[..., bool] | None = None,
+) -> Task:
     """The Task of predicting each token from those before it.
 
     `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`;
@@ -81,7 +89,7 @@ def next_token_task(build: Callable[[nnx.Rngs], nnx.Module], loss_chunk: int) ->
     def decode(params: Params, cache: Cache, tokens_BT, start_B):
         return nnx.merge(graph, params).decode(cache, tokens_BT, start_B)
 
-    return Task(init, loss, logits, cache, decode)
+    return Task(init, loss, logits, cache, decode, saveable)
 
 
 def targets_mask(batch: Batch) -> jax.Array | None:

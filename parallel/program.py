@@ -50,6 +50,7 @@ class Learner(NamedTuple):
     scaling: Any  # `init() -> scale`, `update(scale, finite) -> scale`
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
+    saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.init(key)

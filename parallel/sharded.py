@@ -64,11 +64,13 @@ def zero_program(
         params = jax.tree.map(gather, shards, param_specs)
         return learner.loss(params, batch, key)
 
+    def saveable(primitive, *args, **params) -> bool:
+        """Keep what the task keeps, but gather whole parameters again."""
+        keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
+        return keeps and primitive.name != "all_gather"
+
     if layout.params is not replicate:
-        # Whole parameters are not kept for the backward pass but gathered again.
-        gathered_loss = jax.checkpoint(
-            gathered_loss, policy=lambda primitive, *_, **__: primitive.name != "all_gather"
-        )
+        gathered_loss = jax.checkpoint(gathered_loss, policy=saveable)
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.

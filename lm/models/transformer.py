@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.models.attention import attend, positions_in_segment, rotate
 from lm.task import Task, next_token_task
@@ -21,7 +22,15 @@ ACTIVATIONS = ("relu", "gelu", "swiglu")
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary")
 INITIALIZERS = ("gpt2", "xavier", "he")
-REMAT = ("none", "full", "dots")
+RESIDUAL = "residual"  # the checkpoint name of the stream between blocks
+DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+SAVEABLE = {  # what the backward pass may keep; None: everything
+    "none": None,
+    "full": jax.checkpoint_policies.save_only_these_names(RESIDUAL),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
+    ),
+}
 ATTENTION = ("auto", "xla", "cudnn")
 
 
@@ -50,7 +59,7 @@ class TransformerConfig:
             ("norm", NORMS),
             ("positions", POSITIONS),
             ("init", INITIALIZERS),
-            ("remat", REMAT),
+            ("remat", tuple(SAVEABLE)),
             ("attention", ATTENTION),
         ]:
             if (value := getattr(self, name)) not in options:
@@ -90,7 +99,9 @@ class TransformerConfig:
 
 def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
     return next_token_task(
-        lambda rngs: Transformer(config, vocab_size, seq_len, rngs), config.loss_chunk
+        lambda rngs: Transformer(config, vocab_size, seq_len, rngs),
+        config.loss_chunk,
+        SAVEABLE[config.remat],
     )
 
 
@@ -261,6 +272,7 @@ class Transformer(nnx.Module):
             x_BTD = rematerialized(self.config.remat, block)(
                 x_BTD, positions_BT, segments_BT, keys_B
             )
+            x_BTD = checkpoint_name(x_BTD, RESIDUAL)
         return self.final_norm(x_BTD)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
@@ -313,10 +325,7 @@ def rematerialized(policy: str, block: Block):
     """Wrap a block so that its backward pass recomputes: all of it, or all but dots."""
     if policy == "none":
         return block
-    save = None
-    if policy == "dots":
-        save = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(block.__call__, policy=save)
+    return jax.checkpoint(block.__call__, policy=SAVEABLE[policy])
 
 
 def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:

@@ -61,6 +61,24 @@ def test_accumulation_is_exact_with_dropout(strategy):
     assert not np.allclose(params["output"]["kernel"], without_dropout["output"]["kernel"])
 
 
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_fsdp_keeps_the_rematerialisation_of_the_model(remat):
+    """Its own recomputation, of gathers, must not replace the model's."""
+    params, losses, _ = run("fsdp", 4, remat=remat)
+    expected, expected_losses = one_device()
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_equal(params, expected)
+
+    def products(strategy, remat):  # in the program as written, before it is compiled
+        program = STRATEGIES[strategy](toy_learner(SGD, remat=remat), data_mesh(4), 1)
+        batch = program.place(batches(1)[0])
+        written = program.step.lower(program.abstract, batch).as_text()
+        return written.count("stablehlo.dot_general")
+
+    assert products("fsdp", remat) >= products("shard_map", remat)
+    assert products("shard_map", remat) > products("shard_map", "none")
+
+
 @pytest.mark.parametrize("name, rate", [("lamb", 0.3), ("adafactor", 0.5), ("muon", 0.03)])
 @pytest.mark.parametrize("strategy", ["zero1", "fsdp"])
 def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate):

@@ -38,17 +38,17 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
     return result
 
 
-def toy_task(compute: str = "float32", dropout: float = 0.0):
-    model = TransformerConfig(**{**vars(MODEL), "dropout": dropout})
+def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none"):
+    model = TransformerConfig(**{**vars(MODEL), "dropout": dropout, "remat": remat})
     task = transformer_task(model, VOCAB, SEQ_LEN)
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
 def toy_learner(
     tx: optax.GradientTransformation, compute: str = "float32", dropout: float = 0.0,
-    loss_scale: float = 64.0,
+    loss_scale: float = 64.0, remat: str = "none",
 ) -> Learner:  # fmt: skip
-    task = toy_task(compute, dropout)
+    task = toy_task(compute, dropout, remat)
     return Learner(
         init=task.init,
         loss=task.loss,
@@ -56,6 +56,7 @@ def toy_learner(
         scaling=loss_scaling(PrecisionConfig(compute=compute, loss_scale=loss_scale)),
         learning_rate=lambda opt: jnp.float32(0),
         seed=7,
+        saveable=task.saveable,
     )
 
 
