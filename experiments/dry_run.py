@@ -1,11 +1,11 @@
 """What a run would take, from the compiled program, without allocating its state."""
 
-import jax
 from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.build import abstract_batch, build
 from experiments.log import human
+from lm.task import num_parameters
 from parallel.layout import bytes_per_device
 from parallel.ledger import ledger
 
@@ -20,7 +20,7 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
         "strategy": f"{c.parallel.strategy}, accumulation {c.parallel.accumulation}",
-        "parameters": human(sum(x.size for x in jax.tree.leaves(state.params))),
+        "parameters": human(num_parameters(state.params)),
         "tokens per step": human(c.data.batch_size * c.data.seq_len),
         "rows per device": f"{c.data.batch_size // mesh.size}",
         "parameters per device": size(bytes_per_device(state.params)),

@@ -24,7 +24,6 @@ from lm.data.tokenizer import load_tokenizer, token_bytes
 from lm.task import Params, Task
 from parallel.mesh import data_mesh, place_rows
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 
 
@@ -100,10 +99,8 @@ def choose_step(checkpoints: Checkpoints, wanted: str) -> int:
 
 def main() -> None:
     with startup.user_errors():
-        if not WORKDIR.value:
-            raise ValueError("no --workdir given; for example --workdir=runs/tiny")
+        workdir = startup.workdir()
         startup.start_jax()
-        workdir = pathlib.Path(WORKDIR.value)
         config, task, params, step, mesh = load_run(workdir, CHECKPOINT.value)
         data = prepare(config.data)
     result = Evaluator(task, data, config.data.batch_size, mesh)(params)

@@ -4,12 +4,10 @@ python -m experiments.generate --workdir=runs/a --prompt="def " --temperature=0.
 python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --temperature=0
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments import startup
-from experiments.evaluate import CHECKPOINT, WORKDIR, load_run
+from experiments.evaluate import CHECKPOINT, load_run
 from lm.data.corpus import list_files, read_text
 from lm.data.tokenizer import END_ID, load_tokenizer
 from lm.decoding import Sampling, generate
@@ -48,13 +46,11 @@ def encode_prompts(tokenizer, prompts: list[str], num_new: int, context: int):
 
 def main() -> None:
     with startup.user_errors():
-        if not WORKDIR.value:
-            raise ValueError("no --workdir given; for example --workdir=runs/tiny")
+        workdir = startup.workdir()
         prompts = read_prompts()
         sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
         sampling.validate()
         startup.start_jax()
-        workdir = pathlib.Path(WORKDIR.value)
         config, task, params, _, _ = load_run(workdir, CHECKPOINT.value)
         tokenizer = load_tokenizer(workdir / "tokenizer.json")
         encoded = encode_prompts(tokenizer, prompts, NUM_NEW.value, config.data.seq_len)

@@ -21,6 +21,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from experiments.startup import say
+from experiments.workdir import write_whole
 
 SPIKE_WINDOW = 100  # steps whose losses tell what is usual
 MIN_SPIKE_HISTORY = 20
@@ -205,9 +206,7 @@ def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step` (steps that will be taken again); return the rest."""
     kept = read_metrics(file, step)
     lines = "".join(json.dumps(record) + "\n" for record in kept)
-    partial = file.with_suffix(".partial")
-    partial.write_text(lines)
-    partial.replace(file)
+    write_whole(file, lines)
     return kept
 
 

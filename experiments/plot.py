@@ -9,7 +9,6 @@ import matplotlib
 from absl import flags
 
 from experiments import startup
-from experiments.evaluate import WORKDIR
 from experiments.log import read_metrics
 from experiments.summary import read_summary
 
@@ -20,9 +19,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: safe for 
 
 def main() -> None:
     with startup.user_errors():
-        if not WORKDIR.value:
-            raise ValueError("no --workdir given; for example --workdir=runs/tiny")
-        workdir = pathlib.Path(WORKDIR.value)
+        workdir = startup.workdir()
         records = read_metrics(workdir / "metrics.jsonl")
         if not records:
             raise ValueError(f"{workdir} holds no metrics.jsonl with a whole line")

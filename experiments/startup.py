@@ -31,6 +31,8 @@ COORDINATOR = flags.DEFINE_string(
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
 
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
+
 # JAX's default of 100 s is long to wait for the news that a process has died.
 HEARTBEAT_SECONDS = 30
 
@@ -139,6 +141,12 @@ def load_config(flag: flags.FlagHolder) -> Experiment:
             "its get_config() does not return an Experiment"
         )
     return config
+
+
+def workdir() -> pathlib.Path:
+    if not WORKDIR.value:
+        raise ValueError("no --workdir given; for example --workdir=runs/tiny")
+    return pathlib.Path(WORKDIR.value)
 
 
 def start_jax() -> None:

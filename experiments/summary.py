@@ -17,6 +17,7 @@ from experiments.log import Log, human
 from experiments.startup import is_main_process
 from experiments.workdir import write_whole
 from lm.decoding import Sampling, generate
+from lm.task import num_parameters
 from parallel.program import TrainState
 
 PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")
@@ -42,7 +43,7 @@ def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Lo
         "skipped_steps": log.skipped,
         "loss_spikes": log.spikes.count,
         "padding": data.meta["train"]["padding"],
-        "parameters": sum(x.size for x in jax.tree.leaves(program.abstract.params)),
+        "parameters": num_parameters(program.abstract.params),
         "seconds": {part: run.clock.seconds[part] for part in PARTS},
         "peak_memory_bytes": peak_memory_bytes(),
         "strategy": config.parallel.strategy,

@@ -9,7 +9,6 @@ continued.
 """
 
 import contextlib
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +20,13 @@ from experiments import startup
 from experiments.build import Run, build, check
 from experiments.checkpoint import Checkpoints
 from experiments.dry_run import dry_run
-from experiments.evaluate import WORKDIR, Evaluator
+from experiments.evaluate import Evaluator
 from experiments.log import Clock, Log, human
 from experiments.startup import is_main_process, say
 from experiments.summary import print_summary, read_summary, summarize
 from experiments.workdir import claim
 from lm.data.pipeline import prepare, step_rows, train_batches
+from lm.task import num_parameters
 from parallel.program import TrainState
 
 CONFIG = startup.define_config()
@@ -38,23 +38,21 @@ def main() -> None:
     clock = Clock()
     with startup.user_errors():
         config = startup.load_config(CONFIG)
-        if not (WORKDIR.value or DRY_RUN.value):
-            raise ValueError("no --workdir given; for example --workdir=runs/tiny")
+        folder = None if DRY_RUN.value else startup.workdir()
         startup.start_jax()
         mesh = check(config)
-        if DRY_RUN.value:
+        if folder is None:
             dry_run(config, mesh)
             return
-        workdir = pathlib.Path(WORKDIR.value)
         with clock("prepare"):
             data = prepare(config.data)
-        lock = claim(workdir, config, data, write=is_main_process())
-        if summary := read_summary(workdir):
-            say(f"{workdir} is complete; give another --workdir to train again")
+        lock = claim(folder, config, data, write=is_main_process())
+        if summary := read_summary(folder):
+            say(f"{folder} is complete; give another --workdir to train again")
             print_summary(summary)
             return
     task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    run = Run(config, workdir, data, task, program, clock)
+    run = Run(config, folder, data, task, program, clock)
     with startup.user_errors(OSError, FloatingPointError):
         train(run, STOP_AT.value)
     if lock:
@@ -181,7 +179,7 @@ def handle(nonfinite: list[int], run: Run, log: Log) -> None:
 def announce(run: Run, start: int) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
-    parameters = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    parameters = num_parameters(program.abstract.params)
     say(
         f"{human(parameters)} parameters, {run.config.parallel.strategy} over "
         f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"

@@ -63,11 +63,12 @@ def claim(
     file = workdir / "config.json"
     mine = dataclasses.asdict(config) | {"fingerprint": data.meta["fingerprint"]}
     if file.exists():
+        ours = flatten(mine)
         theirs = flatten(json.loads(file.read_text()))
         differing = [
-            f"{name} is {value!r} there and {flatten(mine).get(name)!r} here"
+            f"{name} is {value!r} there and {ours.get(name)!r} here"
             for name, value in theirs.items()
-            if flatten(mine).get(name) != value and not name.startswith(MAY_DIFFER)
+            if ours.get(name) != value and not name.startswith(MAY_DIFFER)
         ]
         if differing:
             raise ValueError(

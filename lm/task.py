@@ -100,6 +100,6 @@ def targets_mask(batch: Batch) -> jax.Array | None:
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
 
 
-def num_parameters(task: Task) -> int:
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(shapes))
+def num_parameters(params: Params) -> int:
+    """Count the elements of parameters, or of their shapes."""
+    return sum(x.size for x in jax.tree.leaves(params))
