@@ -1,30 +1,140 @@
 """Attention as functions: the kernel by platform, rotary positions, positions in segments.
 
-Shapes: B batch, T queries, S keys, N heads, G key/value heads, K head width.
+Shapes: B batch, T queries, S keys, N heads, G key/value heads, R = N / G query heads that
+share a key head, K head width.
 """
 
 import jax
 import jax.numpy as jnp
 
+BLOCK = 64  # queries in a block, at least
+MAX_BLOCKS = 8
+MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
-def attend(q_BTNK, k_BSGK, v_BSGK, mask, is_causal: bool, wanted: str) -> jax.Array:
-    """Return y_BTNK, by cuDNN's flash attention where it exists, else by XLA.
 
-    cuDNN takes 16-bit types on a GPU only, with head widths that 8 divides.
+def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
+    """Return y_BTNK: causal attention, within a row's segments where it has several."""
+    kernel = choose_kernel(wanted, q_BTNK.dtype, q_BTNK.shape[-1], jax.default_backend())
+    if kernel == "blockwise":
+        return blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+    mask_B1TT = None
+    if segments_BT is not None:
+        mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNK, k_BTGK, v_BTGK, mask=mask_B1TT, is_causal=True, implementation=kernel
+    )
+
+
+def choose_kernel(wanted: str, dtype, head_width: int, backend: str) -> str:
+    """Resolve `auto`: blockwise on a CPU, cuDNN's flash attention on a GPU where it fits.
+
+    cuDNN takes 16-bit types, with head widths that 8 divides.
     """
-    dtype, head_width, backend = q_BTNK.dtype, q_BTNK.shape[-1], jax.default_backend()
-    kernel = wanted
-    if wanted == "auto":
-        sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
-        fits = sixteen_bits and head_width % 8 == 0 and head_width <= 128
-        kernel = "cudnn" if backend == "gpu" and fits else "xla"
-    if dtype == jnp.float16 and backend == "cpu":
+    if wanted != "auto":
+        return wanted
+    if backend == "cpu":
+        return "blockwise"
+    sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
+    fits = sixteen_bits and head_width % 8 == 0 and head_width <= 128
+    return "cudnn" if backend == "gpu" and fits else "xla"
+
+
+def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:
+    """Return y_BTNK: attention to the cached keys that the mask selects."""
+    dtype = q_BTNK.dtype
+    if dtype == jnp.float16 and jax.default_backend() == "cpu":
         # XLA for CPUs has no product of float16 that accumulates in float32.
         q_BTNK, k_BSGK, v_BSGK = (x.astype(jnp.float32) for x in (q_BTNK, k_BSGK, v_BSGK))
-    y_BTNK = jax.nn.dot_product_attention(
-        q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=is_causal, implementation=kernel
+    return jax.nn.dot_product_attention(
+        q_BTNK, k_BSGK, v_BSGK, mask=mask_B1TS, implementation="xla"
+    ).astype(dtype)
+
+
+@jax.custom_vjp
+def blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+    """Return y_BTNK in blocks of queries that see only the keys before their end.
+
+    Half of the products of full attention, and no T x T array outlives its block: the
+    backward pass keeps the logarithms of the softmax's sums and computes the
+    probabilities again (Dao 2023, FlashAttention-2, 3.1). Computed in float32.
+    """
+    return forward(q_BTNK, k_BTGK, v_BTGK, segments_BT)[0]
+
+
+def query_blocks(num_queries: int) -> list[tuple[int, int]]:
+    size = max(BLOCK, -(-num_queries // MAX_BLOCKS))
+    return [(i, min(i + size, num_queries)) for i in range(0, num_queries, size)]
+
+
+def scores(q_BGRTK, k_BGSK, segments_BT, start: int, end: int) -> jax.Array:
+    """Return s_BGRTS of the queries start..end, which see the keys 0..end."""
+    s_BGRTS = jnp.einsum(
+        "bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, start:end], k_BGSK[:, :, :end]
     )
-    return y_BTNK.astype(dtype)
+    mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    if segments_BT is not None:
+        same_BTS = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+        mask = (mask & same_BTS)[:, None, None]
+    return jnp.where(mask, s_BGRTS, MASKED)
+
+
+def heads_first(x_BTNK: jax.Array, num_kv_heads: int) -> jax.Array:
+    batch, time, _, width = x_BTNK.shape
+    x_BTGRK = x_BTNK.astype(jnp.float32).reshape(batch, time, num_kv_heads, -1, width)
+    return x_BTGRK.transpose(0, 2, 3, 1, 4)
+
+
+def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
+    num_kv_heads, width = k_BTGK.shape[2:]
+    q_BGRTK = heads_first(q_BTNK, num_kv_heads) * width**-0.5
+    k_BGSK = heads_first(k_BTGK, num_kv_heads)[:, :, 0]
+    v_BGSK = heads_first(v_BTGK, num_kv_heads)[:, :, 0]
+    ys, logs = [], []
+    for start, end in query_blocks(q_BTNK.shape[1]):
+        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
+        max_BGRT1 = jnp.max(s_BGRTS, -1, keepdims=True)
+        e_BGRTS = jnp.exp(s_BGRTS - max_BGRT1)
+        sum_BGRT1 = jnp.sum(e_BGRTS, -1, keepdims=True)
+        # Divided after the product: K numbers a query, not S.
+        y_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", e_BGRTS, v_BGSK[:, :, :end])
+        ys.append(y_BGRTK / sum_BGRT1)
+        logs.append(max_BGRT1 + jnp.log(sum_BGRT1))
+    y_BTNK = jnp.concatenate(ys, 3).transpose(0, 3, 1, 2, 4).reshape(q_BTNK.shape)
+    y_BTNK = y_BTNK.astype(q_BTNK.dtype)
+    return y_BTNK, (q_BGRTK, k_BGSK, v_BGSK, y_BTNK, logs, segments_BT)
+
+
+def backward(saved, dy_BTNK: jax.Array):
+    q_BGRTK, k_BGSK, v_BGSK, y_BTNK, logs, segments_BT = saved
+    batch, num_kv_heads, _, time, width = q_BGRTK.shape
+    dtype = dy_BTNK.dtype
+    dy_BGRTK = heads_first(dy_BTNK, num_kv_heads)
+    dot_BTN1 = jnp.sum(
+        dy_BTNK.astype(jnp.float32) * y_BTNK.astype(jnp.float32), -1, keepdims=True
+    )
+    dot_BGRT1 = heads_first(dot_BTN1, num_kv_heads)
+    dqs = []
+    # Key gradients lie head width first: XLA for CPUs multiplies in this order 2 to 3
+    # times faster.
+    dk_BGKS = jnp.zeros((batch, num_kv_heads, width, time))
+    dv_BGKS = dk_BGKS
+    for (start, end), log_BGRT1 in zip(query_blocks(time), logs, strict=True):
+        block = slice(start, end)
+        q, dy = q_BGRTK[:, :, :, block], dy_BGRTK[:, :, :, block]
+        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
+        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)
+        dp_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", dy, v_BGSK[:, :, :end])
+        ds_BGRTS = p_BGRTS * (dp_BGRTS - dot_BGRT1[:, :, :, block])
+        dqs.append(jnp.einsum("bgrts,bgsk->bgrtk", ds_BGRTS, k_BGSK[:, :, :end]))
+        dk_BGKS = dk_BGKS.at[..., :end].add(jnp.einsum("bgrtk,bgrts->bgks", q, ds_BGRTS))
+        dv_BGKS = dv_BGKS.at[..., :end].add(jnp.einsum("bgrtk,bgrts->bgks", dy, p_BGRTS))
+    dq_BGRTK = jnp.concatenate(dqs, 3) * width**-0.5
+    dq_BTNK = dq_BGRTK.transpose(0, 3, 1, 2, 4).reshape(dy_BTNK.shape)
+    dk_BTGK, dv_BTGK = (x.transpose(0, 3, 1, 2) for x in (dk_BGKS, dv_BGKS))
+    return dq_BTNK.astype(dtype), dk_BTGK.astype(dtype), dv_BTGK.astype(dtype), None
+
+
+blockwise_attention.defvjp(forward, backward)
 
 
 def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:

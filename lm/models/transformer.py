@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lm.models.attention import attend, positions_in_segment, rotate
+from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
+from lm.models.layers import matmul
 from lm.task import Task, next_token_task
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -31,7 +32,7 @@ SAVEABLE = {  # what the backward pass may keep; None: everything
         DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
     ),
 }
-ATTENTION = ("auto", "xla", "cudnn")
+ATTENTION = ("auto", "blockwise", "xla", "cudnn")
 
 
 @dataclass
@@ -50,7 +51,7 @@ class TransformerConfig:
     dropout: float = 0.0
     init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
     remat: str = "none"  # recompute in the backward pass: none | full | dots
-    attention: str = "auto"  # auto (cuDNN flash on a GPU in 16 bits) | xla | cudnn
+    attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
 
     def validate(self, seq_len: int) -> None:
@@ -132,6 +133,7 @@ def linear(
         num_out,
         use_bias=config.bias,
         kernel_init=initializer(config, residual),
+        dot_general=lambda x, w, *_, **__: matmul(x, w),
         rngs=rngs,
     )
 
@@ -163,10 +165,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD, positions_BT, segments_BT) -> jax.Array:
         q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
-        mask_B1TT = None
-        if segments_BT is not None:
-            mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, mask_B1TT, True, self.implementation)
+        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, self.implementation)
         return self.out(y_BTNK.reshape(x_BTD.shape))
 
     def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
@@ -177,7 +176,7 @@ class Attention(nnx.Module):
         v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
         # Slots beyond a row's own position hold nothing yet, or padding of its prompt.
         mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
-        y_BTNK = attend(q_BTNK, k_BSGK, v_BSGK, mask_B1TS, False, "xla")
+        y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS)
         return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
 
 
@@ -277,7 +276,7 @@ class Transformer(nnx.Module):
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         if self.output is None:
-            return x_BTD @ self.embedding[...].T
+            return matmul(x_BTD, self.embedding[...].T)
         return self.output(x_BTD)
 
     def cache(self, batch_size: int, length: int):

@@ -36,11 +36,11 @@ def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     operands = [
         {str(x.aval.dtype) for x in equation.invars} for equation in products(program.jaxpr)
     ]
-    # Four of attention's layers, its two products, two of the MLP, and the head. CPUs have
-    # no float16 product for attention's two, which are in float32 there.
+    # Four of attention's layers, its two products, two of the MLP, and the head. On a CPU
+    # attention's two are in float32.
     assert len(operands) == 9
     wide = [dtypes for dtypes in operands if dtypes != {compute}]
-    assert wide == [{"float32"}] * (2 if compute == "float16" else 0)
+    assert wide == [{"float32"}] * 2
     grads = jax.grad(lambda p: task.loss(p, BATCH, None)[0])(params)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     loss = task.loss(params, BATCH, None)[0]

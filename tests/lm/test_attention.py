@@ -1,0 +1,106 @@
+"""Attention's kernels are equal in values and gradients, and each platform has its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.models.attention import attend, choose_kernel, query_blocks
+from lm.models.layers import matmul
+
+
+def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(time), 4)
+    shapes = [(2, time, n, width) for n in (heads, kv_heads, kv_heads, heads)]
+    return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
+
+
+def values_and_gradients(kernel, q, k, v, dy, segments):
+    def run(q, k, v, dy):
+        y, pull = jax.vjp(lambda *x: attend(*x, segments, kernel), q, k, v)
+        return y, *pull(dy)
+
+    return jax.jit(run)(q, k, v, dy)
+
+
+def segments_of(time):
+    """Documents that end off the blocks' borders, then padding."""
+    row = jnp.searchsorted(jnp.array([time // 5, time // 2, time - 3]), jnp.arange(time))
+    return jnp.stack([row + 1, jnp.where(jnp.arange(time) < time - 3, 1, 0)])
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("time", [12, 64, 130])
+def test_blockwise_equals_full(time, segmented, kv_heads):
+    q, k, v, dy = inputs(time, kv_heads=kv_heads)
+    segments = segments_of(time) if segmented else None
+    ours = values_and_gradients("blockwise", q, k, v, dy, segments)
+    full = values_and_gradients("xla", q, k, v, dy, segments)
+    for a, b in zip(ours, full, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_blockwise_keeps_its_type_and_computes_in_float32():
+    arrays = inputs(70, dtype=jnp.bfloat16)
+    ours = values_and_gradients("blockwise", *arrays, None)
+    wide = values_and_gradients("xla", *(x.astype(jnp.float32) for x in arrays), None)
+    for a, b in zip(ours, wide, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Results are rounded to 8 bits, and so is y, which the gradients are made with.
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(np.float32(a) / scale, b / scale, atol=2**-8)
+
+
+def test_huge_scores_do_not_overflow():
+    q, k, v, dy = inputs(70)
+    ours = values_and_gradients("blockwise", 3e3 * q, 3e3 * k, v, dy, None)
+    assert all(jnp.isfinite(x).all() for x in ours)
+    np.testing.assert_allclose(ours[0][:, 0], v[:, 0], rtol=1e-6)  # one key: its value
+
+
+@pytest.mark.parametrize("time, num", [(1, 1), (64, 1), (65, 2), (512, 8), (4096, 8)])
+def test_blocks_cover_the_queries(time, num):
+    blocks = query_blocks(time)
+    assert len(blocks) == num
+    covered = [i for start, end in blocks for i in range(start, end)]
+    assert covered == list(range(time))
+
+
+def test_no_square_array_outlives_its_block():
+    time = 512
+    q, k, v, _ = inputs(time, heads=1, kv_heads=1)
+    _, pull = jax.vjp(lambda *x: attend(*x, None, "blockwise"), q, k, v)
+    assert max(x.size for x in jax.tree.leaves(pull)) <= q.size
+
+
+@pytest.mark.parametrize(
+    "backend, dtype, width, kernel",
+    [
+        ("cpu", jnp.float32, 32, "blockwise"),
+        ("cpu", jnp.bfloat16, 64, "blockwise"),
+        ("gpu", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", jnp.float16, 128, "cudnn"),
+        ("gpu", jnp.bfloat16, 256, "xla"),
+        ("gpu", jnp.bfloat16, 12, "xla"),
+        ("gpu", jnp.float32, 64, "xla"),
+        ("tpu", jnp.bfloat16, 128, "xla"),
+    ],
+)
+def test_kernel_by_platform(backend, dtype, width, kernel):
+    assert choose_kernel("auto", jnp.dtype(dtype), width, backend) == kernel
+    assert choose_kernel("xla", jnp.dtype(dtype), width, backend) == "xla"
+
+
+@pytest.mark.parametrize("num_in, num_out", [(3, 7), (7, 3), (5, 5)])
+@pytest.mark.parametrize("leading", [(4,), (2, 4)])
+def test_matmul_has_the_gradients_of_the_plain_product(leading, num_in, num_out):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (*leading, num_in))
+    w = jax.random.normal(keys[1], (num_in, num_out))
+    dy = jax.random.normal(keys[2], (*leading, num_out))
+    y, pull = jax.vjp(matmul, x, w)
+    expected, expected_pull = jax.vjp(jnp.matmul, x, w)
+    np.testing.assert_array_equal(y, expected)
+    for a, b in zip(pull(dy), expected_pull(dy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
