@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs.base import Experiment
+from experiments import allocator
 
 DEVICES = flags.DEFINE_integer(
     "devices", 0, "Emulate this many CPU devices where there is no accelerator."
@@ -30,6 +31,12 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+ALLOCATOR = flags.DEFINE_enum(
+    "allocator",
+    "mimalloc",
+    ["mimalloc", "system"],
+    "Of JAX on a CPU. It is chosen before flags are read, by experiments/allocator.py.",
+)
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 
@@ -150,12 +157,22 @@ def workdir() -> pathlib.Path:
 
 
 def start_jax() -> None:
-    """Join the other processes where there are any; set devices and the cache."""
+    """Set devices and the compilation cache; join the other processes if there are any."""
     if DEVICES.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    if DEVICES.value <= 1:
+        # One CPU device gains nothing from two steps at once, but would hold the buffers of
+        # both. Other devices ignore this.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.config.jax_compilation_cache_dir is None:
         cache = pathlib.Path("~/.cache/lockstep/xla").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    join_processes()
+    if allocator.is_loaded():
+        say("mimalloc keeps freed memory; --allocator=system switches it off")
+
+
+def join_processes() -> None:
     if COORDINATOR.value:
         jax.distributed.initialize(
             COORDINATOR.value,
