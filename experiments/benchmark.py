@@ -1,167 +1,192 @@
-"""What the framework costs: a step of Lockstep against the same mathematics in bare JAX.
+"""Tokens per second of Lockstep, bare JAX and nanoGPT on the same cores, in turns.
 
-python -m experiments.benchmark --config=configs/tiny.py --devices=1 --rounds=7
+python -m experiments.benchmark --shape=small --rounds=9
+    [--nanogpt=FOLDER --pytorch_python=venv/bin/python] [--only=lockstep,bare]
 
-Both run in this process on the same batches and the same initial parameters, in turns; the
-figure is the median over rounds of the ratio of their times. Their losses are compared too,
-so that what is timed is the same work.
+Each side is a process of its own and trains the same GPT-2 on the same random tokens.
+One after the other takes a few steps; the figures are medians over the rounds, and each
+ratio is the median of the ratios within a round, for other users of the machine slow all
+sides alike. Also timed in turns: products of 4096 x 4096 matrices, the machine's limit.
 """
 
+import json
+import pathlib
+import random
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
-from absl import flags
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from absl import app, flags
 
-from configs.base import Experiment
-from experiments import startup
-from experiments.build import build, check
-from lm.data.pipeline import prepare, train_batches
+from experiments.contender import PRODUCT, SHAPE, SHAPES, Shape
 
-CONFIG = startup.define_config()
-ROUNDS = flags.DEFINE_integer("rounds", 7, "How often both take turns.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps_per_round", 10, "Steps of each turn.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "How often all take turns.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps_per_round", 3, "Steps of each turn.", lower_bound=1)
+NANOGPT = flags.DEFINE_string("nanogpt", None, "A clone of github.com/karpathy/nanoGPT.")
+PYTORCH_PYTHON = flags.DEFINE_string(
+    "pytorch_python", sys.executable, "A Python that has PyTorch."
+)
+ONLY = flags.DEFINE_list("only", None, "The sides to run; default: all.")
+REFERENCES = ("nanogpt-eager", "lockstep")  # what the others are compared with
 
 
-class Bare(NamedTuple):
-    params: dict
-    opt: optax.OptState
+class Side(NamedTuple):
+    """The processes of one side; the first one speaks."""
+
+    commands: list[list[str]]
+
+    def start(self) -> list[subprocess.Popen]:
+        return [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for command in self.commands
+        ]
 
 
-def bare_loss(params: dict, batch: dict, num_heads: int) -> jax.Array:
-    """Return the mean loss of a Llama-shaped transformer, written out in one place."""
-    tokens, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
-    index = jnp.arange(tokens.shape[1])
-    first = segments != jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
-    positions = index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
-    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-
-    def norm(x, w):
-        return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * w["scale"]
-
-    def heads(x):
-        return x.reshape(*x.shape[:2], num_heads, -1)
-
-    def rotate(x):
-        half = x.shape[-1] // 2
-        angle = positions[:, :, None, None] * 10_000.0 ** (-jnp.arange(half) / half)
-        a, b = jnp.split(x, 2, -1)
-        sin, cos = jnp.sin(angle), jnp.cos(angle)
-        return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-    x = params["embedding"][tokens]
-    for layer in params["layers"].values():
-        attention, mlp = layer["attention"], layer["mlp"]
-        h = norm(x, layer["attention_norm"])
-        q, k, v = (heads(h @ attention[n]["kernel"]) for n in ("query", "key", "value"))
-        y = jax.nn.dot_product_attention(rotate(q), rotate(k), v, mask=mask, is_causal=True)
-        x = x + y.reshape(x.shape) @ attention["out"]["kernel"]
-        h = norm(x, layer["mlp_norm"])
-        gated = jax.nn.silu(h @ mlp["gate"]["kernel"]) * (h @ mlp["up"]["kernel"])
-        x = x + gated @ mlp["down"]["kernel"]
-    logits = norm(x, params["final_norm"]) @ params["embedding"].T
-    labels, next_segments = batch["tokens"][:, 1:], batch["segments"][:, 1:]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    counts = (next_segments == segments) & (next_segments > 0)
-    return jnp.sum(losses * counts) / jnp.sum(counts)
-
-
-def bare_step(config: Experiment, mesh: Mesh) -> tuple[Callable, Callable]:
-    """Return (init, step) of the plain program: jit, shardings, optax, nothing else."""
-    c = config.optim
-    warmup = max(c.warmup_steps, 1)
-    rate = optax.join_schedules(
-        [
-            optax.linear_schedule(c.learning_rate / warmup, c.learning_rate, warmup - 1),
-            optax.cosine_decay_schedule(
-                c.learning_rate, config.steps - warmup, c.final_fraction
-            ),
-        ],
-        [warmup],
-    )
-    tx = optax.chain(
-        optax.clip_by_global_norm(c.clip_norm),
-        optax.adamw(
-            rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
-        ),
-    )  # fmt: skip
-    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-
-    @partial(
-        jax.jit, in_shardings=(whole, rows), out_shardings=(whole, whole), donate_argnums=0
-    )
-    def step(state: Bare, batch: dict) -> tuple[Bare, jax.Array]:
-        loss = partial(bare_loss, num_heads=config.model.num_heads)
-        value, grads = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        return Bare(optax.apply_updates(state.params, updates), opt), value
-
-    return jax.jit(lambda params: Bare(params, tx.init(params)), out_shardings=whole), step
-
-
-def timed(step: Callable, state, batches: list) -> tuple[object, float, list]:
-    results = []
-    start = time.perf_counter()
-    for batch in batches:
-        state, result = step(state, batch)
-        results.append(result)
-    jax.block_until_ready((state, results))
-    return state, (time.perf_counter() - start) / len(batches), results
-
-
-def main() -> None:
-    with startup.user_errors():
-        config = startup.load_config(CONFIG)
-        m, o = config.model, config.optim
-        shape = (m.norm, m.activation, m.positions, m.bias, m.tied, o.name, o.schedule)
-        llama = ("rmsnorm", "swiglu", "rotary", False, True, "adamw", "cosine")
-        if shape != llama or m.num_kv_heads or m.dropout:
-            raise ValueError(f"the bare program is written for {llama}, not {shape}")
-        startup.start_jax()
-        mesh = check(config)
-        data = prepare(config.data)
-    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    host = list(
-        train_batches(data.train, config.seed, config.data.batch_size, 0, STEPS.value)
-    )
-    ours = program.init(jax.random.key(config.seed))
-    init, step = bare_step(config, mesh)
-    bare = init(jax.tree.map(jnp.copy, program.params(ours)))
-    batches = [program.place(batch) for batch in host]
-    rows = NamedSharding(mesh, P("data"))
-    bare_batches = [
-        {k: v for k, v in jax.device_put(b, rows).items() if k != "row"} for b in host
+def ours(contender: str, *arguments: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "experiments.contender", f"--shape={SHAPE.value}"),
+        f"--contender={contender}",
+        *arguments,
     ]
-    ours, _, metrics = timed(program.step, ours, batches)  # compiles
-    bare, _, values = timed(step, bare, bare_batches)
-    worst = max(
-        abs(float(m["loss"] / m["tokens"]) / float(v) - 1)
-        for m, v in zip(metrics, values, strict=True)
-    )
-    print(f"largest relative difference of the losses: {worst:.1e}")
-    ratios = []
-    for index in range(ROUNDS.value):
-        ours, a, _ = timed(program.step, ours, batches)
-        bare, b, _ = timed(step, bare, bare_batches)
-        ratios.append(a / b)
-        print(
-            f"round {index + 1}: Lockstep {a * 1e3:.2f} ms, bare JAX {b * 1e3:.2f} ms, "
-            f"ratio {a / b:.3f}",
-            flush=True,
+
+
+def sides(shape: Shape) -> dict[str, Side]:
+    port = random.randint(20_000, 40_000)
+    two = [
+        ours(
+            "lockstep",
+            "--strategy=shard_map",
+            f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={i}",
         )
+        for i in range(2)
+    ]
+    found = {
+        "products": Side([ours("products")]),
+        "lockstep": Side([ours("lockstep")]),
+        "lockstep, system allocator": Side([ours("lockstep", "--allocator=system")]),
+        "lockstep, jit x 8 devices": Side([ours("lockstep", "--devices=8")]),
+        "lockstep, shard_map x 8 devices": Side(
+            [ours("lockstep", "--devices=8", "--strategy=shard_map")]
+        ),
+        "lockstep, 2 processes": Side(two),
+        "bare JAX": Side([ours("bare", "--allocator=system")]),
+        "bare JAX, mimalloc": Side([ours("bare")]),
+    }
+    if NANOGPT.value:
+        script = str(pathlib.Path(__file__).with_name("nanogpt.py"))
+        numbers = [
+            shape.vocab_size,
+            shape.width,
+            shape.num_layers,
+            shape.num_heads,
+            shape.seq_len,
+            shape.batch_size,
+        ]
+        for variant in ("eager", "fused", "compiled"):
+            found[f"nanogpt-{variant}"] = Side(
+                [[PYTORCH_PYTHON.value, script, NANOGPT.value, variant, *map(str, numbers)]]
+            )
+    return found
+
+
+def answer(processes: list[subprocess.Popen]) -> dict:
+    """Return the first process's next JSON line, once all have given theirs."""
+    answers = []
+    for process in processes:
+        for line in process.stdout:
+            if line.startswith("{"):
+                answers.append(json.loads(line))
+                break
+        else:
+            raise RuntimeError(f"{process.args} ended:\n{process.stderr.read()[-2000:]}")
+    answers[0]["peak"] = sum(a.get("peak", 0) for a in answers)
+    return answers[0]
+
+
+def turn(processes: list[subprocess.Popen], steps: int) -> dict:
+    for process in processes:
+        process.stdin.write(f"{steps}\n")
+        process.stdin.flush()
+    return answer(processes)
+
+
+def flops_per_token(shape: Shape) -> float:
+    """Count a training step's products: 6 N + 12 L T D (Chowdhery et al. 2022, appendix B).
+
+    N counts the matrices; the embedding counts once, as the head. Attention counts in
+    full, though half of it is masked.
+    """
+    matrices = 12 * shape.num_layers * shape.width**2 + shape.vocab_size * shape.width
+    return 6 * matrices + 12 * shape.num_layers * shape.seq_len * shape.width
+
+
+def main(argv: list[str]) -> None:
+    shape = SHAPES[SHAPE.value]
+    chosen = sides(shape)
+    if ONLY.value:
+        unknown = set(ONLY.value) - set(chosen)
+        if unknown:
+            raise app.UsageError(f"--only={unknown}: choose from {', '.join(chosen)}")
+        chosen = {name: chosen[name] for name in chosen if name in ONLY.value}
+    running, first_step, loss = {}, {}, {}
+    try:
+        for name, side in chosen.items():
+            began = time.perf_counter()
+            running[name] = side.start()
+            loss[name] = answer(running[name])["loss"]
+            first_step[name] = time.perf_counter() - began
+            print(f"{name}: first step after {first_step[name]:.1f} s", file=sys.stderr)
+        seconds = {name: [] for name in running}
+        peak = {}
+        for index in range(ROUNDS.value):
+            for name, processes in running.items():
+                result = turn(processes, STEPS.value)
+                if not result["finite"]:
+                    raise RuntimeError(f"{name}: the loss is not finite")
+                seconds[name].append(result["seconds"] / STEPS.value)
+                peak[name] = result["peak"]
+            print(f"round {index + 1} of {ROUNDS.value}", file=sys.stderr)
+    finally:
+        for processes in running.values():
+            for process in processes:
+                process.kill()
+    report(shape, seconds, peak, first_step, loss)
+
+
+def report(shape: Shape, seconds: dict, peak: dict, first_step: dict, loss: dict) -> None:
+    limit = None
+    if "products" in seconds:
+        limit = 2 * PRODUCT**3 / statistics.median(seconds.pop("products"))
+        print(f"products of {PRODUCT} x {PRODUCT}: {limit / 1e9:.0f} GFLOP/s\n")
+    references = [name for name in REFERENCES if name in seconds]
     print(
-        f"{config.parallel.strategy} over {mesh.size}: median ratio "
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        "| | tokens/s | "
+        + " | ".join(f"times {name}" for name in references)
+        + " | of the limit | peak memory | first step | first loss |"
     )
+    print("|---|---|" + "---|" * len(references) + "---|---|---|---|")
+    tokens = shape.batch_size * shape.seq_len
+    for name, times in seconds.items():
+        rate = tokens / statistics.median(times)
+        ratios = [
+            statistics.median(b / a for a, b in zip(times, seconds[r], strict=True))
+            for r in references
+        ]
+        share = f"{rate * flops_per_token(shape) / limit:.0%}" if limit else ""
+        cells = [f"{rate:.0f}", *(f"{ratio:.2f}" for ratio in ratios), share]
+        cells += [f"{peak[name] / 1e9:.2f} GB", f"{first_step[name]:.1f} s"]
+        print(f"| {name} | " + " | ".join(cells) + f" | {loss[name]:.4f} |")
 
 
 if __name__ == "__main__":
-    startup.run(main)
+    app.run(main)
