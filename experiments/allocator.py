@@ -27,7 +27,7 @@ ACCELERATORS = ("nvidia0", "accel0", "vfio/0", "kfd")  # in /dev; vfio: newer TP
 def preload() -> None:
     """Start this process again under mimalloc, if it is wanted and not yet there."""
     if is_loaded():
-        del os.environ["LD_PRELOAD"]  # the processes that this one starts choose anew
+        os.environ.pop("LD_PRELOAD", None)  # the processes that this one starts choose anew
         return
     library = find_library()
     if library and is_wanted(sys.orig_argv, os.environ, pathlib.Path("/dev")):

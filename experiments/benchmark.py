@@ -11,16 +11,15 @@ sides alike. Also timed in turns: products of 4096 x 4096 matrices, the machine'
 
 import json
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 import time
-from typing import NamedTuple
 
 from absl import app, flags
 
 from experiments.contender import PRODUCT, SHAPE, SHAPES, Shape
+from experiments.launch import free_port
 
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often all take turns.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps_per_round", 3, "Steps of each turn.", lower_bound=1)
@@ -32,22 +31,13 @@ ONLY = flags.DEFINE_list("only", None, "The sides to run; default: all.")
 REFERENCES = ("nanogpt-eager", "lockstep")  # what the others are compared with
 
 
-class Side(NamedTuple):
-    """The processes of one side; the first one speaks."""
-
-    commands: list[list[str]]
-
-    def start(self) -> list[subprocess.Popen]:
-        return [
-            subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for command in self.commands
-        ]
+def start(commands: list[list[str]]) -> list[subprocess.Popen]:
+    """Start the processes of one side; the first one speaks."""
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for command in commands
+    ]
 
 
 def ours(contender: str, *arguments: str) -> list[str]:
@@ -58,8 +48,9 @@ def ours(contender: str, *arguments: str) -> list[str]:
     ]
 
 
-def sides(shape: Shape) -> dict[str, Side]:
-    port = random.randint(20_000, 40_000)
+def sides(shape: Shape) -> dict[str, list[list[str]]]:
+    """Map the name of each side to the commands of its processes."""
+    port = free_port()
     two = [
         ours(
             "lockstep",
@@ -71,16 +62,16 @@ def sides(shape: Shape) -> dict[str, Side]:
         for i in range(2)
     ]
     found = {
-        "products": Side([ours("products")]),
-        "lockstep": Side([ours("lockstep")]),
-        "lockstep, system allocator": Side([ours("lockstep", "--allocator=system")]),
-        "lockstep, jit x 8 devices": Side([ours("lockstep", "--devices=8")]),
-        "lockstep, shard_map x 8 devices": Side(
-            [ours("lockstep", "--devices=8", "--strategy=shard_map")]
-        ),
-        "lockstep, 2 processes": Side(two),
-        "bare JAX": Side([ours("bare", "--allocator=system")]),
-        "bare JAX, mimalloc": Side([ours("bare")]),
+        "products": [ours("products")],
+        "lockstep": [ours("lockstep")],
+        "lockstep-system-allocator": [ours("lockstep", "--allocator=system")],
+        "lockstep-jit-8-devices": [ours("lockstep", "--devices=8")],
+        "lockstep-shard_map-8-devices": [
+            ours("lockstep", "--devices=8", "--strategy=shard_map")
+        ],
+        "lockstep-2-processes": two,
+        "bare": [ours("bare", "--allocator=system")],
+        "bare-mimalloc": [ours("bare")],
     }
     if NANOGPT.value:
         script = str(pathlib.Path(__file__).with_name("nanogpt.py"))
@@ -93,9 +84,9 @@ def sides(shape: Shape) -> dict[str, Side]:
             shape.batch_size,
         ]
         for variant in ("eager", "fused", "compiled"):
-            found[f"nanogpt-{variant}"] = Side(
-                [[PYTORCH_PYTHON.value, script, NANOGPT.value, variant, *map(str, numbers)]]
-            )
+            found[f"nanogpt-{variant}"] = [
+                [PYTORCH_PYTHON.value, script, NANOGPT.value, variant, *map(str, numbers)]
+            ]
     return found
 
 
@@ -140,9 +131,9 @@ def main(argv: list[str]) -> None:
         chosen = {name: chosen[name] for name in chosen if name in ONLY.value}
     running, first_step, loss = {}, {}, {}
     try:
-        for name, side in chosen.items():
+        for name, commands in chosen.items():
             began = time.perf_counter()
-            running[name] = side.start()
+            running[name] = start(commands)
             loss[name] = answer(running[name])["loss"]
             first_step[name] = time.perf_counter() - began
             print(f"{name}: first step after {first_step[name]:.1f} s", file=sys.stderr)

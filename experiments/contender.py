@@ -2,16 +2,10 @@
 
 python -m experiments.contender --contender=lockstep --shape=small
 
-Says {"ready"} after its first step, then takes a number of steps for each line that it
-reads, and says how many seconds they took.
+It speaks as experiments/turns.py says.
 """
 
 import dataclasses
-import json
-import math
-import resource
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -24,6 +18,7 @@ from absl import flags
 from configs.base import Experiment
 from experiments import startup
 from experiments.build import build, build_task
+from experiments.turns import serve
 from lm.data.pipeline import DataConfig
 from lm.models.transformer import TransformerConfig
 from lm.optim import OptimConfig
@@ -157,24 +152,6 @@ def products(shape: Shape) -> Callable[[], float]:
     a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
     multiply = jax.jit(jnp.matmul)
     return lambda: float(multiply(a, a)[0, 0])
-
-
-def serve(step: Callable[[], float]) -> None:
-    """Take the first step, then as many as each line of input asks for, and one more.
-
-    That one comes first and is not timed: the system may have taken back the pages of a
-    process that waited for its turn.
-    """
-    print(json.dumps({"ready": True, "loss": step()}), flush=True)
-    for line in sys.stdin:
-        step()
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            loss = step()
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        finite = math.isfinite(loss)
-        print(json.dumps({"seconds": seconds, "peak": peak, "finite": finite}), flush=True)
 
 
 def main() -> None:

@@ -2,18 +2,15 @@
 
 PYTORCH_PYTHON experiments/nanogpt.py NANOGPT_FOLDER VARIANT VOCAB WIDTH LAYERS HEADS T B
 
-A script without imports from here, for an environment that holds PyTorch alone. VARIANT:
-eager, fused (AdamW), compiled. It speaks as experiments/contender.py does.
+A script for an environment that holds PyTorch alone. VARIANT: eager, fused (AdamW),
+compiled. It speaks as turns.py says.
 """
 
-import json
-import math
-import resource
 import sys
-import time
 
 import numpy as np
 import torch
+from turns import serve  # a script finds what lies beside it
 
 
 def main(folder: str, variant: str, *numbers: str) -> None:
@@ -44,16 +41,7 @@ def main(folder: str, variant: str, *numbers: str) -> None:
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    print(json.dumps({"ready": True, "loss": step()}), flush=True)
-    for line in sys.stdin:
-        step()  # not timed, as there
-        start = time.perf_counter()
-        for _ in range(int(line)):
-            loss = step()
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        finite = math.isfinite(loss)
-        print(json.dumps({"seconds": seconds, "peak": peak, "finite": finite}), flush=True)
+    serve(step)
 
 
 if __name__ == "__main__":
