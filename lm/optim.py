@@ -127,10 +127,10 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
     if c.clip_value:
         links.append(optax.clip(c.clip_value))
     if c.clip_adaptive:
-        links.append(optax.adaptive_grad_clip(c.clip_adaptive))
+        links.append(per_layer(optax.adaptive_grad_clip(c.clip_adaptive)))
     if c.clip_norm:
         links.append(optax.clip_by_global_norm(c.clip_norm))
-    links.append(OPTIMIZERS[c.name](c, decay_mask(c)))
+    links.append(per_layer(OPTIMIZERS[c.name](c, decay_mask(c))))
     links.append(
         # Injected, so that the state holds the rate in force and the log can show it.
         optax.inject_hyperparams(optax.scale_by_learning_rate, static_args="flip_sign")(
@@ -147,6 +147,35 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
             )
         )
     return optax.with_extra_args_support(optax.chain(*links))
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply `tx` to a stack of scanned layers as if each of them lay apart.
+
+    What looks at a parameter's shape or at a whole parameter (decay masks, trust ratios,
+    factors, orthogonalisation, unit-wise norms) then does the same with and without the
+    stack.
+    """
+
+    def split(tree):
+        rest = {name: child for name, child in tree.items() if name != "scanned_layers"}
+        return rest, {"layers": tree["scanned_layers"]}
+
+    def init(params):
+        if "scanned_layers" not in params:
+            return tx.init(params)
+        rest, stack = split(params)
+        return tx.init(rest), jax.vmap(tx.init)(stack)
+
+    def update(updates, state, params):
+        if "scanned_layers" not in params:
+            return tx.update(updates, state, params)
+        (updates, stack), (params, stacked_params) = split(updates), split(params)
+        updates, rest_state = tx.update(updates, state[0], params)
+        stack, stack_state = jax.vmap(tx.update)(stack, state[1], stacked_params)
+        return updates | {"scanned_layers": stack["layers"]}, (rest_state, stack_state)
+
+    return optax.GradientTransformation(init, update)
 
 
 def learning_rate(state: optax.OptState) -> jax.Array:

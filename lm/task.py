@@ -58,6 +58,7 @@ def next_token_task(
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
+    @jax.jit  # traced once, however often its shapes are asked for
     def init(key: Key) -> Params:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 

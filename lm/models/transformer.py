@@ -8,7 +8,9 @@ Shapes: B batch, T time, S cache length, D model width, N heads, G key/value hea
 K head width, F hidden width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,7 @@ class TransformerConfig:
     dropout: float = 0.0
     init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
     remat: str = "none"  # recompute in the backward pass: none | full | dots
+    scan_layers: bool = False  # stack the layers, compile one, loop over it
     attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
 
@@ -243,7 +246,14 @@ class Transformer(nnx.Module):
             if c.positions == "learned"
             else None
         )
-        self.layers = nnx.List([Block(c, rngs) for _ in range(c.num_layers)])
+        # Traced once for all layers: NNX traces in time quadratic in the keys drawn.
+        make_block = jax.jit(lambda key: Block(c, nnx.Rngs(key)))
+        keys_L = jax.random.split(rngs.params(), c.num_layers)
+        if c.scan_layers:
+            self.layers, self.scanned_layers = None, jax.vmap(make_block)(keys_L)
+        else:
+            self.layers = nnx.List([make_block(key) for key in keys_L])
+            self.scanned_layers = None
         self.final_norm = Norm(c)
         self.output = (
             None
@@ -264,15 +274,33 @@ class Transformer(nnx.Module):
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
         x_BTD = self.embed(tokens_BT, positions_BT)
         x_BTD = dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
-        for index, block in enumerate(self.layers):
+
+        def layer(x_BTD, block: Block, index) -> jax.Array:
             keys_B = row_keys_B
             if row_keys_B is not None:
                 keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
-            x_BTD = rematerialized(self.config.remat, block)(
-                x_BTD, positions_BT, segments_BT, keys_B
-            )
-            x_BTD = checkpoint_name(x_BTD, RESIDUAL)
-        return self.final_norm(x_BTD)
+            return block(x_BTD, positions_BT, segments_BT, keys_B)
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=SAVEABLE[self.config.remat])
+        if self.scanned_layers is None:
+            layer = jax.jit(layer)  # traced once for all layers
+            for index, block in enumerate(self.layers):
+                x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)
+            return self.final_norm(x_BTD)
+
+        def body(x_BTD, scanned):
+            return checkpoint_name(layer(x_BTD, *scanned), RESIDUAL), None
+
+        scanned_L = self.scanned_layers, jnp.arange(self.config.num_layers)
+        return self.final_norm(jax.lax.scan(body, x_BTD, scanned_L)[0])
+
+    def blocks(self) -> Sequence[Block]:
+        """Return the layers one by one, scanned or not."""
+        if self.scanned_layers is None:
+            return self.layers
+        indices = range(self.config.num_layers)
+        return [jax.tree.map(itemgetter(i), self.scanned_layers) for i in indices]
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         if self.output is None:
@@ -280,16 +308,16 @@ class Transformer(nnx.Module):
         return self.output(x_BTD)
 
     def cache(self, batch_size: int, length: int):
-        attention = self.layers[0].attention
-        shape = (batch_size, length, attention.num_kv_heads, attention.head_width)
-        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in self.layers]
+        c = self.config
+        shape = (batch_size, length, c.num_kv_heads or c.num_heads, c.width // c.num_heads)
+        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(c.num_layers)]
 
     def decode(self, cache, tokens_BT: jax.Array, start_B: jax.Array):
         """Return logits_BTV and the cache, with each row's tokens written at start_B."""
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT, positions_BT)
         new_cache = []
-        for block, layer_cache in zip(self.layers, cache, strict=True):
+        for block, layer_cache in zip(self.blocks(), cache, strict=True):
             x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
             new_cache.append(layer_cache)
         return self.head(self.final_norm(x_BTD)), new_cache
@@ -318,13 +346,6 @@ class Norm(nnx.Module):
         if self.bias is not None:
             y_BTD += self.bias[...]
         return y_BTD.astype(x_BTD.dtype)
-
-
-def rematerialized(policy: str, block: Block):
-    """Wrap a block so that its backward pass recomputes: all of it, or all but dots."""
-    if policy == "none":
-        return block
-    return jax.checkpoint(block.__call__, policy=SAVEABLE[policy])
 
 
 def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:

@@ -156,6 +156,42 @@ SHAPES = {  # (warmup 10, peak 1, 110 steps in all): value at 60 and at the end,
 }
 
 
+@pytest.mark.parametrize("mask", DECAY_MASKS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scanned_layers_are_updated_like_layers_apart(name, mask):
+    keys = jax.random.split(jax.random.key(0), 3)
+    layers = {
+        i: {"kernel": jax.random.normal(key, (32, 48)), "bias": jnp.full(48, i + 1.0)}
+        for i, key in enumerate(keys)
+    }
+    embedding = jax.random.normal(jax.random.key(1), (40, 32))
+    config = OptimConfig(name=name, decay_mask=mask, clip_adaptive=0.01, warmup_steps=2)
+    tx = optimizer(config, 100)
+
+    def stack(layers):
+        return jax.tree.map(lambda *x: jnp.stack(x), *layers.values())
+
+    @jax.jit
+    def three_updates(params):
+        state = tx.init(params)
+        for _ in range(3):
+            grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
+            updates, state = tx.update(grads, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    apart = three_updates({"embedding": embedding, "layers": layers})
+    scanned = three_updates({"embedding": embedding, "scanned_layers": stack(layers)})
+    expected = {
+        "embedding": apart["embedding"], "scanned_layers": stack(apart["layers"])
+    }  # fmt: skip
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        scanned,
+        expected,
+    )
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule_shapes(name):
     rate = schedule(

@@ -23,6 +23,7 @@ SHAPES = {
     },
     "relu_he": {"activation": "relu", "init": "he", "num_kv_heads": 1},
     "xavier": {"init": "xavier", "positions": "rotary", "tied": False},
+    "scanned": {"scan_layers": True, "num_kv_heads": 2},
 }
 
 
@@ -46,6 +47,10 @@ def random_batch(seed=0, rows=3, segments=None):
     if segments is not None:
         batch["segments"] = jnp.broadcast_to(jnp.asarray(segments), batch["tokens"].shape)
     return batch
+
+
+def one_of(stack, index):
+    return jax.tree.map(lambda x: x[index], stack)
 
 
 def oracle_logits(config, params, tokens):
@@ -77,7 +82,7 @@ def oracle_logits(config, params, tokens):
     if config.positions == "learned":
         x = x + p["position_embedding"][: len(tokens)]
     for i in range(config.num_layers):
-        layer = p["layers"][i]
+        layer = p["layers"][i] if "layers" in p else one_of(p["scanned_layers"], i)
         h = norm(x, layer["attention_norm"])
         q, k, v = (linear(h, layer["attention"][n]) for n in ("query", "key", "value"))
         outputs = []
@@ -166,6 +171,47 @@ def test_chunked_loss_and_remat_change_nothing():
             grads(**changes),
             plain,
         )
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_scanned_layers_are_the_layers(remat):
+    config, task, apart = make("llama", dropout=0.1, remat=remat, num_layers=3)
+    _, scanned_task, stacked = make(
+        "llama", dropout=0.1, remat=remat, num_layers=3, scan_layers=True
+    )
+    np.testing.assert_array_equal(apart["embedding"], stacked["embedding"])
+    for i in range(config.num_layers):
+        np.testing.assert_array_equal(
+            apart["layers"][i]["mlp"]["gate"]["kernel"],
+            stacked["scanned_layers"]["mlp"]["gate"]["kernel"][i],
+        )
+    stacked = {name: child for name, child in apart.items() if name != "layers"} | {
+        "scanned_layers": jax.tree.map(lambda *x: jnp.stack(x), *apart["layers"].values())
+    }
+    batch = random_batch(segments=[1] * 9 + [2] * 4)
+
+    def loss_and_grads(task, params):
+        grad = jax.value_and_grad(lambda p: task.loss(p, batch, jax.random.key(5))[0])
+        return jax.jit(grad)(params)
+
+    loss, grads = loss_and_grads(task, apart)
+    scanned_loss, scanned_grads = loss_and_grads(scanned_task, stacked)
+    np.testing.assert_allclose(scanned_loss, loss, rtol=1e-6)
+    for i in range(config.num_layers):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            one_of(scanned_grads["scanned_layers"], i),
+            grads["layers"][i],
+        )
+
+
+def test_a_scanned_program_is_as_long_with_more_layers():
+    def length(num_layers):
+        _, task, params = make(scan_layers=True, num_layers=num_layers)
+        grad = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
+        return grad.lower(params, random_batch()).as_text().count("\n")
+
+    assert length(2) == length(6)
 
 
 def test_chunked_loss_never_holds_all_logits():
