@@ -18,7 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
-from lm.models.layers import matmul
+from lm.models.layers import gelu, matmul
 from lm.task import Task, next_token_task
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -199,7 +199,7 @@ class MLP(nnx.Module):
         if self.gate is not None:
             h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
         elif self.activation == "gelu":
-            h_BTF = jax.nn.gelu(h_BTF)
+            h_BTF = gelu(h_BTF)
         else:
             h_BTF = jax.nn.relu(h_BTF)
         return self.down(h_BTF)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lm.models.attention import attend, choose_kernel, query_blocks
-from lm.models.layers import matmul
 
 
 def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
@@ -90,17 +89,3 @@ def test_no_square_array_outlives_its_block():
 def test_kernel_by_platform(backend, dtype, width, kernel):
     assert choose_kernel("auto", jnp.dtype(dtype), width, backend) == kernel
     assert choose_kernel("xla", jnp.dtype(dtype), width, backend) == "xla"
-
-
-@pytest.mark.parametrize("num_in, num_out", [(3, 7), (7, 3), (5, 5)])
-@pytest.mark.parametrize("leading", [(4,), (2, 4)])
-def test_matmul_has_the_gradients_of_the_plain_product(leading, num_in, num_out):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (*leading, num_in))
-    w = jax.random.normal(keys[1], (num_in, num_out))
-    dy = jax.random.normal(keys[2], (*leading, num_out))
-    y, pull = jax.vjp(matmul, x, w)
-    expected, expected_pull = jax.vjp(jnp.matmul, x, w)
-    np.testing.assert_array_equal(y, expected)
-    for a, b in zip(pull(dy), expected_pull(dy), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
