@@ -60,14 +60,15 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
     return task, build_program(config.parallel, learner, mesh)
 
 
-def abstract_batch(config: Experiment, program: Program):
-    """Return the shapes and shardings of a batch as the program's step takes it."""
+def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
+    """Compile the program's step ahead of time; neither a state nor data need exist."""
     local = config.data.batch_size // jax.process_count()
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
     if config.data.packing == "first_fit":
         batch["segments"] = tokens
-    return jax.tree.map(
+    abstract_batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         program.place(batch),
     )
+    return program.step.lower(program.abstract, abstract_batch).compile()

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.build import abstract_batch, build
+from experiments.build import build, compile_step
 from experiments.log import human
 from lm.task import num_parameters
 from parallel.layout import bytes_per_device
@@ -13,8 +13,7 @@ from parallel.ledger import ledger
 def dry_run(config: Experiment, mesh: Mesh) -> None:
     task, program = build(config, config.data.vocab_size, mesh)
     state = program.abstract
-    batch = abstract_batch(config, program)
-    compiled = program.step.lower(state, batch).compile()
+    compiled = compile_step(config, program)
     memory = compiled.memory_analysis()
     c = config
     lines = {

@@ -17,7 +17,7 @@ import jax
 from absl import flags
 
 from experiments import startup
-from experiments.build import Run, build, check
+from experiments.build import Run, build, check, compile_step
 from experiments.checkpoint import Checkpoints
 from experiments.dry_run import dry_run
 from experiments.evaluate import Evaluator
@@ -127,17 +127,16 @@ def loop(
         jax.process_index(),
         jax.process_count(),
     )
+    with clock("compile"):
+        take_step = compile_step(config, program)
     val = None
     for step in range(start + 1, last + 1):
         began = time.perf_counter()
         with clock("data"):
             batch = program.place(next(batches))
         waited = time.perf_counter() - began
-        with clock("compile" if step == start + 1 else "step"):
-            state, metrics = program.step(state, batch)
-        if step == start + 1:
-            began = time.perf_counter()
         with clock("step"):
+            state, metrics = take_step(state, batch)
             handle(log.train(step, metrics, began, waited), run, log)
 
         ends, val = step == last or stopped(), None
