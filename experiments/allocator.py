@@ -20,6 +20,8 @@ SETTINGS = {
     "MIMALLOC_ARENA_MAX_OBJECT_SIZE": str(1 << 30),  # KiB
     # Small arenas: small objects do not settle where the step's buffer must fit again.
     "MIMALLOC_ARENA_RESERVE": str(1 << 16),  # KiB
+    # Huge pages: no faster once they are there, and a first step of 2.3 s instead of 1.3.
+    "MIMALLOC_ALLOW_THP": "0",
 }
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0", "kfd")  # in /dev; vfio: newer TPUs
 
