@@ -12,6 +12,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 from absl import flags
@@ -67,13 +68,19 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
     """
     config, program, clock = run.config, run.program, run.clock
     evaluate = Evaluator(run.task, run.data, config.data.batch_size, program.mesh)
-    with Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints:
+    with (
+        Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # Beside the restoring or the making of the state.
+        compiled = pool.submit(compile_step, config, program)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
-        if state is None:
-            with clock("compile"):
+        with clock("compile"):
+            if state is None:
                 state = program.init(jax.random.key(config.seed))
+            run = run._replace(program=program._replace(step=compiled.result()))
         announce(run, start)
         log = Log(run.workdir, start, config.steps, config.spike_sigmas, is_main_process())
         try:
@@ -127,8 +134,6 @@ def loop(
         jax.process_index(),
         jax.process_count(),
     )
-    with clock("compile"):
-        take_step = compile_step(config, program)
     val = None
     for step in range(start + 1, last + 1):
         began = time.perf_counter()
@@ -136,7 +141,7 @@ def loop(
             batch = program.place(next(batches))
         waited = time.perf_counter() - began
         with clock("step"):
-            state, metrics = take_step(state, batch)
+            state, metrics = program.step(state, batch)
             handle(log.train(step, metrics, began, waited), run, log)
 
         ends, val = step == last or stopped(), None
