@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 from configs.base import Experiment
 from experiments.log import Clock
 from lm.data.pipeline import Data
+from lm.models.attention import choose_kernel
 from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
-from lm.precision import loss_scaling, mixed_precision
+from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
 from parallel.mesh import data_mesh
 from parallel.program import Learner, Program
@@ -38,6 +39,14 @@ def check(config: Experiment) -> Mesh:
     config.validate()
     mesh = data_mesh(config.parallel.data)
     config.parallel.validate(config.data.batch_size, mesh.size)
+    model = config.model
+    choose_kernel(
+        model.attention,
+        DTYPES[config.precision.compute],
+        model.width // model.num_heads,
+        config.data.seq_len,
+        jax.default_backend(),
+    )
     return mesh
 
 

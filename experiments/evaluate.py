@@ -22,7 +22,7 @@ from experiments.workdir import read_config
 from lm.data.pipeline import Data, prepare, target_bytes, validation_batches
 from lm.data.tokenizer import load_tokenizer, token_bytes
 from lm.task import Params, Task
-from parallel.mesh import data_mesh, place_rows
+from parallel.mesh import data_mesh, knowing, place_rows
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 
@@ -35,7 +35,9 @@ class Evaluator:
         self.token_bytes = token_bytes(data.tokenizer)
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self.mesh = mesh
-        self.sums = jax.jit(lambda params, batch: task.loss(params, batch, None)[1])
+        self.sums = jax.jit(
+            knowing(mesh, lambda params, batch: task.loss(params, batch, None)[1])
+        )
 
     def __call__(self, params: Params, num_batches: int = 0) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all rows)."""

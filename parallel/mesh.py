@@ -1,5 +1,7 @@
 """Meshes and the placing of host rows on them."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -39,3 +41,16 @@ def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def knowing(mesh: Mesh, function: Callable) -> Callable:
+    """Tell what `function` traces under jit about the mesh.
+
+    Kernels that the compiler cannot partition split themselves by it.
+    """
+
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced

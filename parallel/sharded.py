@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.layout import Layout, replicate, specs, state_shardings
-from parallel.mesh import place_rows
+from parallel.mesh import knowing, place_rows
 from parallel.program import (
     AXIS,
     Batch,
@@ -48,7 +48,7 @@ def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout)
             learner.loss, state.params, batch, key, state.scale.value, accumulation
         )
 
-    return layout_program(learner, mesh, layout, global_gradients)
+    return layout_program(learner, mesh, layout, knowing(mesh, global_gradients))
 
 
 def zero_program(

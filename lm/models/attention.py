@@ -6,17 +6,29 @@ share a key head, K head width.
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as splash_masks,
+)
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 BLOCK = 64  # queries in a block, at least
 MAX_BLOCKS = 8
+LANES = 128  # of a TPU's vector unit; splash takes multiples of it
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
 
 def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
     """Return y_BTNK: causal attention, within a row's segments where it has several."""
-    kernel = choose_kernel(wanted, q_BTNK.dtype, q_BTNK.shape[-1], jax.default_backend())
+    num_queries, _, width = q_BTNK.shape[1:]
+    kernel = choose_kernel(wanted, q_BTNK.dtype, width, num_queries, jax.default_backend())
     if kernel == "blockwise":
         return blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+    if kernel == "splash":
+        return split_rows(splash_attention)(q_BTNK, k_BTGK, v_BTGK, segments_BT)
     mask_B1TT = None
     if segments_BT is not None:
         mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
@@ -25,18 +37,82 @@ def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
     )
 
 
-def choose_kernel(wanted: str, dtype, head_width: int, backend: str) -> str:
-    """Resolve `auto`: blockwise on a CPU, cuDNN's flash attention on a GPU where it fits.
+def choose_kernel(
+    wanted: str, dtype, head_width: int, num_queries: int, backend: str
+) -> str:
+    """Resolve `auto` to the platform's own kernel where that takes such arrays.
 
-    cuDNN takes 16-bit types, with head widths that 8 divides.
+    On a CPU our blocks, on a GPU cuDNN's flash attention, on a TPU the Pallas kernel
+    "splash" that comes with JAX; else XLA's. Raises ValueError if another is wanted and
+    cannot be had.
     """
-    if wanted != "auto":
-        return wanted
-    if backend == "cpu":
-        return "blockwise"
-    sixteen_bits = dtype in (jnp.bfloat16, jnp.float16)
-    fits = sixteen_bits and head_width % 8 == 0 and head_width <= 128
-    return "cudnn" if backend == "gpu" and fits else "xla"
+    half = dtype == jnp.float16
+    narrow = head_width % 8 == 0 and head_width <= 128
+    takes = {
+        "blockwise": True,
+        "xla": not (half and backend == "cpu"),
+        "cudnn": backend == "gpu" and (half or dtype == jnp.bfloat16) and narrow,
+        "splash": backend in ("tpu", "cpu") and not half and num_queries % LANES == 0,
+    }
+    own = {"cpu": "blockwise", "gpu": "cudnn", "tpu": "splash"}.get(backend, "xla")
+    if wanted == "auto":
+        return own if takes[own] else "xla"
+    if not takes[wanted]:
+        raise ValueError(
+            f"model.attention={wanted} takes no {jnp.dtype(dtype).name} with head width "
+            f"{head_width} and data.seq_len {num_queries} on a {backend}; give auto. "
+            "cudnn is for GPUs, 16 bits and head widths up to 128 that 8 divides; splash "
+            f"for TPUs (slowly, CPUs), no float16, lengths that {LANES} divides; xla not "
+            "for float16 on CPUs"
+        )
+    return wanted
+
+
+def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+    """Return y_BTNK by JAX's Pallas kernel for TPUs; on a CPU it is interpreted."""
+    num_queries, num_heads, width = q_BTNK.shape[1:]
+    block = next(b for b in (512, 256, LANES) if num_queries % b == 0)
+    mask = splash_masks.CausalMask((num_queries, num_queries))
+    kernel = splash.make_splash_mha(
+        splash_masks.MultiHeadMask([mask] * num_heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=splash.BlockSizes(
+            **{
+                name: block
+                for name in (
+                    "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq",
+                    "block_kv_dq",
+                )
+            }
+        ),
+        interpret=jax.default_backend() == "cpu",
+    )  # fmt: skip
+
+    def one_row(q_TNK, k_TGK, v_TGK, segments_T) -> jax.Array:
+        ids = None if segments_T is None else splash.SegmentIds(segments_T, segments_T)
+        heads_first = (x.swapaxes(0, 1) for x in (q_TNK, k_TGK, v_TGK))
+        return kernel(*heads_first, segment_ids=ids).swapaxes(0, 1)
+
+    scaled_BTNK = (q_BTNK * width**-0.5).astype(q_BTNK.dtype)
+    return jax.vmap(one_row)(scaled_BTNK, k_BTGK, v_BTGK, segments_BT)
+
+
+def split_rows(kernel):
+    """Let each device run `kernel` on its rows: the compiler cannot split a Pallas kernel.
+
+    The rows lie over those axes of the mesh in force that are left to the compiler. Where
+    there is none (one device, or inside shard_map), the rows are the device's own already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    )
+    if not axes:
+        return kernel
+    return jax.shard_map(kernel, in_specs=P(axes), out_specs=P(axes), check_vma=False)
 
 
 def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:

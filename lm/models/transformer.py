@@ -34,7 +34,7 @@ SAVEABLE = {  # what the backward pass may keep; None: everything
         DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
     ),
 }
-ATTENTION = ("auto", "blockwise", "xla", "cudnn")
+ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
 
 
 @dataclass
@@ -54,7 +54,7 @@ class TransformerConfig:
     init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
     remat: str = "none"  # recompute in the backward pass: none | full | dots
     scan_layers: bool = False  # stack the layers, compile one, loop over it
-    attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn
+    attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn | splash
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
 
     def validate(self, seq_len: int) -> None:

@@ -36,6 +36,7 @@ OVERRIDES = {  # one --config override -> what the message must say
     "model.num_kv_heads=3": "num_kv_heads 3 does not divide",
     "model.activation=tanh": "choose one of relu, gelu, swiglu",
     "model.loss_chunk=5": "loss_chunk 5 does not divide data.seq_len 32",
+    "model.attention=cudnn": "attention=cudnn takes no float32 with head width",
     "optim.name=adamm": "choose one of sgd, momentum",
     "optim.schedule=cos": "choose one of constant, step",
     "precision.compute=int8": "choose one of float32, bfloat16, float16",

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lm.models.attention import attend, choose_kernel, query_blocks
+from parallel.mesh import data_mesh, knowing
 
 
 def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
@@ -28,16 +31,43 @@ def segments_of(time):
     return jnp.stack([row + 1, jnp.where(jnp.arange(time) < time - 3, 1, 0)])
 
 
+def assert_equal_to_full(kernel, time, segmented, kv_heads):
+    q, k, v, dy = inputs(time, kv_heads=kv_heads)
+    segments = segments_of(time) if segmented else None
+    ours = values_and_gradients(kernel, q, k, v, dy, segments)
+    full = values_and_gradients("xla", q, k, v, dy, segments)
+    for a, b in zip(ours, full, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("time", [12, 64, 130])
 def test_blockwise_equals_full(time, segmented, kv_heads):
-    q, k, v, dy = inputs(time, kv_heads=kv_heads)
-    segments = segments_of(time) if segmented else None
-    ours = values_and_gradients("blockwise", q, k, v, dy, segments)
-    full = values_and_gradients("xla", q, k, v, dy, segments)
-    for a, b in zip(ours, full, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    assert_equal_to_full("blockwise", time, segmented, kv_heads)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("time", [128, 384])
+def test_splash_equals_full(time, segmented, kv_heads):
+    assert_equal_to_full("splash", time, segmented, kv_heads)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_splash_is_split_by_rows_where_the_compiler_would_have_to(degree):
+    mesh = data_mesh(degree)
+    q, k, v, _ = inputs(128)
+    segments = segments_of(128)
+    rows = NamedSharding(mesh, P("data"))
+    placed = [jax.device_put(x, rows) for x in (q, k, v, segments)]
+    run = jax.jit(knowing(mesh, lambda *x: attend(*x, "splash")))
+    traced = run.trace(*placed)
+    assert "shard_map" in str(traced.jaxpr)
+    assert "all-gather" not in traced.lower().compile().as_text()
+    np.testing.assert_allclose(
+        run(*placed), attend(q, k, v, segments, "xla"), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_blockwise_keeps_its_type_and_computes_in_float32():
@@ -74,18 +104,37 @@ def test_no_square_array_outlives_its_block():
 
 
 @pytest.mark.parametrize(
-    "backend, dtype, width, kernel",
+    "backend, dtype, width, time, kernel",
     [
-        ("cpu", jnp.float32, 32, "blockwise"),
-        ("cpu", jnp.bfloat16, 64, "blockwise"),
-        ("gpu", jnp.bfloat16, 64, "cudnn"),
-        ("gpu", jnp.float16, 128, "cudnn"),
-        ("gpu", jnp.bfloat16, 256, "xla"),
-        ("gpu", jnp.bfloat16, 12, "xla"),
-        ("gpu", jnp.float32, 64, "xla"),
-        ("tpu", jnp.bfloat16, 128, "xla"),
+        ("cpu", jnp.float32, 32, 256, "blockwise"),
+        ("cpu", jnp.bfloat16, 64, 256, "blockwise"),
+        ("gpu", jnp.bfloat16, 64, 256, "cudnn"),
+        ("gpu", jnp.float16, 128, 256, "cudnn"),
+        ("gpu", jnp.bfloat16, 256, 256, "xla"),
+        ("gpu", jnp.bfloat16, 12, 256, "xla"),
+        ("gpu", jnp.float32, 64, 256, "xla"),
+        ("tpu", jnp.bfloat16, 128, 256, "splash"),
+        ("tpu", jnp.float32, 64, 384, "splash"),
+        ("tpu", jnp.float16, 128, 256, "xla"),
+        ("tpu", jnp.bfloat16, 128, 200, "xla"),
     ],
 )
-def test_kernel_by_platform(backend, dtype, width, kernel):
-    assert choose_kernel("auto", jnp.dtype(dtype), width, backend) == kernel
-    assert choose_kernel("xla", jnp.dtype(dtype), width, backend) == "xla"
+def test_kernel_by_platform(backend, dtype, width, time, kernel):
+    assert choose_kernel("auto", jnp.dtype(dtype), width, time, backend) == kernel
+    assert choose_kernel("xla", jnp.dtype(dtype), width, time, backend) == "xla"
+
+
+@pytest.mark.parametrize(
+    "kernel, backend, dtype, width, time",
+    [
+        ("cudnn", "cpu", jnp.bfloat16, 64, 256),
+        ("cudnn", "gpu", jnp.float32, 64, 256),
+        ("cudnn", "gpu", jnp.bfloat16, 256, 256),
+        ("splash", "gpu", jnp.bfloat16, 64, 256),
+        ("splash", "tpu", jnp.bfloat16, 64, 200),
+        ("xla", "cpu", jnp.float16, 64, 256),
+    ],
+)
+def test_a_kernel_that_cannot_be_had_is_refused(kernel, backend, dtype, width, time):
+    with pytest.raises(ValueError, match=f"attention={kernel} takes no .* {time} on a"):
+        choose_kernel(kernel, dtype, width, time, backend)
