@@ -6,7 +6,8 @@ python -m experiments.benchmark --shape=small --rounds=9
 Each side is a process of its own and trains the same GPT-2 on the same random tokens.
 One after the other takes a few steps; the figures are medians over the rounds, and each
 ratio is the median of the ratios within a round, for other users of the machine slow all
-sides alike. Also timed in turns: products of 4096 x 4096 matrices, the machine's limit.
+sides alike. Also timed in turns: products of 4096 x 4096 matrices, the machine's limit, and
+the loading of batches alone.
 """
 
 import json
@@ -18,7 +19,7 @@ import time
 
 from absl import app, flags
 
-from experiments.contender import PRODUCT, SHAPE, SHAPES, Shape
+from experiments.contender import LOADER_BATCHES, PRODUCT, SHAPE, SHAPES, Shape
 from experiments.launch import free_port
 
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often all take turns.", lower_bound=1)
@@ -63,6 +64,8 @@ def sides(shape: Shape) -> dict[str, list[list[str]]]:
     ]
     found = {
         "products": [ours("products")],
+        "loader": [ours("loader")],
+        "loader-2-workers": [ours("loader", "--workers=2")],
         "lockstep": [ours("lockstep")],
         "lockstep-system-allocator": [ours("lockstep", "--allocator=system")],
         "lockstep-jit-8-devices": [ours("lockstep", "--devices=8")],
@@ -159,6 +162,12 @@ def report(shape: Shape, seconds: dict, peak: dict, first_step: dict, loss: dict
     if "products" in seconds:
         limit = 2 * PRODUCT**3 / statistics.median(seconds.pop("products"))
         print(f"products of {PRODUCT} x {PRODUCT}: {limit / 1e9:.0f} GFLOP/s\n")
+    tokens = shape.batch_size * shape.seq_len
+    for name in [name for name in seconds if name.startswith("loader")]:
+        rate = LOADER_BATCHES * tokens / statistics.median(seconds.pop(name))
+        print(f"{name} alone: {rate / 1e6:.1f} M tokens/s\n")
+    if not seconds:
+        return
     references = [name for name in REFERENCES if name in seconds]
     print(
         "| | tokens/s | "
@@ -166,7 +175,6 @@ def report(shape: Shape, seconds: dict, peak: dict, first_step: dict, loss: dict
         + " | of the limit | peak memory | first step | first loss |"
     )
     print("|---|---|" + "---|" * len(references) + "---|---|---|---|")
-    tokens = shape.batch_size * shape.seq_len
     for name, times in seconds.items():
         rate = tokens / statistics.median(times)
         ratios = [

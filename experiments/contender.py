@@ -1,4 +1,4 @@
-"""One side of a benchmark, in a process of its own: Lockstep, bare JAX, or plain products.
+"""One side of a benchmark, in a process of its own: Lockstep, bare JAX, or a part of them.
 
 python -m experiments.contender --contender=lockstep --shape=small
 
@@ -6,9 +6,11 @@ It speaks as experiments/turns.py says.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from functools import partial
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from configs.base import Experiment
 from experiments import startup
 from experiments.build import build, build_task
 from experiments.turns import serve
-from lm.data.pipeline import DataConfig
+from lm.data.pipeline import DataConfig, Rows, train_batches
 from lm.models.transformer import TransformerConfig
 from lm.optim import OptimConfig
 from parallel.mesh import data_mesh
@@ -42,10 +44,12 @@ SHAPES = {
     "small": Shape(256, 256, 6, 8, 256, 16),
     "large": Shape(8192, 512, 8, 8, 512, 8),
 }
-CONTENDERS = ("lockstep", "bare", "products")
+CONTENDERS = ("lockstep", "bare", "loader", "products")
 CONTENDER = flags.DEFINE_enum("contender", "lockstep", CONTENDERS, "Which side.")
 SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "Of the model and its batch.")
 STRATEGY = flags.DEFINE_string("strategy", "jit", "Of Lockstep.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the loader; 0: a thread.")
+LOADER_ROWS, LOADER_BATCHES = 50_000, 500  # on the disk; in a step of `loader`
 PRODUCT = 4096  # the width of the square matrices of `products`
 
 
@@ -147,6 +151,34 @@ def bare(shape: Shape) -> Callable[[], float]:
     return step
 
 
+def loader(shape: Shape) -> Callable[[], float]:
+    """Return a step that loads batches as training does, and nothing else."""
+    folder = tempfile.TemporaryDirectory()
+    files = []
+    for name in ("tokens", "segments"):
+        files.append(
+            np.memmap(
+                f"{folder.name}/{name}", "uint16", "w+",
+                shape=(LOADER_ROWS, shape.seq_len + 1),
+            )
+        )  # fmt: skip
+        files[-1][:] = np.random.default_rng(0).integers(
+            0, shape.vocab_size, files[-1].shape, np.uint16
+        )
+    batches = train_batches(Rows(*files), 0, shape.batch_size, 0, 1_000_000)
+    if WORKERS.value:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(WORKERS.value))
+    iterator = iter(batches)
+
+    def step() -> float:
+        for _ in range(LOADER_BATCHES):
+            batch = next(iterator)
+        return float(batch["tokens"][0, 0])
+
+    step.folder = folder  # lives as long as the step
+    return step
+
+
 def products(shape: Shape) -> Callable[[], float]:
     """Return a step that multiplies two large matrices: the machine's own limit."""
     a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
@@ -156,7 +188,7 @@ def products(shape: Shape) -> Callable[[], float]:
 
 def main() -> None:
     startup.start_jax()
-    sides = {"lockstep": lockstep, "bare": bare, "products": products}
+    sides = {"lockstep": lockstep, "bare": bare, "loader": loader, "products": products}
     serve(sides[CONTENDER.value](SHAPES[SHAPE.value]))
 
 

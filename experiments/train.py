@@ -125,14 +125,16 @@ def loop(
     neither. The evaluation is None unless the last step of the config was reached here.
     """
     config, program, clock = run.config, run.program, run.clock
-    batches = train_batches(
-        run.data.train,
-        config.seed,
-        config.data.batch_size,
-        start,
-        last,
-        jax.process_index(),
-        jax.process_count(),
+    batches = iter(
+        train_batches(
+            run.data.train,
+            config.seed,
+            config.data.batch_size,
+            start,
+            last,
+            jax.process_index(),
+            jax.process_count(),
+        )
     )
     val = None
     for step in range(start + 1, last + 1):

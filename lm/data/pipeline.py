@@ -250,8 +250,8 @@ def train_batches(
     stop: int,
     process: int = 0,
     num_processes: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield this process's rows of the batches of steps start, ..., stop - 1.
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """Return this process's rows of the batches of steps start, ..., stop - 1.
 
     A process loads a contiguous part of each global batch and nothing else. `row` is a
     row's place in the global batch; dropout is drawn from it.
@@ -265,9 +265,7 @@ def train_batches(
         return read_batch(rows, index, places)
 
     steps = grain.MapDataset.range(start, stop).map(batch)
-    return iter(
-        steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    )
+    return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
 
 
 def validation_batches(
