@@ -114,6 +114,17 @@ def turn(processes: list[subprocess.Popen], steps: int) -> dict:
     return answer(processes)
 
 
+def end(processes: list[subprocess.Popen]) -> None:
+    """Close their input, so that each ends and takes its own children along."""
+    for process in processes:
+        process.stdin.close()
+    for process in processes:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
 def flops_per_token(shape: Shape) -> float:
     """Count a training step's products: 6 N + 12 L T D (Chowdhery et al. 2022, appendix B).
 
@@ -151,9 +162,7 @@ def main(argv: list[str]) -> None:
                 peak[name] = result["peak"]
             print(f"round {index + 1} of {ROUNDS.value}", file=sys.stderr)
     finally:
-        for processes in running.values():
-            for process in processes:
-                process.kill()
+        end([process for processes in running.values() for process in processes])
     report(shape, seconds, peak, first_step, loss)
 
 
