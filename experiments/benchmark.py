@@ -11,6 +11,7 @@ the loading of batches alone.
 """
 
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ import time
 from absl import app, flags
 
 from experiments.contender import LOADER_BATCHES, PRODUCT, SHAPE, SHAPES, Shape
-from experiments.launch import free_port
+from experiments.launch import free_port, own_cores
 
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often all take turns.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps_per_round", 3, "Steps of each turn.", lower_bound=1)
@@ -33,12 +34,15 @@ REFERENCES = ("nanogpt-eager", "lockstep")  # what the others are compared with
 
 
 def start(commands: list[list[str]]) -> list[subprocess.Popen]:
-    """Start the processes of one side; the first one speaks."""
+    """Start the processes of one side, each on its share of the cores."""
     pipe = subprocess.PIPE
-    return [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        for command in commands
-    ]
+    processes = []
+    for index, command in enumerate(commands):
+        processes.append(
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        )
+        os.sched_setaffinity(processes[-1].pid, own_cores(index, len(commands)))
+    return processes
 
 
 def ours(contender: str, *arguments: str) -> list[str]:

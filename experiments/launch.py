@@ -8,6 +8,7 @@ a process there, and JAX finds the others.
 """
 
 import ctypes
+import os
 import pathlib
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 from absl import app, flags
 
@@ -34,8 +36,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when the launcher dies, however it dies."""
+def own_cores(index: int, num_processes: int) -> set[int]:
+    """Return a process's share of the cores; all of them where there are too few.
+
+    Unshared, each would start a thread for every core, and they would wait for each other
+    in turns: 2 processes on 2 cores take 1.03 to 1.05 times as long.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // num_processes
+    return set(cores[index * share : (index + 1) * share] if share else cores)
+
+
+def settle(index: int) -> None:
+    """In the child: keep to its cores, and die when the launcher dies, however it dies."""
+    os.sched_setaffinity(0, own_cores(index, PROCESSES.value))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -51,7 +65,7 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
         command,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
-        preexec_fn=die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=partial(settle, index) if sys.platform == "linux" else None,
     )
 
 
