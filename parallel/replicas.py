@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.exchange import all_reduce
+from parallel.exchange import all_reduce, psum_in_one
 from parallel.mesh import place_rows
 from parallel.program import (
     AXIS,
@@ -50,7 +50,7 @@ def replica_step(
             learner.loss, state.params, batch, key, state.scale.value, accumulation
         )
         grads, comm = exchange.update(grads, state.comm)
-        sums = jax.lax.psum(sums, AXIS)
+        sums = psum_in_one(sums)
         state = state._replace(comm=comm)
         return update(learner, state, state.params, grads, sums)
 

@@ -21,6 +21,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from parallel.exchange import psum_in_one
 from parallel.layout import Layout, replicate, specs, state_shardings
 from parallel.mesh import knowing, place_rows
 from parallel.program import (
@@ -81,8 +82,7 @@ def zero_program(
             gathered_loss, shards, batch, key, scale, accumulation, microbatch_reduce
         )
         grads = jax.tree.map(reduce_from_to, grads, grad_specs, opt_specs)
-        grads = jax.tree.map(sum_replicated, grads, opt_specs)
-        return grads, jax.lax.psum(sums, AXIS)
+        return sum_replicated(grads, opt_specs, sums)
 
     spread = jax.shard_map(
         local,
@@ -152,5 +152,12 @@ def reduce_from_to(x: jax.Array, source: P, target: P) -> jax.Array:
     return jax.lax.psum_scatter(x, AXIS, scatter_dimension=dim, tiled=True)
 
 
-def sum_replicated(x: jax.Array, spec: P) -> jax.Array:
-    return jax.lax.psum(x, AXIS) if sharded_dim(spec) is None else x
+def sum_replicated(grads: Params, specs, sums: Metrics) -> tuple[Params, Metrics]:
+    """Sum over replicas what no reduce-scatter has summed: whole gradients, the metrics."""
+    leaves, structure = jax.tree.flatten(grads)
+    dims = map(sharded_dim, structure.flatten_up_to(specs))
+    whole = [i for i, dim in enumerate(dims) if dim is None]
+    summed, sums = psum_in_one(([leaves[i] for i in whole], sums))
+    for i, leaf in zip(whole, summed, strict=True):
+        leaves[i] = leaf
+    return structure.unflatten(leaves), sums
