@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lm.data.pipeline import DataConfig
-from lm.models.transformer import TransformerConfig
+from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig

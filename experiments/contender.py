@@ -22,7 +22,7 @@ from experiments import startup
 from experiments.build import build, build_task
 from experiments.turns import serve
 from lm.data.pipeline import DataConfig, Rows, train_batches
-from lm.models.transformer import TransformerConfig
+from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig
 from parallel.mesh import data_mesh
 from parallel.strategies import ParallelConfig

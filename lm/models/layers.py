@@ -1,12 +1,13 @@
-"""The product that every layer is made of, and GELU, each with its own backward pass.
+"""What layers are made of: the matrix product, GELU, norms, dropout.
 
-Shapes: I inputs, O outputs; x_xI and y_xO have any leading dims.
+Shapes: I inputs, O outputs (x_xI and y_xO have any leading dims); B batch, T time, D width.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 
 @jax.custom_vjp
@@ -62,3 +63,39 @@ def gelu_backward(x: jax.Array, dy: jax.Array):
 
 
 gelu.defvjp(gelu_forward, gelu_backward)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), in float32.
+
+    Plain products: nnx.RMSNorm made a whole training step 5 % slower on a CPU.
+    """
+
+    def __init__(self, width: int, rms: bool, bias: bool):
+        self.centre = not rms
+        self.epsilon = 1e-6 if rms else 1e-5
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width)) if bias and not rms else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = x_BTD.astype(jnp.float32)
+        if self.centre:
+            y_BTD -= jnp.mean(y_BTD, -1, keepdims=True)
+        variance_BT1 = jnp.mean(y_BTD * y_BTD, -1, keepdims=True)
+        y_BTD = y_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon) * self.scale[...]
+        if self.bias is not None:
+            y_BTD += self.bias[...]
+        return y_BTD.astype(x_BTD.dtype)
+
+
+def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
+    """Drop elements, each row from its own key: the same masks under every sharding."""
+    if rate == 0.0 or row_keys_B is None:
+        return x_BTD
+
+    def one_row(key: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(key, site)
+        return jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape[1:])
+
+    kept_BTD = jax.vmap(one_row)(row_keys_B)
+    return jnp.where(kept_BTD, x_BTD / (1.0 - rate), 0).astype(x_BTD.dtype)

@@ -9,7 +9,6 @@ K head width, F hidden width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 
 import jax
@@ -18,87 +17,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
-from lm.models.layers import gelu, matmul
+from lm.models.layers import Norm, dropout, gelu, matmul
+from lm.models.transformer_config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import Task, next_token_task
-
-ACTIVATIONS = ("relu", "gelu", "swiglu")
-NORMS = ("layernorm", "rmsnorm")
-POSITIONS = ("learned", "rotary")
-INITIALIZERS = ("gpt2", "xavier", "he")
-RESIDUAL = "residual"  # the checkpoint name of the stream between blocks
-DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-SAVEABLE = {  # what the backward pass may keep; None: everything
-    "none": None,
-    "full": jax.checkpoint_policies.save_only_these_names(RESIDUAL),
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
-    ),
-}
-ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
-
-
-@dataclass
-class TransformerConfig:
-    width: int = 256  # D
-    num_layers: int = 4
-    num_heads: int = 4  # N; the head width is width / num_heads
-    num_kv_heads: int = 0  # G, grouped-query attention; 0: as many as heads
-    mlp_width: int = 0  # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
-    activation: str = "gelu"  # relu | gelu | swiglu
-    norm: str = "layernorm"  # layernorm | rmsnorm
-    positions: str = "learned"  # learned | rotary
-    rotary_base: float = 10_000.0
-    tied: bool = True  # the head is the transposed embedding
-    bias: bool = True  # of the linear layers
-    dropout: float = 0.0
-    init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
-    remat: str = "none"  # recompute in the backward pass: none | full | dots
-    scan_layers: bool = False  # stack the layers, compile one, loop over it
-    attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn | splash
-    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
-
-    def validate(self, seq_len: int) -> None:
-        for name, options in [
-            ("activation", ACTIVATIONS),
-            ("norm", NORMS),
-            ("positions", POSITIONS),
-            ("init", INITIALIZERS),
-            ("remat", tuple(SAVEABLE)),
-            ("attention", ATTENTION),
-        ]:
-            if (value := getattr(self, name)) not in options:
-                raise ValueError(
-                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
-                )
-        for name in ("width", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
-                )
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"model.num_heads {self.num_heads} does not divide model.width "
-                f"{self.width}; change one of them"
-            )
-        if self.num_kv_heads < 0 or (
-            self.num_kv_heads and self.num_heads % self.num_kv_heads
-        ):
-            raise ValueError(
-                f"model.num_kv_heads {self.num_kv_heads} does not divide "
-                f"model.num_heads {self.num_heads}"
-            )
-        if self.positions == "rotary" and (self.width // self.num_heads) % 2:
-            raise ValueError(
-                f"model.positions=rotary needs an even head width, not "
-                f"{self.width // self.num_heads} (width {self.width} / "
-                f"{self.num_heads} heads)"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
-        if self.loss_chunk < 0 or (self.loss_chunk and seq_len % self.loss_chunk):
-            raise ValueError(
-                f"model.loss_chunk {self.loss_chunk} does not divide data.seq_len {seq_len}"
-            )
 
 
 def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
@@ -139,6 +60,10 @@ def linear(
         dot_general=lambda x, w, *_, **__: matmul(x, w),
         rngs=rngs,
     )
+
+
+def norm(config: TransformerConfig) -> Norm:
+    return Norm(config.width, config.norm == "rmsnorm", config.bias)
 
 
 class Attention(nnx.Module):
@@ -208,9 +133,9 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.dropout = config.dropout
-        self.attention_norm = Norm(config)
+        self.attention_norm = norm(config)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = norm(config)
         self.mlp = MLP(config, rngs)
 
     def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
@@ -254,7 +179,7 @@ class Transformer(nnx.Module):
         else:
             self.layers = nnx.List([make_block(key) for key in keys_L])
             self.scanned_layers = None
-        self.final_norm = Norm(c)
+        self.final_norm = norm(c)
         self.output = (
             None
             if c.tied
@@ -321,41 +246,3 @@ class Transformer(nnx.Module):
             x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
             new_cache.append(layer_cache)
         return self.head(self.final_norm(x_BTD)), new_cache
-
-
-class Norm(nnx.Module):
-    """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), in float32.
-
-    Plain products: nnx.RMSNorm made a whole training step 5 % slower on a CPU.
-    """
-
-    def __init__(self, config: TransformerConfig):
-        rms = config.norm == "rmsnorm"
-        self.centre = not rms
-        self.epsilon = 1e-6 if rms else 1e-5
-        self.scale = nnx.Param(jnp.ones(config.width))
-        with_bias = config.bias and not rms
-        self.bias = nnx.Param(jnp.zeros(config.width)) if with_bias else None
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        y_BTD = x_BTD.astype(jnp.float32)
-        if self.centre:
-            y_BTD -= jnp.mean(y_BTD, -1, keepdims=True)
-        variance_BT1 = jnp.mean(y_BTD * y_BTD, -1, keepdims=True)
-        y_BTD = y_BTD * jax.lax.rsqrt(variance_BT1 + self.epsilon) * self.scale[...]
-        if self.bias is not None:
-            y_BTD += self.bias[...]
-        return y_BTD.astype(x_BTD.dtype)
-
-
-def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
-    """Drop elements, each row from its own key: the same masks under every sharding."""
-    if rate == 0.0 or row_keys_B is None:
-        return x_BTD
-
-    def one_row(key: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(key, site)
-        return jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape[1:])
-
-    kept_BTD = jax.vmap(one_row)(row_keys_B)
-    return jnp.where(kept_BTD, x_BTD / (1.0 - rate), 0).astype(x_BTD.dtype)

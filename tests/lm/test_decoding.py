@@ -7,7 +7,8 @@ import pytest
 
 from lm.data.tokenizer import END_ID
 from lm.decoding import Sampling, generate, sample
-from lm.models.transformer import TransformerConfig, transformer_task
+from lm.models.transformer import transformer_task
+from lm.models.transformer_config import TransformerConfig
 
 VOCAB, SEQ_LEN = 40, 24
 PROMPTS = [[3, 7, 9], [5], [8, 1, 30, 22, 11, 2]]

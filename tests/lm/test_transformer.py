@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from lm.models.attention import positions_in_segment, rotate
-from lm.models.transformer import TransformerConfig, initializer, transformer_task
+from lm.models.transformer import initializer, transformer_task
+from lm.models.transformer_config import TransformerConfig
 from lm.task import num_parameters
 
 VOCAB, SEQ_LEN = 50, 12

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm.models.transformer import TransformerConfig, transformer_task
+from lm.models.transformer import transformer_task
+from lm.models.transformer_config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from parallel.program import Learner
 
