@@ -52,8 +52,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        self.wait()
-        self.checkpointer.close()
+        try:
+            self.wait()
+            self.checkpointer.close()
+        except OSError:
+            # Orbax may report a failed save once more, here: a full disk would then hide
+            # the error that ends the run, which says what to do.
+            if error is None:
+                raise
 
     @property
     def steps(self) -> list[int]:

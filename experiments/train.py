@@ -82,8 +82,10 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
                 state = program.init(jax.random.key(config.seed))
             run = run._replace(program=program._replace(step=compiled.result()))
         announce(run, start)
-        log = Log(run.workdir, start, config.steps, config.spike_sigmas, is_main_process())
         try:
+            log = Log(
+                run.workdir, start, config.steps, config.spike_sigmas, is_main_process()
+            )
             with log, stop_signal() as stopped:
                 last = min(config.steps, stop_at or config.steps)
                 state, final = loop(

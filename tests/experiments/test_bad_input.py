@@ -1,5 +1,6 @@
 """Each mistake ends at start-up with exit code 2 and a line that helps, no traceback."""
 
+import errno
 import json
 import os
 import subprocess
@@ -161,3 +162,17 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(folder):
         assert "going on from the checkpoint at step" in resumed.stderr
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_when_checkpoints_close_does_not_hide_the_error(tmp_path, monkeypatch):
+    from experiments.checkpoint import Checkpoints
+
+    def close():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(OSError, match="make room"),
+        Checkpoints(tmp_path, 1, write=True) as checkpoints,
+    ):
+        monkeypatch.setattr(checkpoints.checkpointer, "close", close)
+        raise OSError("make room")
