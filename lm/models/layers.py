@@ -4,6 +4,8 @@ Shapes: I inputs, O outputs (x_xI and y_xO have any leading dims); B batch, T ti
 """
 
 import math
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -99,3 +101,17 @@ def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
 
     kept_BTD = jax.vmap(one_row)(row_keys_B)
     return jnp.where(kept_BTD, x_BTD / (1.0 - rate), 0).astype(x_BTD.dtype)
+
+
+def one_core_a_device() -> bool:
+    """Tell whether each device is a CPU with no second core: layers then stay calls.
+
+    Written out one after the other, layers have no gradient of the residual stream in
+    memory: XLA for CPUs sums it anew, from the last layer down, wherever a transposed copy
+    of it is needed. As calls they hand it over. But a call waits for the one before, and
+    two cores want more to do at once: they lose more than they gain.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return cores <= jax.local_device_count()

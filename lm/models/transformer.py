@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.scheduling_groups import xla_metadata_call
 
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
-from lm.models.layers import Norm, dropout, gelu, matmul
+from lm.models.layers import Norm, dropout, gelu, matmul, one_core_a_device
 from lm.models.transformer_config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import Task, next_token_task
 
@@ -209,6 +210,8 @@ class Transformer(nnx.Module):
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=SAVEABLE[self.config.remat])
         if self.scanned_layers is None:
+            if one_core_a_device():
+                layer = xla_metadata_call(layer, inlineable="false")
             layer = jax.jit(layer)  # traced once for all layers
             for index, block in enumerate(self.layers):
                 x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from lm.models import transformer
 from lm.models.attention import positions_in_segment, rotate
 from lm.models.transformer import initializer, transformer_task
 from lm.models.transformer_config import TransformerConfig
@@ -172,6 +173,25 @@ def test_chunked_loss_and_remat_change_nothing():
             grads(**changes),
             plain,
         )
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_layers_as_calls_are_the_layers(remat, monkeypatch):
+    found = []
+    for calls in (True, False):
+        monkeypatch.setattr(transformer, "one_core_a_device", lambda calls=calls: calls)
+        _, task, params = make("llama", dropout=0.1, remat=remat, num_layers=3)
+        batch = random_batch(segments=[1] * 9 + [2] * 4)
+
+        def loss(params, task=task, batch=batch):
+            return task.loss(params, batch, jax.random.key(5))[0]
+
+        grad = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        assert ("to_apply=%xla_metadata_call" in grad.as_text()) == calls
+        found.append(grad(params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found
+    )
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
