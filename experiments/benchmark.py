@@ -76,6 +76,7 @@ def sides(shape: Shape) -> dict[str, list[list[str]]]:
         "lockstep-shard_map-8-devices": [
             ours("lockstep", "--devices=8", "--strategy=shard_map")
         ],
+        "lockstep-zero1-8-devices": [ours("lockstep", "--devices=8", "--strategy=zero1")],
         "lockstep-2-processes": two,
         "bare": [ours("bare", "--allocator=system")],
         "bare-mimalloc": [ours("bare")],

@@ -18,7 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.exchange import all_reduce, psum_in_one
+from parallel.collectives import psum_in_one
+from parallel.exchange import all_reduce
 from parallel.mesh import place_rows
 from parallel.program import (
     AXIS,

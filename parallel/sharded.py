@@ -21,7 +21,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.exchange import psum_in_one
+from parallel.collectives import gather_in_one, psum_in_one, scatter_in_one
 from parallel.layout import Layout, replicate, specs, state_shardings
 from parallel.mesh import knowing, place_rows
 from parallel.program import (
@@ -75,13 +75,13 @@ def zero_program(
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.
-        return jax.tree.map(reduce_from_to, grads, param_specs, grad_specs)
+        return scatter_from_to(grads, param_specs, grad_specs)
 
     def local(shards: Params, batch: Batch, key, scale):
         grads, sums = gradients(
             gathered_loss, shards, batch, key, scale, accumulation, microbatch_reduce
         )
-        grads = jax.tree.map(reduce_from_to, grads, grad_specs, opt_specs)
+        grads = scatter_from_to(grads, grad_specs, opt_specs)
         return sum_replicated(grads, opt_specs, sums)
 
     spread = jax.shard_map(
@@ -105,9 +105,15 @@ def layout_program(
     shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
     shardings = state_shardings(layout, shapes, mesh)
     replicated = NamedSharding(mesh, P())
-    update_shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs(layout.opt, shapes.params, mesh.size),
+    param_specs = specs(layout.params, shapes.params, mesh.size)
+    opt_specs = specs(layout.opt, shapes.params, mesh.size)
+    update_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), opt_specs)
+    gather_updated = jax.shard_map(
+        partial(gather_from_to, source=opt_specs, target=param_specs),
+        mesh=mesh,
+        in_specs=(opt_specs,),
+        out_specs=param_specs,
+        check_vma=False,
     )
 
     @partial(
@@ -118,12 +124,11 @@ def layout_program(
     )
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums = sum_gradients(state, batch)
-        # Each device updates the shard whose optimizer state it holds; where parameters
-        # are whole, the output sharding gathers them.
+        # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
         state, metrics = update(learner, state, params, grads, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
-        return state._replace(params=params), metrics
+        return state._replace(params=gather_updated(params)), metrics
 
     return Program(
         init=jax.jit(learner.initial_state, out_shardings=shardings),
@@ -139,23 +144,43 @@ def sharded_dim(spec: P) -> int | None:
     return next((dim for dim, axis in enumerate(spec) if axis == AXIS), None)
 
 
+def sharded_dims(specs, tree) -> list[int | None]:
+    leaves = jax.tree.structure(tree).flatten_up_to(specs)
+    return [sharded_dim(spec) for spec in leaves]
+
+
 def gather(x: jax.Array, spec: P) -> jax.Array:
     if (dim := sharded_dim(spec)) is None:
         return x
     return jax.lax.all_gather(x, AXIS, axis=dim, tiled=True)
 
 
-def reduce_from_to(x: jax.Array, source: P, target: P) -> jax.Array:
-    """Reduce-scatter this device's partial sum where the target is sharded at last."""
-    if sharded_dim(source) is not None or (dim := sharded_dim(target)) is None:
-        return x
-    return jax.lax.psum_scatter(x, AXIS, scatter_dimension=dim, tiled=True)
+def scatter_from_to(grads: Params, source, target) -> Params:
+    """Reduce-scatter this device's partial sums where the target is sharded at last."""
+    pairs = zip(sharded_dims(source, grads), sharded_dims(target, grads), strict=True)
+    return on_dims(scatter_in_one, grads, [None if a is not None else b for a, b in pairs])
+
+
+def gather_from_to(params: Params, source, target) -> Params:
+    """Gather this device's shards where the target is whole."""
+    pairs = zip(sharded_dims(source, params), sharded_dims(target, params), strict=True)
+    return on_dims(gather_in_one, params, [a if b is None else None for a, b in pairs])
+
+
+def on_dims(collective: Callable, tree, dims: list[int | None]):
+    """Apply a collective over a list of arrays to those leaves that have a dim."""
+    leaves, structure = jax.tree.flatten(tree)
+    chosen = [i for i, dim in enumerate(dims) if dim is not None]
+    changed = collective([leaves[i] for i in chosen], [dims[i] for i in chosen])
+    for i, leaf in zip(chosen, changed, strict=True):
+        leaves[i] = leaf
+    return structure.unflatten(leaves)
 
 
 def sum_replicated(grads: Params, specs, sums: Metrics) -> tuple[Params, Metrics]:
     """Sum over replicas what no reduce-scatter has summed: whole gradients, the metrics."""
     leaves, structure = jax.tree.flatten(grads)
-    dims = map(sharded_dim, structure.flatten_up_to(specs))
+    dims = sharded_dims(specs, grads)
     whole = [i for i, dim in enumerate(dims) if dim is None]
     summed, sums = psum_in_one(([leaves[i] for i in whole], sums))
     for i, leaf in zip(whole, summed, strict=True):
