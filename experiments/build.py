@@ -15,7 +15,6 @@ from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
-from parallel.mesh import data_mesh
 from parallel.program import Learner, Program
 from parallel.strategies import build_program
 
@@ -37,8 +36,8 @@ def check(config: Experiment) -> Mesh:
     Raises ValueError for anything that could not work; allocates nothing.
     """
     config.validate()
-    mesh = data_mesh(config.parallel.data)
-    config.parallel.validate(config.data.batch_size, mesh.size)
+    mesh = config.parallel.mesh()
+    config.parallel.validate(config.data.batch_size, mesh)
     model = config.model
     choose_kernel(
         model.attention,

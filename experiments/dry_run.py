@@ -8,6 +8,7 @@ from experiments.log import human
 from lm.task import num_parameters
 from parallel.layout import bytes_per_device
 from parallel.ledger import ledger
+from parallel.mesh import batch_degree
 
 
 def dry_run(config: Experiment, mesh: Mesh) -> None:
@@ -21,7 +22,7 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
         "strategy": f"{c.parallel.strategy}, accumulation {c.parallel.accumulation}",
         "parameters": human(num_parameters(state.params)),
         "tokens per step": human(c.data.batch_size * c.data.seq_len),
-        "rows per device": f"{c.data.batch_size // mesh.size}",
+        "rows per device": f"{c.data.batch_size // batch_degree(mesh)}",
         "parameters per device": size(bytes_per_device(state.params)),
         "optimizer per device": size(bytes_per_device(state.opt)),
         "activations per device": f"{size(memory.temp_size_in_bytes)} (compiled "

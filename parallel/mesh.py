@@ -1,5 +1,6 @@
 """Meshes and the placing of host rows on them."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,36 +8,63 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.program import AXIS, Batch
+from parallel.program import AXIS, BATCH_AXES, Batch
+
+
+def device_mesh(degrees: dict[str, int]) -> Mesh:
+    """Make a mesh of axis name -> degree, the axis of the slowest links first.
+
+    One degree may be -1: as many as the devices allow. One process may take fewer devices
+    than there are, if their number divides them. Axes are Auto: under JAX's default,
+    Explicit, a model must annotate its own sharding.
+    """
+    devices = jax.devices()
+    available, platform = len(devices), devices[0].platform
+    wanted = ", ".join(f"parallel.{axis} {degree}" for axis, degree in degrees.items())
+    if any(degree < 1 and degree != -1 for degree in degrees.values()):
+        raise ValueError(f"{wanted}: each degree must be at least 1, or -1 for the rest")
+    if list(degrees.values()).count(-1) > 1:
+        raise ValueError(f"{wanted}: only one degree can be -1, the rest of the devices")
+    fixed = math.prod(degree for degree in degrees.values() if degree != -1)
+    rest = available // fixed if -1 in degrees.values() else 1
+    size = fixed * rest
+    if rest == 0 or available % size or (rest > 1 and size != available):
+        raise ValueError(
+            f"{wanted}: they multiply to {fixed}, but there are {available} {platform} "
+            f"devices; give degrees whose product divides {available}, or -1 for the rest"
+            + (", or more devices with --devices=N" if platform == "cpu" else "")
+        )
+    if jax.process_count() > 1 and size != available:
+        raise ValueError(
+            f"{wanted}: they multiply to {size}, but {jax.process_count()} processes hold "
+            f"{available} devices; give a product of {available}, or one -1 for the rest"
+        )
+    sizes = tuple(rest if degree == -1 else degree for degree in degrees.values())
+    return jax.make_mesh(
+        sizes,
+        tuple(degrees),
+        devices=devices[:size],
+        axis_types=(AxisType.Auto,) * len(sizes),
+    )
 
 
 def data_mesh(degree: int) -> Mesh:
-    """Make the one-axis mesh of `degree` devices (-1: all of them).
+    """Make the one-axis mesh of `degree` devices (-1: all of them)."""
+    return device_mesh({AXIS: degree})
 
-    Axes are Auto: under JAX's default, Explicit, a model must annotate its own sharding.
-    """
-    devices = jax.devices()
-    if degree == -1:
-        degree = len(devices)
-    if not 1 <= degree <= len(devices):
-        raise ValueError(
-            f"parallel.data is {degree}, but there are {len(devices)} "
-            f"{devices[0].platform} devices; give 1 to {len(devices)}, or -1 for all"
-            + (", or more with --devices=N" if devices[0].platform == "cpu" else "")
-        )
-    if jax.process_count() > 1 and degree != len(devices):
-        raise ValueError(
-            f"parallel.data is {degree}, but {jax.process_count()} processes hold "
-            f"{len(devices)} devices; give {len(devices)}, or -1 for all"
-        )
-    return jax.make_mesh(
-        (degree,), (AXIS,), devices=devices[:degree], axis_types=(AxisType.Auto,)
-    )
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+
+
+def batch_degree(mesh: Mesh) -> int:
+    """Return in how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """Turn this process's rows into global arrays split over the mesh by row."""
-    sharding = NamedSharding(mesh, P(AXIS))
+    sharding = NamedSharding(mesh, P(batch_axes(mesh)))
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()

@@ -21,7 +21,8 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Key = jax.Array
 
-AXIS = "data"  # the mesh axis over which the batch is split
+AXIS = "data"  # the mesh axis of the replicas
+BATCH_AXES = (AXIS, "fsdp")  # the mesh axes over which the batch is split
 
 
 class TrainState(NamedTuple):

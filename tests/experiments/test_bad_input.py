@@ -31,7 +31,7 @@ OVERRIDES = {  # one --config override -> what the message must say
     "model.tied=perhaps": "is 'perhaps'; expected a value of type bool",
     "data.batch_size=30": "batch_size 30 is not divisible by data degree 8",
     "parallel.accumulation=3": "x accumulation 3 = 24",
-    "parallel.data=16": "parallel.data is 16, but there are 8 cpu devices",
+    "parallel.data=16": "multiply to 16, but there are 8 cpu devices",
     "parallel.strategy=zero4": "choose one of jit, pmap, shard_map, zero1, zero2, fsdp",
     "model.num_heads=3": "num_heads 3 does not divide model.width 32",
     "model.num_kv_heads=3": "num_kv_heads 3 does not divide",

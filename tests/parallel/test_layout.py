@@ -21,7 +21,7 @@ from parallel.ledger import ledger
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
 from parallel.strategies import STRATEGIES
-from tests.parallel.toy import batches, toy_learner
+from tests.parallel.toy import batches, toy_learner, toy_program
 
 DEGREE = 4
 ADAM = optax.adam(1e-2)
@@ -33,7 +33,9 @@ LAYOUTS = {
 
 @functools.cache
 def compiled(strategy, accumulation=1):
-    program = STRATEGIES[strategy](toy_learner(ADAM), data_mesh(DEGREE), accumulation)
+    program = toy_program(
+        strategy, toy_learner(ADAM), data=DEGREE, accumulation=accumulation
+    )
     batch = program.place(batches(1)[0])
     return program, program.step.lower(program.abstract, batch).compile()
 
@@ -141,7 +143,7 @@ def test_ledger_equals_the_closed_form_of_an_all_reduce():
 
 def test_fsdp_asks_for_each_gather_twice():
     """The program as written, before any compiler merges: forward, then recomputed."""
-    program = STRATEGIES["fsdp"](toy_learner(ADAM), data_mesh(DEGREE), 1)
+    program = toy_program("fsdp", toy_learner(ADAM), data=DEGREE)
     batch = program.place(batches(1)[0])
     written = program.step.lower(program.abstract, batch).as_text()
     shapes = jax.tree.leaves(program.abstract.params)

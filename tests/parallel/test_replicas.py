@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from parallel.mesh import data_mesh, place_rows
+from parallel.mesh import data_mesh, device_mesh, place_rows
 from parallel.program import AXIS, split_rows
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.strategies import ParallelConfig
@@ -62,11 +62,26 @@ def test_microbatches_leave_rows_on_their_device():
     assert "all-" not in compiled.as_text() and "permute(" not in compiled.as_text()
 
 
-def test_a_degree_that_the_devices_do_not_allow():
-    for degree in (0, -2, 9):
-        with pytest.raises(ValueError, match=rf"parallel.data is {degree}.*8 cpu devices"):
-            data_mesh(degree)
-    assert data_mesh(-1).size == 8
+@pytest.mark.parametrize(
+    "degrees, words",
+    [
+        ({"data": 0}, "parallel.data 0: each degree must be at least 1"),
+        ({"data": -2}, "parallel.data -2: each degree"),
+        ({"data": 9}, "multiply to 9, but there are 8 cpu devices.*--devices"),
+        ({"data": 3, "fsdp": 2}, "data 3, parallel.fsdp 2: they multiply to 6, but"),
+        ({"data": -1, "fsdp": 3}, "fsdp 3: they multiply to 3, but there are 8 cpu"),
+        ({"data": -1, "fsdp": -1}, "only one degree can be -1"),
+    ],
+)
+def test_degrees_that_the_devices_do_not_allow(degrees, words):
+    with pytest.raises(ValueError, match=words):
+        device_mesh(degrees)
+
+
+def test_the_rest_of_the_devices_and_a_part_of_them():
+    assert dict(device_mesh({"data": -1, "fsdp": 4}).shape) == {"data": 2, "fsdp": 4}
+    assert dict(device_mesh({"data": 2, "fsdp": -1}).shape) == {"data": 2, "fsdp": 4}
+    assert dict(device_mesh({"data": 2}).shape) == {"data": 2}
 
 
 @pytest.mark.parametrize(
@@ -79,5 +94,6 @@ def test_a_degree_that_the_devices_do_not_allow():
     ],
 )
 def test_bad_config_is_refused(changes, batch_size, words):
+    config = ParallelConfig(**{"data": 4} | changes)
     with pytest.raises(ValueError, match=words):
-        ParallelConfig(**changes).validate(batch_size, 4)
+        config.validate(batch_size, config.mesh())

@@ -8,9 +8,8 @@ import optax
 import pytest
 
 from lm.optim import OptimConfig, optimizer
-from parallel.mesh import data_mesh
 from parallel.strategies import STRATEGIES
-from tests.parallel.toy import batches, oracle, toy_learner
+from tests.parallel.toy import batches, oracle, toy_learner, toy_program
 
 STEPS = 5
 DEGREES = (1, 2, 4, 8)
@@ -25,7 +24,7 @@ def one_device(dropout: float = 0.0):
 
 def run(strategy, degree, accumulation=1, steps=STEPS, **learner):
     learner = toy_learner(SGD, **learner)
-    program = STRATEGIES[strategy](learner, data_mesh(degree), accumulation)
+    program = toy_program(strategy, learner, data=degree, accumulation=accumulation)
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(steps):
         state, metrics = program.step(state, program.place(batch))
@@ -70,7 +69,7 @@ def test_fsdp_keeps_the_rematerialisation_of_the_model(remat):
     assert_equal(params, expected)
 
     def products(strategy, remat):  # in the program as written, before it is compiled
-        program = STRATEGIES[strategy](toy_learner(SGD, remat=remat), data_mesh(4), 1)
+        program = toy_program(strategy, toy_learner(SGD, remat=remat), data=4)
         batch = program.place(batches(1)[0])
         written = program.step.lower(program.abstract, batch).as_text()
         return written.count("stablehlo.dot_general")
@@ -85,7 +84,7 @@ def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate
     """Trust ratios, factored moments and orthogonalisation, each over a whole matrix."""
     config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
     tx = optimizer(config, STEPS)
-    program = STRATEGIES[strategy](toy_learner(tx), data_mesh(4), 1)
+    program = toy_program(strategy, toy_learner(tx), data=4)
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(STEPS):
         state, metrics = program.step(state, program.place(batch))
@@ -107,7 +106,7 @@ def test_sixteen_bits_stays_near(strategy, compute):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_overflow_skips_the_step_everywhere(strategy):
     learner = toy_learner(SGD, compute="float16", loss_scale=2.0**24)
-    program = STRATEGIES[strategy](learner, data_mesh(4), 1)
+    program = toy_program(strategy, learner, data=4)
     state = program.init(jax.random.key(1))
     before = jax.device_get(state)
     state, metrics = program.step(state, program.place(batches(1)[0]))

@@ -10,7 +10,8 @@ import optax
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
-from parallel.program import Learner
+from parallel.program import Learner, Program
+from parallel.strategies import ParallelConfig, build_program
 
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
 MODEL = TransformerConfig(
@@ -59,6 +60,13 @@ def toy_learner(
         seed=7,
         saveable=task.saveable,
     )
+
+
+def toy_program(strategy: str, learner: Learner, **config) -> Program:
+    config = ParallelConfig(strategy=strategy, **config)
+    mesh = config.mesh()
+    config.validate(BATCH, mesh)
+    return build_program(config, learner, mesh)
 
 
 def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0):
