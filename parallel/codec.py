@@ -1,0 +1,156 @@
+"""A codec: how one replica's tree of gradients is summed over replicas in fewer bytes.
+
+`sum` returns (total, residual, state). The total is (nearly) the sum over replicas, the
+same bits on each; the residual is what of this replica's input the total lacks, so that
+
+    total + sum over replicas of residual = sum over replicas of input
+
+up to float32 rounding. Adding the last residual to the next input is error feedback (Seide
+et al. 2014), and by this law nothing is ever lost under it, only late. Arithmetic is in
+float32; the leaves that come back have the types that they came with.
+
+A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap.
+A NaN or an infinity in any replica's input makes some of the total NaN or infinite.
+Letters: n elements of the whole tree, W replicas, k elements kept.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from parallel.program import Key, Params
+
+State = Any
+Axes = tuple[str, ...]
+
+# The ways in which a codec's bytes can travel. A sum of linear codes is the code of the
+# sum, so any algorithm for sums carries them; the other codes have to be decoded first.
+LINEAR = (
+    "psum", "ring", "tree", "halving_doubling", "all_to_all", "all_gather", "p2p",
+    "hierarchical",
+)  # fmt: skip
+BY_OWNERS = ("all_to_all", "hierarchical")
+BY_GATHERING = ("all_gather", "hierarchical")
+
+
+class Across(NamedTuple):
+    """The mesh axes to sum over, the slowest first, and how linear codes are summed."""
+
+    axes: Axes
+    all_reduce: Callable[[jax.Array, Axes], jax.Array] = jax.lax.psum
+
+
+class Codec(NamedTuple):
+    init: Callable[[Params], State]  # of params or their shapes; differs per replica later
+    # (tree, state, key, across) -> (total, residual, state); the key differs from step to
+    # step and is the same on every replica.
+    sum: Callable[[Any, State, Key, Across], tuple[Any, Any, State]]
+    sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
+    algorithms: tuple[str, ...]
+
+    @property
+    def linear(self) -> bool:
+        return self.algorithms == LINEAR
+
+
+def stateless(params: Params) -> tuple:
+    return ()
+
+
+def num_elements(params: Params) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def flatten(tree) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """Join a tree into one float32 vector; return also what cuts such a vector again."""
+    types = jax.tree.map(lambda x: x.dtype, tree)
+    x_n, cut = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+    return x_n, lambda y_n: jax.tree.map(lambda x, t: x.astype(t), cut(y_n), types)
+
+
+def ring_bytes(num_bytes: float, degree: int) -> float:
+    """Return what each device sends in an all-reduce that wastes nothing."""
+    return 2 * num_bytes * (degree - 1) / degree
+
+
+def check_share(codec: str, keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(
+            f"{codec} keeps a share of {keep} of the elements; give more than 0, at most 1"
+        )
+
+
+def identity() -> Codec:
+    """Sum exactly: the limit that the others are compared with."""
+
+    def total(tree, state, key, across: Across):
+        x_n, unflatten = flatten(tree)
+        total_n = across.all_reduce(x_n, across.axes)
+        return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
+
+    def sent_bytes(params: Params, degree: int) -> float:
+        return ring_bytes(4 * num_elements(params), degree)
+
+    return Codec(stateless, total, sent_bytes, LINEAR)
+
+
+def hierarchical(codec: Codec, fast_degree: int) -> Codec:
+    """Use a codec between groups of devices alone, on sums that are exact within a group.
+
+    The last of the axes, of `fast_degree` devices, is the group: float32 is scattered and
+    summed over it, each device sums its shard over the other axes by the codec, and the
+    totals are gathered. The holder of a shard has its residual.
+    """
+    if codec.linear:
+        raise ValueError(
+            "a linear codec has no hierarchical form of its own; give it a hierarchical "
+            "all_reduce"
+        )
+
+    def shard_size(params: Params) -> int:
+        return -(-num_elements(params) // fast_degree)
+
+    def shard(params: Params) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((shard_size(params),), jnp.float32)
+
+    def total(tree, state, key, across: Across):
+        *slow, fast = across.axes
+        x_n, unflatten = flatten(tree)
+        num, size = x_n.size, shard_size(tree)
+        padded = jnp.pad(x_n, (0, size * fast_degree - num))
+        mine = jax.lax.psum_scatter(padded, fast, tiled=True)
+        index = jax.lax.axis_index(fast)
+        total, residual, state = codec.sum(
+            mine, state, jax.random.fold_in(key, index), across._replace(axes=tuple(slow))
+        )
+        total_n = jax.lax.all_gather(total, fast, tiled=True)[:num]
+        residual_n = jax.lax.dynamic_update_slice(
+            jnp.zeros_like(padded), residual, (index * size,)
+        )[:num]
+        return unflatten(total_n), unflatten(residual_n), state
+
+    def sent_bytes(params: Params, degree: int) -> float:
+        within = ring_bytes(4 * shard_size(params) * fast_degree, fast_degree)
+        return within + codec.sent_bytes(shard(params), degree // fast_degree)
+
+    return Codec(
+        lambda params: codec.init(shard(params)), total, sent_bytes, ("hierarchical",)
+    )
+
+
+def to_words(x: jax.Array, dtype) -> jax.Array:
+    """Read the last dim's bits as words of a type no wider than x's."""
+    words = jax.lax.bitcast_convert_type(x, dtype)
+    return words.reshape(*x.shape[:-1], -1)
+
+
+def from_words(words: jax.Array, dtype) -> jax.Array:
+    """Undo to_words: read the last dim's bits as elements of a type as wide or wider."""
+    per_element = jnp.dtype(dtype).itemsize // words.dtype.itemsize
+    if per_element > 1:
+        words = words.reshape(*words.shape[:-1], -1, per_element)
+    return jax.lax.bitcast_convert_type(words, dtype)
