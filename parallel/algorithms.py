@@ -1,0 +1,214 @@
+"""All-reduce algorithms, written out in sends from device to device.
+
+One signature: (x_n, axes) -> the sum of x_n over all devices of the axes, where x_n is one
+flat array of any size and float type. Several axes count as one, in row-major order. Every
+device ends with the same bits, for replicated parameters must never drift apart: each
+element is either summed on one device and copied, or by additions that commute.
+
+Elements sent by a device, on average, for n elements and N devices (p the largest power of
+two in N, r = N - p, F devices on the fast axis and S = N / F on the slow ones):
+
+  psum              2 n (N-1)/N, if the compiler takes a ring
+  ring              2 n (N-1)/N in 2 (N-1) sends (Patarasuk and Yuan 2009)
+  tree              n (p log2 p + 2 r)/N in log2 p sends and 2 more: recursive doubling
+  halving_doubling  n (2 (p-1) + 2 r)/N in 2 log2 p sends and 2 more (Rabenseifner 2004)
+  all_to_all        2 n (N-1)/N in 2 collectives: everybody owns a part
+  all_gather        n (N-1) in 1 collective: for what is small
+  p2p               2 n (N-1)/N: n from each to a root and back, where (N-1) n leave
+  hierarchical      2 n (F-1)/F over the fast axis, 2 (n/F) (S-1)/S over the slow ones
+
+16-bit floats travel as 16-bit words where devices send to each other, for XLA for CPUs
+moves them as float32; its own sums (psum, hierarchical) it widens all the same.
+`all_to_all` and `all_gather` add them up in float32 and round once, the others round at
+each addition.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Axes = tuple[str, ...]
+AllReduce = Callable[[jax.Array, Axes], jax.Array]
+Pairs = list[tuple[int, int]]  # (from, to)
+
+
+def as_words(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Move the bits of 16-bit floats, so that no compiler widens them on the way."""
+    if x.dtype.itemsize != 2:
+        return move(x)
+    words = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return jax.lax.bitcast_convert_type(move(words), x.dtype)
+
+
+def send(x: jax.Array, axes: Axes, pairs: Pairs) -> jax.Array:
+    """Return what this device is sent; zeros if nothing."""
+    return as_words(lambda words: jax.lax.ppermute(words, axes, pairs), x)
+
+
+def chunked(x_n: jax.Array, num: int) -> jax.Array:
+    """[n] -> [num, c], the last chunk filled up with zeros."""
+    return jnp.pad(x_n, (0, -x_n.size % num)).reshape(num, -1)
+
+
+def psum(x_n: jax.Array, axes: Axes) -> jax.Array:
+    return jax.lax.psum(x_n, axes)
+
+
+def ring(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Send partial sums of the chunks round the ring, then the sums."""
+    degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    chunks_Nc = chunked(x_n, degree)
+    onwards = [(i, (i + 1) % degree) for i in range(degree)]
+
+    def reduce(step, partial_c):
+        return send(partial_c, axes, onwards) + chunks_Nc[(index - step - 1) % degree]
+
+    sum_c = jax.lax.fori_loop(0, degree - 1, reduce, chunks_Nc[index])
+
+    def gather(step, carry):
+        sums_Nc, sum_c = carry
+        sum_c = send(sum_c, axes, onwards)
+        return sums_Nc.at[(index - step) % degree].set(sum_c), sum_c
+
+    sums_Nc = jnp.zeros_like(chunks_Nc).at[(index + 1) % degree].set(sum_c)
+    sums_Nc, _ = jax.lax.fori_loop(0, degree - 1, gather, (sums_Nc, sum_c))
+    return sums_Nc.ravel()[: x_n.size]
+
+
+def power_of_two(degree: int) -> int:
+    return 1 << (degree.bit_length() - 1)
+
+
+def on_a_power_of_two(x_n: jax.Array, axes: Axes, sum_powers: Callable) -> jax.Array:
+    """Fold the devices beyond the largest power of two into the first ones, and back."""
+    degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    power = power_of_two(degree)
+    rest = range(degree - power)
+    if rest:
+        x_n = x_n + send(x_n, axes, [(power + i, i) for i in rest])
+    sum_n = sum_powers(x_n, axes, power, index)
+    if rest:
+        late_n = send(sum_n, axes, [(i, power + i) for i in rest])
+        sum_n = jnp.where(index < power, sum_n, late_n)
+    return sum_n
+
+
+def partners(power: int, distance: int) -> Pairs:
+    return [(i, i ^ distance) for i in range(power)]
+
+
+def distances(power: int) -> list[int]:
+    return [1 << bit for bit in range(power.bit_length() - 1)]
+
+
+def tree(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Add the whole array of partners at distance 1, 2, 4, ..."""
+
+    def sum_powers(x_n, axes, power, index):
+        for distance in distances(power):
+            x_n = x_n + send(x_n, axes, partners(power, distance))
+        return x_n
+
+    return on_a_power_of_two(x_n, axes, sum_powers)
+
+
+def halving_doubling(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Keep half of what is left and send the other, then collect the sums the same way."""
+
+    def sum_powers(x_n, axes, power, index):
+        part = chunked(x_n, power).ravel()
+        for distance in reversed(distances(power)):
+            upper = (index & distance) > 0
+            halves = part.reshape(2, -1)
+            kept = jnp.where(upper, halves[1], halves[0])
+            other = jnp.where(upper, halves[0], halves[1])
+            part = kept + send(other, axes, partners(power, distance))
+        for distance in distances(power):
+            upper = (index & distance) > 0
+            other = send(part, axes, partners(power, distance))
+            pair = jnp.where(upper, jnp.stack([other, part]), jnp.stack([part, other]))
+            part = pair.ravel()
+        return part[: x_n.size]
+
+    return on_a_power_of_two(x_n, axes, sum_powers)
+
+
+def add_up(parts_Nc: jax.Array) -> jax.Array:
+    if parts_Nc.dtype.itemsize == 2:
+        return parts_Nc.astype(jnp.float32).sum(0).astype(parts_Nc.dtype)
+    return parts_Nc.sum(0)
+
+
+def all_to_all(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Send each device the chunk that it owns; gather the owners' sums."""
+
+    def swap(chunks):
+        return jax.lax.all_to_all(chunks, axes, 0, 0, tiled=True)
+
+    sum_c = add_up(as_words(swap, chunked(x_n, jax.lax.axis_size(axes))))
+    sums_n = as_words(lambda x: jax.lax.all_gather(x, axes), sum_c).ravel()
+    return sums_n[: x_n.size]
+
+
+def all_gather(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Send everything to everybody; each adds up in the same order."""
+    return add_up(as_words(lambda x: jax.lax.all_gather(x, axes), x_n))
+
+
+def p2p(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Send to device 0 one after the other, and from it."""
+    degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    sum_n = x_n
+    for device in range(1, degree):
+        sum_n = sum_n + send(x_n, axes, [(device, 0)])
+    result_n = sum_n
+    for device in range(1, degree):
+        sent_n = send(sum_n, axes, [(0, device)])
+        result_n = jnp.where(index == device, sent_n, result_n)
+    return result_n
+
+
+def hierarchical(x_n: jax.Array, axes: Axes) -> jax.Array:
+    """Reduce-scatter over the fast, last axis; sum over the others; gather again."""
+    *slow, fast = axes
+    chunks_Fc = chunked(x_n, jax.lax.axis_size(fast))
+    sum_c = jax.lax.psum(jax.lax.psum_scatter(chunks_Fc, fast), tuple(slow))
+    sums_n = as_words(lambda x: jax.lax.all_gather(x, fast), sum_c).ravel()
+    return sums_n[: x_n.size]
+
+
+ALGORITHMS: dict[str, AllReduce] = {
+    "psum": psum,
+    "ring": ring,
+    "tree": tree,
+    "halving_doubling": halving_doubling,
+    "all_to_all": all_to_all,
+    "all_gather": all_gather,
+    "p2p": p2p,
+    "hierarchical": hierarchical,
+}
+
+
+def sent_elements(name: str, num: int, sizes: tuple[int, ...]) -> float:
+    """Return what a device sends on average, for axes of these sizes; chunks are padded."""
+    degree, power = math.prod(sizes), power_of_two(math.prod(sizes))
+    rest = degree - power
+
+    def owned(num: int, degree: int) -> int:  # all but the own chunk, there and back
+        return 2 * -(-num // degree) * (degree - 1)
+
+    if name in ("psum", "ring", "all_to_all"):
+        return owned(num, degree)
+    if name == "tree":
+        return num * (power * len(distances(power)) + 2 * rest) / degree
+    if name == "halving_doubling":
+        return (power * owned(num, power) + 2 * rest * num) / degree
+    if name == "all_gather":
+        return num * (degree - 1)
+    if name == "p2p":
+        return 2 * num * (degree - 1) / degree
+    fast = sizes[-1]
+    chunk, slow = -(-num // fast), degree // fast
+    return owned(num, fast) + 2 * chunk * (slow - 1) / slow
