@@ -19,12 +19,12 @@ def joins() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def psum_in_one(tree):
+def psum_in_one(tree, axes: tuple[str, ...] = (AXIS,)):
     """Sum a tree over replicas."""
     if not joins():
-        return jax.lax.psum(tree, AXIS)
+        return jax.lax.psum(tree, axes)
     flat, unflatten = ravel_pytree(tree)
-    return unflatten(jax.lax.psum(flat, AXIS))
+    return unflatten(jax.lax.psum(flat, axes))
 
 
 def scatter_in_one(arrays: Arrays, dims: list[int]) -> Arrays:

@@ -22,7 +22,8 @@ Metrics = dict[str, jax.Array]
 Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
-BATCH_AXES = (AXIS, "fsdp")  # the mesh axes over which the batch is split
+# The mesh axes over which the batch is split, the one of the slowest links first.
+BATCH_AXES = ("slice", AXIS, "fsdp")
 
 
 class TrainState(NamedTuple):
@@ -33,6 +34,10 @@ class TrainState(NamedTuple):
     scale: Any  # the loss scale; has a field `value`, float32[]
 
 
+def same(state: TrainState) -> TrainState:
+    return state
+
+
 class Program(NamedTuple):
     init: Callable[[Key], TrainState]  # already laid out on the mesh
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates
@@ -40,6 +45,12 @@ class Program(NamedTuple):
     place: Callable[[Batch], Batch]  # this process's rows -> global device arrays
     mesh: jax.sharding.Mesh
     abstract: TrainState  # shapes, types and shardings of the state
+    # What is saved: parameters and optimizer state as every strategy has them, and in
+    # `comm` what only this one knows. `adopt` takes it back; where `comm` is (), because
+    # the state comes from another strategy or degree, it begins that part anew.
+    portable: Callable[[TrainState], TrainState] = same
+    adopt: Callable[[TrainState], TrainState] = same
+    saved: TrainState | None = None  # like `abstract`, of `portable`; None: the same
 
 
 class Learner(NamedTuple):

@@ -2,13 +2,16 @@
 
 One function of one replica's view, spread by `shard_map` or by `pmap`. A small table says
 which fields of the state exist once (the same on every replica) and which exist once per
-replica; it becomes P() / P(axis) for shard_map and None / 0 for pmap.
+replica; it becomes P() / P(axes) for shard_map and None / 0 for pmap. Strategies whose
+replicas part for a while (parallel/local.py) are other rows of that table.
 
 `check_vma=False`: under the default, the gradient of replicated parameters is already
 summed over the axis by autodiff, and the psum below would count it again.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,41 +22,93 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import psum_in_one
-from parallel.exchange import all_reduce
-from parallel.mesh import place_rows
+from parallel.exchange import Exchange, all_reduce
+from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
-    AXIS,
     Batch,
     Key,
     Learner,
     Metrics,
+    Params,
     Program,
     TrainState,
-    abstract,
     gradients,
+    split_rows,
     update,
 )
 
 ONCE, EACH = "once", "each"
 PLACEMENT = TrainState(step=ONCE, params=ONCE, opt=ONCE, comm=EACH, scale=ONCE)
-STATE_SPECS = TrainState(*[P(AXIS) if field == EACH else P() for field in PLACEMENT])
-STATE_AXES = TrainState(*[0 if field == EACH else None for field in PLACEMENT])
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def exchanged_gradients(
+    learner: Learner,
+    exchange: Exchange,
+    state: TrainState,
+    batch: Batch,
+    accumulation: int,
+    every: int,
+    axes: tuple[str, ...],
+) -> tuple[Params, Metrics, Any]:
+    """Return gradient and sums over all replicas, and the exchange's new state.
+
+    The gradients of `every` microbatches are added up before they are exchanged (delayed
+    update, Ott et al. 2018, 3.2); it divides `accumulation`.
+    """
+    key, scale = learner.step_key(state.step), state.scale.value
+
+    def one(batch: Batch, comm: Any, index):
+        grads, sums = gradients(learner.loss, state.params, batch, key, scale, every)
+        sums = psum_in_one(sums, axes)
+        grads, comm = exchange.update(
+            grads,
+            comm,
+            state.params,
+            weight=jnp.maximum(sums["tokens"], 1.0) * scale,
+            key=jax.random.fold_in(key, index),
+        )
+        return (grads, sums), comm
+
+    if every == accumulation:
+        (grads, sums), comm = one(batch, state.comm, 0)
+        return grads, sums, comm
+
+    num_groups = accumulation // every
+    groups = jax.tree.map(partial(split_rows, num=num_groups), batch)
+    first = jax.tree.map(lambda x: x[0], groups)
+    zeros = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(one, first, state.comm, jnp.int32(0))[0]
+    )
+
+    def body(carry, numbered):
+        (total, comm), (group, index) = carry, numbered
+        found, comm = one(group, comm, index)
+        return (jax.tree.map(jnp.add, total, found), comm), None
+
+    ((grads, sums), comm), _ = jax.lax.scan(
+        body, (zeros, state.comm), (groups, jnp.arange(num_groups))
+    )
+    return grads, sums, comm
 
 
 def replica_step(
-    learner: Learner, exchange: optax.GradientTransformation, accumulation: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    learner: Learner,
+    exchange: Exchange,
+    accumulation: int,
+    every: int,
+    axes: tuple[str, ...],
+) -> Step:
     """Return the step as one replica sees it: its rows in, the common update out."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = learner.step_key(state.step)
-        grads, sums = gradients(
-            learner.loss, state.params, batch, key, state.scale.value, accumulation
+        grads, sums, comm = exchanged_gradients(
+            learner, exchange, state, batch, accumulation, every, axes
         )
-        grads, comm = exchange.update(grads, state.comm)
-        sums = psum_in_one(sums)
-        state = state._replace(comm=comm)
-        return update(learner, state, state.params, grads, sums)
+        new, metrics = update(learner, state, state.params, grads, sums)
+        # What a skipped step brought is not to be remembered.
+        keep = partial(jnp.where, metrics["finite"])
+        return new._replace(comm=jax.tree.map(keep, comm, state.comm)), metrics
 
     return step
 
@@ -63,32 +118,44 @@ def shard_map_program(
     mesh: Mesh,
     accumulation: int = 1,
     exchange: optax.GradientTransformation | None = None,
+    every: int = 0,
 ) -> Program:
-    exchange = exchange or all_reduce()
-    one_replica = replica_step(learner, exchange, accumulation)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        # shard_map keeps the replica dim of per-replica fields, at size 1.
-        comm = jax.tree.map(lambda x: x[0], state.comm)
-        state, metrics = one_replica(state._replace(comm=comm), batch)
-        comm = jax.tree.map(lambda x: x[None], state.comm)
-        return state._replace(comm=comm), metrics
-
-    spread = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(STATE_SPECS, P(AXIS)),
-        out_specs=(STATE_SPECS, P()),
-        check_vma=False,
+    exchange = optax.with_extra_args_support(exchange or all_reduce(axes=batch_axes(mesh)))
+    one_replica = replica_step(
+        learner, exchange, accumulation, every or accumulation, batch_axes(mesh)
     )
-    init, state = initial(learner, exchange, mesh)
     return Program(
-        init=init,
-        step=jax.jit(spread, donate_argnums=0),
+        step=jax.jit(spread(one_replica, mesh, PLACEMENT), donate_argnums=0),
         params=lambda state: state.params,
         place=lambda batch: place_rows(mesh, batch),
         mesh=mesh,
-        abstract=state,
+        **beginnings(learner, exchange, mesh),
+    )
+
+
+def spread(step: Step, mesh: Mesh, placement: TrainState) -> Step:
+    """Run one replica's step on every device of the mesh, its state as placed."""
+
+    def each(change: Callable, state: TrainState) -> TrainState:
+        """Apply to the fields of which each replica has its own."""
+        return jax.tree.map(
+            lambda place, field: jax.tree.map(change, field) if place == EACH else field,
+            placement,
+            state,
+        )
+
+    def with_replica_dim(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # shard_map keeps the replica dim of per-replica fields, at size 1.
+        state, metrics = step(each(lambda x: x[0], state), batch)
+        return each(lambda x: x[None], state), metrics
+
+    specs = state_specs(placement, mesh)
+    return jax.shard_map(
+        with_replica_dim,
+        mesh=mesh,
+        in_specs=(specs, P(batch_axes(mesh))),
+        out_specs=(specs, P()),
+        check_vma=False,
     )
 
 
@@ -97,13 +164,16 @@ def pmap_program(
     mesh: Mesh,
     accumulation: int = 1,
     exchange: optax.GradientTransformation | None = None,
+    every: int = 0,
 ) -> Program:
-    exchange = exchange or all_reduce()
+    (axis,) = batch_axes(mesh)
+    exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
+    state_axes = jax.tree.map(lambda place: 0 if place == EACH else None, PLACEMENT)
     step = jax.pmap(
-        replica_step(learner, exchange, accumulation),
-        axis_name=AXIS,
-        in_axes=(STATE_AXES, 0),
-        out_axes=(STATE_AXES, None),
+        replica_step(learner, exchange, accumulation, every or accumulation, (axis,)),
+        axis_name=axis,
+        in_axes=(state_axes, 0),
+        out_axes=(state_axes, None),
         devices=list(mesh.devices.flat),
         donate_argnums=0,
     )
@@ -121,36 +191,59 @@ def pmap_program(
         """Join what pmap leaves as this process's own arrays, without copying."""
         state, metrics = step(state, batch)
         return multihost_utils.host_local_array_to_global_array(
-            state, mesh, STATE_SPECS
+            state, mesh, state_specs(PLACEMENT, mesh)
         ), metrics
 
-    init, state = initial(learner, exchange, mesh)
     return Program(
-        init=init,
         step=step if jax.process_count() == 1 else global_step,
         params=lambda state: state.params,
         place=place,
         mesh=mesh,
-        abstract=state,
+        **beginnings(learner, exchange, mesh),
     )
 
 
-def initial(
-    learner: Learner, exchange: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Callable[[Key], TrainState], TrainState]:
-    """Return a jitted init, laid out as PLACEMENT says, and its abstract result."""
+def state_specs(placement: TrainState, mesh: Mesh) -> TrainState:
+    return jax.tree.map(
+        lambda place: P(batch_axes(mesh)) if place == EACH else P(), placement
+    )
 
-    def init(key: Key) -> TrainState:
-        state = learner.initial_state(key)
-        comm = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (mesh.size, *x.shape)),
-            exchange.init(state.params),
-        )
+
+def beginnings(learner: Learner, exchange: Exchange, mesh: Mesh) -> dict[str, Any]:
+    """Return the fields of a Program that tell how its state begins."""
+
+    def adopt(state: TrainState) -> TrainState:
+        comm = for_each(exchange.init(state.params), batch_degree(mesh))
         return state._replace(comm=comm)
 
-    def named(spec: P, field):
-        return jax.tree.map(lambda _: NamedSharding(mesh, spec), field)
+    def init(key: Key) -> TrainState:
+        return adopt(learner.initial_state(key))
+
+    abstract = placed(init, mesh, PLACEMENT)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    laid_out = jax.jit(adopt, out_shardings=shardings, donate_argnums=0)
+    return {
+        "init": jax.jit(init, out_shardings=shardings),
+        "abstract": abstract,
+        "adopt": lambda state: state if jax.tree.leaves(state.comm) else laid_out(state),
+    }
+
+
+def for_each(tree, num_replicas: int):
+    """Give each replica its own copy, in a new first dim."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_replicas, *x.shape)), tree)
+
+
+def placed(
+    init: Callable[[Key], TrainState], mesh: Mesh, placement: TrainState
+) -> TrainState:
+    """Return the shapes, types and shardings of what `init` makes; allocate nothing."""
+
+    def field(spec: P, shapes):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+        )
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = TrainState(*map(named, STATE_SPECS, shapes))
-    return jax.jit(init, out_shardings=shardings), abstract(init, shardings)
+    return jax.tree.map(field, state_specs(placement, mesh), shapes)

@@ -1,12 +1,14 @@
 """The table of strategies: a name -> the axes of its mesh and a Program's constructor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jax.sharding import Mesh
 
+from parallel.exchange_config import ExchangeConfig, build_exchange
 from parallel.layout import FSDP, REPLICATED, ZERO1, ZERO2, Layout
+from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
 from parallel.program import AXIS, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
@@ -15,9 +17,12 @@ from parallel.sharded import jit_program, zero_program
 
 @dataclass
 class ParallelConfig:
-    strategy: str = "jit"  # jit | pmap | shard_map | zero1 | zero2 | fsdp
+    strategy: str = "jit"  # one of STRATEGIES
     data: int = -1  # the data-parallel degree, in devices; -1: all
+    slice: int = 1  # groups of `data` replicas, joined by links slower than those inside
     accumulation: int = 1  # microbatches that a device's rows are taken in
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
 
     def mesh(self) -> Mesh:
         """Make the mesh of the strategy's axes; ValueError if the devices do not fit."""
@@ -27,7 +32,18 @@ class ParallelConfig:
                 f"choose one of {', '.join(STRATEGIES)}"
             )
         axes = STRATEGIES[self.strategy].axes
-        return device_mesh({axis: getattr(self, axis) for axis in axes})
+        for axis in sorted(ALL_AXES - set(axes)):
+            if getattr(self, axis) not in (1, -1):
+                able = [name for name, other in STRATEGIES.items() if axis in other.axes]
+                raise ValueError(
+                    f"parallel.{axis} is {getattr(self, axis)}, but strategy "
+                    f"{self.strategy!r} has no axis {axis}; set it to 1, or choose one of "
+                    f"{', '.join(able)}"
+                )
+        degrees = {axis: getattr(self, axis) for axis in axes}
+        return device_mesh(
+            {axis: n for axis, n in degrees.items() if axis != "slice" or n != 1}
+        )
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Check against the global batch size, in rows, and the mesh."""
@@ -35,6 +51,16 @@ class ParallelConfig:
             raise ValueError(
                 f"parallel.accumulation is {self.accumulation}; it must be at least 1"
             )
+        if STRATEGIES[self.strategy].exchanges:
+            self.exchange.validate(mesh, self.accumulation)
+        elif self.exchange != ExchangeConfig():
+            able = [name for name, strategy in STRATEGIES.items() if strategy.exchanges]
+            raise ValueError(
+                f"parallel.exchange is set, but strategy {self.strategy!r} leaves its "
+                f"collectives to its layout; choose one of {', '.join(able)}, or unset it"
+            )
+        if self.strategy in PLANS:
+            self.local.validate(self.strategy)
         degree = batch_degree(mesh)
         if batch_size % (degree * self.accumulation):
             raise ValueError(
@@ -46,12 +72,26 @@ class ParallelConfig:
 class Strategy(NamedTuple):
     program: Callable[[Learner, Mesh, ParallelConfig], Program]
     axes: tuple[str, ...] = (AXIS,)  # of its mesh, the slowest links first
+    exchanges: bool = False  # what crosses goes through an Exchange
 
 
-def replicas(constructor: Callable[..., Program]) -> Strategy:
-    return Strategy(
-        lambda learner, mesh, config: constructor(learner, mesh, config.accumulation)
-    )
+def replicas(constructor: Callable[..., Program], axes: tuple[str, ...]) -> Strategy:
+    def program(learner: Learner, mesh: Mesh, config: ParallelConfig) -> Program:
+        exchange = build_exchange(config.exchange, mesh)
+        return constructor(
+            learner, mesh, config.accumulation, exchange, config.exchange.every
+        )
+
+    return Strategy(program, axes, exchanges=True)
+
+
+def local(name: str) -> Strategy:
+    def program(learner: Learner, mesh: Mesh, config: ParallelConfig) -> Program:
+        exchange = build_exchange(config.exchange, mesh)
+        plan = PLANS[name](config.local)
+        return local_program(learner, mesh, config.accumulation, exchange, plan)
+
+    return Strategy(program, ("slice", AXIS), exchanges=True)
 
 
 def sharded(constructor: Callable[..., Program], layout: Layout) -> Strategy:
@@ -64,12 +104,14 @@ def sharded(constructor: Callable[..., Program], layout: Layout) -> Strategy:
 
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED),
-    "pmap": replicas(pmap_program),
-    "shard_map": replicas(shard_map_program),
+    "pmap": replicas(pmap_program, (AXIS,)),
+    "shard_map": replicas(shard_map_program, ("slice", AXIS)),
     "zero1": sharded(zero_program, ZERO1),
     "zero2": sharded(zero_program, ZERO2),
     "fsdp": sharded(zero_program, FSDP),
-}
+} | {name: local(name) for name in PLANS}
+
+ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}
 
 
 def build_program(config: ParallelConfig, learner: Learner, mesh: Mesh) -> Program:

@@ -8,8 +8,15 @@ import optax
 import pytest
 
 from lm.optim import OptimConfig, optimizer
-from parallel.strategies import STRATEGIES
-from tests.parallel.toy import batches, oracle, toy_learner, toy_program
+from tests.parallel.toy import (
+    EXACT,
+    assert_equal,
+    batches,
+    oracle,
+    toy_learner,
+    toy_program,
+    train,
+)
 
 STEPS = 5
 DEGREES = (1, 2, 4, 8)
@@ -25,34 +32,22 @@ def one_device(dropout: float = 0.0):
 def run(strategy, degree, accumulation=1, steps=STEPS, **learner):
     learner = toy_learner(SGD, **learner)
     program = toy_program(strategy, learner, data=degree, accumulation=accumulation)
-    state, losses = program.init(jax.random.key(1)), []
-    for batch in batches(steps):
-        state, metrics = program.step(state, program.place(batch))
-        losses.append(float(metrics["loss"] / metrics["tokens"]))
-    return jax.device_get(program.params(state)), losses, metrics
-
-
-def assert_equal(params, expected, rtol=2e-5):
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True
-    ):
-        scale = np.abs(b).max()
-        np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
+    return train(program, steps)[1:]
 
 
 @pytest.mark.parametrize("degree", DEGREES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EXACT)
 def test_parameters_equal_one_device(strategy, degree):
-    params, losses, _ = run(strategy, degree)
+    params, losses = run(strategy, degree)
     expected, expected_losses = one_device()
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EXACT)
 def test_accumulation_is_exact_with_dropout(strategy):
     # Dropout is drawn per row, so it too is the same under any split of the batch.
-    params, losses, _ = run(strategy, 4, accumulation=2, dropout=0.2)
+    params, losses = run(strategy, 4, accumulation=2, dropout=0.2)
     expected, expected_losses = one_device(0.2)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
@@ -63,7 +58,7 @@ def test_accumulation_is_exact_with_dropout(strategy):
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_fsdp_keeps_the_rematerialisation_of_the_model(remat):
     """Its own recomputation, of gathers, must not replace the model's."""
-    params, losses, _ = run("fsdp", 4, remat=remat)
+    params, losses = run("fsdp", 4, remat=remat)
     expected, expected_losses = one_device()
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
@@ -84,11 +79,7 @@ def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate
     """Trust ratios, factored moments and orthogonalisation, each over a whole matrix."""
     config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
     tx = optimizer(config, STEPS)
-    program = toy_program(strategy, toy_learner(tx), data=4)
-    state, losses = program.init(jax.random.key(1)), []
-    for batch in batches(STEPS):
-        state, metrics = program.step(state, program.place(batch))
-        losses.append(float(metrics["loss"] / metrics["tokens"]))
+    _, _, losses = train(toy_program(strategy, toy_learner(tx), data=4), STEPS)
     _, expected = oracle(tx, STEPS)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
     _, untrained = oracle(optax.sgd(0.0), STEPS)
@@ -96,14 +87,14 @@ def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EXACT)
 def test_sixteen_bits_stays_near(strategy, compute):
-    _, losses, _ = run(strategy, 8, compute=compute)
+    _, losses = run(strategy, 8, compute=compute)
     _, expected_losses = one_device()
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-2)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EXACT)
 def test_overflow_skips_the_step_everywhere(strategy):
     learner = toy_learner(SGD, compute="float16", loss_scale=2.0**24)
     program = toy_program(strategy, learner, data=4)

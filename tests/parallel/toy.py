@@ -10,8 +10,11 @@ import optax
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
+from parallel.local import PLANS
 from parallel.program import Learner, Program
-from parallel.strategies import ParallelConfig, build_program
+from parallel.strategies import STRATEGIES, ParallelConfig, build_program
+
+EXACT = [name for name in STRATEGIES if name not in PLANS]  # the replicas never part
 
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
 MODEL = TransformerConfig(
@@ -67,6 +70,23 @@ def toy_program(strategy: str, learner: Learner, **config) -> Program:
     mesh = config.mesh()
     config.validate(BATCH, mesh)
     return build_program(config, learner, mesh)
+
+
+def train(program: Program, num_steps: int):
+    """Take steps from key 1; return the state, the parameters and the losses."""
+    state, losses = program.init(jax.random.key(1)), []
+    for batch in batches(num_steps):
+        state, metrics = program.step(state, program.place(batch))
+        losses.append(float(metrics["loss"] / metrics["tokens"]))
+    return state, jax.device_get(program.params(state)), losses
+
+
+def assert_equal(params, expected, rtol=2e-5):
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
 
 
 def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0):
