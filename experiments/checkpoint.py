@@ -73,11 +73,13 @@ class Checkpoints:
         ]
         return min(scored)[1] if scored else None
 
-    def save(self, step: int, state: TrainState, val_loss: float | None) -> None:
+    def save(
+        self, step: int, program: Program, state: TrainState, val_loss: float | None
+    ) -> None:
         """Start to save; the arrays are copied to the host before this returns."""
         self.wait()
         metrics = None if val_loss is None else {"val_loss": val_loss}
-        parts = split_state(state)
+        parts = split_state(program.portable(state))
         try:
             response = self.checkpointer.save_checkpointables_async(
                 step,
@@ -127,20 +129,35 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                parts = self.load(step, split_state(program.abstract))
+                state = self.load_state(step, program)
             except OSError as error:
                 damaged[step] = str(error)
                 continue
             for other, reason in damaged.items():
                 say(f"warning: {reason}")
                 self.set_aside(other)
-            return join_state(parts, program.abstract)
+            return program.adopt(state)
         if damaged:
             raise OSError(
                 f"no checkpoint in {self.folder} can be loaded; give another --workdir, or "
                 f"empty this one to start again ({'; '.join(damaged.values())})"
             )
         return None
+
+    def load_state(self, step: int, program: Program) -> TrainState:
+        """Load a state as the program saves it, without what only another one knows."""
+        like = program.saved or program.abstract
+        if not self.holds(step, like.comm):
+            like = like._replace(comm=())
+        return join_state(self.load(step, split_state(like)), like)
+
+    def holds(self, step: int, comm: Any) -> bool:
+        """Tell whether the `comm` of a checkpoint has this structure and these shapes."""
+        try:
+            found = self.checkpointer.checkpointables_metadata(step).metadata.get("comm")
+        except Exception:  # damaged: loading will say it
+            return True
+        return shapes(found) == shapes(comm)
 
     def load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
         """Load the named parts of a checkpoint into the given shapes and shardings.
@@ -188,6 +205,14 @@ def join_state(parts: dict[str, Any], like: TrainState) -> TrainState:
         opt=parts.get("opt", like.opt),
         comm=parts.get("comm", like.comm),
         scale=parts["progress"]["scale"],
+    )
+
+
+def shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """List the paths and shapes of a tree's leaves, whatever its containers are."""
+    return sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape))
+        for path, x in jax.tree.leaves_with_path(tree)
     )
 
 

@@ -162,7 +162,7 @@ def loop(
             log.say(f"step {step}: validation loss {val['loss']:.4f}")
         if saves:
             with clock("checkpoint"):
-                checkpoints.save(step, state, val and val["loss"])
+                checkpoints.save(step, program, state, val and val["loss"])
         if ends:
             break
     return state, val if int(state.step) == config.steps else None
