@@ -57,7 +57,7 @@ def power_sgd(rank: int) -> Codec:
         for i, p, q, own_q in zip(low, ps, new_qs, own_qs, strict=True):
             totals[i] = times(p, q.T)
             residuals[i] = xs[i] - times(p, own_q.T)
-        qs = [usable(new, old) for new, old in zip(new_qs, qs, strict=True)]
+        qs = [next_start(new, old) for new, old in zip(new_qs, qs, strict=True)]
         return (
             restored(structure, totals, leaves),
             restored(structure, residuals, leaves),
@@ -94,9 +94,14 @@ def all_reduce_in_one(tree, across: Across):
     return unflatten(across.all_reduce(x_n, across.axes))
 
 
-def usable(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Start from the old factor again after a step with a NaN or an infinity."""
-    return jnp.where(jnp.isfinite(new).all(), new, old)
+def next_start(new_nr: jax.Array, old_nr: jax.Array) -> jax.Array:
+    """Return Q with columns of size 1, so that the product M Q has the size of M.
+
+    After a step with a NaN or an infinity it is the old one.
+    """
+    size_r = jnp.abs(new_nr).max(0)
+    scaled_nr = new_nr / jnp.where(size_r > 0, size_r, 1)
+    return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)
 
 
 def restored(structure, xs: list[jax.Array], leaves: list[jax.Array]):

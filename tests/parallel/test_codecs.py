@@ -49,7 +49,7 @@ def draw(mesh, seed=0, shapes=SHAPES):
     }
 
 
-def spread(codec, mesh):
+def spread(codec, mesh, all_reduce=jax.lax.psum):
     """Return the codec's sum over a mesh, of trees and states stacked by replica."""
     axes = axes_of(mesh)
     sizes = MESHES[mesh]
@@ -60,7 +60,7 @@ def spread(codec, mesh):
 
     def one_replica(stacked, key):
         tree, state = jax.tree.map(lambda x: x[0], stacked)
-        out = codec.sum(tree, state, key, Across(axes))
+        out = codec.sum(tree, state, key, Across(axes, all_reduce))
         return jax.tree.map(lambda x: x[None], out)
 
     return jax.jit(
@@ -196,6 +196,25 @@ def test_leaves_keep_their_types(name):
     total, residual, _ = run(name, "2", stacked)
     for tree in (total, residual):
         assert tree["kernel"].dtype == jnp.bfloat16 and tree["conv"].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name not in NONLINEAR])
+def test_linear_codes_are_summed_by_the_algorithm_given(name):
+    codec, stacked = codec_of(name), draw("4")
+    shapes = []
+
+    def gathering(x_n, axes):
+        shapes.append(x_n.shape)
+        return jax.lax.all_gather(x_n, axes).sum(0)
+
+    state, _ = initial(codec, stacked)
+    summed = spread(codec, "4", gathering)
+    lowered = summed.lower((stacked, state), jax.random.key(0)).as_text()
+    assert "stablehlo.all_reduce" not in lowered
+    assert len(shapes) == WIRE[name][1] and all(len(shape) == 1 for shape in shapes)
+    total, _, _ = summed((stacked, state), jax.random.key(0))
+    expected, _, _ = run(name, "4", stacked)
+    np.testing.assert_allclose(joined(total), joined(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_codecs_run_under_pmap():

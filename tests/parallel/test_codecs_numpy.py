@@ -81,6 +81,13 @@ def test_sign_is_the_sign_and_mean_of_each_block_twice():
     )
 
 
+def test_the_mean_of_large_numbers_does_not_overflow():
+    stacked = {"x": np.full((4, 128), 5e37, np.float32)}  # a block's sum would be 1.6e39
+    for name in ("sign", "majority_vote"):
+        total, _, _ = run(name, "4", stacked)
+        np.testing.assert_allclose(total["x"], 2e38, rtol=1e-5)
+
+
 @pytest.mark.parametrize("mesh", ["2", "4"])
 def test_the_majority_settles_signs_and_the_owner_draws(mesh):
     num = int(mesh)
@@ -222,12 +229,14 @@ def test_power_sgd_projects_on_orthonormal_columns():
     np.testing.assert_allclose(total.T @ (exact - total), 0, atol=1e-6 * scale)
 
 
-def test_power_sgd_starts_from_the_last_factors():
+@pytest.mark.parametrize("size", [1, 1e25, 1e-25])
+def test_power_sgd_starts_from_the_last_factors(size):
     stacked, errors = draw("4", shapes={"kernel": (30, 20)}), []
     exact, state = stacked["kernel"].sum(0), None
+    stacked = {"kernel": stacked["kernel"] * np.float32(size)}
     for _ in range(12):
         total, _, state = run("power_sgd", "4", stacked, state)
-        errors.append(np.linalg.norm(total["kernel"][0] - exact))
+        errors.append(np.linalg.norm(total["kernel"][0] / size - exact))
     best = np.sqrt((np.linalg.svd(exact, compute_uv=False)[2:] ** 2).sum())
     assert errors[0] > 1.05 * best and errors[1] < errors[0]
     assert best * (1 - 1e-5) < errors[-1] < 1.01 * best
