@@ -25,7 +25,7 @@ from parallel.sparse import deep_gradient_compression, random_k, top_k
 class ExchangeConfig:
     algorithm: str = "auto"  # one of ALGORITHMS; auto: psum, or what the codec travels by
     codec: str = "none"  # one of CODECS
-    error_feedback: bool = True  # send what the codec lost with the next gradient
+    error_feedback: str = "auto"  # on: what the codec lost goes with the next gradient; off
     block: int = 0  # int8, int4, ternary, sign: elements that share a scale; 0: its own
     keep: float = 0.01  # top_k, random_k, dgc: the share of elements sent
     rank: int = 4  # power_sgd
@@ -40,6 +40,7 @@ class ExchangeConfig:
         for name, options in [
             ("algorithm", ("auto", *ALGORITHMS)),
             ("codec", ("none", *CODECS)),
+            ("error_feedback", ("auto", "on", "off")),
         ]:
             if (value := getattr(self, name)) not in options:
                 raise ValueError(
@@ -99,6 +100,12 @@ CODECS: dict[str, Callable[[ExchangeConfig], Codec]] = {
     "power_sgd": lambda c: power_sgd(c.rank),
 }
 
+# Under error_feedback=auto these have none. identity loses nothing, dgc keeps by itself
+# what it does not send, and ternary's rounding is unbiased but can err by more than the
+# gradient is long: fed back, such errors grow (Karimireddy et al. 2019, 4, ask for a
+# contraction).
+WITHOUT_FEEDBACK = ("identity", "dgc", "ternary")
+
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
     c, axes = config, batch_axes(mesh)
@@ -109,7 +116,9 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         codec = CODECS[c.codec](c)
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
-        exchange = compressed(codec, axes, algorithm, c.error_feedback)
+        wanted = c.error_feedback
+        feedback = wanted == "on" or (wanted == "auto" and c.codec not in WITHOUT_FEEDBACK)
+        exchange = compressed(codec, axes, algorithm, feedback)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
     exchange = delayed(c.delay, exchange, c.compensation)

@@ -65,7 +65,7 @@ def test_every_algorithm_over_slices(algorithm, slices):
 
 EXACT = {
     "identity": {"codec": "identity"},
-    "identity without feedback": {"codec": "identity", "error_feedback": False},
+    "identity with feedback": {"codec": "identity", "error_feedback": "on"},
     "one bucket": {"bucket_bytes": 1 << 30},
     "a bucket a leaf": {"bucket_bytes": 1},
     "buckets by ring": {"bucket_bytes": 8192, "algorithm": "ring"},
@@ -170,6 +170,7 @@ BAD = [
     ("shard_map", {"codec": "int8", "algorithm": "ring"}, "int8 cannot travel by .*ring"),
     ("shard_map", {"codec": "top_k", "algorithm": "psum"}, "top_k cannot travel by"),
     ("shard_map", {"algorithm": "hierarchical"}, "needs a fast and a slow axis"),
+    ("shard_map", {"error_feedback": "of"}, "error_feedback is 'of'; choose one of auto"),
     ("shard_map", {"every": 3}, "every 3 does not divide parallel.accumulation 1"),
     ("shard_map", {"codec": "top_k", "keep": 0.0}, "top_k keeps a share of 0.0"),
     ("shard_map", {"codec": "power_sgd", "rank": 0}, "power_sgd has rank 0"),
