@@ -146,7 +146,7 @@ class Checkpoints:
 
     def load_state(self, step: int, program: Program) -> TrainState:
         """Load a state as the program saves it, without what only another one knows."""
-        like = program.saved or program.abstract
+        like = program.abstract_portable
         if not self.holds(step, like.comm):
             like = like._replace(comm=())
         return join_state(self.load(step, split_state(like)), like)

@@ -20,11 +20,13 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
         "strategy": f"{c.parallel.strategy}, accumulation {c.parallel.accumulation}",
-        "parameters": human(num_parameters(state.params)),
+        "parameters": human(num_parameters(program.abstract_portable.params)),
         "tokens per step": human(c.data.batch_size * c.data.seq_len),
         "rows per device": f"{c.data.batch_size // batch_degree(mesh)}",
         "parameters per device": size(bytes_per_device(state.params)),
         "optimizer per device": size(bytes_per_device(state.opt)),
+        "exchange per device": f"{size(bytes_per_device(state.comm))} (residuals, late "
+        "gradients, what was agreed)",
         "activations per device": f"{size(memory.temp_size_in_bytes)} (compiled "
         "program's temporaries, gradients included)",
         "peak per device": size(

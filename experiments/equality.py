@@ -1,4 +1,4 @@
-"""Train the same batches under every strategy, degree and precision; compare the losses.
+"""Train the same batches under each exact strategy, degree and precision; compare losses.
 
 python -m experiments.equality --config=configs/tiny.py --devices=8 --num_steps=10
 
@@ -17,7 +17,7 @@ from experiments import startup
 from experiments.build import build, check
 from lm.data.pipeline import prepare, train_batches
 from lm.precision import DTYPES
-from parallel.strategies import STRATEGIES
+from parallel.strategies import EXACT
 
 CONFIG = startup.define_config()
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of each run.", lower_bound=1)
@@ -57,7 +57,7 @@ def main() -> None:
         compute: train_losses(variant(config, compute, "jit", 1), data, NUM_STEPS.value)
         for compute in DTYPES
     }
-    for compute, strategy in itertools.product(DTYPES, STRATEGIES):
+    for compute, strategy in itertools.product(DTYPES, EXACT):
         one, cells = one_device[compute], []
         for degree in degrees:
             config_here = variant(config, compute, strategy, degree)

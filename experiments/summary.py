@@ -43,7 +43,7 @@ def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Lo
         "skipped_steps": log.skipped,
         "loss_spikes": log.spikes.count,
         "padding": data.meta["train"]["padding"],
-        "parameters": num_parameters(program.abstract.params),
+        "parameters": num_parameters(program.abstract_portable.params),
         "seconds": {part: run.clock.seconds[part] for part in PARTS},
         "peak_memory_bytes": peak_memory_bytes(),
         "strategy": config.parallel.strategy,

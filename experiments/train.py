@@ -187,7 +187,7 @@ def handle(nonfinite: list[int], run: Run, log: Log) -> None:
 def announce(run: Run, start: int) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
-    parameters = num_parameters(program.abstract.params)
+    parameters = num_parameters(program.abstract_portable.params)
     say(
         f"{human(parameters)} parameters, {run.config.parallel.strategy} over "
         f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"

@@ -52,6 +52,10 @@ class Program(NamedTuple):
     adopt: Callable[[TrainState], TrainState] = same
     saved: TrainState | None = None  # like `abstract`, of `portable`; None: the same
 
+    @property
+    def abstract_portable(self) -> TrainState:
+        return self.saved or self.abstract
+
 
 class Learner(NamedTuple):
     """What a strategy spreads; it knows nothing of devices."""

@@ -111,6 +111,7 @@ STRATEGIES = {
     "fsdp": sharded(zero_program, FSDP),
 } | {name: local(name) for name in PLANS}
 
+EXACT = [name for name in STRATEGIES if name not in PLANS]  # equal to one device
 ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}
 
 

@@ -20,7 +20,8 @@ from parallel.layout import (
 from parallel.ledger import ledger
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
-from tests.parallel.toy import EXACT, batches, toy_learner, toy_program
+from parallel.strategies import EXACT
+from tests.parallel.toy import batches, toy_learner, toy_program
 
 DEGREE = 4
 ADAM = optax.adam(1e-2)

@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from lm.optim import OptimConfig, optimizer
+from parallel.strategies import EXACT
 from tests.parallel.toy import (
-    EXACT,
     assert_equal,
     batches,
     oracle,

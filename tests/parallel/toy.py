@@ -10,11 +10,8 @@ import optax
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
-from parallel.local import PLANS
 from parallel.program import Learner, Program
-from parallel.strategies import STRATEGIES, ParallelConfig, build_program
-
-EXACT = [name for name in STRATEGIES if name not in PLANS]  # the replicas never part
+from parallel.strategies import ParallelConfig, build_program
 
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
 MODEL = TransformerConfig(
