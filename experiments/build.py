@@ -69,7 +69,12 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
 
 
 def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
-    """Compile the program's step ahead of time; neither a state nor data need exist."""
+    """Compile the program's step ahead of time; neither a state nor data need exist.
+
+    Between processes pmap cannot do that: its step is returned as it is.
+    """
+    if not hasattr(program.step, "lower"):
+        return program.step
     local = config.data.batch_size // jax.process_count()
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}

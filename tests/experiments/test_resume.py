@@ -212,3 +212,28 @@ def test_sigterm_saves_and_ends(folder, uninterrupted):
     assert "stopped at step" in stderr or losses(workdir).keys() >= {12}
     run("train", *flags)
     assert losses(workdir) == losses(uninterrupted)
+
+
+PROCESSES = {
+    "ring": {"exchange.algorithm": "ring", "strategy": "shard_map"},
+    "int8": {"exchange.codec": "int8", "strategy": "pmap"},
+    "diloco": {"local.every": 3, "strategy": "diloco", "exchange.codec": "int4"},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_exchange_as_devices_do(folder, name):
+    overrides = {f"parallel.{key}": value for key, value in PROCESSES[name].items()}
+    flags = small(folder, **overrides)
+    run("train", *flags, f"--workdir={folder}/devices-{name}", "--devices=2")
+    # DiLoCo is stopped between two meetings, and goes on.
+    for stop_at in (7, 12) if name == "diloco" else (12,):
+        run(
+            "launch", "--processes=2", "--", *flags, f"--stop_at={stop_at}",
+            f"--workdir={folder}/processes-{name}",
+        )  # fmt: skip
+    for split in ("train", "eval"):
+        ours = losses(folder / f"processes-{name}", split)
+        theirs = losses(folder / f"devices-{name}", split)
+        assert ours.keys() == theirs.keys()
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
