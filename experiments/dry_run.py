@@ -36,11 +36,14 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
             - memory.alias_size_in_bytes
         ),
     }
-    for entry in ledger(compiled.as_text(), mesh.size).values():
-        lines[f"{entry.kind} sent"] = (
-            f"{size(entry.sent_bytes)} a step and device, in {entry.count} collectives"
-        )
+    for entry in ledger(compiled.as_text(), mesh):
+        name = f"{entry.kind} over {', '.join(entry.axes) or 'nothing'}"
+        count, sent = lines.get(name, (0, 0))
+        lines[name] = (count + entry.count, sent + entry.sent_bytes)
     for name, value in lines.items():
+        if isinstance(value, tuple):
+            count, sent = value
+            value = f"{size(sent)} a step and device, in {count:g} collectives"
         print(f"{name:24} {value}")
 
 

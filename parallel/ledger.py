@@ -1,60 +1,144 @@
 """The wire ledger: which collectives a compiled program runs, and the bytes they send.
 
 Read from the optimised HLO, so it is what the compiler decided, not what was asked for.
-Bytes are those that one device sends in one step under ring algorithms, n being the bytes
-of the whole array and N the devices: all-reduce 2 n (N-1)/N; all-gather, reduce-scatter
-and all-to-all n (N-1)/N; collective-permute n.
+Bytes are those that one device sends in one step under ring algorithms, b being the bytes
+of the whole array and n the devices of a group: all-reduce 2 b (n-1)/n; all-gather,
+reduce-scatter and all-to-all b (n-1)/n; collective-permute b for each pair of devices,
+averaged over all.
+
+A loop counts as often as it runs, each branch of a conditional as if it were taken. Two
+scopes (jax.named_scope) say what a program's text does not: what is traced in
+`once_in_K_steps` counts 1/K, and what is traced in `warmup` not at all.
 """
 
 import math
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+from jax.sharding import Mesh
+
+ROOT = pathlib.Path(__file__).parents[1]
 ITEM_BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
     "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 }  # fmt: skip
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+COLLECTIVE = re.compile(rf"%([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 CALL = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+COMPUTES = re.compile(r" (?:fusion|dot|convolution|custom-call|call|while)\(")
 
 
 class Entry(NamedTuple):
     kind: str
+    axes: tuple[str, ...]  # of the mesh, over which it runs
+    dtypes: tuple[str, ...]  # as HLO has them: f32, u8, ...
     count: float  # executions in a step
     elements: float  # of the whole arrays, in a step
     sent_bytes: float  # by one device, in a step
+    source: str  # file:line of this repository that asked for it, where that is known
+    # Instructions that compute between its start and its end; None: nothing else runs.
+    overlap: int | None
 
 
-def ledger(hlo: str, degree: int) -> dict[str, Entry]:
-    """Sum the collectives of a compiled program's text, loops counted as often as they run.
+def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
+    """List the collectives of a compiled program's text, the largest first.
 
-    `degree` is the number of devices that each collective spans.
+    Those that agree in kind, axes, types and source are one entry.
     """
     computations, entry = split_computations(hlo)
-    totals: dict[str, Entry] = {}
-    for kind, result, times in walk(computations, entry, 1):
-        sizes = [
-            (math.prod(map(int, filter(None, dims.split(",")))), ITEM_BYTES[dtype])
-            for dtype, dims in ARRAY.findall(result)
-            if dtype in ITEM_BYTES
-        ]
-        whole = degree if kind == "reduce-scatter" else 1  # its result is one part
-        elements = whole * sum(size for size, _ in sizes)
-        num_bytes = whole * sum(size * item for size, item in sizes)
-        share = (degree - 1) / degree
-        factor = {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
-        old = totals.get(kind, Entry(kind, 0, 0, 0))
-        totals[kind] = Entry(
-            kind,
-            old.count + times,
-            old.elements + times * elements,
-            old.sent_bytes + times * factor * num_bytes,
+    frames = Frames(hlo)
+    merged: dict[tuple, Entry] = {}
+    for line, times, overlap in walk(computations, entry, 1.0):
+        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+        key = (found.kind, found.axes, found.dtypes, found.source, found.overlap)
+        old = merged.get(key, found._replace(count=0, elements=0, sent_bytes=0))
+        merged[key] = old._replace(
+            count=old.count + found.count,
+            elements=old.elements + found.elements,
+            sent_bytes=old.sent_bytes + found.sent_bytes,
         )
-    return totals
+    return sorted(merged.values(), key=lambda entry: -entry.sent_bytes)
+
+
+def frequency(line: str) -> float:
+    """Return in what share of the steps an instruction runs."""
+    scope = m[1] if (m := re.search(r'op_name="([^"]*)"', line)) else ""
+    if re.search(r"(^|/)warmup(/|$)", scope):
+        return 0.0
+    return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", scope)) else 1.0
+
+
+def read_collective(
+    line: str, times: float, mesh: Mesh, frames: "Frames", overlap: int | None
+) -> Entry:
+    _, result, kind, asynchronous = COLLECTIVE.search(line).groups()
+    if asynchronous and kind != "all-reduce":
+        # An asynchronous start returns (operands, results, ...).
+        result = result.split("), (")[-1] if "), (" in result else result.split(", ")[1]
+    arrays = [
+        (math.prod(map(int, filter(None, dims.split(",")))), dtype)
+        for dtype, dims in ARRAY.findall(result)
+        if dtype in ITEM_BYTES
+    ]
+    if kind == "collective-permute":
+        pairs = re.findall(r"\{(\d+),(\d+)\}", line.split("source_target_pairs=")[1])
+        pairs = [tuple(map(int, pair)) for pair in pairs]
+        groups = np.array([pair for pair in pairs if pair[0] != pair[1]]).reshape(-1, 2)
+        share = len(groups) / mesh.size
+    else:
+        groups = replica_groups(line, mesh)
+        share = (groups.shape[1] - 1) / groups.shape[1]
+    whole = groups.shape[1] if kind == "reduce-scatter" else 1  # its result is one part
+    num_bytes = whole * sum(size * ITEM_BYTES[dtype] for size, dtype in arrays)
+    return Entry(
+        kind=kind,
+        axes=spanned(groups, mesh),
+        dtypes=tuple(sorted({dtype for _, dtype in arrays})),
+        count=times,
+        elements=times * whole * sum(size for size, _ in arrays),
+        sent_bytes=times * num_bytes * share * (2 if kind == "all-reduce" else 1),
+        source=frames.source(line),
+        overlap=overlap,
+    )
+
+
+def replica_groups(line: str, mesh: Mesh) -> np.ndarray:
+    """Return the groups of device positions, [groups, devices]; HLO has four notations."""
+    if m := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
+        return np.array(
+            [list(map(int, g.split(","))) for g in re.findall(r"[\d,]+\d|\d", m[1])]
+        )
+    if m := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, dims, order = (
+            list(map(int, x.split(","))) if x else None for x in m.groups()
+        )
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        return (ids.transpose(order) if order else ids).reshape(shape)
+    if m := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", m[1])}
+        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        dims = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", m[2])]
+        last = np.moveaxis(ids, dims, range(-len(dims), 0))
+        return last.reshape(-1, math.prod(ids.shape[dim] for dim in dims))
+    return np.arange(mesh.size)[None]
+
+
+def spanned(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    """Return the axes along which the devices of some group differ."""
+    if groups.size == 0:
+        return ()
+    places = np.unravel_index(groups, mesh.devices.shape)
+    return tuple(
+        name
+        for name, place in zip(mesh.axis_names, places, strict=True)
+        if (place != place[:, :1]).any()
+    )
 
 
 def split_computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -72,17 +156,67 @@ def split_computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def walk(
-    computations: dict[str, list[str]], name: str, times: int
-) -> Iterator[tuple[str, str, int]]:
-    """Yield (kind, result type, executions) of every collective reached from `name`."""
-    for line in computations[name]:
+    computations: dict[str, list[str]], name: str, times: float
+) -> Iterator[tuple[str, float, int | None]]:
+    """Yield (line, executions, overlap) of every collective reached from `name`."""
+    lines = computations[name]
+    for index, line in enumerate(lines):
         if found := COLLECTIVE.search(line):
-            result = found[1]
-            if found[3] and found[2] != "all-reduce":
-                # An asynchronous start returns (operands, results, ...).
-                result = result.split("), (")[-1].split(", ")[-1]
-            yield found[2], result, times
+            yield line, times, computing_until(found, lines[index + 1 :])
             continue
         trips = int(m[1]) if (m := TRIPS.search(line)) else 1
-        for callee in CALL.findall(line):
+        callees = CALL.findall(line)
+        if branches := BRANCHES.search(line):
+            callees += re.findall(r"%([\w.\-]+)", branches[1])
+        for callee in callees:
             yield from walk(computations, callee, times * trips)
+
+
+def computing_until(start: re.Match, later: list[str]) -> int | None:
+    """Count what computes between an asynchronous start and its done in the schedule."""
+    if not start[4]:
+        return None
+    done = re.compile(rf"{start[3]}-done\(.*%{re.escape(start[1])}\b")
+    end = next((i for i, line in enumerate(later) if done.search(line)), 0)
+    return sum(bool(COMPUTES.search(line)) for line in later[:end])
+
+
+class Frames:
+    """The tables at the head of a program that tell which line asked for an instruction."""
+
+    def __init__(self, hlo: str):
+        self.names = dict(re.findall(r'^(\d+) "(.*)"$', section(hlo, "FileNames"), re.M))
+        self.places = {
+            number: (name, line)
+            for number, name, line in re.findall(
+                r"^(\d+) \{file_name_id=(\d+) .*?line=(\d+)",
+                section(hlo, "FileLocations"),
+                re.M,
+            )
+        }
+        self.frames = {
+            number: (place, parent)
+            for number, place, parent in re.findall(
+                r"^(\d+) \{file_location_id=(\d+) parent_frame_id=(\d+)",
+                section(hlo, "StackFrames"),
+                re.M,
+            )
+        }
+
+    def source(self, line: str) -> str:
+        """Return the innermost file:line inside this repository; "" if there is none."""
+        frame = m[1] if (m := re.search(r"stack_frame_id=(\d+)", line)) else "0"
+        for _ in range(len(self.frames)):
+            place, parent = self.frames.get(frame, ("", frame))
+            name, number = self.places.get(place, ("", ""))
+            path = pathlib.Path(self.names.get(name, ""))
+            if path.is_relative_to(ROOT):
+                return f"{path.relative_to(ROOT)}:{number}"
+            if parent == frame:
+                break
+            frame = parent
+        return ""
+
+
+def section(hlo: str, title: str) -> str:
+    return m[1] if (m := re.search(rf"^{title}\n(.*?)\n\n", hlo, re.M | re.S)) else ""

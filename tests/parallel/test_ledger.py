@@ -1,0 +1,132 @@
+"""The ledger against written-out HLO, and against programs whose collectives are known."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from parallel.ledger import ledger, replica_groups
+from parallel.mesh import data_mesh, device_mesh
+
+MESH = {"slice": 2, "data": 4}
+
+HLO = """HloModule jit_step, is_scheduled=true
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %rs = bf16[2,4]{1,0} reduce-scatter(%x), dimensions={0}, to_apply=%add
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %y)
+}
+%often (p: f32[4]) -> f32[4] {
+  ROOT %often.1 = u8[100]{0} all-gather(%p), dimensions={0}
+}
+%rarely (p: f32[4]) -> f32[4] {
+  ROOT %rarely.1 = u8[40]{0} all-gather(%p), metadata={op_name="f/once_in_10_steps/cond"}
+}
+%early (p: f32[4]) -> f32[4] {
+  ROOT %early.1 = s8[99]{0} all-gather(%p), metadata={op_name="f/warmup/cond/gather"}
+}
+ENTRY %main (p0: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%init), condition=%c, body=%body, """ + (
+    """backend_config={"known_trip_count":{"n":"3"}}
+  %ar = (f32[10]{0}, /*index=1*/f32[2,5]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %ags = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%c), dimensions={0}
+  %f = f32[2]{0} fusion(%q), kind=kLoop, calls=%add
+  %d = f32[2]{0} dot(%q, %r)
+  %agd = f32[8,4]{1,0} all-gather-done(%ags)
+  %s = f32[4]{0} conditional(%i, %a, %b), branch_computations={%often, %rarely, %early}
+  ROOT %cp = f32[6]{0} collective-permute(%d), source_target_pairs={{0,1},{1,0},{2,2}}
+}
+"""
+)
+
+
+def test_loops_tuples_branches_and_asynchronous_starts():
+    entries = {(e.kind, e.dtypes): e for e in ledger(HLO, data_mesh(4))}
+
+    def figures(kind, dtype):
+        entry = entries[kind, (dtype,)]
+        return entry.count, entry.elements, entry.sent_bytes
+
+    assert figures("reduce-scatter", "bf16") == (3, 3 * 32, 3 * 32 * 2 * 3 / 4)
+    assert figures("all-reduce", "f32") == (1, 20, 2 * 20 * 4 * 3 / 4)
+    assert figures("all-gather", "f32") == (1, 32, 32 * 4 * 3 / 4)
+    assert figures("collective-permute", "f32") == (1, 6, 24 * 2 / 4)
+    assert figures("all-gather", "u8") == pytest.approx((1.1, 104, 104 * 3 / 4))
+    assert figures("all-gather", "s8") == (0, 0, 0)
+    assert entries["all-gather", ("f32",)].overlap == 2
+    assert entries["all-reduce", ("f32",)].overlap is None
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['slice'=2,'data'=4] {'data'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['slice'=2,'data'=4] {'slice'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_every_notation_of_groups(text, groups):
+    found = replica_groups(
+        f"all-reduce(%x), replica_groups={text}, id=1", device_mesh(MESH)
+    )
+    assert found.tolist() == groups
+
+
+def compiled(function, num: int):
+    mesh = device_mesh(MESH)
+    spread = jax.shard_map(
+        function, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
+    )
+    return jax.jit(spread).lower(jax.ShapeDtypeStruct((num,), "float32")).compile(), mesh
+
+
+def test_axes_bytes_and_source_of_what_is_compiled():
+    def step(x):
+        x += jax.lax.psum(x, "data")  # here
+
+        def body(x, _):
+            return jax.lax.ppermute(x, "slice", [(0, 1), (1, 0)]) * 2, None
+
+        x, _ = jax.lax.scan(body, x, None, 3)
+        with jax.named_scope("once_in_5_steps"):
+            return jax.lax.cond(
+                x[0] > 0, lambda x: jax.lax.psum(x, ("slice", "data")), lambda x: x, x
+            )
+
+    program, mesh = compiled(step, 100)
+    found = {entry.axes: entry for entry in ledger(program.as_text(), mesh)}
+    assert found.keys() == {("data",), ("slice",), ("slice", "data")}
+    assert found["data",].sent_bytes == 2 * 400 * 3 / 4
+    assert found["slice",].count == 3 and found["slice",].sent_bytes == 3 * 400
+    assert found["slice", "data"].sent_bytes == pytest.approx(2 * 400 * 7 / 8 / 5)
+    lines, first = inspect.getsourcelines(test_axes_bytes_and_source_of_what_is_compiled)
+    here = first + next(i for i, line in enumerate(lines) if "# here" in line)
+    assert found["data",].source == f"tests/parallel/test_ledger.py:{here}"
+
+
+def test_an_all_reduce_of_the_compilers_own():
+    mesh = data_mesh(4)
+    x = jax.device_put(np.ones((4, 1000), np.float32), NamedSharding(mesh, P("data")))
+    summed = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, P()))
+    (entry,) = ledger(summed.lower(x).compile().as_text(), mesh)
+    assert (entry.kind, entry.axes) == ("all-reduce", ("data",))
+    assert entry.sent_bytes == 2 * 4000 * 3 / 4
+
+
+def test_an_integer_all_to_all():
+    def step(x):
+        digits = (x.reshape(4, -1) * 10).astype(jnp.int8)
+        return jax.lax.all_to_all(digits, "data", 0, 0).astype(jnp.float32).sum(0)
+
+    program, mesh = compiled(step, 400)
+    (entry,) = ledger(program.as_text(), mesh)
+    assert (entry.kind, entry.dtypes, entry.sent_bytes) == ("all-to-all", ("s8",), 300)
