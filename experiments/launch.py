@@ -47,9 +47,9 @@ def own_cores(index: int, num_processes: int) -> set[int]:
     return set(cores[index * share : (index + 1) * share] if share else cores)
 
 
-def settle(index: int) -> None:
+def settle(index: int, num_processes: int) -> None:
     """In the child: keep to its cores, and die when the launcher dies, however it dies."""
-    os.sched_setaffinity(0, own_cores(index, PROCESSES.value))
+    os.sched_setaffinity(0, own_cores(index, num_processes))
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -65,7 +65,9 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
         command,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
-        preexec_fn=partial(settle, index) if sys.platform == "linux" else None,
+        preexec_fn=partial(settle, index, PROCESSES.value)
+        if sys.platform == "linux"
+        else None,
     )
 
 

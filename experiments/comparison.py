@@ -1,0 +1,210 @@
+"""Make docs/strategies.md and its picture of what experiments.compare measured.
+
+python -m experiments.comparison [--results=results/strategies.jsonl]
+    [--out=docs/strategies.md]
+"""
+
+import pathlib
+import statistics
+from typing import NamedTuple
+
+import matplotlib
+from absl import flags
+
+from experiments import startup
+from experiments.members import BASE, COMPRESSED, LOCAL, SYNCHRONOUS
+from experiments.results import Line, read
+
+RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "What to read.")
+OUT = flags.DEFINE_string("out", "docs/strategies.md", "The page to write.")
+TARGET = 1000  # times fewer bytes than float32 all-reduce ...
+WITHIN = 0.005  # ... at a validation loss this much higher at most
+
+HEAD = """# What each strategy sends, and what it learns
+
+Made by `python -m experiments.comparison` of `results/strategies.jsonl`, which these
+commands measure, on {devices} emulated devices:
+
+```sh
+run="python -m experiments.compare --config=configs/tiny.py --devices=8"
+$run --config.steps=200             # and --config.steps=1000 --only=shard_map,diloco-50,...
+$run --measure=program
+$run --measure=time
+```
+
+*Loss*: validation, nats a token, mean over seeds and half the distance between the highest
+and the lowest. *Sent*: bytes that one device puts on the wire in a step on average, read
+from the compiled program (what meets once in H steps counts 1/H; warm-up stages do not
+count). *Fewer*: times fewer than float32 all-reduce. *State*: what a device keeps from step
+to step, parameters and optimizer state included; *temporary*: the compiled step's own
+buffers. *Step*: time of a step on devices that share two cores, over that of float32
+all-reduce, in turns; emulated devices have no wire, so it is the cost of encoding and of
+bookkeeping alone.
+"""
+
+
+class Row(NamedTuple):
+    member: str
+    losses: list[float]  # of the seeds
+    sent: float | None
+    state: float | None
+    temporary: float | None
+    ratio: float | None  # of a step's time to the base's
+
+    @property
+    def loss(self) -> float:
+        return statistics.fmean(self.losses)
+
+    @property
+    def spread(self) -> float:
+        return (max(self.losses) - min(self.losses)) / 2
+
+
+def rows(lines: list[Line], steps: int, members) -> list[Row]:
+    """Join the lines of each member that was trained for this many steps."""
+
+    def last(measure: str, member: str, field: str) -> float | None:
+        found = [
+            x[field] for x in lines if x["measure"] == measure and x["member"] == member
+        ]
+        return found[-1] if found else None
+
+    result = []
+    for member in members:
+        losses = [
+            x["loss"]
+            for x in lines
+            if (x["measure"], x["member"], x.get("steps")) == ("loss", member, steps)
+        ]
+        if losses:
+            costs = [
+                last("program", member, field)
+                for field in ("sent_bytes", "state_bytes", "temporary_bytes")
+            ]
+            result.append(Row(member, losses, *costs, last("time", member, "ratio")))
+    return result
+
+
+def size(num_bytes: float | None) -> str:
+    if num_bytes is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"
+
+
+def table(shown: list[Row], base: Row) -> str:
+    out = [
+        "| | seeds | loss | against float32 | sent | fewer | state | temporary | step |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in shown:
+        fewer = f"{base.sent / row.sent:.4g}" if row.sent and base.sent else ""
+        cells = [
+            row.member,
+            f"{len(row.losses)}",
+            f"{row.loss:.4f} ± {row.spread:.4f}",
+            f"{row.loss / base.loss - 1:+.2%}",
+            size(row.sent),
+            fewer,
+            size(row.state),
+            size(row.temporary),
+            f"{row.ratio:.2f}" if row.ratio else "",
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def verdict(shown: list[Row], base: Row) -> str:
+    """Say how near the aim of 1,000 times fewer bytes within 0.5 % comes."""
+    known = [row for row in shown if row.sent]
+    near = [row for row in known if row.loss <= base.loss * (1 + WITHIN)]
+    small = [row for row in known if base.sent / row.sent >= TARGET]
+    said = []
+    if near:
+        best = min(near, key=lambda row: row.sent)
+        said.append(
+            f"Within {WITHIN:.1%} of float32's loss, `{best.member}` sends the least: "
+            f"{base.sent / best.sent:.4g} times fewer bytes, at "
+            f"{best.loss / base.loss - 1:+.2%}."
+        )
+    if small:
+        best = min(small, key=lambda row: row.loss)
+        said.append(
+            f"With {TARGET} times fewer bytes or better, `{best.member}` learns the most: "
+            f"{best.loss / base.loss - 1:+.2%} at {base.sent / best.sent:.4g} times fewer."
+        )
+    return " ".join(said)
+
+
+def draw(shown: list[Row], base: Row, out: pathlib.Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # after the choice of the backend
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for members, color, marker, label in [
+        (COMPRESSED, "#0072B2", "o", "compressed or delayed"),
+        (LOCAL, "#D55E00", "s", "meets rarely"),
+    ]:
+        points = [row for row in shown if row.member in members and row.sent]
+        axes.plot(
+            [base.sent / row.sent for row in points],
+            [100 * (row.loss / base.loss - 1) for row in points],
+            marker, color=color, label=label,
+        )  # fmt: skip
+        for row in points:
+            axes.annotate(
+                row.member,
+                (base.sent / row.sent, 100 * (row.loss / base.loss - 1)),
+                xytext=(4, 3), textcoords="offset points", fontsize=7,
+            )  # fmt: skip
+    axes.axhline(100 * WITHIN, color="#555555", ls="--", lw=1, label="0.5 % above float32")
+    axes.axvline(TARGET, color="#555555", ls=":", lw=1, label="1,000 times fewer bytes")
+    axes.set_xscale("log")
+    axes.set_xlabel("times fewer bytes than float32 all-reduce")
+    axes.set_ylabel("validation loss above float32's (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def sections(lines: list[Line], out: pathlib.Path) -> list[str]:
+    found = [HEAD.format(devices=max(x.get("devices", 0) for x in lines))]
+    for steps in sorted({x["steps"] for x in lines if x["measure"] == "loss"}):
+        shown = rows(lines, steps, SYNCHRONOUS | COMPRESSED | LOCAL)
+        (base,) = [row for row in shown if row.member == BASE] or [None]
+        if base is None or base.sent is None:
+            continue
+        picture = out.with_name(f"{out.stem}-{steps}.png")
+        draw(shown, base, picture)
+        found.append(f"## After {steps} steps\n\n{verdict(shown, base)}")
+        found.append(f"![Loss against bytes]({picture.name})")
+        for title, members in [
+            ("Exact", SYNCHRONOUS),
+            ("Compressed or delayed", COMPRESSED),
+            ("Meeting rarely", LOCAL),
+        ]:
+            part = [row for row in shown if row.member in members]
+            if part:
+                found.append(f"### {title}\n\n{table(part, base)}")
+    return found
+
+
+def main() -> None:
+    with startup.user_errors():
+        file = pathlib.Path(RESULTS.value)
+        lines = read(file)
+        if not lines:
+            raise ValueError(
+                f"{file} holds no results; python -m experiments.compare first"
+            )
+        out = pathlib.Path(OUT.value)
+        out.parent.mkdir(exist_ok=True)
+    out.write_text("\n\n".join(sections(lines, out)) + "\n")
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,55 @@
+"""One process of several joined by measured links: it takes steps as it is told.
+
+Each line of input is a number of steps; the answer is a line of JSON with the seconds of
+each and the bytes that this host's interface sent meanwhile. 0 steps wait for a second.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+
+from experiments import startup
+from experiments.build import build, check, compile_step
+from experiments.namespaces import INTERFACE
+from lm.data.pipeline import prepare, train_batches
+from parallel.ledger import ledger
+
+CONFIG = startup.define_config()
+COUNTER = pathlib.Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes")
+SETTLE_SECONDS = 0.2  # until the last packets and their acknowledgements are through
+
+
+def main() -> None:
+    with startup.user_errors():
+        config = startup.load_config(CONFIG)
+        startup.start_jax()
+        mesh = check(config)
+        data = prepare(config.data)
+    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    compiled = compile_step(config, program)
+    state = program.init(jax.random.key(config.seed))
+    batches = iter(
+        train_batches(
+            data.train, config.seed, config.data.batch_size, 0, 10**6,
+            jax.process_index(), jax.process_count(),
+        )
+    )  # fmt: skip
+    sent = sum(entry.sent_bytes for entry in ledger(compiled.as_text(), mesh))
+    print(json.dumps({"ledger_bytes": sent}), flush=True)
+    for line in sys.stdin:
+        before, seconds = int(COUNTER.read_text()), []
+        for _ in range(int(line)):
+            batch = program.place(next(batches))
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(compiled(state, batch))
+            seconds.append(time.perf_counter() - start)
+        time.sleep(SETTLE_SECONDS if seconds else 1.0)
+        sent = int(COUNTER.read_text()) - before
+        print(json.dumps({"seconds": seconds, "sent": sent}), flush=True)
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,110 @@
+"""Processes joined by links of a chosen rate: network namespaces on one machine.
+
+Linux, as root. Each process has a namespace of its own with one interface, a veth pair
+whose other end is on a bridge in a namespace between them; no packet leaves them. `tc tbf`
+sets the rate at which an interface sends, and its counter tells the bytes that it sent.
+
+JAX's CPU collectives (Gloo) bind to the address that the host's name resolves to, so each
+namespace has an /etc/hosts of its own.
+"""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+from collections.abc import Iterator
+
+PREFIX = "lockstep"
+HUB = f"{PREFIX}-hub"
+INTERFACE = "link0"
+OVERHEAD = 1514 / 1448  # a packet's bytes on an interface over TCP's payload in it
+
+
+def ip(*arguments: str, check: bool = True) -> None:
+    subprocess.run(["ip", *arguments], check=check, capture_output=not check)
+
+
+def name(index: int) -> str:
+    return f"{PREFIX}-{index}"
+
+
+def address(index: int) -> str:
+    return f"10.77.0.{index + 1}"
+
+
+def available() -> bool:
+    """Tell whether namespaces can be made here."""
+    if os.name != "posix" or os.geteuid() != 0:
+        return False
+    try:
+        made = subprocess.run(
+            ["ip", "netns", "add", f"{PREFIX}-probe"], capture_output=True
+        )
+        ip("netns", "delete", f"{PREFIX}-probe", check=False)
+        return made.returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def network(num_hosts: int) -> Iterator[None]:
+    """Make the namespaces and links of `num_hosts` hosts; remove them at the end."""
+    remove()
+    try:
+        ip("netns", "add", HUB)
+        ip("-n", HUB, "link", "add", "bridge0", "type", "bridge")
+        ip("-n", HUB, "link", "set", "bridge0", "up")
+        for index in range(num_hosts):
+            add_host(index)
+        yield
+    finally:
+        remove()
+
+
+def add_host(index: int) -> None:
+    here, port = name(index), f"port{index}"
+    ip("netns", "add", here)
+    hosts = pathlib.Path("/etc/netns") / here / "hosts"
+    hosts.parent.mkdir(parents=True, exist_ok=True)
+    hosts.write_text(f"127.0.0.1 localhost\n{address(index)} {socket.gethostname()}\n")
+    ip("-n", here, "link", "add", INTERFACE, "type", "veth", "peer", port, "netns", HUB)
+    ip("-n", here, "address", "add", f"{address(index)}/24", "dev", INTERFACE)
+    for namespace, device in [(here, "lo"), (here, INTERFACE), (HUB, port)]:
+        ip("-n", namespace, "link", "set", device, "up")
+    ip("-n", HUB, "link", "set", port, "master", "bridge0")
+
+
+def remove() -> None:
+    """Remove what this or a killed run has made."""
+    for folder in pathlib.Path("/etc/netns").glob(f"{PREFIX}-*"):
+        (folder / "hosts").unlink(missing_ok=True)
+        folder.rmdir()
+    for namespace in pathlib.Path("/run/netns").glob(f"{PREFIX}-*"):
+        ip("netns", "delete", namespace.name, check=False)
+
+
+def inside(index: int, command: list[str]) -> list[str]:
+    """Return the command line that runs a command in a host's namespace."""
+    return ["ip", "netns", "exec", name(index), *command]
+
+
+def set_rate(num_hosts: int, megabits: float | None) -> None:
+    """Let every host send at this rate (megabits a second; None: as fast as it can)."""
+    for index in range(num_hosts):
+        device = ["dev", INTERFACE, "root"]
+        tc = ["tc", "-n", name(index), "qdisc"]
+        if megabits is None:
+            subprocess.run([*tc, "delete", *device], capture_output=True)
+            continue
+        # Two milliseconds of traffic may go at once, one large packet (64 kB) at least.
+        burst = max(int(megabits * 1e6 / 8 * 0.002), 1 << 16)
+        shape = ["tbf", "rate", f"{megabits}mbit", "burst", f"{burst}", "latency", "1s"]
+        subprocess.run([*tc, "replace", *device, *shape], check=True)
+
+
+def sent_bytes(index: int) -> int:
+    """Read how many bytes a host's interface has sent, headers included."""
+    file = f"/sys/class/net/{INTERFACE}/statistics/tx_bytes"
+    read = subprocess.run(inside(index, ["cat", file]), capture_output=True, check=True)
+    return int(read.stdout)
