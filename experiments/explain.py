@@ -1,0 +1,90 @@
+"""Print what a config's step sends, line by line, beside what its strategy should send.
+
+python -m experiments.explain --config=configs/tiny.py --devices=8 \
+    [--config.parallel.strategy=fsdp --config.parallel.exchange.codec=int8 ...]
+
+Read from the compiled program; nothing is run. A collective with more than a hundredth of
+the bytes that the strategy has no use for is said to be unexpected.
+"""
+
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from experiments import startup
+from experiments.build import build, check, compile_step
+from experiments.log import human
+from parallel.closed_forms import expected_bytes, expected_kinds
+from parallel.ledger import Entry, ledger
+
+CONFIG = startup.define_config()
+SMALL = 0.01  # of the bytes
+HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
+
+
+def cells(entry: Entry) -> tuple[str, ...]:
+    overlap = "nothing" if entry.overlap is None else f"{entry.overlap} computations"
+    return (
+        entry.kind,
+        " x ".join(entry.axes) or "-",
+        " ".join(entry.dtypes),
+        f"{entry.count:.3g}",
+        human(entry.elements),
+        human(entry.sent_bytes) + "B",
+        overlap,
+        entry.source or "the compiler",
+    )
+
+
+def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
+    kinds = expected_kinds(config.parallel)
+    total = sum(entry.sent_bytes for entry in entries)
+    return [
+        entry
+        for entry in entries
+        if kinds is not None
+        and entry.kind not in kinds
+        and entry.sent_bytes > SMALL * total
+    ]
+
+
+def explain(config: Experiment, mesh: Mesh) -> str:
+    """Return the table of the ledger, its total, and what the closed form says."""
+    _, program = build(config, config.data.vocab_size, mesh)
+    entries = ledger(compile_step(config, program).as_text(), mesh)
+    rows = [HEAD, *map(cells, entries)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    total = sum(entry.sent_bytes for entry in entries)
+    lines += ["", f"a device sends in a step   {human(total)}B"]
+    expected = expected_bytes(config.parallel, program.abstract_portable.params, mesh)
+    if expected is None:
+        lines.append("closed form                none for this strategy")
+    elif expected:
+        lines.append(
+            f"closed form                {human(expected)}B; the program sends "
+            f"{total / expected - 1:+.2%}"
+        )
+    for entry in unexpected(config, entries):
+        lines.append(
+            f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
+            f"{human(entry.sent_bytes)}B, from {entry.source or 'the compiler'}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with startup.user_errors():
+        config = startup.load_config(CONFIG)
+        startup.start_jax()
+        mesh = check(config)
+    print(f"{config.parallel.strategy} over {dict(mesh.shape)}\n")
+    print(explain(config, mesh))
+
+
+if __name__ == "__main__":
+    startup.run(main)
