@@ -21,13 +21,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
-ITEM_BYTES = {
-    "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2,
-    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
-}  # fmt: skip
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 COLLECTIVE = re.compile(rf"%([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
-ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+START = re.compile(r"%([\w.\-]+) = .*? ([a-z\-]+)-start\(")
+ARRAY = re.compile(r"\b((?:pred|[a-z]+\d\w*))\[([\d,]*)\]")
 CALL = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
@@ -69,7 +66,8 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
 def frequency(line: str) -> float:
     """Return in what share of the steps an instruction runs."""
     scope = m[1] if (m := re.search(r'op_name="([^"]*)"', line)) else ""
-    if re.search(r"(^|/)warmup(/|$)", scope):
+    # Transformations wrap a scope: jvp(warmup). But jit(warmup) is a function's name.
+    if re.search(r"(^|/|(?<!jit)\()warmup([/):]|$)", scope):
         return 0.0
     return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", scope)) else 1.0
 
@@ -79,12 +77,10 @@ def read_collective(
 ) -> Entry:
     _, result, kind, asynchronous = COLLECTIVE.search(line).groups()
     if asynchronous and kind != "all-reduce":
-        # An asynchronous start returns (operands, results, ...).
-        result = result.split("), (")[-1] if "), (" in result else result.split(", ")[1]
+        result = tuple_parts(result)[1]  # of (operands, results, contexts...)
     arrays = [
         (math.prod(map(int, filter(None, dims.split(",")))), dtype)
         for dtype, dims in ARRAY.findall(result)
-        if dtype in ITEM_BYTES
     ]
     if kind == "collective-permute":
         pairs = re.findall(r"\{(\d+),(\d+)\}", line.split("source_target_pairs=")[1])
@@ -95,7 +91,7 @@ def read_collective(
         groups = replica_groups(line, mesh)
         share = (groups.shape[1] - 1) / groups.shape[1]
     whole = groups.shape[1] if kind == "reduce-scatter" else 1  # its result is one part
-    num_bytes = whole * sum(size * ITEM_BYTES[dtype] for size, dtype in arrays)
+    num_bytes = whole * sum(size * item_bytes(dtype) for size, dtype in arrays)
     return Entry(
         kind=kind,
         axes=spanned(groups, mesh),
@@ -106,6 +102,23 @@ def read_collective(
         source=frames.source(line),
         overlap=overlap,
     )
+
+
+def item_bytes(dtype: str) -> float:
+    """Return the bytes of an element; names tell the bits: bf16, f8e4m3fn, s4, c64."""
+    return 1 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]) / 8
+
+
+def tuple_parts(type_text: str) -> list[str]:
+    """Split the type of a tuple into its elements' types."""
+    parts, depth = [""], 0
+    for char in type_text[1:-1]:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
 def replica_groups(line: str, mesh: Mesh) -> np.ndarray:
@@ -156,27 +169,34 @@ def split_computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def walk(
-    computations: dict[str, list[str]], name: str, times: float
+    computations: dict[str, list[str]],
+    name: str,
+    times: float,
+    overlap: int | None = None,
 ) -> Iterator[tuple[str, float, int | None]]:
-    """Yield (line, executions, overlap) of every collective reached from `name`."""
+    """Yield (line, executions, overlap) of every collective reached from `name`.
+
+    `overlap` is that of the async-start which wraps this computation, if one does.
+    """
     lines = computations[name]
     for index, line in enumerate(lines):
-        if found := COLLECTIVE.search(line):
-            yield line, times, computing_until(found, lines[index + 1 :])
+        start = START.search(line)
+        here = computing_until(start, lines[index + 1 :]) if start else overlap
+        if COLLECTIVE.search(line):
+            yield line, times, here
             continue
         trips = int(m[1]) if (m := TRIPS.search(line)) else 1
         callees = CALL.findall(line)
         if branches := BRANCHES.search(line):
             callees += re.findall(r"%([\w.\-]+)", branches[1])
         for callee in callees:
-            yield from walk(computations, callee, times * trips)
+            yield from walk(computations, callee, times * trips, here)
 
 
-def computing_until(start: re.Match, later: list[str]) -> int | None:
+def computing_until(start: re.Match, later: list[str]) -> int:
     """Count what computes between an asynchronous start and its done in the schedule."""
-    if not start[4]:
-        return None
-    done = re.compile(rf"{start[3]}-done\(.*%{re.escape(start[1])}\b")
+    name, kind = start.groups()
+    done = re.compile(rf" {kind}-done\(.*%{re.escape(name)}(?![\w.\-])")
     end = next((i for i, line in enumerate(later) if done.search(line)), 0)
     return sum(bool(COMPUTES.search(line)) for line in later[:end])
 
@@ -210,7 +230,8 @@ class Frames:
             place, parent = self.frames.get(frame, ("", frame))
             name, number = self.places.get(place, ("", ""))
             path = pathlib.Path(self.names.get(name, ""))
-            if path.is_relative_to(ROOT):
+            # An environment may lie inside the repository.
+            if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
                 return f"{path.relative_to(ROOT)}:{number}"
             if parent == frame:
                 break

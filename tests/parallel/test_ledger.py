@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.ledger import ledger, replica_groups
+from parallel.ledger import ROOT, ledger, replica_groups
 from parallel.mesh import data_mesh, device_mesh
 
 MESH = {"slice": 2, "data": 4}
@@ -61,6 +61,101 @@ def test_loops_tuples_branches_and_asynchronous_starts():
     assert figures("all-gather", "s8") == (0, 0, 0)
     assert entries["all-gather", ("f32",)].overlap == 2
     assert entries["all-reduce", ("f32",)].overlap is None
+
+
+ADD = """%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+%wrapped (p: f32[8]) -> f32[2] {
+  ROOT %rs = f32[2]{0} reduce-scatter(%p), dimensions={0}, to_apply=%add
+}
+"""
+
+
+def entries(*instructions: str, head: str = ""):
+    body = "\n  ".join(instructions)
+    text = f"HloModule m, is_scheduled=true\n\n{head}{ADD}ENTRY %main () -> f32[] {{\n  "
+    return ledger(text + body + "\n}\n", data_mesh(4))
+
+
+FUSION = "%f = f32[2]{0} fusion(%q), kind=kLoop, calls=%add"
+
+
+@pytest.mark.parametrize("wrapped", ["async", "reduce-scatter"])
+def test_both_notations_of_an_asynchronous_scatter(wrapped):
+    calls = ", calls=%wrapped" if wrapped == "async" else ""
+    (entry,) = entries(
+        f"%s = ((f32[8]{{0}}), f32[2]{{0}}, u32[]) {wrapped}-start(%x){calls}",
+        FUSION,
+        f"%d = f32[2]{{0}} {wrapped}-done(%s)",
+    )
+    assert (entry.kind, entry.sent_bytes, entry.overlap) == ("reduce-scatter", 24, 1)
+
+
+def test_each_start_finds_its_own_done():
+    found = entries(
+        "%s = f32[8] all-reduce-start(%x)",
+        "%s.1 = f32[16] all-reduce-start(%y)",
+        "%d.1 = f32[16] all-reduce-done(%s.1)",
+        FUSION,
+        "%d = f32[8] all-reduce-done(%s)",
+    )
+    assert {entry.elements: entry.overlap for entry in found} == {16: 0, 8: 1}
+
+
+def test_a_permute_of_two_arrays_sends_no_contexts():
+    two = "(f32[8]{0}, s32[4]{0:T(256)S(1)})"
+    (entry,) = entries(
+        f"%s = ({two}, {two}, u32[], u32[]{{:S(2)}}) collective-permute-start(%x, %y), "
+        "source_target_pairs={{0,1},{1,0}}",
+        f"%d = {two} collective-permute-done(%s)",
+    )
+    assert (entry.elements, entry.dtypes) == (12, ("f32", "s32"))
+    assert entry.sent_bytes == 4 * 12 * 2 / 4
+
+
+@pytest.mark.parametrize(
+    "dtype, num_bytes",
+    [("pred", 1), ("s4", 0.5), ("f8e4m3fn", 1), ("bf16", 2), ("f64", 8), ("c64", 8)],
+)
+def test_bytes_of_every_element_type(dtype, num_bytes):
+    (entry,) = entries(f"%g = {dtype}[8]{{0}} all-gather(%x)")
+    assert entry.dtypes == (dtype,) and entry.sent_bytes == 8 * num_bytes * 3 / 4
+
+
+@pytest.mark.parametrize(
+    "scope, count",
+    [
+        ("warmup/cond", 0), ("jvp(warmup)/psum", 0), ("transpose(jvp(warmup))/psum", 0),
+        ("jit(warmup)/psum", 1), ("warmup_cosine/psum", 1),
+        ("(once_in_4_steps/psum:psum)", 0.25),
+        ("transpose(jvp(once_in_4_steps))/psum", 0.25),
+    ],
+)  # fmt: skip
+def test_scopes_are_found_inside_transformations(scope, count):
+    name = f'metadata={{op_name="jit(f)/{scope}"}}'
+    (entry,) = entries(f"%a = f32[8] all-reduce(%x), {name}")
+    assert entry.count == count
+
+
+def test_a_source_is_not_in_the_environment():
+    head = f"""FileNames
+1 "{ROOT}/.venv/lib/python3.11/site-packages/optax/base.py"
+2 "{ROOT}/parallel/exchange.py"
+
+FileLocations
+1 {{file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}}
+2 {{file_name_id=2 function_name_id=1 line=9 end_line=9 column=1 end_column=2}}
+
+StackFrames
+1 {{file_location_id=2 parent_frame_id=1}}
+2 {{file_location_id=1 parent_frame_id=1}}
+
+"""
+    (entry,) = entries(
+        '%a = f32[8] all-reduce(%x), metadata={op_name="f" stack_frame_id=2}', head=head
+    )
+    assert entry.source == "parallel/exchange.py:9"
 
 
 @pytest.mark.parametrize(
