@@ -32,20 +32,23 @@ class Entry(NamedTuple):
 def ledger(hlo: str, degree: int) -> dict[str, Entry]:
     """Sum the collectives of a compiled program's text, loops counted as often as they run.
 
-    `degree` is the number of devices that each collective spans.
+    `degree` is the number of devices that a collective spans which does not say so itself;
+    one that spans single devices sends nothing and is left out.
     """
     computations, entry = split_computations(hlo)
     totals: dict[str, Entry] = {}
-    for kind, result, times in walk(computations, entry, 1):
+    for kind, result, line, times in walk(computations, entry, 1):
+        if (span := group_size(line, degree)) == 1:
+            continue
         sizes = [
             (math.prod(map(int, filter(None, dims.split(",")))), ITEM_BYTES[dtype])
             for dtype, dims in ARRAY.findall(result)
             if dtype in ITEM_BYTES
         ]
-        whole = degree if kind == "reduce-scatter" else 1  # its result is one part
+        whole = span if kind == "reduce-scatter" else 1  # its result is one part
         elements = whole * sum(size for size, _ in sizes)
         num_bytes = whole * sum(size * item for size, item in sizes)
-        share = (degree - 1) / degree
+        share = (span - 1) / span
         factor = {"all-reduce": 2 * share, "collective-permute": 1}.get(kind, share)
         old = totals.get(kind, Entry(kind, 0, 0, 0))
         totals[kind] = Entry(
@@ -55,6 +58,21 @@ def ledger(hlo: str, degree: int) -> dict[str, Entry]:
             old.sent_bytes + times * factor * num_bytes,
         )
     return totals
+
+
+def group_size(line: str, default: int) -> int:
+    """Read from a collective's line how many devices take part in it together.
+
+    As lists {{0,1},{2,3}}, as [groups, size]<=[devices], or as mesh['a'=2,'b'=2] {'b'}.
+    """
+    if (found := re.search(r"replica_groups=\{\{([\d,]+)\}", line)) is not None:
+        return len(found[1].split(","))
+    if (found := re.search(r"replica_groups=\[\d+,(\d+)\]", line)) is not None:
+        return int(found[1])
+    if (found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)) is not None:
+        degrees = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(degrees[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return default
 
 
 def split_computations(hlo: str) -> tuple[dict[str, list[str]], str]:
@@ -73,15 +91,15 @@ def split_computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 def walk(
     computations: dict[str, list[str]], name: str, times: int
-) -> Iterator[tuple[str, str, int]]:
-    """Yield (kind, result type, executions) of every collective reached from `name`."""
+) -> Iterator[tuple[str, str, str, int]]:
+    """Yield (kind, result type, line, executions) of every collective under `name`."""
     for line in computations[name]:
         if found := COLLECTIVE.search(line):
             result = found[1]
             if found[3] and found[2] != "all-reduce":
                 # An asynchronous start returns (operands, results, ...).
                 result = result.split("), (")[-1].split(", ")[-1]
-            yield found[2], result, times
+            yield found[2], result, line, times
             continue
         trips = int(m[1]) if (m := TRIPS.search(line)) else 1
         for callee in CALL.findall(line):

@@ -20,7 +20,7 @@ from parallel.layout import (
 from parallel.ledger import ledger
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
-from tests.parallel.toy import EXACT, batches, toy_learner, toy_program
+from tests.parallel.toy import EXACT, SEVERAL_AXES, batches, toy_learner, toy_program
 
 DEGREE = 4
 ADAM = optax.adam(1e-2)
@@ -48,7 +48,7 @@ def sizes():
 
 
 def test_every_strategy_has_a_layout_here():
-    assert list(LAYOUTS) == EXACT
+    assert [*LAYOUTS, *SEVERAL_AXES] == EXACT
 
 
 @pytest.mark.parametrize("strategy", LAYOUTS)
@@ -93,10 +93,12 @@ def test_collectives_are_those_of_the_strategy(strategy, accumulation):
 
 
 def test_shard_largest():
-    assert shard_largest((), (64, 128), 4) == P(None, AXIS)
-    assert shard_largest((), (128, 63), 4) == P(AXIS, None)
-    assert shard_largest((), (127, 63), 4) == P()
-    assert shard_largest((), (8, 8), 4) == P()
+    assert shard_largest((), (64, 128), 4) == 1
+    assert shard_largest((), (64, 128), 4, taken=1) == 0
+    assert shard_largest((), (128, 63), 4) == 0
+    assert shard_largest((), (127, 63), 4) is None
+    assert shard_largest((), (8, 8), 4) is None
+    assert shard_largest((), (64, 128), 1) is None
 
 
 HLO = """HloModule jit_step
@@ -116,6 +118,18 @@ ENTRY %main (p0: f32[8,4]) -> f32[8,4] {
 }
 """
 )
+
+
+def test_ledger_reads_how_many_devices_a_collective_spans():
+    two = HLO.replace(
+        "all-reduce(%a, %b),", "all-reduce(%a, %b), replica_groups={{0,1},{2,3}},"
+    )
+    assert ledger(two, 4)["all-reduce"].sent_bytes == 2 * 20 * 4 / 2
+    for groups in ("[1,4]<=[4]", "mesh['a'=2,'b'=2] {'a','b'}"):
+        four = two.replace("{{0,1},{2,3}}", groups)
+        assert ledger(four, 2)["all-reduce"].sent_bytes == 2 * 20 * 4 * 3 / 4
+    alone = two.replace("{{0,1},{2,3}}", "{{0},{1},{2},{3}}")
+    assert "all-reduce" not in ledger(alone, 4)
 
 
 def test_ledger_counts_loops_tuples_and_asynchronous_starts():
