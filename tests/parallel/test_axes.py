@@ -77,7 +77,8 @@ def test_accumulation_is_exact_with_dropout(name):
 
 @pytest.mark.parametrize("model", [
     {"scan_layers": True, "num_layers": 2, "remat": "full"},
-    {"tied": True, "loss_chunk": 4, "positions": "learned"},
+    # Without rotary positions a bias of the keys changes nothing: its gradient is noise.
+    {"tied": True, "loss_chunk": 4, "positions": "learned", "bias": False},
     {"activation": "gelu", "norm": "layernorm", "num_kv_heads": 0, "attention": "xla"},
 ], ids=["scanned", "tied", "gpt2"])  # fmt: skip
 def test_other_models_on_three_axes(model):
