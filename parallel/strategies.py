@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from parallel.exchange_config import ExchangeConfig, build_exchange
@@ -70,6 +71,12 @@ class ParallelConfig:
             )
         if self.strategy in PLANS:
             self.local.validate(self.strategy)
+        tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
+        if jax.process_count() > 1 and local % tensor:
+            raise ValueError(
+                f"parallel.tensor {tensor} does not divide the {local} devices of a "
+                "process; the devices that share a layer must be in one process"
+            )
         degree = batch_degree(mesh)
         if batch_size % (degree * self.accumulation):
             raise ValueError(

@@ -18,6 +18,7 @@ from parallel.layout import (
     validate_tensor_dims,
 )
 from parallel.ledger import group_size, split_computations, walk
+from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
     MODEL,
@@ -179,3 +180,12 @@ def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match="says of no parameter"):
         validate_tensor_dims((), 2)
     validate_tensor_dims((), 1)
+
+
+def test_devices_that_share_a_layer_are_in_one_process(monkeypatch):
+    config = ParallelConfig(strategy="tensor", data=2, tensor=4)
+    mesh = config.mesh()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    with pytest.raises(ValueError, match="parallel.tensor 4 does not divide the 2 devices"):
+        config.validate(BATCH, mesh)
