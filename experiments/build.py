@@ -15,7 +15,8 @@ from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
-from parallel.program import Learner, Program
+from parallel.layout import validate_tensor_dims
+from parallel.program import TENSOR, Learner, Program
 from parallel.strategies import build_program
 
 
@@ -39,6 +40,8 @@ def check(config: Experiment) -> Mesh:
     mesh = config.parallel.mesh()
     config.parallel.validate(config.data.batch_size, mesh)
     model = config.model
+    table = model.tensor_dims(config.data.vocab_size)
+    validate_tensor_dims(table, mesh.shape.get(TENSOR, 1))
     choose_kernel(
         model.attention,
         DTYPES[config.precision.compute],
@@ -64,6 +67,7 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
         learning_rate=learning_rate,
         seed=config.seed,
         saveable=task.saveable,
+        tensor_dims=task.tensor_dims,
     )
     return task, build_program(config.parallel, learner, mesh)
 

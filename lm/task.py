@@ -43,6 +43,9 @@ class Task(NamedTuple):
     # that wraps the loss in jax.checkpoint must pass it on, for an outer policy replaces
     # those inside.
     saveable: Callable[..., bool] | None = None
+    # How parameters are split over devices that share a layer: (pattern of the path, dim
+    # from the last, into how many parts it may be cut, the name of that number).
+    tensor_dims: tuple[tuple[str, int, int, str], ...] = ()
 
 
 def next_token_task(

@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     dtypes: tuple[str, ...]  # as HLO has them: f32, u8, ...
     count: float  # executions in a step
     elements: float  # of the whole arrays, in a step
+    largest: int  # elements of the largest whole array of one execution
     sent_bytes: float  # by one device, in a step
     source: str  # file:line of this repository that asked for it, where that is known
     # Instructions that compute between its start and its end; None: nothing else runs.
@@ -48,19 +49,27 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
 
     Those that agree in kind, axes, types and source are one entry.
     """
-    computations, entry = split_computations(hlo)
-    frames = Frames(hlo)
     merged: dict[tuple, Entry] = {}
-    for line, times, overlap in walk(computations, entry, 1.0):
-        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+    for found in collectives(hlo, mesh):
         key = (found.kind, found.axes, found.dtypes, found.source, found.overlap)
         old = merged.get(key, found._replace(count=0, elements=0, sent_bytes=0))
         merged[key] = old._replace(
             count=old.count + found.count,
             elements=old.elements + found.elements,
+            largest=max(old.largest, found.largest),
             sent_bytes=old.sent_bytes + found.sent_bytes,
         )
     return sorted(merged.values(), key=lambda entry: -entry.sent_bytes)
+
+
+def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
+    """Yield each collective instruction by itself; none between a device and itself."""
+    computations, entry = split_computations(hlo)
+    frames = Frames(hlo)
+    for line, times, overlap in walk(computations, entry, 1.0):
+        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+        if found.axes:
+            yield found
 
 
 def frequency(line: str) -> float:
@@ -98,6 +107,7 @@ def read_collective(
         dtypes=tuple(sorted({dtype for _, dtype in arrays})),
         count=times,
         elements=times * whole * sum(size for size, _ in arrays),
+        largest=whole * max(size for size, _ in arrays),
         sent_bytes=times * num_bytes * share * (2 if kind == "all-reduce" else 1),
         source=frames.source(line),
         overlap=overlap,

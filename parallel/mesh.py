@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,12 +41,35 @@ def device_mesh(degrees: dict[str, int]) -> Mesh:
             f"{available} devices; give a product of {available}, or one -1 for the rest"
         )
     sizes = tuple(rest if degree == -1 else degree for degree in degrees.values())
-    return jax.make_mesh(
-        sizes,
-        tuple(degrees),
-        devices=devices[:size],
-        axis_types=(AxisType.Auto,) * len(sizes),
-    )
+    kinds = (AxisType.Auto,) * len(sizes)
+    if len({slice_index(device) for device in devices[:size]}) > 1:
+        arranged = arrange_slices(devices[:size], sizes)
+        return Mesh(arranged, tuple(degrees), axis_types=kinds)
+    return jax.make_mesh(sizes, tuple(degrees), devices=devices[:size], axis_types=kinds)
+
+
+def slice_index(device: jax.Device) -> int:
+    """Return which group of devices with fast links of their own a device is in."""
+    return getattr(device, "slice_index", 0)
+
+
+def arrange_slices(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
+    """Arrange devices of several slices so that only the first axis crosses slices.
+
+    The first axis is the first of more than one device. Raises ValueError if the slices do
+    not divide it.
+    """
+    num_slices = len({slice_index(device) for device in devices})
+    first = next(i for i, size in enumerate(sizes) if size > 1)
+    if sizes[first] % num_slices:
+        raise ValueError(
+            f"the devices lie in {num_slices} slices, which do not divide the degree "
+            f"{sizes[first]} of the first axis of the mesh {sizes}; give it a multiple of "
+            f"{num_slices}, for the axes after it must stay inside a slice"
+        )
+    across = [num_slices if i == first else 1 for i in range(len(sizes))]
+    inside = [size // n for size, n in zip(sizes, across, strict=True)]
+    return create_hybrid_device_mesh(inside, across, devices)
 
 
 def data_mesh(degree: int) -> Mesh:

@@ -24,6 +24,10 @@ Key = jax.Array
 AXIS = "data"  # the mesh axis of the replicas
 # The mesh axes over which the batch is split, the one of the slowest links first.
 BATCH_AXES = ("slice", AXIS, "fsdp")
+TENSOR = "tensor"  # the mesh axis over which single layers are split
+# (pattern of a parameter's path, its dim counted from the last (-1), into how many parts
+# that may be cut, the name of that number; no name: whole where it cannot be cut)
+TensorDims = tuple[tuple[str, int, int, str], ...]
 
 
 class TrainState(NamedTuple):
@@ -67,6 +71,7 @@ class Learner(NamedTuple):
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
+    tensor_dims: TensorDims = ()  # how parameters are split over the axis `tensor`
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.init(key)

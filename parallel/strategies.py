@@ -4,13 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from parallel.exchange_config import ExchangeConfig, build_exchange
-from parallel.layout import FSDP, REPLICATED, ZERO1, ZERO2, Layout
+from parallel.layout import (
+    FSDP,
+    REPLICATED,
+    ZERO1,
+    ZERO2,
+    Layout,
+    validate_tensor_dims,
+)
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
-from parallel.program import AXIS, Learner, Program
+from parallel.program import AXIS, TENSOR, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, zero_program
 
@@ -20,6 +28,8 @@ class ParallelConfig:
     strategy: str = "jit"  # one of STRATEGIES
     data: int = -1  # the data-parallel degree, in devices; -1: all
     slice: int = 1  # groups of `data` replicas, joined by links slower than those inside
+    fsdp: int = 1  # the degree that shards the state, for `data` replicas of it; -1: rest
+    tensor: int = 1  # the degree that splits single layers; -1: rest
     accumulation: int = 1  # microbatches that a device's rows are taken in
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
@@ -61,6 +71,12 @@ class ParallelConfig:
             )
         if self.strategy in PLANS:
             self.local.validate(self.strategy)
+        tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
+        if jax.process_count() > 1 and local % tensor:
+            raise ValueError(
+                f"parallel.tensor {tensor} does not divide the {local} devices of a "
+                "process; the devices that share a layer must be in one process"
+            )
         degree = batch_degree(mesh)
         if batch_size % (degree * self.accumulation):
             raise ValueError(
@@ -94,11 +110,14 @@ def local(name: str) -> Strategy:
     return Strategy(program, ("slice", AXIS), exchanges=True)
 
 
-def sharded(constructor: Callable[..., Program], layout: Layout) -> Strategy:
+def sharded(
+    constructor: Callable[..., Program], layout: Layout, axes: tuple[str, ...] = (AXIS,)
+) -> Strategy:
     return Strategy(
         lambda learner, mesh, config: constructor(
             learner, mesh, config.accumulation, layout
-        )
+        ),
+        axes,
     )
 
 
@@ -109,6 +128,9 @@ STRATEGIES = {
     "zero1": sharded(zero_program, ZERO1),
     "zero2": sharded(zero_program, ZERO2),
     "fsdp": sharded(zero_program, FSDP),
+    "hsdp": sharded(zero_program, FSDP, (AXIS, "fsdp")),
+    "tensor": sharded(zero_program, REPLICATED, (AXIS, TENSOR)),
+    "hybrid": sharded(zero_program, FSDP, (AXIS, "fsdp", TENSOR)),
 } | {name: local(name) for name in PLANS}
 
 EXACT = [name for name in STRATEGIES if name not in PLANS]  # equal to one device
@@ -116,4 +138,5 @@ ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}
 
 
 def build_program(config: ParallelConfig, learner: Learner, mesh: Mesh) -> Program:
+    validate_tensor_dims(learner.tensor_dims, mesh.shape.get(TENSOR, 1))
     return STRATEGIES[config.strategy].program(learner, mesh, config)

@@ -24,11 +24,12 @@ from lm.task import Task, next_token_task
 
 
 def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
-    return next_token_task(
+    task = next_token_task(
         lambda rngs: Transformer(config, vocab_size, seq_len, rngs),
         config.loss_chunk,
         SAVEABLE[config.remat],
     )
+    return task._replace(tensor_dims=config.tensor_dims(vocab_size))
 
 
 def initializer(config: TransformerConfig, residual: bool = False):
@@ -113,12 +114,11 @@ class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         c = config
         gated = c.activation == "swiglu"
-        hidden = c.mlp_width or (-(-8 * c.width // 96) * 32 if gated else 4 * c.width)
 
         self.activation = c.activation
-        self.up = linear(c, rngs, c.width, hidden)
-        self.gate = linear(c, rngs, c.width, hidden) if gated else None
-        self.down = linear(c, rngs, hidden, c.width, residual=True)
+        self.up = linear(c, rngs, c.width, c.hidden_width)
+        self.gate = linear(c, rngs, c.width, c.hidden_width) if gated else None
+        self.down = linear(c, rngs, c.hidden_width, c.width, residual=True)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h_BTF = self.up(x_BTD)

@@ -82,3 +82,26 @@ def test_another_strategy_and_degree_take_over(tmp_path, strategy, exchange):
         assert int(state_after.step) == STOP
         _, metrics = take(after, state_after, STOP, STEPS)
         assert np.isfinite(metrics["loss"])
+
+
+def test_layouts_over_other_axes_take_over(tmp_path):
+    """Parameters and moments pass from three axes to one and to a split of layers."""
+    hybrid = toy_program("hybrid", toy_learner(ADAM), data=2, fsdp=2, tensor=2)
+    state, _ = take(hybrid, hybrid.init(jax.random.key(1)), 0, STOP)
+    last, _ = take(hybrid, jax.tree.map(jax.numpy.copy, state), STOP, STEPS)
+    expected = jax.device_get(last.params)
+    before = hybrid
+    for number, after in enumerate(
+        [
+            program("fsdp"),
+            toy_program("tensor", toy_learner(ADAM), data=2, tensor=4),
+            hybrid,
+        ]
+    ):
+        kept = jax.device_get((state.params, state.opt))
+        state = save_and_restore(tmp_path / str(number), before, state, after)
+        restored = jax.device_get((state.params, state.opt))
+        jax.tree.map(np.testing.assert_array_equal, restored, kept)
+        before = after
+    state, _ = take(before, state, STOP, STEPS)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)

@@ -66,7 +66,7 @@ def test_what_has_no_place_in_a_strategy_is_named():
     from configs.base import Experiment
 
     config = Experiment(parallel=ParallelConfig(strategy="shard_map"))
-    gather = Entry("all-gather", ("data",), ("f32",), 1, 1000, 3500, "a.py:1", None)
+    gather = Entry("all-gather", ("data",), ("f32",), 1, 1000, 1000, 3500, "a.py:1", None)
     reduce = gather._replace(kind="all-reduce", sent_bytes=7000)
     tiny = gather._replace(kind="all-to-all", sent_bytes=7)
     assert unexpected(config, [reduce, gather, tiny]) == [gather]
