@@ -64,6 +64,7 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
         learning_rate=learning_rate,
         seed=config.seed,
         saveable=task.saveable,
+        stages=task.stages,
     )
     return task, build_program(config.parallel, learner, mesh)
 

@@ -63,6 +63,7 @@ class Learner(NamedTuple):
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
+    stages: Any = None  # the loss cut between its layers (lm.task.Stages); None: it is not
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.init(key)

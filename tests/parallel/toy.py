@@ -62,6 +62,7 @@ def toy_learner(
         learning_rate=lambda opt: jnp.float32(0),
         seed=7,
         saveable=task.saveable,
+        stages=task.stages,
     )
 
 
