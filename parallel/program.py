@@ -22,6 +22,7 @@ Metrics = dict[str, jax.Array]
 Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
+STAGE = "stage"  # the mesh axis of the pipeline's stages
 # The mesh axes over which the batch is split, the one of the slowest links first.
 BATCH_AXES = ("slice", AXIS, "fsdp")
 

@@ -24,8 +24,8 @@ NOWHERE = -1  # a slot that is not used
 Work = tuple[int, int, int]  # FORWARD or BACKWARD, microbatch, chunk
 
 
-class Schedule(NamedTuple):
-    """Tables int32[ticks, p]. Slots are places in a stage's two buffers of fixed size."""
+class Tables(NamedTuple):
+    """Each int32[ticks, p]. Slots are places in a stage's two buffers of fixed size."""
 
     op: np.ndarray
     microbatch: np.ndarray
@@ -34,17 +34,22 @@ class Schedule(NamedTuple):
     grad: np.ndarray  # the slot of the gradient of its output: read backward
     input_arrives: np.ndarray  # the slot of what the stage before sends in this tick
     grad_arrives: np.ndarray  # the slot of what the stage after sends in this tick
+
+
+class Schedule(NamedTuple):
+    tables: Tables
     num_inputs: int  # slots of stashed inputs
     num_grads: int  # slots of waiting gradients
     num_chunks: int
+    num_microbatches: int
 
     @property
     def num_stages(self) -> int:
-        return self.op.shape[1]
+        return self.tables.op.shape[1]
 
     @property
     def num_ticks(self) -> int:
-        return self.op.shape[0]
+        return self.tables.op.shape[0]
 
 
 def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[list[Work]]:
@@ -176,10 +181,11 @@ def allot(
                     tables[kind][done[op, *work[1:]], stage] = slot
             num_slots[kind] = max([num_slots[kind], *(slot + 1 for slot in slots)])
     return Schedule(
-        **tables,
+        Tables(**tables),
         num_inputs=num_slots["input"],
         num_grads=num_slots["grad"],
         num_chunks=num_chunks,
+        num_microbatches=len(orders[0]) // (2 * num_chunks),
     )
 
 
@@ -202,7 +208,7 @@ def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> f
     The costs are those of a pass through one chunk: backward is 2, or 3 with the forward
     pass that it computes again. With both at 1 this is the share of idle slots.
     """
-    cost = np.array([0.0, forward, backward])[schedule.op]
+    cost = np.array([0.0, forward, backward])[schedule.tables.op]
     return 1 - cost.sum() / (cost.max(1).sum() * schedule.num_stages)
 
 
@@ -213,15 +219,12 @@ def free_running_bubble(
     p, v = schedule.num_stages, schedule.num_chunks
     cost, end = (0.0, forward, backward), {}
     clocks = [0.0] * p
-    for tick, stage in np.argwhere(schedule.op != IDLE):
-        work = tuple(
-            int(table[tick, stage])
-            for table in (schedule.op, schedule.microbatch, schedule.chunk)
-        )
+    for tick, stage in np.argwhere(schedule.tables.op != IDLE):
+        work = tuple(int(table[tick, stage]) for table in schedule.tables[:3])
         needed = needs(work, int(stage), p, v)
         start = max(clocks[stage], end[needed] if needed else 0.0)
         clocks[stage] = end[int(stage), work] = start + cost[work[0]]
-    busy = np.array(cost)[schedule.op].sum()
+    busy = np.array(cost)[schedule.tables.op].sum()
     return 1 - busy / (max(clocks) * p)
 
 

@@ -10,8 +10,10 @@ from parallel.exchange_config import ExchangeConfig, build_exchange
 from parallel.layout import FSDP, REPLICATED, ZERO1, ZERO2, Layout
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
-from parallel.program import AXIS, Learner, Program
+from parallel.pipeline import pipeline_program
+from parallel.program import AXIS, STAGE, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
+from parallel.schedules import ORDERS, build_schedule
 from parallel.sharded import jit_program, zero_program
 
 
@@ -20,6 +22,8 @@ class ParallelConfig:
     strategy: str = "jit"  # one of STRATEGIES
     data: int = -1  # the data-parallel degree, in devices; -1: all
     slice: int = 1  # groups of `data` replicas, joined by links slower than those inside
+    stage: int = 1  # the stages of a pipeline
+    chunks: int = 2  # interleaved only: the parts of the layers that each stage has
     accumulation: int = 1  # microbatches that a device's rows are taken in
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
@@ -59,6 +63,10 @@ class ParallelConfig:
                 f"parallel.exchange is set, but strategy {self.strategy!r} leaves its "
                 f"collectives to its layout; choose one of {', '.join(able)}, or unset it"
             )
+        if self.strategy in ORDERS:
+            if self.chunks < 1:
+                raise ValueError(f"parallel.chunks is {self.chunks}; it must be at least 1")
+            build_schedule(self.strategy, mesh.shape[STAGE], self.accumulation, self.chunks)
         if self.strategy in PLANS:
             self.local.validate(self.strategy)
         degree = batch_degree(mesh)
@@ -102,6 +110,15 @@ def sharded(constructor: Callable[..., Program], layout: Layout) -> Strategy:
     )
 
 
+def pipeline(name: str) -> Strategy:
+    return Strategy(
+        lambda learner, mesh, config: pipeline_program(
+            learner, mesh, config.accumulation, name, config.chunks
+        ),
+        (AXIS, STAGE),
+    )
+
+
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED),
     "pmap": replicas(pmap_program, (AXIS,)),
@@ -109,7 +126,9 @@ STRATEGIES = {
     "zero1": sharded(zero_program, ZERO1),
     "zero2": sharded(zero_program, ZERO2),
     "fsdp": sharded(zero_program, FSDP),
-} | {name: local(name) for name in PLANS}
+}
+STRATEGIES |= {name: local(name) for name in PLANS}
+STRATEGIES |= {name: pipeline(name) for name in ORDERS}
 
 ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}
 

@@ -43,17 +43,19 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
     return result
 
 
-def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none"):
-    model = TransformerConfig(**{**vars(MODEL), "dropout": dropout, "remat": remat})
+def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
+    model = TransformerConfig(
+        **{**vars(MODEL), "dropout": dropout, "remat": remat, **model}
+    )
     task = transformer_task(model, VOCAB, SEQ_LEN)
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
 def toy_learner(
     tx: optax.GradientTransformation, compute: str = "float32", dropout: float = 0.0,
-    loss_scale: float = 64.0, remat: str = "none",
+    loss_scale: float = 64.0, remat: str = "none", **model,
 ) -> Learner:  # fmt: skip
-    task = toy_task(compute, dropout, remat)
+    task = toy_task(compute, dropout, remat, **model)
     return Learner(
         init=task.init,
         loss=task.loss,
@@ -90,9 +92,9 @@ def assert_equal(params, expected, rtol=2e-5):
         np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
 
 
-def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0):
+def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
     """Train on one device as a textbook would: the mean loss of the whole batch."""
-    task = toy_task(dropout=dropout)
+    task = toy_task(dropout=dropout, **model)
 
     def mean_loss(params, batch, key):
         loss_sum, sums = task.loss(params, batch, key)
