@@ -15,6 +15,7 @@ from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
+from parallel.mesh import process_rows
 from parallel.program import Learner, Program
 from parallel.strategies import build_program
 
@@ -38,7 +39,9 @@ def check(config: Experiment) -> Mesh:
     config.validate()
     mesh = config.parallel.mesh()
     config.parallel.validate(config.data.batch_size, mesh)
+    process_rows(mesh)
     model = config.model
+    config.parallel.validate_layers(model.num_layers, mesh)
     choose_kernel(
         model.attention,
         DTYPES[config.precision.compute],
@@ -71,7 +74,7 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
 
 def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
     """Compile the program's step ahead of time; neither a state nor data need exist."""
-    local = config.data.batch_size // jax.process_count()
+    local = config.data.batch_size // process_rows(program.mesh)[1]
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
     if config.data.packing == "first_fit":

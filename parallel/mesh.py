@@ -62,6 +62,35 @@ def batch_degree(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """Return (index, count): this process takes part `index` of `count` equal parts of
+    each global batch, the rows of its own devices.
+
+    Processes whose devices differ only along axes that do not split the batch, such as the
+    stages of a pipeline, take the same part. ValueError if the rows that a process needs
+    do not lie together, in a part as large as the others'.
+    """
+    degree = batch_degree(mesh)
+    sharding = NamedSharding(mesh, P(batch_axes(mesh)))
+    owners: dict[int, set[int]] = {}  # process -> the places of its devices' rows
+    for device, (rows,) in sharding.devices_indices_map((degree,)).items():
+        owners.setdefault(device.process_index, set()).add(rows.start or 0)
+    mine = owners[jax.process_index()]
+    size = len(mine)
+    parts = {min(places) // size: sorted(places) for places in owners.values()}
+    if any(
+        places != list(range(part * size, (part + 1) * size))
+        for part, places in parts.items()
+    ) or any(len(places) != size for places in owners.values()):
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} over {jax.process_count()} processes gives them "
+            f"rows {sorted(map(sorted, owners.values()))} of {degree}; each process must "
+            "have equally many that lie together: change the degrees, or the number of "
+            "devices in each process"
+        )
+    return min(mine) // size, degree // size
+
+
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """Turn this process's rows into global arrays split over the mesh by row."""
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))

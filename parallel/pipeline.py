@@ -39,7 +39,7 @@ from parallel.program import (
     update,
 )
 from parallel.schedules import Schedule, build_schedule
-from parallel.stacking import STACK, Stacking, build_stacking
+from parallel.stacking import STACK, build_stacking
 
 Carry = Any  # what goes from layer to layer
 
@@ -54,8 +54,9 @@ def pipeline_program(
     """
     num_stages = mesh.shape[STAGE]
     schedule = build_schedule(name, num_stages, accumulation, num_chunks)
-    check_cut(learner, num_stages, schedule.num_chunks)
-    order = device_order(learner.stages.num_layers, num_stages, schedule.num_chunks)
+    num_layers = learner.stages and learner.stages.num_layers
+    check_cut(num_layers, num_stages, schedule.num_chunks)
+    order = device_order(num_layers, num_stages, schedule.num_chunks)
     stacking = build_stacking(learner, order)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), stacking.specs)
     saved_shardings = jax.tree.map(partial(spread_over_stages, mesh), stacking.saved)
@@ -95,17 +96,19 @@ def pipeline_program(
     )
 
 
-def check_cut(learner: Learner, num_stages: int, num_chunks: int) -> None:
-    if learner.stages is None:
+def check_cut(num_layers: int | None, num_stages: int, num_chunks: int) -> None:
+    """Raise ValueError where the layers make no equal parts; None: there is no cutting."""
+    if num_layers is None:
         raise ValueError(
             f"parallel.stage is {num_stages}, but this task cannot be cut into stages; "
             "choose a strategy without the axis stage, such as jit or fsdp"
         )
-    num_layers, parts = learner.stages.num_layers, num_stages * num_chunks
+    parts = num_stages * num_chunks
     if num_layers % parts:
+        chunks = f" x parallel.chunks {num_chunks} = {parts}" if num_chunks > 1 else ""
         raise ValueError(
             f"model.num_layers {num_layers} is not divisible by parallel.stage {num_stages}"
-            f" x parallel.chunks {num_chunks} = {parts}; change one of them"
+            f"{chunks}; change one of them"
         )
 
 

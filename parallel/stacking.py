@@ -20,11 +20,19 @@ from parallel.program import STAGE, Key, Learner, Params, TrainState
 STACK = "scanned_layers"
 
 
-class Source(NamedTuple):
-    """Where a leaf of the stacked tree comes from: leaves of the ordinary one."""
+SAME, STACK_OF, REORDERED, COPIES = "same", "stack of", "reordered", "copies"
 
-    leaves: tuple[int, ...]  # one, or one for each layer in the order of the devices
-    stacked: bool  # the leaf has the layers as its first dim
+
+class Source(NamedTuple):
+    """How a leaf of the stacked tree comes from the ordinary one."""
+
+    kind: str  # the leaf itself | a stack of one for each layer | the ordinary tree's stack
+    # in another order | a copy for each layer of what exists once (a count of steps)
+    leaves: tuple[int, ...]  # of the ordinary tree; STACK_OF: in the order of the devices
+
+    @property
+    def stacked(self) -> bool:
+        return self.kind != SAME
 
 
 class Stacking(NamedTuple):
@@ -47,7 +55,7 @@ def build_stacking(learner: Learner, order: np.ndarray) -> Stacking:
     saved = jax.eval_shape(learner.initial_state, jax.random.key(0))
     shapes = jax.eval_shape(stacking_learner.initial_state, jax.random.key(0))
     param_sources = sources_of_params(stages, saved.params, order)
-    opt_sources = sources_of_opt(learner, saved, shapes, param_sources, len(order))
+    opt_sources = sources_of_opt(learner, saved, shapes, param_sources)
 
     def convert(state: TrainState, change: Callable, like: TrainState) -> TrainState:
         return state._replace(
@@ -73,30 +81,28 @@ def build_stacking(learner: Learner, order: np.ndarray) -> Stacking:
 def stack_leaves(tree, sources: list[Source], like, order: np.ndarray):
     """Make the leaves of the stacked tree from those of the ordinary one."""
     ordinary = jax.tree.leaves(tree)
-
-    def one(source: Source, shape) -> jax.Array:
-        if len(source.leaves) > 1:
-            return jnp.stack([ordinary[i] for i in source.leaves])
-        x = ordinary[source.leaves[0]]
-        if not source.stacked:
-            return x
-        # The layers' count of steps is stacked where theirs is one number.
-        return x[order] if x.shape == shape.shape else jnp.broadcast_to(x, shape.shape)
-
-    shapes, structure = jax.tree.flatten(like)
-    return structure.unflatten(map(one, sources, shapes))
+    make = {
+        SAME: lambda x: x,
+        STACK_OF: lambda *xs: jnp.stack(xs),
+        REORDERED: lambda x: x[order],
+        COPIES: lambda x: jnp.broadcast_to(x, (len(order), *x.shape)),
+    }
+    made = [make[kind](*(ordinary[i] for i in leaves)) for kind, leaves in sources]
+    return jax.tree.structure(like).unflatten(made)
 
 
 def unstack_leaves(tree, sources: list[Source], like, order: np.ndarray):
     """Make the leaves of the ordinary tree from those of the stacked one."""
-    shapes, structure = jax.tree.flatten(like)
-    found = [None] * len(shapes)
-    for x, source in zip(jax.tree.leaves(tree), sources, strict=True):
-        if len(source.leaves) > 1 or x.shape[1:] == shapes[source.leaves[0]].shape:
-            for place, leaf in enumerate(source.leaves):
-                found[leaf] = x[place] if found[leaf] is None else found[leaf]
+    structure = jax.tree.structure(like)
+    found: list[Any] = [None] * structure.num_leaves
+    for x, (kind, leaves) in zip(jax.tree.leaves(tree), sources, strict=True):
+        if kind == STACK_OF:
+            for place, leaf in enumerate(leaves):
+                found[leaf] = x[place]
+        elif kind == REORDERED:
+            found[leaves[0]] = x[np.argsort(order)]
         else:
-            found[source.leaves[0]] = x[np.argsort(order)] if source.stacked else x
+            found[leaves[0]] = x if kind == SAME else x[0]
     return structure.unflatten(found)
 
 
@@ -107,59 +113,60 @@ def sources_of_params(stages, ordinary: Params, order: np.ndarray) -> list[Sourc
     outer, layers = stages.split(numbers)
 
     def one(path: tuple, number: jax.Array) -> Source:
-        stacked = path[0] == DictKey(STACK)
-        places = np.asarray(number)[order] if number.ndim else [number]
-        return Source(tuple(int(place) for place in places), stacked)
+        if number.ndim:
+            return Source(STACK_OF, tuple(int(n) for n in np.asarray(number)[order]))
+        kind = REORDERED if path[0] == DictKey(STACK) else SAME
+        return Source(kind, (int(number),))
 
     paths = jax.tree.leaves_with_path(outer | {STACK: layers})
     return [one(path, number) for path, number in paths]
 
 
 def sources_of_opt(
-    learner: Learner,
-    saved: TrainState,
-    shapes: TrainState,
-    param_sources: list[Source],
-    num_layers: int,
+    learner: Learner, saved: TrainState, shapes: TrainState, param_sources: list[Source]
 ) -> list[Source]:
-    """Find where each leaf of the optimizer's state comes from; ValueError if it is unclear."""
+    """Find the sources of the optimizer's state; ValueError where one is unclear."""
     stacked = stacked_leaves(learner, shapes)
-    ordinary = {path: i for i, (path, _) in enumerate(jax.tree.leaves_with_path(saved.opt))}
-    ordinary_shapes = [x.shape for x in jax.tree.leaves(saved.opt)]
-    param_paths = [path for path, _ in jax.tree.leaves_with_path(saved.params)]
-    mirrors = {}  # path inside the state of what mirrors a parameter -> paths it is from
-    for (path, _), source in zip(
-        jax.tree.leaves_with_path(shapes.params), param_sources, strict=True
-    ):
-        mirrors[path] = [param_paths[leaf] for leaf in source.leaves]
-        if source.stacked:  # as per_layer names it
-            mirrors[DictKey("layers"), *path[1:]] = mirrors[path]
+    if jax.tree.structure(saved.opt) == jax.tree.structure(shapes.opt):
+        return [Source(REORDERED if s else SAME, (i,)) for i, s in enumerate(stacked)]
+    ordinary = jax.tree.leaves_with_path(saved.opt)
+    numbers = {path: i for i, (path, _) in enumerate(ordinary)}
+    mirrors = paths_of_params(saved.params, shapes.params, param_sources)
 
-    def one(path: tuple, x: Any, is_stacked: bool) -> Source:
+    def one(path: tuple, x: jax.ShapeDtypeStruct, is_stacked: bool) -> Source:
         cut = next((i for i in range(len(path)) if path[i:] in mirrors), len(path))
-        ends = mirrors[path[cut:]] if cut < len(path) else [path[cut:]]
-        if jax.tree.structure(saved.opt) == jax.tree.structure(shapes.opt):
-            cut, ends = len(path), [()]  # scanned already
+        ends = mirrors.get(path[cut:], [()])
+        shape = x.shape[1:] if is_stacked else x.shape
         found = {
-            tuple(ordinary[start + end] for end in ends)
+            tuple(numbers[start + end] for end in ends)
             for start in starts(path[:cut], is_stacked)
-            if all(start + end in ordinary for end in ends)
+            if all(start + end in numbers for end in ends)
         }
-        found = {
-            leaves
-            for leaves in found
-            if ordinary_shapes[leaves[0]] in (x.shape, x.shape[1:] if is_stacked else None)
-        }
-        if len(found) != 1:
+        found = {leaves for leaves in found if ordinary[leaves[0]][1].shape == shape}
+        if len(found) != 1 or (len(ends) > 1 and not is_stacked):
             raise ValueError(
                 f"the optimizer's state at {keystr(path)}, {x.shape}, has no clear "
                 "counterpart outside a pipeline; choose another optimizer, or a strategy "
                 "without the axis stage"
             )
-        return Source(found.pop(), is_stacked)
+        kind = (STACK_OF if cut < len(path) else COPIES) if is_stacked else SAME
+        return Source(kind, found.pop())
 
     leaves = jax.tree.leaves_with_path(shapes.opt)
     return [one(path, x, s) for (path, x), s in zip(leaves, stacked, strict=True)]
+
+
+def paths_of_params(
+    ordinary: Params, stacked: Params, sources: list[Source]
+) -> dict[tuple, list[tuple]]:
+    """Map a parameter's path in the stacked tree to its paths in the ordinary one."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(ordinary)]
+    found = {}
+    for (path, _), source in zip(jax.tree.leaves_with_path(stacked), sources, strict=True):
+        found[path] = [paths[leaf] for leaf in source.leaves]
+        if source.stacked:  # as per_layer names it
+            found[DictKey("layers"), *path[1:]] = found[path]
+    return found
 
 
 def starts(path: tuple, is_stacked: bool) -> list[tuple]:

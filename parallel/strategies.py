@@ -10,7 +10,7 @@ from parallel.exchange_config import ExchangeConfig, build_exchange
 from parallel.layout import FSDP, REPLICATED, ZERO1, ZERO2, Layout
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
-from parallel.pipeline import pipeline_program
+from parallel.pipeline import check_cut, pipeline_program
 from parallel.program import AXIS, STAGE, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.schedules import ORDERS, build_schedule
@@ -76,6 +76,16 @@ class ParallelConfig:
                 f" x accumulation {self.accumulation} = {degree * self.accumulation}"
             )
 
+    def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:
+        """Check that a pipeline can cut this many layers; None: the model has none."""
+        if STAGE in mesh.shape:
+            check_cut(num_layers, mesh.shape[STAGE], self.num_chunks(mesh))
+
+    def num_chunks(self, mesh: Mesh) -> int:
+        """Return the chunks of each stage; one stage alone has nothing to interleave."""
+        interleaves = self.strategy == "interleaved" and mesh.shape[STAGE] > 1
+        return self.chunks if interleaves else 1
+
 
 class Strategy(NamedTuple):
     program: Callable[[Learner, Mesh, ParallelConfig], Program]
@@ -113,7 +123,7 @@ def sharded(constructor: Callable[..., Program], layout: Layout) -> Strategy:
 def pipeline(name: str) -> Strategy:
     return Strategy(
         lambda learner, mesh, config: pipeline_program(
-            learner, mesh, config.accumulation, name, config.chunks
+            learner, mesh, config.accumulation, name, config.num_chunks(mesh)
         ),
         (AXIS, STAGE),
     )
