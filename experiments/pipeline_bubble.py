@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -111,18 +112,17 @@ def temporaries(config: Experiment) -> int:
     return compile_step(config, program).memory_analysis().temp_size_in_bytes
 
 
-def analyse() -> list[dict[str, Any]]:
-    """Compile every point; grown_inputs tells the memory added since the fewest."""
+def analyse() -> Iterator[dict[str, Any]]:
+    """Compile every point; grown_inputs tells the memory added since the first."""
     input_bytes = ROWS.value * SEQ_LEN.value * WIDTH.value * 4
-    records, fewest = [], {}
+    fewest = {}
     for name, p, m in points([int(p) for p in STAGES.value]):
         record = by_schedule(name, p, m)
         record["temp_bytes"] = temporaries(experiment(name, p, m))
         base = fewest.setdefault((name, p), record)
         record["grown_inputs"] = (record["temp_bytes"] - base["temp_bytes"]) / input_bytes
         record["promised_growth"] = record["stashed_inputs"] - base["stashed_inputs"]
-        records.append(record)
-    return records
+        yield record
 
 
 def step_seconds(config: Experiment) -> float:
@@ -179,25 +179,21 @@ def timed() -> list[dict[str, Any]]:
     return records
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    if not records:
-        return ""
-    names = list(records[0])
-
-    def cell(value: Any) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for record in records:
-        lines.append("| " + " | ".join(cell(record.get(name, "")) for name in names) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def write(records: list[dict[str, Any]]) -> None:
+def report(records: Iterable[dict[str, Any]]) -> None:
+    """Print a table and add lines to the output, each as soon as it is there."""
     path = pathlib.Path(OUTPUT.value)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    names: list[str] = []
+    for record in records:
+        if not names:
+            names = list(record)
+            print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+        cells = [record.get(name, "") for name in names]
+        cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+        print("| " + " | ".join(cells) + " |", flush=True)
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    print()
 
 
 def main() -> None:
@@ -208,13 +204,9 @@ def main() -> None:
             return
         for name, p, m in points([int(p) for p in STAGES.value]):
             check(experiment(name, p, m))
-    records = analyse()
-    print(table(records))
-    write(records)
+    report(analyse())
     if TIME.value:
-        records = timed()
-        print(table(records))
-        write(records)
+        report(timed())
 
 
 if __name__ == "__main__":

@@ -72,23 +72,25 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     """
     degree = batch_degree(mesh)
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))
-    owners: dict[int, set[int]] = {}  # process -> the places of its devices' rows
+    places: dict[int, set[int]] = {}
     for device, (rows,) in sharding.devices_indices_map((degree,)).items():
-        owners.setdefault(device.process_index, set()).add(rows.start or 0)
-    mine = owners[jax.process_index()]
-    size = len(mine)
-    parts = {min(places) // size: sorted(places) for places in owners.values()}
-    if any(
-        places != list(range(part * size, (part + 1) * size))
-        for part, places in parts.items()
-    ) or any(len(places) != size for places in owners.values()):
-        raise ValueError(
-            f"the mesh {dict(mesh.shape)} over {jax.process_count()} processes gives them "
-            f"rows {sorted(map(sorted, owners.values()))} of {degree}; each process must "
-            "have equally many that lie together: change the degrees, or the number of "
-            "devices in each process"
-        )
-    return min(mine) // size, degree // size
+        places.setdefault(device.process_index, set()).add(rows.start or 0)
+    return part_of(places, jax.process_index(), degree)
+
+
+def part_of(places: dict[int, set[int]], process: int, degree: int) -> tuple[int, int]:
+    """Return the part (index, count) of `degree` places that is this process's."""
+    size = len(places[process])
+    for mine in places.values():
+        part = min(mine) // size
+        if mine != set(range(part * size, (part + 1) * size)):
+            raise ValueError(
+                f"the mesh gives {len(places)} processes the parts "
+                f"{[sorted(mine) for mine in places.values()]} of the {degree} that a "
+                "batch is split into; each must have equally many that lie together: "
+                "change the degrees, or the number of devices of a process"
+            )
+    return min(places[process]) // size, degree // size
 
 
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from lm.optim import OPTIMIZERS, OptimConfig, optimizer
+from parallel.mesh import part_of
 from parallel.schedules import ORDERS
 from parallel.stacking import STACK, build_stacking
 from tests.parallel.toy import (
@@ -169,6 +170,22 @@ def shardings_of(abstract):
 def test_bad_input_names_both_numbers(strategy, config, message):
     with pytest.raises(ValueError, match=message):
         program(strategy, **config)
+
+
+@pytest.mark.parametrize("places, parts", [
+    ([{0}, {1}], [(0, 2), (1, 2)]),  # data alone
+    ([{0}, {0}], [(0, 1), (0, 1)]),  # two stages
+    ([{0, 1}, {0, 1}, {2, 3}, {2, 3}], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+])  # fmt: skip
+def test_processes_take_the_rows_of_their_devices(places, parts):
+    places, degree = dict(enumerate(places)), len(set().union(*places))
+    assert [part_of(places, process, degree) for process in places] == parts
+
+
+@pytest.mark.parametrize("places", [[{0, 2}, {1, 3}], [{0, 1, 2}, {3}], [{1, 2}, {0, 3}]])
+def test_processes_whose_rows_lie_apart_are_refused(places):
+    with pytest.raises(ValueError, match=r"of the 4 that a batch is split into"):
+        part_of(dict(enumerate(places)), 0, 4)
 
 
 def test_a_task_without_stages_is_refused():
