@@ -86,6 +86,37 @@ def batch_degree(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """Return (index, count): this process takes part `index` of `count` equal parts of
+    each global batch, the rows of its own devices.
+
+    Processes whose devices differ only along axes that do not split the batch, such as the
+    stages of a pipeline, take the same part. ValueError if the rows that a process needs
+    do not lie together, in a part as large as the others'.
+    """
+    degree = batch_degree(mesh)
+    sharding = NamedSharding(mesh, P(batch_axes(mesh)))
+    places: dict[int, set[int]] = {}
+    for device, (rows,) in sharding.devices_indices_map((degree,)).items():
+        places.setdefault(device.process_index, set()).add(rows.start or 0)
+    return part_of(places, jax.process_index(), degree)
+
+
+def part_of(places: dict[int, set[int]], process: int, degree: int) -> tuple[int, int]:
+    """Return the part (index, count) of `degree` places that is this process's."""
+    size = len(places[process])
+    for mine in places.values():
+        part = min(mine) // size
+        if mine != set(range(part * size, (part + 1) * size)):
+            raise ValueError(
+                f"the mesh gives {len(places)} processes the parts "
+                f"{[sorted(mine) for mine in places.values()]} of the {degree} that a "
+                "batch is split into; each must have equally many that lie together: "
+                "change the degrees, or the number of devices of a process"
+            )
+    return min(places[process]) // size, degree // size
+
+
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """Turn this process's rows into global arrays split over the mesh by row."""
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))

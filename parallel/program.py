@@ -22,6 +22,7 @@ Metrics = dict[str, jax.Array]
 Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
+STAGE = "stage"  # the mesh axis of the pipeline's stages
 # The mesh axes over which the batch is split, the one of the slowest links first.
 BATCH_AXES = ("slice", AXIS, "fsdp")
 TENSOR = "tensor"  # the mesh axis over which single layers are split
@@ -72,6 +73,7 @@ class Learner(NamedTuple):
     seed: int  # of the randomness inside steps (dropout)
     saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
     tensor_dims: TensorDims = ()  # how parameters are split over the axis `tensor`
+    stages: Any = None  # the loss cut between its layers (lm.task.Stages); None: it is not
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.init(key)

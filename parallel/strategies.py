@@ -18,8 +18,10 @@ from parallel.layout import (
 )
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
-from parallel.program import AXIS, TENSOR, Learner, Program
+from parallel.pipeline import check_cut, pipeline_program
+from parallel.program import AXIS, STAGE, TENSOR, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
+from parallel.schedules import ORDERS, build_schedule
 from parallel.sharded import jit_program, zero_program
 
 
@@ -30,6 +32,8 @@ class ParallelConfig:
     slice: int = 1  # groups of `data` replicas, joined by links slower than those inside
     fsdp: int = 1  # the degree that shards the state, for `data` replicas of it; -1: rest
     tensor: int = 1  # the degree that splits single layers; -1: rest
+    stage: int = 1  # the stages of a pipeline
+    chunks: int = 2  # interleaved only: the parts of the layers that each stage has
     accumulation: int = 1  # microbatches that a device's rows are taken in
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
@@ -69,6 +73,10 @@ class ParallelConfig:
                 f"parallel.exchange is set, but strategy {self.strategy!r} leaves its "
                 f"collectives to its layout; choose one of {', '.join(able)}, or unset it"
             )
+        if self.strategy in ORDERS:
+            if self.chunks < 1:
+                raise ValueError(f"parallel.chunks is {self.chunks}; it must be at least 1")
+            build_schedule(self.strategy, mesh.shape[STAGE], self.accumulation, self.chunks)
         if self.strategy in PLANS:
             self.local.validate(self.strategy)
         tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
@@ -83,6 +91,16 @@ class ParallelConfig:
                 f"data.batch_size {batch_size} is not divisible by data degree {degree}"
                 f" x accumulation {self.accumulation} = {degree * self.accumulation}"
             )
+
+    def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:
+        """Check that a pipeline can cut this many layers; None: the model has none."""
+        if STAGE in mesh.shape:
+            check_cut(num_layers, mesh.shape[STAGE], self.num_chunks(mesh))
+
+    def num_chunks(self, mesh: Mesh) -> int:
+        """Return the chunks of each stage; one stage alone has nothing to interleave."""
+        interleaves = self.strategy == "interleaved" and mesh.shape[STAGE] > 1
+        return self.chunks if interleaves else 1
 
 
 class Strategy(NamedTuple):
@@ -121,6 +139,15 @@ def sharded(
     )
 
 
+def pipeline(name: str) -> Strategy:
+    return Strategy(
+        lambda learner, mesh, config: pipeline_program(
+            learner, mesh, config.accumulation, name, config.num_chunks(mesh)
+        ),
+        (AXIS, STAGE),
+    )
+
+
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED),
     "pmap": replicas(pmap_program, (AXIS,)),
@@ -131,7 +158,9 @@ STRATEGIES = {
     "hsdp": sharded(zero_program, FSDP, (AXIS, "fsdp")),
     "tensor": sharded(zero_program, REPLICATED, (AXIS, TENSOR)),
     "hybrid": sharded(zero_program, FSDP, (AXIS, "fsdp", TENSOR)),
-} | {name: local(name) for name in PLANS}
+}
+STRATEGIES |= {name: pipeline(name) for name in ORDERS}
+STRATEGIES |= {name: local(name) for name in PLANS}
 
 EXACT = [name for name in STRATEGIES if name not in PLANS]  # equal to one device
 ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}

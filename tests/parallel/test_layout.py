@@ -18,6 +18,7 @@ from parallel.layout import (
 from parallel.ledger import ledger
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
+from parallel.schedules import ORDERS
 from parallel.strategies import EXACT
 from tests.parallel.toy import SEVERAL_AXES, batches, toy_learner, toy_program
 
@@ -56,7 +57,7 @@ def sizes():
 
 
 def test_every_strategy_has_a_layout_here():
-    assert [*LAYOUTS, *SEVERAL_AXES] == EXACT
+    assert [*LAYOUTS, *SEVERAL_AXES, *ORDERS] == EXACT
 
 
 @pytest.mark.parametrize("strategy", LAYOUTS)

@@ -63,6 +63,7 @@ def toy_learner(
         seed=7,
         saveable=task.saveable,
         tensor_dims=task.tensor_dims,
+        stages=task.stages,
     )
 
 
