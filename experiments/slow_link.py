@@ -16,6 +16,7 @@ with a meeting apart from those without; `--report` joins them for the H they tr
 
 import pathlib
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -32,7 +33,9 @@ MEMBERS_TIMED = [
 ]  # fmt: skip
 CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
 ONLY = flags.DEFINE_list("only", MEMBERS_TIMED, "Members to time.")
-RATES = flags.DEFINE_list("rates", ["1000", "100", "10", "1"], "Megabits a second.")
+RATES = flags.DEFINE_list(
+    "rates", ["0", "1000", "100", "10", "1"], "Megabits a second; 0: no limit."
+)
 RESULTS = flags.DEFINE_string("results", "results/slow_link.jsonl", "Where lines go.")
 CURVES = flags.DEFINE_string("curves", "results/two_devices.jsonl", "Losses of --report.")
 REPORT = flags.DEFINE_bool("report", False, "Print tables of what is there, and end.")
@@ -53,8 +56,8 @@ def measure(member: str, rates: list[float]) -> list[Line]:
     ):
         started.turn(TIMED_EVERY)
         for rate in rates:
-            namespaces.set_rate(HOSTS, rate)
-            wire = ledger_bytes * 8 / (rate * 1e6)
+            namespaces.set_rate(HOSTS, rate or None)
+            wire = ledger_bytes * 8 / (rate * 1e6) if rate else 0.0
             steps = max(1, min(MOST_STEPS, int(MOST_SECONDS / (wire + 0.3))))
             if every:  # whole rounds of steps, the last with a meeting
                 steps = -(-steps // TIMED_EVERY) * TIMED_EVERY
@@ -88,7 +91,7 @@ def steps_to(curve: list[list[float]], target: float) -> float:
     return float("inf")
 
 
-def crossing(rates: list[float], ratios: list[float]) -> str:
+def crossing(rates: Sequence[float], ratios: Sequence[float]) -> str:
     """Return the rate below which a ratio of seconds to the base's is under 1."""
     order = np.argsort(rates)[::-1]  # fast links first
     for fast, slow in zip(order, order[1:], strict=False):
@@ -103,10 +106,10 @@ def report(lines: list[Line], curves: list[Line]) -> str:
     by_member = {x["member"]: x["curve"] + [[x["steps"], x["loss"]]] for x in curves}
     timed = {(x["member"], x["rate"]): step_seconds(x) for x in lines}
     members = [m for m in MEMBERS if m in by_member and any(m == x for x, _ in timed)]
-    rates = sorted({rate for _, rate in timed}, reverse=True)
+    rates = sorted({rate for _, rate in timed}, key=lambda rate: rate or np.inf)[::-1]
     target = max(min(loss for _, loss in by_member[m]) for m in members)
     need = {m: steps_to(by_member[m], target) for m in members}
-    head = " | ".join(f"{rate:g} Mbit/s" for rate in rates)
+    head = " | ".join(f"{rate:g} Mbit/s" if rate else "no limit" for rate in rates)
     out = [
         f"Seconds to a validation loss of {target:.3f}, the best of the slowest learner, "
         "and the rate below which each is faster than float32 all-reduce:\n",
@@ -118,7 +121,8 @@ def report(lines: list[Line], curves: list[Line]) -> str:
         seconds = {rate: need[m] * timed[m, rate] for rate in here}
         ratios = [seconds[rate] / (need[BASE] * timed[BASE, rate]) for rate in here]
         cells = [f"{seconds[r]:.0f}" if r in seconds else "" for r in rates]
-        pays = "" if m == BASE else crossing(here, ratios)
+        shaped = [(rate, ratio) for rate, ratio in zip(here, ratios, strict=True) if rate]
+        pays = "" if m == BASE else crossing(*zip(*shaped, strict=True))
         out.append(f"| {m} | {need[m]:.0f} | {' | '.join(cells)} | {pays} |")
     return "\n".join(out)
 

@@ -73,12 +73,21 @@ def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
 
 
 def frequency(line: str) -> float:
-    """Return in what share of the steps an instruction runs."""
+    """Return in what share of the steps an instruction runs.
+
+    The compiler names what it has merged `common/(one:other)`, and that runs as often as
+    the most frequent of them.
+    """
     scope = m[1] if (m := re.search(r'op_name="([^"]*)"', line)) else ""
+    common, _, merged = scope.partition("/(")
+    return max(scoped(f"{common}/{one}") for one in merged.rstrip(")").split(":"))
+
+
+def scoped(name: str) -> float:
     # Transformations wrap a scope: jvp(warmup). But jit(warmup) is a function's name.
-    if re.search(r"(^|/|(?<!jit)\()warmup([/):]|$)", scope):
+    if re.search(r"(^|/|(?<!jit)\()warmup([/):]|$)", name):
         return 0.0
-    return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", scope)) else 1.0
+    return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", name)) else 1.0
 
 
 def read_collective(
@@ -237,15 +246,13 @@ class Frames:
         """Return the innermost file:line inside this repository; "" if there is none."""
         frame = m[1] if (m := re.search(r"stack_frame_id=(\d+)", line)) else "0"
         for _ in range(len(self.frames)):
-            place, parent = self.frames.get(frame, ("", frame))
+            place, parent = self.frames.get(frame, ("", "0"))
             name, number = self.places.get(place, ("", ""))
             path = pathlib.Path(self.names.get(name, ""))
             # An environment may lie inside the repository.
             if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
                 return f"{path.relative_to(ROOT)}:{number}"
-            if parent == frame:
-                break
-            frame = parent
+            frame = str(int(parent) - 1)  # printed one higher, for 0 means none
         return ""
 
 
