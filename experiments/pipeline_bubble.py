@@ -164,7 +164,9 @@ def timed() -> list[dict[str, Any]]:
         *(flags.FLAGS[flag.name].serialize() for flag in given),
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    records = [json.loads(line) for line in result.stdout.splitlines()]
+    # Gloo writes to standard output, too.
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in lines]
     for name in ORDERS:
         mine = [record for record in records if record["schedule"] == name]
         if len(mine) < 2:
