@@ -15,7 +15,9 @@ from lm.models.transformer import transformer_task
 from lm.optim import learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
-from parallel.program import Learner, Program
+from parallel.layout import validate_tensor_dims
+from parallel.mesh import process_rows
+from parallel.program import TENSOR, Learner, Program
 from parallel.strategies import build_program
 
 
@@ -38,7 +40,11 @@ def check(config: Experiment) -> Mesh:
     config.validate()
     mesh = config.parallel.mesh()
     config.parallel.validate(config.data.batch_size, mesh)
+    process_rows(mesh)
     model = config.model
+    table = model.tensor_dims(config.data.vocab_size)
+    validate_tensor_dims(table, mesh.shape.get(TENSOR, 1))
+    config.parallel.validate_layers(model.num_layers, mesh)
     choose_kernel(
         model.attention,
         DTYPES[config.precision.compute],
@@ -64,6 +70,8 @@ def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Progra
         learning_rate=learning_rate,
         seed=config.seed,
         saveable=task.saveable,
+        tensor_dims=task.tensor_dims,
+        stages=task.stages,
     )
     return task, build_program(config.parallel, learner, mesh)
 
@@ -75,7 +83,7 @@ def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    local = config.data.batch_size // jax.process_count()
+    local = config.data.batch_size // process_rows(program.mesh)[1]
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
     if config.data.packing == "first_fit":

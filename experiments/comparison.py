@@ -12,6 +12,7 @@ import matplotlib
 from absl import flags
 
 from experiments import startup
+from experiments.link_tables import slow_link_table, wire_table
 from experiments.members import BASE, COMPRESSED, LOCAL, SYNCHRONOUS
 from experiments.results import Line, read
 
@@ -41,6 +42,28 @@ buffers. *Step*: time of a step on devices that share two cores, over that of fl
 all-reduce, in turns; emulated devices have no wire, so it is the cost of encoding and of
 bookkeeping alone.
 """
+
+
+WIRE = """## The ledger and the wire
+
+`python -m experiments.wire`: processes in network namespaces train `configs/tiny.py`; bytes
+that a process sends in a step, by the ledger of its compiled program and by the counter of
+its interface. The rest is headers: the counter sees packets of up to 64 kB."""
+
+SLOW_LINK = """## On a slow link
+
+`python -m experiments.slow_link`: two processes, a core each, joined by links whose rate
+`tc tbf` limits; seconds of a step there times the steps to the loss on two devices
+(`experiments.compare --devices=2`, one seed)."""
+
+PIPELINE = """## Pipelines
+
+`python -m experiments.pipeline_bubble --devices=4 --time`: the share of the time in which a
+stage waits. *Slots*: of the schedule, forward and backward as long as each other. *In
+step*: a backward takes 3 forwards (it computes the forward again) and each tick waits for
+its slowest stage, as the compiled program does. *Free*: without that wait. *Theory*:
+(p-1)/(m+p-1), interleaved (p-1)/(v m+p-1). *Grown inputs*: by how many stashed inputs the
+compiled program's temporaries grow from the fewest microbatches on."""
 
 
 class Row(NamedTuple):
@@ -193,6 +216,32 @@ def sections(lines: list[Line], out: pathlib.Path) -> list[str]:
     return found
 
 
+def further_sections(folder: pathlib.Path) -> list[str]:
+    """Tables of the other results in the folder."""
+    found = []
+    if wire := read(folder / "wire.jsonl"):
+        found += [WIRE, wire_table(wire)]
+    slow, curves = (read(folder / f"{x}.jsonl") for x in ("slow_link", "two_devices"))
+    if slow and curves:
+        found += [SLOW_LINK, slow_link_table(slow, curves)]
+    if pipeline := read(folder / "pipeline.jsonl"):
+        found += [PIPELINE]
+        for timed in (False, True):
+            if records := [x for x in pipeline if ("seconds" in x) == timed]:
+                found.append(plain_table(records))
+    return found
+
+
+def plain_table(records: list[Line]) -> str:
+    names = list(records[0])
+    out = [f"| {' | '.join(names).replace('_', ' ')} |", f"|{'---|' * len(names)}"]
+    for record in records:
+        cells = [record.get(name, "") for name in names]
+        cells = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in cells]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
 def main() -> None:
     with startup.user_errors():
         file = pathlib.Path(RESULTS.value)
@@ -203,7 +252,8 @@ def main() -> None:
             )
         out = pathlib.Path(OUT.value)
         out.parent.mkdir(exist_ok=True)
-    out.write_text("\n\n".join(sections(lines, out)) + "\n")
+    page = sections(lines, out) + further_sections(file.parent)
+    out.write_text("\n\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

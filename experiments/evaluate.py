@@ -22,7 +22,13 @@ from experiments.workdir import read_config
 from lm.data.pipeline import Data, prepare, target_bytes, validation_batches
 from lm.data.tokenizer import load_tokenizer, token_bytes
 from lm.task import Params, Task
-from parallel.mesh import data_mesh, knowing, place_rows
+from parallel.mesh import (
+    batch_degree,
+    data_mesh,
+    knowing,
+    place_rows,
+    process_rows,
+)
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 
@@ -33,7 +39,8 @@ class Evaluator:
     def __init__(self, task: Task, data: Data, batch_size: int, mesh: Mesh):
         self.rows = data.validation
         self.token_bytes = token_bytes(data.tokenizer)
-        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        degree = batch_degree(mesh)
+        self.batch_size = -(-batch_size // degree) * degree
         self.mesh = mesh
         self.sums = jax.jit(
             knowing(mesh, lambda params, batch: task.loss(params, batch, None)[1])
@@ -41,8 +48,9 @@ class Evaluator:
 
     def __call__(self, params: Params, num_batches: int = 0) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all rows)."""
-        local = self.batch_size // jax.process_count()
-        mine = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+        index, count = process_rows(self.mesh)
+        local = self.batch_size // count
+        mine = slice(index * local, (index + 1) * local)
         sums, num_bytes = [], 0
         for batch in validation_batches(self.rows, self.batch_size, num_batches):
             num_bytes += target_bytes(batch, self.token_bytes)

@@ -7,6 +7,7 @@ Read from the compiled program; nothing is run. A collective with more than a hu
 the bytes that the strategy has no use for is said to be unexpected.
 """
 
+import jax
 from jax.sharding import Mesh
 
 from configs.base import Experiment
@@ -81,6 +82,8 @@ def main() -> None:
     with startup.user_errors():
         config = startup.load_config(CONFIG)
         startup.start_jax()
+        # Else a program that was compiled before an edit would tell the lines of then.
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
         mesh = check(config)
     print(f"{config.parallel.strategy} over {dict(mesh.shape)}\n")
     print(explain(config, mesh))

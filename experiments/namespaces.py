@@ -6,17 +6,20 @@ sets the rate at which an interface sends, and its counter tells the bytes that 
 
 JAX's CPU collectives (Gloo) bind to the address that the host's name resolves to, so each
 namespace has an /etc/hosts of its own.
+
+Names hold the id of the process that made them, so that several runs can share a machine,
+and a run removes what a dead one left behind but nothing of a living one.
 """
 
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
 
 PREFIX = "lockstep"
-HUB = f"{PREFIX}-hub"
 INTERFACE = "link0"
 OVERHEAD = 1514 / 1448  # a packet's bytes on an interface over TCP's payload in it
 
@@ -25,8 +28,8 @@ def ip(*arguments: str, check: bool = True) -> None:
     subprocess.run(["ip", *arguments], check=check, capture_output=not check)
 
 
-def name(index: int) -> str:
-    return f"{PREFIX}-{index}"
+def name(host: int | str) -> str:
+    return f"{PREFIX}-{os.getpid()}-{host}"
 
 
 def address(index: int) -> str:
@@ -38,10 +41,8 @@ def available() -> bool:
     if os.name != "posix" or os.geteuid() != 0:
         return False
     try:
-        made = subprocess.run(
-            ["ip", "netns", "add", f"{PREFIX}-probe"], capture_output=True
-        )
-        ip("netns", "delete", f"{PREFIX}-probe", check=False)
+        made = subprocess.run(["ip", "netns", "add", name("probe")], capture_output=True)
+        ip("netns", "delete", name("probe"), check=False)
         return made.returncode == 0
     except FileNotFoundError:
         return False
@@ -51,10 +52,11 @@ def available() -> bool:
 def network(num_hosts: int) -> Iterator[None]:
     """Make the namespaces and links of `num_hosts` hosts; remove them at the end."""
     remove()
+    hub = name("hub")
     try:
-        ip("netns", "add", HUB)
-        ip("-n", HUB, "link", "add", "bridge0", "type", "bridge")
-        ip("-n", HUB, "link", "set", "bridge0", "up")
+        ip("netns", "add", hub)
+        ip("-n", hub, "link", "add", "bridge0", "type", "bridge")
+        ip("-n", hub, "link", "set", "bridge0", "up")
         for index in range(num_hosts):
             add_host(index)
         yield
@@ -63,25 +65,35 @@ def network(num_hosts: int) -> Iterator[None]:
 
 
 def add_host(index: int) -> None:
-    here, port = name(index), f"port{index}"
+    here, hub, port = name(index), name("hub"), f"port{index}"
     ip("netns", "add", here)
     hosts = pathlib.Path("/etc/netns") / here / "hosts"
     hosts.parent.mkdir(parents=True, exist_ok=True)
     hosts.write_text(f"127.0.0.1 localhost\n{address(index)} {socket.gethostname()}\n")
-    ip("-n", here, "link", "add", INTERFACE, "type", "veth", "peer", port, "netns", HUB)
+    ip("-n", here, "link", "add", INTERFACE, "type", "veth", "peer", port, "netns", hub)
     ip("-n", here, "address", "add", f"{address(index)}/24", "dev", INTERFACE)
-    for namespace, device in [(here, "lo"), (here, INTERFACE), (HUB, port)]:
+    for namespace, device in [(here, "lo"), (here, INTERFACE), (hub, port)]:
         ip("-n", namespace, "link", "set", device, "up")
-    ip("-n", HUB, "link", "set", port, "master", "bridge0")
+    ip("-n", hub, "link", "set", port, "master", "bridge0")
 
 
 def remove() -> None:
-    """Remove what this or a killed run has made."""
+    """Remove what this process has made, and what a killed one has left."""
     for folder in pathlib.Path("/etc/netns").glob(f"{PREFIX}-*"):
-        (folder / "hosts").unlink(missing_ok=True)
-        folder.rmdir()
+        if is_ours(folder.name):
+            (folder / "hosts").unlink(missing_ok=True)
+            folder.rmdir()
     for namespace in pathlib.Path("/run/netns").glob(f"{PREFIX}-*"):
-        ip("netns", "delete", namespace.name, check=False)
+        if is_ours(namespace.name):
+            ip("netns", "delete", namespace.name, check=False)
+
+
+def is_ours(namespace: str) -> bool:
+    """Tell whether this process or a dead one has made a namespace."""
+    made = re.fullmatch(rf"{PREFIX}-(\d+)-\w+", namespace)
+    if not made:
+        return False
+    return int(made[1]) == os.getpid() or not pathlib.Path(f"/proc/{made[1]}").exists()
 
 
 def inside(index: int, command: list[str]) -> list[str]:
@@ -97,8 +109,9 @@ def set_rate(num_hosts: int, megabits: float | None) -> None:
         if megabits is None:
             subprocess.run([*tc, "delete", *device], capture_output=True)
             continue
-        # Two milliseconds of traffic may go at once, one large packet (64 kB) at least.
-        burst = max(int(megabits * 1e6 / 8 * 0.002), 1 << 16)
+        # What may go at once: two milliseconds of traffic, but no more than three packets
+        # on slow links, where a small message would otherwise be free.
+        burst = max(int(megabits * 1e6 / 8 * 0.002), 5000)
         shape = ["tbf", "rate", f"{megabits}mbit", "burst", f"{burst}", "latency", "1s"]
         subprocess.run([*tc, "replace", *device, *shape], check=True)
 

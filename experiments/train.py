@@ -28,6 +28,7 @@ from experiments.summary import print_summary, read_summary, summarize
 from experiments.workdir import claim
 from lm.data.pipeline import prepare, step_rows, train_batches
 from lm.task import num_parameters
+from parallel.mesh import process_rows
 from parallel.program import TrainState
 
 CONFIG = startup.define_config()
@@ -134,8 +135,7 @@ def loop(
             config.data.batch_size,
             start,
             last,
-            jax.process_index(),
-            jax.process_count(),
+            *process_rows(program.mesh),
         )
     )
     val = None

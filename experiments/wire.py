@@ -10,6 +10,7 @@ import pathlib
 from absl import flags
 
 from experiments import namespaces, startup
+from experiments.link_tables import wire_table
 from experiments.linked import workers
 from experiments.members import MEMBERS, as_flags, known
 from experiments.results import measure_missing, read
@@ -42,16 +43,6 @@ def measure(member: str, num_hosts: int) -> dict:
     }
 
 
-def table(lines: list[dict]) -> str:
-    out = ["| | processes | ledger | interface | ratio |", "|---|---|---|---|---|"]
-    for x in lines:
-        out.append(
-            f"| {x['member']} | {x['hosts']} | {x['ledger_bytes']:,.0f} | "
-            f"{x['sent_bytes']:,} | {x['sent_bytes'] / x['ledger_bytes']:.3f} |"
-        )
-    return "\n".join(out)
-
-
 def main() -> None:
     with startup.user_errors():
         if not namespaces.available():
@@ -63,7 +54,7 @@ def main() -> None:
         for member in members
     ]
     measure_missing(file, heads, lambda head: measure(head["member"], head["hosts"]))
-    print(table(read(file)))
+    print(wire_table(read(file)))
 
 
 if __name__ == "__main__":

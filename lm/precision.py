@@ -87,7 +87,15 @@ def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
 
         return jax.tree.map(leaf, tree)
 
+    stages = task.stages and task.stages._replace(
+        embed=lambda outer, batch, key: task.stages.embed(cast(outer), batch, key),
+        layer=lambda layer, carry, batch, index, key: task.stages.layer(
+            cast(layer), carry, batch, index, key
+        ),
+        loss=lambda outer, carry, batch: task.stages.loss(cast(outer), carry, batch),
+    )
     return task._replace(
+        stages=stages,
         loss=lambda params, batch, key: task.loss(cast(params), batch, key),
         logits=lambda params, batch: task.logits(cast(params), batch),
         cache=lambda batch_size, length: cast(task.cache(batch_size, length)),

@@ -26,6 +26,23 @@ Cache = Any
 Key = jax.Array
 
 
+class Stages(NamedTuple):
+    """A Task cut between its layers, all of one shape; None of it where it cannot be cut.
+
+    embed, every layer in turn, then loss are together the Task's `loss`. What goes from
+    layer to layer, the carry, is a pytree of arrays; everything else about the rows is in
+    `batch`. Outer parameters are those outside the layers; embed and loss may share some.
+    """
+
+    num_layers: int  # L
+    split: Callable[[Params], tuple[Params, Params]]  # -> outer, layers stacked [L, ...]
+    join: Callable[[Params, Params], Params]  # its inverse
+    embed: Callable[[Params, Batch, Key | None], Any]  # (outer, batch, key) -> carry
+    # (one layer's parameters, carry, batch, its index int32[], key) -> carry
+    layer: Callable[[Params, Any, Batch, jax.Array, Key | None], Any]
+    loss: Callable[[Params, Any, Batch], tuple[jax.Array, Sums]]  # (outer, carry, batch)
+
+
 class Task(NamedTuple):
     """Pure functions of one learning problem; a transformation of it is Task -> Task.
 
@@ -43,6 +60,10 @@ class Task(NamedTuple):
     # that wraps the loss in jax.checkpoint must pass it on, for an outer policy replaces
     # those inside.
     saveable: Callable[..., bool] | None = None
+    # How parameters are split over devices that share a layer: (pattern of the path, dim
+    # from the last, into how many parts it may be cut, the name of that number).
+    tensor_dims: tuple[tuple[str, int, int, str], ...] = ()
+    stages: Stages | None = None
 
 
 def next_token_task(
@@ -64,13 +85,7 @@ def next_token_task(
 
     def hidden(params: Params, batch: Batch, key: Key | None):
         module = nnx.merge(graph, params)
-        segments = batch.get("segments")
-        inputs_BT = batch["tokens"][:, :-1]
-        row_keys_B = None
-        if key is not None:
-            row_keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
-        segments_BT = None if segments is None else segments[:, :-1]
-        return module, module.hidden(inputs_BT, segments_BT, row_keys_B)
+        return module, module.hidden(*inputs(batch), row_keys(batch, key))
 
     def loss(params: Params, batch: Batch, key: Key | None):
         module, x_BTD = hidden(params, batch, key)
@@ -91,6 +106,19 @@ def next_token_task(
         return nnx.merge(graph, params).decode(cache, tokens_BT, start_B)
 
     return Task(init, loss, logits, cache, decode, saveable)
+
+
+def inputs(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    """Return tokens_BT and segments_BT, all but each row's last."""
+    segments = batch.get("segments")
+    return batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
+
+
+def row_keys(batch: Batch, key: Key | None) -> jax.Array | None:
+    """Return each row's own key; None for none."""
+    if key is None:
+        return None
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
 
 
 def targets_mask(batch: Batch) -> jax.Array | None:

@@ -27,20 +27,20 @@ def psum_in_one(tree, axes: tuple[str, ...] = (AXIS,)):
     return unflatten(jax.lax.psum(flat, axes))
 
 
-def scatter_in_one(arrays: Arrays, dims: list[int]) -> Arrays:
+def scatter_in_one(arrays: Arrays, dims: list[int], axis: str = AXIS) -> Arrays:
     """Reduce-scatter each array along its dim: whole partial sums in, parts of sums out."""
     if not arrays or not joins():
         return [
-            jax.lax.psum_scatter(x, AXIS, scatter_dimension=dim, tiled=True)
+            jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
             for x, dim in zip(arrays, dims, strict=True)
         ]
-    num = jax.lax.axis_size(AXIS)
+    num = jax.lax.axis_size(axis)
     parts = []  # of each array [num, ...], in the order of the devices
     for x, dim in zip(arrays, dims, strict=True):
         split = x.reshape(*x.shape[:dim], num, -1, *x.shape[dim + 1 :])
         parts.append(jnp.moveaxis(split, dim, 0))
     joined = jnp.concatenate([part.reshape(num, -1) for part in parts], axis=1)
-    mine = jax.lax.psum_scatter(joined, AXIS)
+    mine = jax.lax.psum_scatter(joined, axis)
     shapes = [part.shape[1:] for part in parts]
     return [
         flat.reshape(shape).astype(x.dtype)
@@ -48,15 +48,15 @@ def scatter_in_one(arrays: Arrays, dims: list[int]) -> Arrays:
     ]
 
 
-def gather_in_one(arrays: Arrays, dims: list[int]) -> Arrays:
+def gather_in_one(arrays: Arrays, dims: list[int], axis: str = AXIS) -> Arrays:
     """Gather each array along its dim: parts in, whole arrays out."""
     if not arrays or not joins():
         return [
-            jax.lax.all_gather(x, AXIS, axis=dim, tiled=True)
+            jax.lax.all_gather(x, axis, axis=dim, tiled=True)
             for x, dim in zip(arrays, dims, strict=True)
         ]
-    num = jax.lax.axis_size(AXIS)
-    gathered = jax.lax.all_gather(jnp.concatenate([x.ravel() for x in arrays]), AXIS)
+    num = jax.lax.axis_size(axis)
+    gathered = jax.lax.all_gather(jnp.concatenate([x.ravel() for x in arrays]), axis)
     whole = []
     flats = split_flat(gathered, [x.shape for x in arrays])
     for flat, x, dim in zip(flats, arrays, dims, strict=True):

@@ -1,21 +1,27 @@
 """Layouts: where each array of the training state lives, as data.
 
-A rule maps a leaf's path and shape to a PartitionSpec. A Layout is three rules, for the
-parameters, for the accumulated gradients and for the optimizer state; the stages of ZeRO
-(Rajbhandari et al. 2020) are the four values at the end of this file.
+A rule picks the dim of a leaf that is sharded over the shard axis: `fsdp` where the mesh
+has it, else `data`. A Layout is three rules, for the parameters, for the accumulated
+gradients and for the optimizer state; the stages of ZeRO (Rajbhandari et al. 2020) are the
+four values at the end of this file. Over further axes of the batch the state is replicated
+(hybrid sharding, Zhao et al. 2023). A model's table of tensor dims shards the same leaves
+over the axis `tensor` as well (Shoeybi et al. 2019, Megatron-LM).
 """
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.program import AXIS, TrainState
+from parallel.program import AXIS, TENSOR, TensorDims, TrainState
 
-Rule = Callable[[tuple, tuple[int, ...], int], P]  # (path, shape, degree) -> spec
+# (path, shape, degree, the dim that lies over `tensor`) -> dim; None: whole
+Rule = Callable[[tuple, tuple[int, ...], int, int | None], int | None]
+Degrees = Mapping[str, int]  # mesh axis -> degree
 
 # Sharding a bias of a few hundred bytes costs a collective and saves nothing.
 MIN_SHARDED_SIZE = 1024
@@ -27,30 +33,85 @@ class Layout(NamedTuple):
     opt: Rule
 
 
-def replicate(path: tuple, shape: tuple[int, ...], degree: int) -> P:
-    return P()
+def replicate(path: tuple, shape: tuple[int, ...], degree: int, taken: int | None) -> None:
+    return None
 
 
-def shard_largest(path: tuple, shape: tuple[int, ...], degree: int) -> P:
-    """Shard the largest dim that the degree divides; replicate where there is none."""
-    dims = [dim for dim, size in enumerate(shape) if size % degree == 0]
-    if not dims or math.prod(shape) < MIN_SHARDED_SIZE:
-        return P()
-    largest = max(dims, key=lambda dim: shape[dim])
-    return P(*[AXIS if dim == largest else None for dim in range(len(shape))])
+def shard_largest(
+    path: tuple, shape: tuple[int, ...], degree: int, taken: int | None = None
+) -> int | None:
+    """Pick the largest dim that the degree divides and no other axis has; else none."""
+    dims = [dim for dim, size in enumerate(shape) if size % degree == 0 and dim != taken]
+    if not dims or degree == 1 or math.prod(shape) < MIN_SHARDED_SIZE:
+        return None
+    return max(dims, key=lambda dim: shape[dim])
 
 
-def specs(rule: Rule, tree, degree: int):
-    """Apply a rule to every leaf of a tree of arrays or shapes."""
-    return jax.tree.map_with_path(lambda path, x: rule(path, x.shape, degree), tree)
+def shard_axis(degrees: Degrees) -> str:
+    return "fsdp" if "fsdp" in degrees else AXIS
 
 
-def state_shardings(layout: Layout, state: TrainState, mesh: Mesh) -> TrainState:
+def tensor_dim(path: tuple, shape: tuple[int, ...], table: TensorDims, degree: int):
+    """Return the dim that lies over `tensor` by the first pattern found in the path.
+
+    Optimizer state has the paths of the parameters but may have fewer dims (factored
+    moments): what the dim or the degree does not fit is replicated.
+    """
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    entry = next((entry for entry in table if re.search(entry[0], name)), None)
+    if entry is None or degree == 1:
+        return None
+    _, dim, parts, _ = entry
+    fits = parts % degree == 0 and -dim <= len(shape) and shape[dim] % degree == 0
+    return len(shape) + dim if fits else None
+
+
+def validate_tensor_dims(table: TensorDims, degree: int) -> None:
+    """Raise ValueError for a tensor degree that the model cannot be cut into."""
+    if degree > 1 and not table:
+        raise ValueError(
+            f"parallel.tensor is {degree}, but this model says of no parameter how it is "
+            "split over tensor; set parallel.tensor to 1"
+        )
+    for _, _, parts, name in table:
+        if name and parts % degree:
+            raise ValueError(
+                f"{name} {parts} is not divisible by parallel.tensor {degree}; "
+                "change one of them"
+            )
+
+
+def specs(rule: Rule, tree, degrees: Degrees, tensor_dims: TensorDims = ()):
+    """Give every leaf of a tree of arrays or shapes its PartitionSpec."""
+    axis = shard_axis(degrees)
+
+    def spec(path: tuple, x) -> P:
+        tensor = tensor_dim(path, x.shape, tensor_dims, degrees.get(TENSOR, 1))
+        axes = {rule(path, x.shape, degrees[axis], tensor): axis, tensor: TENSOR}
+        axes.pop(None, None)
+        return P(*[axes.get(dim) for dim in range(max(axes, default=-1) + 1)])
+
+    return jax.tree.map_with_path(spec, tree)
+
+
+def only(axes: Collection[str], specs):
+    """Leave out of a tree of specs every axis but these."""
+    return jax.tree.map(
+        lambda spec: P(*[axis if axis in axes else None for axis in spec]),
+        specs,
+        is_leaf=lambda x: isinstance(x, P),
+    )
+
+
+def state_shardings(
+    layout: Layout, state: TrainState, mesh: Mesh, tensor_dims: TensorDims = ()
+) -> TrainState:
     """Return the NamedSharding of every leaf of a (possibly abstract) state."""
 
     def named(rule: Rule, tree):
         return jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs(rule, tree, mesh.size)
+            lambda spec: NamedSharding(mesh, spec),
+            specs(rule, tree, mesh.shape, tensor_dims),
         )
 
     return TrainState(

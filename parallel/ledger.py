@@ -37,6 +37,7 @@ class Entry(NamedTuple):
     dtypes: tuple[str, ...]  # as HLO has them: f32, u8, ...
     count: float  # executions in a step
     elements: float  # of the whole arrays, in a step
+    largest: int  # elements of the largest whole array of one execution
     sent_bytes: float  # by one device, in a step
     source: str  # file:line of this repository that asked for it, where that is known
     # Instructions that compute between its start and its end; None: nothing else runs.
@@ -48,28 +49,45 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
 
     Those that agree in kind, axes, types and source are one entry.
     """
-    computations, entry = split_computations(hlo)
-    frames = Frames(hlo)
     merged: dict[tuple, Entry] = {}
-    for line, times, overlap in walk(computations, entry, 1.0):
-        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+    for found in collectives(hlo, mesh):
         key = (found.kind, found.axes, found.dtypes, found.source, found.overlap)
         old = merged.get(key, found._replace(count=0, elements=0, sent_bytes=0))
         merged[key] = old._replace(
             count=old.count + found.count,
             elements=old.elements + found.elements,
+            largest=max(old.largest, found.largest),
             sent_bytes=old.sent_bytes + found.sent_bytes,
         )
     return sorted(merged.values(), key=lambda entry: -entry.sent_bytes)
 
 
+def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
+    """Yield each collective instruction by itself; none between a device and itself."""
+    computations, entry = split_computations(hlo)
+    frames = Frames(hlo)
+    for line, times, overlap in walk(computations, entry, 1.0):
+        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+        if found.axes:
+            yield found
+
+
 def frequency(line: str) -> float:
-    """Return in what share of the steps an instruction runs."""
+    """Return in what share of the steps an instruction runs.
+
+    The compiler names what it has merged `common/(one:other)`, and that runs as often as
+    the most frequent of them.
+    """
     scope = m[1] if (m := re.search(r'op_name="([^"]*)"', line)) else ""
+    common, _, merged = scope.partition("/(")
+    return max(scoped(f"{common}/{one}") for one in merged.rstrip(")").split(":"))
+
+
+def scoped(name: str) -> float:
     # Transformations wrap a scope: jvp(warmup). But jit(warmup) is a function's name.
-    if re.search(r"(^|/|(?<!jit)\()warmup([/):]|$)", scope):
+    if re.search(r"(^|/|(?<!jit)\()warmup([/):]|$)", name):
         return 0.0
-    return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", scope)) else 1.0
+    return 1 / int(m[1]) if (m := re.search(r"once_in_(\d+)_steps", name)) else 1.0
 
 
 def read_collective(
@@ -98,6 +116,7 @@ def read_collective(
         dtypes=tuple(sorted({dtype for _, dtype in arrays})),
         count=times,
         elements=times * whole * sum(size for size, _ in arrays),
+        largest=whole * max(size for size, _ in arrays),
         sent_bytes=times * num_bytes * share * (2 if kind == "all-reduce" else 1),
         source=frames.source(line),
         overlap=overlap,
@@ -227,15 +246,13 @@ class Frames:
         """Return the innermost file:line inside this repository; "" if there is none."""
         frame = m[1] if (m := re.search(r"stack_frame_id=(\d+)", line)) else "0"
         for _ in range(len(self.frames)):
-            place, parent = self.frames.get(frame, ("", frame))
+            place, parent = self.frames.get(frame, ("", "0"))
             name, number = self.places.get(place, ("", ""))
             path = pathlib.Path(self.names.get(name, ""))
             # An environment may lie inside the repository.
             if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
                 return f"{path.relative_to(ROOT)}:{number}"
-            if parent == frame:
-                break
-            frame = parent
+            frame = str(int(parent) - 1)  # printed one higher, for 0 means none
         return ""
 
 

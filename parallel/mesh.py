@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,12 +41,35 @@ def device_mesh(degrees: dict[str, int]) -> Mesh:
             f"{available} devices; give a product of {available}, or one -1 for the rest"
         )
     sizes = tuple(rest if degree == -1 else degree for degree in degrees.values())
-    return jax.make_mesh(
-        sizes,
-        tuple(degrees),
-        devices=devices[:size],
-        axis_types=(AxisType.Auto,) * len(sizes),
-    )
+    kinds = (AxisType.Auto,) * len(sizes)
+    if len({slice_index(device) for device in devices[:size]}) > 1:
+        arranged = arrange_slices(devices[:size], sizes)
+        return Mesh(arranged, tuple(degrees), axis_types=kinds)
+    return jax.make_mesh(sizes, tuple(degrees), devices=devices[:size], axis_types=kinds)
+
+
+def slice_index(device: jax.Device) -> int:
+    """Return which group of devices with fast links of their own a device is in."""
+    return getattr(device, "slice_index", 0)
+
+
+def arrange_slices(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
+    """Arrange devices of several slices so that only the first axis crosses slices.
+
+    The first axis is the first of more than one device. Raises ValueError if the slices do
+    not divide it.
+    """
+    num_slices = len({slice_index(device) for device in devices})
+    first = next(i for i, size in enumerate(sizes) if size > 1)
+    if sizes[first] % num_slices:
+        raise ValueError(
+            f"the devices lie in {num_slices} slices, which do not divide the degree "
+            f"{sizes[first]} of the first axis of the mesh {sizes}; give it a multiple of "
+            f"{num_slices}, for the axes after it must stay inside a slice"
+        )
+    across = [num_slices if i == first else 1 for i in range(len(sizes))]
+    inside = [size // n for size, n in zip(sizes, across, strict=True)]
+    return create_hybrid_device_mesh(inside, across, devices)
 
 
 def data_mesh(degree: int) -> Mesh:
@@ -60,6 +84,37 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 def batch_degree(mesh: Mesh) -> int:
     """Return in how many parts the mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """Return (index, count): this process takes part `index` of `count` equal parts of
+    each global batch, the rows of its own devices.
+
+    Processes whose devices differ only along axes that do not split the batch, such as the
+    stages of a pipeline, take the same part. ValueError if the rows that a process needs
+    do not lie together, in a part as large as the others'.
+    """
+    degree = batch_degree(mesh)
+    sharding = NamedSharding(mesh, P(batch_axes(mesh)))
+    places: dict[int, set[int]] = {}
+    for device, (rows,) in sharding.devices_indices_map((degree,)).items():
+        places.setdefault(device.process_index, set()).add(rows.start or 0)
+    return part_of(places, jax.process_index(), degree)
+
+
+def part_of(places: dict[int, set[int]], process: int, degree: int) -> tuple[int, int]:
+    """Return the part (index, count) of `degree` places that is this process's."""
+    size = len(places[process])
+    for mine in places.values():
+        part = min(mine) // size
+        if mine != set(range(part * size, (part + 1) * size)):
+            raise ValueError(
+                f"the mesh gives {len(places)} processes the parts "
+                f"{[sorted(mine) for mine in places.values()]} of the {degree} that a "
+                "batch is split into; each must have equally many that lie together: "
+                "change the degrees, or the number of devices of a process"
+            )
+    return min(places[process]) // size, degree // size
 
 
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:

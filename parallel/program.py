@@ -22,8 +22,13 @@ Metrics = dict[str, jax.Array]
 Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
+STAGE = "stage"  # the mesh axis of the pipeline's stages
 # The mesh axes over which the batch is split, the one of the slowest links first.
 BATCH_AXES = ("slice", AXIS, "fsdp")
+TENSOR = "tensor"  # the mesh axis over which single layers are split
+# (pattern of a parameter's path, its dim counted from the last (-1), into how many parts
+# that may be cut, the name of that number; no name: whole where it cannot be cut)
+TensorDims = tuple[tuple[str, int, int, str], ...]
 
 
 class TrainState(NamedTuple):
@@ -67,6 +72,8 @@ class Learner(NamedTuple):
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
+    tensor_dims: TensorDims = ()  # how parameters are split over the axis `tensor`
+    stages: Any = None  # the loss cut between its layers (lm.task.Stages); None: it is not
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.init(key)

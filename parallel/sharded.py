@@ -1,10 +1,13 @@
-"""Strategies that are a Layout: GSPMD data parallelism, and ZeRO stages 1 to 3 (FSDP).
+"""Strategies that are a Layout: GSPMD data parallelism, ZeRO stages 1 to 3 (FSDP), tensor.
 
 The state is laid out by the Layout; the optimizer runs on global arrays, so any optimizer
 works on shards (a global norm or an orthogonalisation included) and the compiler adds what
 it needs. The gradients come from one of two places: `jit` leaves them to the compiler, and
 ZeRO computes them under shard_map with its gathers and scatters written out, because the
 compiler is free to choose others (on a CPU it turns a reduce-scatter into an all-reduce).
+Where the mesh has an axis `tensor`, that one stays with the compiler, which splits each
+layer as its parameters are split; the collectives over the other axes go through
+`on_tensor`, for the compiler would first gather what they take over `tensor`.
 
 Elements per device and step, for P parameters, N devices, k microbatches:
   pmap, shard_map   all-reduce                                   2 P (N-1)/N
@@ -12,6 +15,11 @@ Elements per device and step, for P parameters, N devices, k microbatches:
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
   fsdp    all-gather forward and backward, reduce-scatter        3 k P (N-1)/N
+  hsdp    as fsdp over N = fsdp, and once an all-reduce of P/N over data
+  tensor  all-reduce over data of P/tensor; over tensor, of the residual stream, two in
+          the forward pass of each layer (Megatron's) and as many in the backward pass as
+          products read it (Megatron adds them up first: two), and of a few numbers per
+          token in the loss
 """
 
 from collections.abc import Callable
@@ -22,10 +30,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import gather_in_one, psum_in_one, scatter_in_one
-from parallel.layout import Layout, replicate, specs, state_shardings
-from parallel.mesh import knowing, place_rows
+from parallel.layout import Layout, only, shard_axis, specs, state_shardings
+from parallel.mesh import batch_axes, knowing, place_rows
 from parallel.program import (
-    AXIS,
+    TENSOR,
     Batch,
     Learner,
     Metrics,
@@ -57,9 +65,20 @@ def zero_program(
 ) -> Program:
     """Compute gradients under shard_map, with the collectives that the layout implies."""
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
-    param_specs = specs(layout.params, shapes, mesh.size)
-    grad_specs = specs(layout.grads, shapes, mesh.size)
-    opt_specs = specs(layout.opt, shapes, mesh.size)
+    param_specs, grad_specs, opt_specs = (
+        specs(rule, shapes, mesh.shape, learner.tensor_dims) for rule in layout
+    )
+    shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
+    tensor_specs = only({TENSOR}, param_specs)
+
+    def gather(x: jax.Array, spec: P) -> jax.Array:
+        if (dim := sharded_dim(spec, shard)) is None:
+            return x
+        whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
+        over_tensor = only({TENSOR}, spec)
+        if sharded_dim(spec, TENSOR) is not None:
+            whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
+        return whole(x)
 
     def gathered_loss(shards: Params, batch: Batch, key):
         params = jax.tree.map(gather, shards, param_specs)
@@ -70,25 +89,34 @@ def zero_program(
         keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
         return keeps and primitive.name != "all_gather"
 
-    if layout.params is not replicate:
+    if any(dim is not None for dim in sharded_dims(param_specs, shapes, shard)):
         gathered_loss = jax.checkpoint(gathered_loss, policy=saveable)
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.
-        return scatter_from_to(grads, param_specs, grad_specs)
+        scatter = partial(
+            scatter_from_to, source=param_specs, target=grad_specs, axis=shard
+        )
+        return on_tensor(mesh, scatter, (tensor_specs,), tensor_specs)(grads)
+
+    def last_reduce(grads: Params, sums: Metrics) -> tuple[Params, Metrics]:
+        grads = scatter_from_to(grads, grad_specs, opt_specs, shard)
+        return sum_replicated(grads, opt_specs, sums, shard, batch_over)
 
     def local(shards: Params, batch: Batch, key, scale):
         grads, sums = gradients(
             gathered_loss, shards, batch, key, scale, accumulation, microbatch_reduce
         )
-        grads = scatter_from_to(grads, grad_specs, opt_specs)
-        return sum_replicated(grads, opt_specs, sums)
+        ends = tensor_specs, P()
+        return on_tensor(mesh, last_reduce, ends, ends)(grads, sums)
 
     spread = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(param_specs, P(AXIS), P(), P()),
-        out_specs=(opt_specs, P()),
+        # Left to the compiler: `tensor`, if it has any work.
+        axis_names={axis for axis, n in mesh.shape.items() if axis != TENSOR or n == 1},
+        in_specs=(only(batch_over, param_specs), P(batch_over), P(), P()),
+        out_specs=(only(batch_over, opt_specs), P()),
         check_vma=False,
     )
 
@@ -103,13 +131,20 @@ def layout_program(
     learner: Learner, mesh: Mesh, layout: Layout, sum_gradients: Gradients
 ) -> Program:
     shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
-    shardings = state_shardings(layout, shapes, mesh)
+    shardings = state_shardings(layout, shapes, mesh, learner.tensor_dims)
     replicated = NamedSharding(mesh, P())
-    param_specs = specs(layout.params, shapes.params, mesh.size)
-    opt_specs = specs(layout.opt, shapes.params, mesh.size)
+    param_specs, opt_specs = (
+        specs(rule, shapes.params, mesh.shape, learner.tensor_dims)
+        for rule in (layout.params, layout.opt)
+    )
     update_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), opt_specs)
     gather_updated = jax.shard_map(
-        partial(gather_from_to, source=opt_specs, target=param_specs),
+        partial(
+            gather_from_to,
+            source=opt_specs,
+            target=param_specs,
+            axis=shard_axis(mesh.shape),
+        ),
         mesh=mesh,
         in_specs=(opt_specs,),
         out_specs=param_specs,
@@ -118,7 +153,7 @@ def layout_program(
 
     @partial(
         jax.jit,
-        in_shardings=(shardings, NamedSharding(mesh, P(AXIS))),
+        in_shardings=(shardings, NamedSharding(mesh, P(batch_axes(mesh)))),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
@@ -140,49 +175,67 @@ def layout_program(
     )
 
 
-def sharded_dim(spec: P) -> int | None:
-    return next((dim for dim, axis in enumerate(spec) if axis == AXIS), None)
+def on_tensor(mesh: Mesh, function: Callable, in_specs, out_specs) -> Callable:
+    """Let `function` see, under shard_map, its device's part over `tensor` as well."""
+    if mesh.shape.get(TENSOR, 1) == 1:
+        return function
+    return jax.shard_map(
+        function,
+        axis_names={TENSOR},
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
+    )
 
 
-def sharded_dims(specs, tree) -> list[int | None]:
+def sharded_dims(specs, tree, axis: str) -> list[int | None]:
     leaves = jax.tree.structure(tree).flatten_up_to(specs)
-    return [sharded_dim(spec) for spec in leaves]
+    return [sharded_dim(spec, axis) for spec in leaves]
 
 
-def gather(x: jax.Array, spec: P) -> jax.Array:
-    if (dim := sharded_dim(spec)) is None:
-        return x
-    return jax.lax.all_gather(x, AXIS, axis=dim, tiled=True)
+def sharded_dim(spec: P, axis: str) -> int | None:
+    return next((dim for dim, name in enumerate(spec) if name == axis), None)
 
 
-def scatter_from_to(grads: Params, source, target) -> Params:
+def scatter_from_to(grads: Params, source, target, axis: str) -> Params:
     """Reduce-scatter this device's partial sums where the target is sharded at last."""
-    pairs = zip(sharded_dims(source, grads), sharded_dims(target, grads), strict=True)
-    return on_dims(scatter_in_one, grads, [None if a is not None else b for a, b in pairs])
+    pairs = zip(*(sharded_dims(s, grads, axis) for s in (source, target)), strict=True)
+    dims = [after if before is None else None for before, after in pairs]
+    return on_dims(scatter_in_one, grads, dims, axis)
 
 
-def gather_from_to(params: Params, source, target) -> Params:
+def gather_from_to(params: Params, source, target, axis: str) -> Params:
     """Gather this device's shards where the target is whole."""
-    pairs = zip(sharded_dims(source, params), sharded_dims(target, params), strict=True)
-    return on_dims(gather_in_one, params, [a if b is None else None for a, b in pairs])
+    pairs = zip(*(sharded_dims(s, params, axis) for s in (source, target)), strict=True)
+    dims = [before if after is None else None for before, after in pairs]
+    return on_dims(gather_in_one, params, dims, axis)
 
 
-def on_dims(collective: Callable, tree, dims: list[int | None]):
+def on_dims(collective: Callable, tree, dims: list[int | None], axis: str):
     """Apply a collective over a list of arrays to those leaves that have a dim."""
     leaves, structure = jax.tree.flatten(tree)
     chosen = [i for i, dim in enumerate(dims) if dim is not None]
-    changed = collective([leaves[i] for i in chosen], [dims[i] for i in chosen])
+    changed = collective([leaves[i] for i in chosen], [dims[i] for i in chosen], axis)
     for i, leaf in zip(chosen, changed, strict=True):
         leaves[i] = leaf
     return structure.unflatten(leaves)
 
 
-def sum_replicated(grads: Params, specs, sums: Metrics) -> tuple[Params, Metrics]:
-    """Sum over replicas what no reduce-scatter has summed: whole gradients, the metrics."""
+def sum_replicated(
+    grads: Params, specs, sums: Metrics, shard: str, axes: tuple[str, ...]
+) -> tuple[Params, Metrics]:
+    """Sum over the batch's axes what no reduce-scatter has summed.
+
+    Whole gradients and the metrics over all axes, sharded gradients over all but `shard`.
+    """
     leaves, structure = jax.tree.flatten(grads)
-    dims = sharded_dims(specs, grads)
+    dims = sharded_dims(specs, grads, shard)
     whole = [i for i, dim in enumerate(dims) if dim is None]
-    summed, sums = psum_in_one(([leaves[i] for i in whole], sums))
-    for i, leaf in zip(whole, summed, strict=True):
+    parts = [i for i, dim in enumerate(dims) if dim is not None]
+    others = tuple(axis for axis in axes if axis != shard)
+    summed, sums = psum_in_one(([leaves[i] for i in whole], sums), axes)
+    if parts and others:
+        summed += psum_in_one([leaves[i] for i in parts], others)
+    for i, leaf in zip(whole + parts, summed, strict=False):
         leaves[i] = leaf
     return structure.unflatten(leaves), sums

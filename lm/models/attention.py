@@ -4,6 +4,8 @@ Shapes: B batch, T queries, S keys, N heads, G key/value heads, R = N / G query 
 share a key head, K head width.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -18,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 BLOCK = 64  # queries in a block, at least
 MAX_BLOCKS = 8
 LANES = 128  # of a TPU's vector unit; splash takes multiples of it
+HEADS_AXIS = "tensor"  # the mesh axis that heads are split over, where it is there
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
 
@@ -28,7 +31,14 @@ def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
     if kernel == "blockwise":
         return blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT)
     if kernel == "splash":
-        return split_rows(splash_attention)(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+        return split_rows_and_heads(splash_attention)(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+    whole = partial(library_attention, kernel)
+    if kernel == "cudnn" and HEADS_AXIS in axes_left_to_the_compiler():
+        whole = split_rows_and_heads(whole)
+    return whole(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+
+
+def library_attention(kernel: str, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     mask_B1TT = None
     if segments_BT is not None:
         mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
@@ -98,21 +108,41 @@ def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     return jax.vmap(one_row)(scaled_BTNK, k_BTGK, v_BTGK, segments_BT)
 
 
-def split_rows(kernel):
-    """Let each device run `kernel` on its rows: the compiler cannot split a Pallas kernel.
+def split_rows_and_heads(kernel):
+    """Let each device run `kernel` on its rows and heads, which no compiler can split.
 
-    The rows lie over those axes of the mesh in force that are left to the compiler. Where
-    there is none (one device, or inside shard_map), the rows are the device's own already.
+    The heads lie over the axis `tensor`, the rows over the other axes of the mesh in force
+    that are left to the compiler. Where there is none (one device, or inside shard_map) the
+    rows are the device's own already. Key/value heads fewer than devices are repeated.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    )
+    axes = axes_left_to_the_compiler()
     if not axes:
         return kernel
-    return jax.shard_map(kernel, in_specs=P(axes), out_specs=P(axes), check_vma=False)
+    rows = tuple(axis for axis in axes if axis != HEADS_AXIS)
+    heads = HEADS_AXIS if HEADS_AXIS in axes else None
+    x, segments = P(rows, None, heads), P(rows)
+    split = jax.shard_map(
+        kernel,
+        axis_names=set(axes),
+        in_specs=(x, x, x, segments),
+        out_specs=x,
+        check_vma=False,
+    )
+
+    def attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+        num_heads, num_kv_heads = q_BTNK.shape[2], k_BTGK.shape[2]
+        if heads and num_kv_heads % jax.sharding.get_abstract_mesh().shape[heads]:
+            repeats = num_heads // num_kv_heads
+            k_BTGK, v_BTGK = (jnp.repeat(x, repeats, axis=2) for x in (k_BTGK, v_BTGK))
+        return split(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+
+    return attention
+
+
+def axes_left_to_the_compiler() -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(axis for axis, kind in kinds if kind == AxisType.Auto)
 
 
 def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:

@@ -8,7 +8,7 @@ Shapes: B batch, T time, S cache length, D model width, N heads, G key/value hea
 K head width, F hidden width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 import jax
@@ -17,18 +17,77 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.scheduling_groups import xla_metadata_call
 
+from lm.losses import cross_entropy
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
 from lm.models.layers import Norm, dropout, gelu, matmul, one_core_a_device
 from lm.models.transformer_config import RESIDUAL, SAVEABLE, TransformerConfig
-from lm.task import Task, next_token_task
+from lm.task import Stages, Task, inputs, next_token_task, row_keys, targets_mask
 
 
 def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
-    return next_token_task(
-        lambda rngs: Transformer(config, vocab_size, seq_len, rngs),
-        config.loss_chunk,
-        SAVEABLE[config.remat],
+    def build(rngs: nnx.Rngs) -> Transformer:
+        return Transformer(config, vocab_size, seq_len, rngs)
+
+    task = next_token_task(build, config.loss_chunk, SAVEABLE[config.remat])
+    return task._replace(
+        stages=transformer_stages(config, build), tensor_dims=config.tensor_dims(vocab_size)
     )
+
+
+def transformer_stages(
+    config: TransformerConfig, build: Callable[[nnx.Rngs], "Transformer"]
+) -> Stages:
+    """Cut between the blocks; they are stacked, whether the model scans them or not."""
+
+    def without_layers() -> Transformer:
+        module = build(nnx.Rngs(0))
+        module.layers, module.scanned_layers = None, None
+        return module
+
+    outer_graph = nnx.graphdef(nnx.eval_shape(without_layers))
+    block_graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    indices = range(config.num_layers)
+
+    def split(params):
+        outer, stack = dict(params), params.get("scanned_layers")
+        if stack is None:
+            each = outer.pop("layers")
+            return outer, jax.tree.map(lambda *xs: jnp.stack(xs), *map(each.get, indices))
+        del outer["scanned_layers"]
+        return outer, stack
+
+    def join(outer, stack):
+        if config.scan_layers:
+            return outer | {"scanned_layers": stack}
+        return outer | {"layers": {i: jax.tree.map(itemgetter(i), stack) for i in indices}}
+
+    def embed(outer, batch, key) -> jax.Array:
+        return nnx.merge(outer_graph, outer).enter(*inputs(batch), row_keys(batch, key))
+
+    def layer(params, x_BTD, batch, index, key) -> jax.Array:
+        tokens_BT, segments_BT = inputs(batch)
+        positions_BT = positions_in_segment(tokens_BT, segments_BT)
+        keys_B = row_keys(batch, key)
+
+        def run(x_BTD, params):
+            block = nnx.merge(block_graph, params)
+            return run_block(x_BTD, block, index, positions_BT, segments_BT, keys_B)
+
+        if config.remat != "none":
+            run = jax.checkpoint(run, policy=SAVEABLE[config.remat])
+        return checkpoint_name(run(x_BTD, params), RESIDUAL)
+
+    def loss(outer, x_BTD, batch):
+        module = nnx.merge(outer_graph, outer)
+        return cross_entropy(
+            module.final_norm(x_BTD),
+            module.head,
+            batch["tokens"][:, 1:],
+            targets_mask(batch),
+            config.loss_chunk,
+        )
+
+    return Stages(config.num_layers, split, join, embed, layer, loss)
 
 
 def initializer(config: TransformerConfig, residual: bool = False):
@@ -113,12 +172,11 @@ class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         c = config
         gated = c.activation == "swiglu"
-        hidden = c.mlp_width or (-(-8 * c.width // 96) * 32 if gated else 4 * c.width)
 
         self.activation = c.activation
-        self.up = linear(c, rngs, c.width, hidden)
-        self.gate = linear(c, rngs, c.width, hidden) if gated else None
-        self.down = linear(c, rngs, hidden, c.width, residual=True)
+        self.up = linear(c, rngs, c.width, c.hidden_width)
+        self.gate = linear(c, rngs, c.width, c.hidden_width) if gated else None
+        self.down = linear(c, rngs, c.hidden_width, c.width, residual=True)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h_BTF = self.up(x_BTD)
@@ -151,6 +209,13 @@ class Block(nnx.Module):
         )
         x_BTD += y_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
+
+
+def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B):
+    """Run layer number `index`, its dropout drawn from the key of each row and layer."""
+    if row_keys_B is not None:
+        row_keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
+    return block(x_BTD, positions_BT, segments_BT, row_keys_B)
 
 
 class Transformer(nnx.Module):
@@ -195,17 +260,18 @@ class Transformer(nnx.Module):
             x_BTD += self.position_embedding[positions_BT]
         return x_BTD
 
+    def enter(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD, what the first layer takes in."""
+        x_BTD = self.embed(tokens_BT, positions_in_segment(tokens_BT, segments_BT))
+        return dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
+
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the final hidden states. No keys: no dropout."""
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
-        x_BTD = self.embed(tokens_BT, positions_BT)
-        x_BTD = dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
+        x_BTD = self.enter(tokens_BT, segments_BT, row_keys_B)
 
         def layer(x_BTD, block: Block, index) -> jax.Array:
-            keys_B = row_keys_B
-            if row_keys_B is not None:
-                keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
-            return block(x_BTD, positions_BT, segments_BT, keys_B)
+            return run_block(x_BTD, block, index, positions_BT, segments_BT, row_keys_B)
 
         if self.config.remat != "none":
             layer = jax.checkpoint(layer, policy=SAVEABLE[self.config.remat])

@@ -40,6 +40,34 @@ class TransformerConfig:
     attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn | splash
     loss_chunk: int = 0  # positions whose logits exist at once; 0: all
 
+    @property
+    def hidden_width(self) -> int:
+        if self.mlp_width:
+            return self.mlp_width
+        gated = self.activation == "swiglu"
+        return -(-8 * self.width // 96) * 32 if gated else 4 * self.width
+
+    def tensor_dims(self, vocab_size: int) -> tuple[tuple[str, int, int, str], ...]:
+        """Say how each layer is split over devices (Shoeybi et al. 2019, Megatron-LM, 3).
+
+        (pattern of the parameter's path, its dim from the last, the number of parts that it
+        may be cut into, the name of that number). What reads the residual stream is split
+        by output, what writes to it by input, the vocabulary by token. With fewer key/value
+        heads than devices each device has them all.
+        """
+        heads, hidden = self.num_heads, self.hidden_width
+        reads, writes = r"/(kernel|bias)$", r"/kernel$"
+        kv = f"attention/(key|value){reads}"
+        return (
+            (f"attention/query{reads}", -1, heads, "model.num_heads"),
+            (kv, -1, self.num_kv_heads or heads, ""),
+            (f"attention/out{writes}", -2, heads, "model.num_heads"),
+            (f"mlp/(up|gate){reads}", -1, hidden, "the hidden width model.mlp_width"),
+            (f"mlp/down{writes}", -2, hidden, "the hidden width model.mlp_width"),
+            (r"(^|/)embedding$", -2, vocab_size, "the vocabulary size"),
+            (f"(^|/)output{writes}", -1, vocab_size, "the vocabulary size"),
+        )
+
     def validate(self, seq_len: int) -> None:
         for name, options in [
             ("activation", ACTIVATIONS),

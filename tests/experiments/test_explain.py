@@ -4,12 +4,12 @@ import pytest
 
 from experiments.explain import unexpected
 from parallel.closed_forms import expected_bytes, expected_kinds
-from parallel.exchange_config import CODECS, ExchangeConfig
+from parallel.exchange_config import ExchangeConfig
 from parallel.ledger import Entry, ledger
 from parallel.local import LocalConfig
 from parallel.strategies import ParallelConfig
 from tests.experiments.runs import run, small, write_corpus
-from tests.parallel.test_exchange import ONE_AXIS, SGD
+from tests.parallel.test_exchange import SGD
 from tests.parallel.toy import batches, toy_learner, toy_program
 
 METRICS = 200  # bytes of the sums that no closed form counts
@@ -35,13 +35,13 @@ def sent(strategy: str, accumulation: int = 1, slices: int = 1, **exchange):
     return total, expected_bytes(config, params, program.mesh)
 
 
-@pytest.mark.parametrize("algorithm", ONE_AXIS)
+@pytest.mark.parametrize("algorithm", ["psum", "ring", "all_gather"])
 def test_algorithms_send_their_closed_forms(algorithm):
     total, expected = sent("shard_map", algorithm=algorithm)
     assert expected <= total <= expected + METRICS
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["int8", "top_k", "dgc", "power_sgd"])
 def test_codecs_send_their_closed_forms(codec):
     total, expected = sent("shard_map", codec=codec, keep=0.1, rank=2, warmup_steps=8)
     assert expected <= total <= expected + METRICS
@@ -53,7 +53,6 @@ def test_codecs_send_their_closed_forms(codec):
         ("shard_map", {"accumulation": 2, "every": 1}),
         ("shard_map", {"slices": 2, "algorithm": "hierarchical"}),
         ("shard_map", {"slices": 2, "algorithm": "hierarchical", "codec": "int8"}),
-        ("local_sgd", {}),
         ("streaming_diloco", {}),
     ],
 )
@@ -66,7 +65,7 @@ def test_what_has_no_place_in_a_strategy_is_named():
     from configs.base import Experiment
 
     config = Experiment(parallel=ParallelConfig(strategy="shard_map"))
-    gather = Entry("all-gather", ("data",), ("f32",), 1, 1000, 3500, "a.py:1", None)
+    gather = Entry("all-gather", ("data",), ("f32",), 1, 1000, 1000, 3500, "a.py:1", None)
     reduce = gather._replace(kind="all-reduce", sent_bytes=7000)
     tiny = gather._replace(kind="all-to-all", sent_bytes=7)
     assert unexpected(config, [reduce, gather, tiny]) == [gather]

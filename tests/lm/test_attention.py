@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm.models.attention import attend, choose_kernel, query_blocks
-from parallel.mesh import data_mesh, knowing
+from parallel.mesh import data_mesh, device_mesh, knowing
 
 
 def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
@@ -68,6 +68,30 @@ def test_splash_is_split_by_rows_where_the_compiler_would_have_to(degree):
     np.testing.assert_allclose(
         run(*placed), attend(q, k, v, segments, "xla"), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_splash_is_split_by_heads_over_tensor(kv_heads):
+    """Inside a shard_map over rows the heads are left to split; one alone is repeated."""
+    mesh = device_mesh({"data": 2, "tensor": 2})
+    q, k, v, dy = inputs(128, kv_heads=kv_heads)
+    segments = segments_of(128)
+
+    def run(segments, *arrays):
+        return values_and_gradients("splash", *arrays, segments)
+
+    spread = jax.shard_map(
+        run,
+        mesh=mesh,
+        axis_names={"data"},
+        in_specs=P("data"),
+        out_specs=P("data"),
+        check_vma=False,
+    )
+    ours = jax.jit(spread)(segments, q, k, v, dy)
+    full = values_and_gradients("xla", q, k, v, dy, segments)
+    for a, b in zip(ours, full, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 def test_blockwise_keeps_its_type_and_computes_in_float32():

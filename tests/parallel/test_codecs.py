@@ -12,18 +12,18 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from parallel.codec import Across, hierarchical
-from parallel.codecs import CODECS
-from parallel.ledger import ITEM_BYTES
+from parallel.exchange_config import CODECS, ExchangeConfig
+from parallel.ledger import item_bytes
 
 ARGUMENTS = {
     "identity": {}, "bfloat16": {}, "int8": {"block": 32}, "int4": {"block": 32},
     "ternary": {"block": 50}, "sign": {"block": 32}, "majority_vote": {},
     "top_k": {"keep": 0.1}, "random_k": {"keep": 0.1},
-    "deep_gradient_compression": {"keep": 0.05, "momentum": 0.5, "warmup_steps": 4},
+    "dgc": {"keep": 0.05, "momentum": 0.5, "warmup_steps": 4},
     "power_sgd": {"rank": 2},
 }  # fmt: skip
 MESHES = {"1": (1,), "2": (2,), "4": (4,), "8": (8,), "2x4": (2, 4), "2x4 flat": (2, 4)}
-DGC = "deep_gradient_compression"
+DGC = "dgc"
 NONLINEAR = [name for name in CODECS if name not in ("identity", "random_k", "power_sgd")]
 CASES = [
     (name, mesh) for name in CODECS for mesh in MESHES if mesh != "2x4" or name in NONLINEAR
@@ -31,8 +31,12 @@ CASES = [
 SHAPES = {"bias": (7,), "conv": (3, 3, 5, 4), "kernel": (24, 17), "scale": ()}
 
 
+def make(name):
+    return CODECS[name](ExchangeConfig(**ARGUMENTS[name]))
+
+
 def codec_of(name, mesh="8"):
-    codec = CODECS[name](**ARGUMENTS[name])
+    codec = make(name)
     return hierarchical(codec, 4) if mesh == "2x4" else codec
 
 
@@ -254,7 +258,7 @@ def wire(name, mesh, shapes=SHAPES):
             continue
         arrays = ARRAY.findall(found[1])
         num_bytes = sum(
-            ITEM_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(","))))
+            item_bytes(dtype) * math.prod(map(int, filter(None, dims.split(","))))
             for dtype, dims in arrays
         )
         degree = group_size(found[3])
@@ -313,5 +317,7 @@ def test_large_arrays_have_wide_indices():
 )
 def test_default_codes_shrink_a_large_tree_by_their_bits(name, ratio):
     params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
-    exact = CODECS["identity"]().sent_bytes(params, 8)
-    assert exact / CODECS[name]().sent_bytes(params, 8) == pytest.approx(ratio, rel=5e-3)
+    exact = CODECS["identity"](ExchangeConfig()).sent_bytes(params, 8)
+    assert exact / CODECS[name](ExchangeConfig()).sent_bytes(params, 8) == pytest.approx(
+        ratio, rel=5e-3
+    )

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from parallel.codec import BY_GATHERING, BY_OWNERS, LINEAR, hierarchical
-from parallel.codecs import CODECS
+from parallel.exchange_config import CODECS, ExchangeConfig
 from parallel.power_sgd import as_matrix
 from parallel.quantise import Digits, uniform
 from parallel.sparse import largest, num_kept, one_of_each_part, warmup_shares
-from tests.parallel.test_codecs import ARGUMENTS, DGC, draw, initial, joined, run
+from tests.parallel.test_codecs import ARGUMENTS, DGC, draw, initial, joined, make, run
 
 LEVELS = {"int8": 127, "int4": 7, "ternary": 1}
 CHUNK_BLOCKS = 3
@@ -280,7 +280,7 @@ def test_leaves_fold_into_the_squarest_matrix(shape, matrix):
 @pytest.mark.parametrize("name", CODECS)
 def test_state_comes_from_shapes_and_is_that_of_arrays(name):
     stacked = draw("2")
-    state, _ = initial(CODECS[name](**ARGUMENTS[name]), stacked)
+    state, _ = initial(make(name), stacked)
     _, _, after = run(name, "2", stacked)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
@@ -288,7 +288,7 @@ def test_state_comes_from_shapes_and_is_that_of_arrays(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_what_a_codec_travels_by(name):
-    codec = CODECS[name](**ARGUMENTS[name])
+    codec = make(name)
     assert codec.linear == (codec.algorithms == LINEAR)
     if codec.linear:
         with pytest.raises(ValueError, match="hierarchical all_reduce"):
@@ -301,7 +301,7 @@ def test_what_a_codec_travels_by(name):
 @pytest.mark.parametrize(
     "name, arguments, words",
     [
-        ("int8", {"block": 0}, "int8 has blocks of 0 elements; give a multiple of 2"),
+        ("int8", {"block": 1}, "int8 has blocks of 1 elements; give a multiple of 2"),
         ("int4", {"block": 33}, "int4 has blocks of 33 elements; give a multiple of 2"),
         ("ternary", {"block": 256}, "256 elements; give a multiple of 10"),
         ("sign", {"block": 12}, "12 elements; give a multiple of 8"),
@@ -314,4 +314,4 @@ def test_what_a_codec_travels_by(name):
 )
 def test_bad_arguments_are_refused(name, arguments, words):
     with pytest.raises(ValueError, match=words):
-        CODECS[name](**arguments)
+        CODECS[name](ExchangeConfig(**arguments))

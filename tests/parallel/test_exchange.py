@@ -24,7 +24,6 @@ from tests.parallel.toy import (
 STEPS = 5
 RATE = 0.3
 SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(RATE, momentum=0.9))
-REPLICAS = ["shard_map", "pmap"]
 ONE_AXIS = [name for name in ALGORITHMS if name != "hierarchical"]
 
 
@@ -42,23 +41,24 @@ def trained(strategy="shard_map", degree=4, tx=SGD, accumulation=1, slices=1, **
     return train(program, STEPS)
 
 
-@pytest.mark.parametrize("degree", [1, 2, 8])
 @pytest.mark.parametrize("algorithm", ONE_AXIS)
-def test_every_algorithm_equals_one_device(algorithm, degree):
-    _, params, losses = trained(degree=degree, algorithm=algorithm)
+def test_every_algorithm_equals_one_device(algorithm):
+    _, params, losses = trained(degree=8, algorithm=algorithm)
     np.testing.assert_allclose(losses, one_device()[1], rtol=1e-5)
     assert_equal(params, one_device()[0])
 
 
-@pytest.mark.parametrize("algorithm", ONE_AXIS)
-def test_every_algorithm_under_pmap(algorithm):
+@pytest.mark.parametrize("algorithm", ["ring", "all_to_all"])
+def test_algorithms_under_pmap(algorithm):
     _, params, _ = trained("pmap", 4, algorithm=algorithm)
     assert_equal(params, one_device()[0])
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("slices", [2, 4])
-def test_every_algorithm_over_slices(algorithm, slices):
+@pytest.mark.parametrize(
+    "algorithm, slices",
+    [("psum", 4), ("ring", 2), ("hierarchical", 2), ("hierarchical", 4)],
+)
+def test_algorithms_over_slices(algorithm, slices):
     _, params, _ = trained(degree=8 // slices, slices=slices, algorithm=algorithm)
     assert_equal(params, one_device()[0])
 
@@ -78,14 +78,12 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("strategy", REPLICAS)
-def test_limits_are_exact(strategy, name):
-    _, params, _ = trained(strategy, 4, **EXACT[name])
+def test_limits_are_exact(name):
+    _, params, _ = trained(**EXACT[name])
     assert_equal(params, one_device()[0])
 
 
-@pytest.mark.parametrize("every", [1, 2, 4])
-@pytest.mark.parametrize("codec", ["none", "identity"])
+@pytest.mark.parametrize("codec, every", [("none", 1), ("none", 4), ("identity", 2)])
 def test_exchanging_between_microbatches_is_exact(codec, every):
     _, params, losses = trained(accumulation=4, every=every, codec=codec)
     np.testing.assert_allclose(losses, one_device(0.2)[1], rtol=1e-5)
@@ -115,8 +113,10 @@ def late_by_hand(delay: int, compensation: float):
     return params
 
 
-@pytest.mark.parametrize("delay, compensation", [(0, 0), (1, 0), (2, 0), (2, 50.0)])
-@pytest.mark.parametrize("strategy", REPLICAS)
+@pytest.mark.parametrize(
+    "strategy, delay, compensation",
+    [("shard_map", 0, 0), ("shard_map", 2, 0), ("shard_map", 2, 50.0), ("pmap", 1, 0)],
+)
 def test_delayed_gradients_as_by_hand(strategy, delay, compensation):
     tx = optax.sgd(RATE)
     _, params, _ = trained(strategy, tx=tx, delay=delay, compensation=compensation)
@@ -138,7 +138,7 @@ def test_codecs_learn_and_replicas_never_drift_apart(strategy, codec):
     learner = toy_learner(optax.adam(0.01))
     program = toy_program(strategy, learner, data=4, exchange=exchange)
     state, losses = program.init(jax.random.key(1)), []
-    for step in range(40):
+    for step in range(32):
         state, metrics = program.step(state, program.place(batches(4)[step % 4]))
         losses.append(float(metrics["loss"] / metrics["tokens"]))
     for leaf in jax.tree.leaves(state.params):
@@ -148,7 +148,7 @@ def test_codecs_learn_and_replicas_never_drift_apart(strategy, codec):
     assert np.mean(losses[-4:]) < (2 if codec in NEAR else 3.5)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["int8", "majority_vote", "top_k", "dgc", "power_sgd"])
 def test_an_overflow_leaves_no_trace(codec):
     learner = toy_learner(SGD, compute="float16", loss_scale=2.0**24)
     exchange = ExchangeConfig(codec=codec, delay=1, keep=0.1)

@@ -5,7 +5,6 @@ import functools
 import jax
 import optax
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from parallel.layout import (
     FSDP,
@@ -19,8 +18,9 @@ from parallel.layout import (
 from parallel.ledger import ledger
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
+from parallel.schedules import ORDERS
 from parallel.strategies import EXACT
-from tests.parallel.toy import batches, toy_learner, toy_program
+from tests.parallel.toy import SEVERAL_AXES, batches, toy_learner, toy_program
 
 DEGREE = 4
 ADAM = optax.adam(1e-2)
@@ -57,7 +57,7 @@ def sizes():
 
 
 def test_every_strategy_has_a_layout_here():
-    assert list(LAYOUTS) == EXACT
+    assert [*LAYOUTS, *SEVERAL_AXES, *ORDERS] == EXACT
 
 
 @pytest.mark.parametrize("strategy", LAYOUTS)
@@ -102,10 +102,12 @@ def test_collectives_are_those_of_the_strategy(strategy, accumulation):
 
 
 def test_shard_largest():
-    assert shard_largest((), (64, 128), 4) == P(None, AXIS)
-    assert shard_largest((), (128, 63), 4) == P(AXIS, None)
-    assert shard_largest((), (127, 63), 4) == P()
-    assert shard_largest((), (8, 8), 4) == P()
+    assert shard_largest((), (64, 128), 4) == 1
+    assert shard_largest((), (64, 128), 4, taken=1) == 0
+    assert shard_largest((), (128, 63), 4) == 0
+    assert shard_largest((), (127, 63), 4) is None
+    assert shard_largest((), (8, 8), 4) is None
+    assert shard_largest((), (64, 128), 1) is None
 
 
 def test_fsdp_asks_for_each_gather_twice():

@@ -13,6 +13,8 @@ from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from parallel.program import Learner, Program
 from parallel.strategies import ParallelConfig, build_program
 
+SEVERAL_AXES = ["hsdp", "tensor", "hybrid"]  # whose meshes may have more than `data`
+
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
 MODEL = TransformerConfig(
     width=32, num_layers=1, num_heads=4, num_kv_heads=2, norm="rmsnorm",
@@ -40,17 +42,18 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
     return result
 
 
-def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none"):
-    model = TransformerConfig(**{**vars(MODEL), "dropout": dropout, "remat": remat})
+def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
+    choices = vars(MODEL) | {"dropout": dropout, "remat": remat} | model
+    model = TransformerConfig(**choices)
     task = transformer_task(model, VOCAB, SEQ_LEN)
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
 def toy_learner(
     tx: optax.GradientTransformation, compute: str = "float32", dropout: float = 0.0,
-    loss_scale: float = 64.0, remat: str = "none",
+    loss_scale: float = 64.0, remat: str = "none", **model,
 ) -> Learner:  # fmt: skip
-    task = toy_task(compute, dropout, remat)
+    task = toy_task(compute, dropout, remat, **model)
     return Learner(
         init=task.init,
         loss=task.loss,
@@ -59,6 +62,8 @@ def toy_learner(
         learning_rate=lambda opt: jnp.float32(0),
         seed=7,
         saveable=task.saveable,
+        tensor_dims=task.tensor_dims,
+        stages=task.stages,
     )
 
 
@@ -86,9 +91,9 @@ def assert_equal(params, expected, rtol=2e-5):
         np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
 
 
-def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0):
+def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
     """Train on one device as a textbook would: the mean loss of the whole batch."""
-    task = toy_task(dropout=dropout)
+    task = toy_task(dropout=dropout, **model)
 
     def mean_loss(params, batch, key):
         loss_sum, sums = task.loss(params, batch, key)

@@ -1,0 +1,250 @@
+"""Pipeline schedules: which stage does what at which tick, worked out before anything runs.
+
+A schedule is a table. At each tick a stage runs the forward or the backward pass of one
+microbatch through one of its chunks of layers, or is idle; what it sends arrives before
+the next tick. Each stage has its order of work, and does the next thing as soon as what it
+needs is there.
+
+  gpipe        all forwards, then all backwards (Huang et al. 2019)
+  1f1b         as few forwards ahead as fill the pipeline, then one forward and one backward
+               in turns (PipeDream-flush: Narayanan et al. 2021a)
+  interleaved  the same over v chunks a device, which cuts the bubble by v (Narayanan et al.
+               2021b); chunk c of stage s is the virtual stage c * p + s
+
+Letters: p stages, m microbatches, v chunks a stage.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+IDLE, FORWARD, BACKWARD = 0, 1, 2
+NOWHERE = -1  # a slot that is not used
+
+Work = tuple[int, int, int]  # FORWARD or BACKWARD, microbatch, chunk
+
+
+class Tables(NamedTuple):
+    """Each int32[ticks, p]. Slots are places in a stage's two buffers of fixed size."""
+
+    op: np.ndarray
+    microbatch: np.ndarray
+    chunk: np.ndarray
+    input: np.ndarray  # the slot of the stage's input: read forward and backward
+    grad: np.ndarray  # the slot of the gradient of its output: read backward
+    input_arrives: np.ndarray  # the slot of what the stage before sends in this tick
+    grad_arrives: np.ndarray  # the slot of what the stage after sends in this tick
+
+
+class Schedule(NamedTuple):
+    tables: Tables
+    num_inputs: int  # slots of stashed inputs
+    num_grads: int  # slots of waiting gradients
+    num_chunks: int
+    num_microbatches: int
+
+    @property
+    def num_stages(self) -> int:
+        return self.tables.op.shape[1]
+
+    @property
+    def num_ticks(self) -> int:
+        return self.tables.op.shape[0]
+
+
+def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[list[Work]]:
+    forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
+    backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
+    return [forwards + backwards] * num_stages
+
+
+def one_forward_one_backward(
+    num_stages: int, num_microbatches: int, num_chunks: int = 1
+) -> list[list[Work]]:
+    forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
+    backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
+    return [
+        in_turns(forwards, backwards, num_stages - stage - 1) for stage in range(num_stages)
+    ]
+
+
+def interleaved(
+    num_stages: int, num_microbatches: int, num_chunks: int
+) -> list[list[Work]]:
+    """Take p microbatches through one chunk, then the same ones through the next."""
+    p, m, v = num_stages, num_microbatches, num_chunks
+    if m % p:
+        raise ValueError(
+            f"parallel.accumulation {m} microbatches are not divisible by parallel.stage "
+            f"{p}, as interleaving needs; change one of them, or take strategy '1f1b'"
+        )
+    groups = range(0, m, p)
+    forwards = [
+        (FORWARD, first + i, c) for first in groups for c in range(v) for i in range(p)
+    ]
+    backwards = [(BACKWARD, i, v - 1 - c) for _, i, c in forwards]
+    return [
+        in_turns(forwards, backwards, 2 * (p - stage - 1) + (v - 1) * p)
+        for stage in range(p)
+    ]
+
+
+def in_turns(forwards: list[Work], backwards: list[Work], ahead: int) -> list[Work]:
+    """Do `ahead` forwards, then a forward and a backward in turns, then the rest."""
+    ahead = min(ahead, len(forwards))
+    order = list(forwards[:ahead])
+    for forward, backward in zip(forwards[ahead:], backwards, strict=False):
+        order += [forward, backward]
+    return order + backwards[len(forwards) - ahead :]
+
+
+ORDERS = {"gpipe": gpipe, "1f1b": one_forward_one_backward, "interleaved": interleaved}
+
+
+def build_schedule(
+    name: str, num_stages: int, num_microbatches: int, num_chunks: int = 1
+) -> Schedule:
+    """Lay out the schedule of that name; ValueError if interleaving does not come out."""
+    if name != "interleaved":
+        num_chunks = 1
+    orders = ORDERS[name](num_stages, num_microbatches, num_chunks)
+    return allot(ticks_of(orders, num_chunks), orders, num_chunks)
+
+
+def needs(work: Work, stage: int, num_stages: int, num_chunks: int) -> tuple | None:
+    """Return the (stage, work) whose result the work takes in; None for an embedding."""
+    op, microbatch, chunk = work
+    place, last = chunk * num_stages + stage, num_stages * num_chunks - 1
+    if op == FORWARD:
+        if place == 0:
+            return None
+        place -= 1
+    elif place == last:
+        return stage, (FORWARD, microbatch, chunk)
+    else:
+        place += 1
+    return place % num_stages, (op, microbatch, place // num_stages)
+
+
+def ticks_of(orders: list[list[Work]], num_chunks: int) -> list[dict[Work, int]]:
+    """Return the tick of each stage's work, everything as early as its order allows."""
+    num_stages = len(orders)
+    done: list[dict[Work, int]] = [{} for _ in orders]
+    tick = 0
+    while any(len(d) < len(order) for d, order in zip(done, orders, strict=True)):
+        ready = []
+        for stage, order in enumerate(orders):
+            if len(done[stage]) == len(order):
+                continue
+            work = order[len(done[stage])]
+            needed = needs(work, stage, num_stages, num_chunks)
+            if needed is None or needed[1] in done[needed[0]]:
+                ready.append((stage, work))
+        if not ready:
+            raise AssertionError("the orders of the stages wait for each other")
+        for stage, work in ready:
+            done[stage][work] = tick
+        tick += 1
+    return done
+
+
+def allot(
+    ticks: list[dict[Work, int]], orders: list[list[Work]], num_chunks: int
+) -> Schedule:
+    """Write the tables, and give each array that waits at a stage a slot there."""
+    num_stages = len(orders)
+    num_ticks = 1 + max(max(done.values()) for done in ticks)
+    tables = {name: np.full((num_ticks, num_stages), NOWHERE, np.int32) for name in (
+        "input", "grad", "input_arrives", "grad_arrives"
+    )}  # fmt: skip
+    tables |= {
+        name: np.zeros((num_ticks, num_stages), np.int32)
+        for name in ("op", "microbatch", "chunk")
+    }
+    num_slots = {"input": 0, "grad": 0}
+    for stage, done in enumerate(ticks):
+        stays: dict[str, list] = {"input": [], "grad": []}  # (arrives, last use, work)
+        for work, tick in done.items():
+            for name, value in zip(("op", "microbatch", "chunk"), work, strict=True):
+                tables[name][tick, stage] = value
+            needed = needs(work, stage, num_stages, num_chunks)
+            if needed is None or (needed[0] == stage and needed[1][0] != work[0]):
+                continue  # from no other stage
+            arrives = ticks[needed[0]][needed[1]]
+            kind = "input" if work[0] == FORWARD else "grad"
+            stays[kind].append((arrives, done[BACKWARD, *work[1:]], work))
+        for kind, intervals in stays.items():
+            slots = colour(intervals)
+            for (arrives, _, work), slot in zip(sorted(intervals), slots, strict=True):
+                tables[kind + "_arrives"][arrives, stage] = slot
+                for op in (FORWARD, BACKWARD) if kind == "input" else (BACKWARD,):
+                    tables[kind][done[op, *work[1:]], stage] = slot
+            num_slots[kind] = max([num_slots[kind], *(slot + 1 for slot in slots)])
+    return Schedule(
+        Tables(**tables),
+        num_inputs=num_slots["input"],
+        num_grads=num_slots["grad"],
+        num_chunks=num_chunks,
+        num_microbatches=len(orders[0]) // (2 * num_chunks),
+    )
+
+
+def colour(intervals: list[tuple[int, int, Work]]) -> list[int]:
+    """Give each (arrives, last use), by time of arrival, the first slot free by then."""
+    busy_until: list[int] = []
+    slots = []
+    for arrives, last_use, _ in sorted(intervals):
+        # What is read in a tick may be overwritten at its end.
+        free = (i for i, until in enumerate(busy_until) if until <= arrives)
+        slot = next(free, len(busy_until))
+        busy_until[slot : slot + 1] = [last_use]
+        slots.append(slot)
+    return slots
+
+
+def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> float:
+    """Return the share of device time that is idle, if every tick waits for its slowest.
+
+    The costs are those of a pass through one chunk: backward is 2, or 3 with the forward
+    pass that it computes again. With both at 1 this is the share of idle slots.
+    """
+    cost = np.array([0.0, forward, backward])[schedule.tables.op]
+    return 1 - cost.sum() / (cost.max(1).sum() * schedule.num_stages)
+
+
+def free_running_bubble(
+    schedule: Schedule, forward: float = 1.0, backward: float = 1.0
+) -> float:
+    """Return the same share if each stage waited only for what it needs."""
+    p, v = schedule.num_stages, schedule.num_chunks
+    cost, end = (0.0, forward, backward), {}
+    clocks = [0.0] * p
+    for tick, stage in np.argwhere(schedule.tables.op != IDLE):
+        work = tuple(int(table[tick, stage]) for table in schedule.tables[:3])
+        needed = needs(work, int(stage), p, v)
+        start = max(clocks[stage], end[needed] if needed else 0.0)
+        clocks[stage] = end[int(stage), work] = start + cost[work[0]]
+    busy = np.array(cost)[schedule.tables.op].sum()
+    return 1 - busy / (max(clocks) * p)
+
+
+def ideal_bubble(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> float:
+    """Return (p - 1) / (v m + p - 1), of the papers."""
+    p, m, v = num_stages, num_microbatches, num_chunks
+    return (p - 1) / (v * m + p - 1)
+
+
+def promised_inputs(
+    name: str, num_stages: int, num_microbatches: int, num_chunks: int
+) -> int:
+    """Return how many inputs of a chunk a stage may have to keep at once, at most.
+
+    gpipe m; 1f1b min(m, p); interleaved as many as are ahead on the first stage, and one:
+    2 (p - 1) + (v - 1) p + 1, and at most the v m that there are.
+    """
+    p, m, v = num_stages, num_microbatches, num_chunks
+    if name == "gpipe":
+        return m
+    if name == "1f1b":
+        return min(m, p)
+    return min(v * m, 2 * (p - 1) + (v - 1) * p + 1)
