@@ -18,9 +18,10 @@ two in N, r = N - p, F devices on the fast axis and S = N / F on the slow ones):
   hierarchical      2 n (F-1)/F over the fast axis, 2 (n/F) (S-1)/S over the slow ones
 
 16-bit floats travel as 16-bit words where devices send to each other, for XLA for CPUs
-moves them as float32; its own sums (psum, hierarchical) it widens all the same.
-`all_to_all` and `all_gather` add them up in float32 and round once, the others round at
-each addition.
+moves bfloat16 as float32 in every collective (float16 it leaves alone). Its own sums stay
+as it makes them: psum, and the sums of hierarchical, send twice the bytes in bfloat16.
+`all_to_all` and `all_gather` add 16-bit floats up in float32 and round once, the others
+round at each addition.
 """
 
 import math
@@ -192,14 +193,17 @@ ALGORITHMS: dict[str, AllReduce] = {
 
 
 def sent_elements(name: str, num: int, sizes: tuple[int, ...]) -> float:
-    """Return what a device sends on average, for axes of these sizes; chunks are padded."""
+    """Return what a device sends on average, for axes of these sizes.
+
+    Chunks are padded to one size, but for psum's, whose ring is the compiler's affair.
+    """
     degree, power = math.prod(sizes), power_of_two(math.prod(sizes))
     rest = degree - power
 
     def owned(num: int, degree: int) -> int:  # all but the own chunk, there and back
         return 2 * -(-num // degree) * (degree - 1)
 
-    if name in ("psum", "ring", "all_to_all"):
+    if name in ("ring", "all_to_all"):
         return owned(num, degree)
     if name == "tree":
         return num * (power * len(distances(power)) + 2 * rest) / degree
@@ -207,7 +211,7 @@ def sent_elements(name: str, num: int, sizes: tuple[int, ...]) -> float:
         return (power * owned(num, power) + 2 * rest * num) / degree
     if name == "all_gather":
         return num * (degree - 1)
-    if name == "p2p":
+    if name in ("psum", "p2p"):
         return 2 * num * (degree - 1) / degree
     fast = sizes[-1]
     chunk, slow = -(-num // fast), degree // fast
