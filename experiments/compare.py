@@ -58,7 +58,9 @@ def losses(config: Experiment, data: Data) -> Line:
         data.train, config.seed, config.data.batch_size, 0, config.steps
     )
     for step, batch in enumerate(tqdm(batches, total=config.steps, leave=False), 1):
-        state, _ = compiled(state, program.place(batch))
+        state, metrics = compiled(state, program.place(batch))
+        # Emulated devices that run ahead of each other may starve one that all wait for.
+        jax.block_until_ready(metrics)
         if step % EVAL_EVERY.value == 0 and step < config.steps:
             loss = evaluate(program.params(state), config.eval_batches)["loss"]
             curve.append([step, round(loss, 5)])
