@@ -44,7 +44,7 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
         if isinstance(value, tuple):
             count, sent = value
             value = f"{size(sent)} a step and device, in {count:g} collectives"
-        print(f"{name:24} {value}")
+        print(f"{name:32} {value}")
 
 
 def size(num_bytes: int) -> str:

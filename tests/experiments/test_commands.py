@@ -120,7 +120,7 @@ def test_dry_run_tells_the_memory_and_leaves_nothing(folder):
     assert lines["rows per device"] == "4"
     for name in ("parameters per device", "optimizer per device", "peak per device"):
         assert lines[name].endswith("B")
-    assert "all-gather sent" in lines
+    assert lines["all-gather over data"].endswith("collectives")
     assert not (folder / "dry").exists()
 
 

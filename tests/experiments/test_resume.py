@@ -215,7 +215,6 @@ def test_sigterm_saves_and_ends(folder, uninterrupted):
 
 
 PROCESSES = {
-    "ring": {"exchange.algorithm": "ring", "strategy": "shard_map"},
     "int8": {"exchange.codec": "int8", "strategy": "pmap"},
     "diloco": {"local.every": 3, "strategy": "diloco", "exchange.codec": "int4"},
 }

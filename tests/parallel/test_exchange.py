@@ -138,7 +138,7 @@ def test_codecs_learn_and_replicas_never_drift_apart(strategy, codec):
     learner = toy_learner(optax.adam(0.01))
     program = toy_program(strategy, learner, data=4, exchange=exchange)
     state, losses = program.init(jax.random.key(1)), []
-    for step in range(32):
+    for step in range(40):
         state, metrics = program.step(state, program.place(batches(4)[step % 4]))
         losses.append(float(metrics["loss"] / metrics["tokens"]))
     for leaf in jax.tree.leaves(state.params):

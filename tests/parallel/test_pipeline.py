@@ -136,7 +136,7 @@ def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
     jax.tree.map(np.testing.assert_array_equal, stacking.portable(there), state)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "muon"])
+@pytest.mark.parametrize("name", ["muon"])
 def test_a_pipeline_takes_over_and_hands_back(name):
     """From one device, through a pipeline, to one device: the moments go along."""
     tx = optimizer(OptimConfig(name=name, schedule="constant"), STEPS)
