@@ -28,6 +28,7 @@ from absl import flags
 from configs.base import Experiment
 from experiments import startup
 from experiments.build import build, check, compile_step
+from experiments.results import write
 from lm.data.pipeline import DataConfig
 from lm.models.transformer_config import TransformerConfig
 from parallel.mesh import process_rows
@@ -184,7 +185,6 @@ def timed() -> list[dict[str, Any]]:
 def report(records: Iterable[dict[str, Any]]) -> None:
     """Print a table and add lines to the output, each as soon as it is there."""
     path = pathlib.Path(OUTPUT.value)
-    path.parent.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     for record in records:
         if not names:
@@ -193,8 +193,7 @@ def report(records: Iterable[dict[str, Any]]) -> None:
         cells = [record.get(name, "") for name in names]
         cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
         print("| " + " | ".join(cells) + " |", flush=True)
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        write(path, record)
     print()
 
 

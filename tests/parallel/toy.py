@@ -91,6 +91,19 @@ def assert_equal(params, expected, rtol=2e-5):
         np.testing.assert_allclose(a, b, rtol, rtol * scale, err_msg=str(path))
 
 
+def assert_overflow_skips(program: Program):
+    """Take a step whose gradient overflows; return the states before and after it."""
+    state = program.init(jax.random.key(1))
+    before = jax.device_get(state)
+    state, metrics = program.step(state, program.place(batches(1)[0]))
+    after = jax.device_get(state)
+    assert not metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt, before.opt)
+    assert after.scale.value == before.scale.value / 2
+    return before, state
+
+
 def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
     """Train on one device as a textbook would: the mean loss of the whole batch."""
     task = toy_task(dropout=dropout, **model)
