@@ -21,15 +21,15 @@ from absl import flags
 from tqdm import tqdm
 
 from configs.base import Experiment
+from configs.sweeps.strategies import BASE, MEMBERS
 from experiments import startup
 from experiments.build import build, check, compile_step
+from experiments.costs import compiled_costs
 from experiments.evaluate import Evaluator
-from experiments.members import BASE, MEMBERS, known, override
+from experiments.members import known, override
 from experiments.results import Line, measure_missing, write
 from experiments.startup import say
 from lm.data.pipeline import Data, prepare, train_batches
-from parallel.layout import bytes_per_device
-from parallel.ledger import ledger
 
 CONFIG = startup.define_config()
 MEASURE = flags.DEFINE_enum("measure", "loss", ["loss", "program", "time"], "What.")
@@ -72,13 +72,7 @@ def costs(config: Experiment, data: Data) -> Line:
     mesh = check(config)
     _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
     compiled = compile_step(config, program)
-    entries = ledger(compiled.as_text(), mesh)
-    return {
-        "sent_bytes": sum(entry.sent_bytes for entry in entries),
-        "collectives": sum(entry.count for entry in entries),
-        "state_bytes": bytes_per_device(program.abstract),
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    return compiled_costs(compiled, mesh, program.abstract)
 
 
 def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[Line]:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import matplotlib
 from absl import flags
 
+from configs.sweeps.strategies import BASE, COMPRESSED, LOCAL, SYNCHRONOUS
 from experiments import startup
 from experiments.link_tables import slow_link_table, wire_table
-from experiments.members import BASE, COMPRESSED, LOCAL, SYNCHRONOUS
 from experiments.results import Line, read
 
 RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "What to read.")

@@ -4,6 +4,7 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.build import build, compile_step
+from experiments.costs import compiled_costs
 from experiments.log import human
 from lm.task import num_parameters
 from parallel.layout import bytes_per_device
@@ -15,7 +16,7 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
     task, program = build(config, config.data.vocab_size, mesh)
     state = program.abstract
     compiled = compile_step(config, program)
-    memory = compiled.memory_analysis()
+    costs = compiled_costs(compiled, mesh, state)
     c = config
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
@@ -27,14 +28,9 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
         "optimizer per device": size(bytes_per_device(state.opt)),
         "exchange per device": f"{size(bytes_per_device(state.comm))} (residuals, late "
         "gradients, what was agreed)",
-        "activations per device": f"{size(memory.temp_size_in_bytes)} (compiled "
+        "activations per device": f"{size(costs['temporary_bytes'])} (compiled "
         "program's temporaries, gradients included)",
-        "peak per device": size(
-            memory.argument_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-        ),
+        "peak per device": size(costs["peak_bytes"]),
     }
     for entry in ledger(compiled.as_text(), mesh):
         name = f"{entry.kind} over {', '.join(entry.axes) or 'nothing'}"

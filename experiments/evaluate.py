@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint on its validation rows.
+"""Evaluate a run's checkpoint on its validation rows, and on text of another kind.
 
 python -m experiments.evaluate --workdir=runs/a [--checkpoint=best|latest|STEP]
 """
@@ -19,7 +19,7 @@ from experiments.build import build_task
 from experiments.checkpoint import Checkpoints
 from experiments.log import perplexity
 from experiments.workdir import read_config
-from lm.data.pipeline import Data, prepare, target_bytes, validation_batches
+from lm.data.pipeline import Data, Rows, prepare, target_bytes, validation_batches
 from lm.data.tokenizer import load_tokenizer, token_bytes
 from lm.task import Params, Task
 from parallel.mesh import (
@@ -46,16 +46,21 @@ class Evaluator:
             knowing(mesh, lambda params, batch: task.loss(params, batch, None)[1])
         )
 
-    def __call__(self, params: Params, num_batches: int = 0) -> dict[str, float]:
-        """Evaluate on `num_batches` batches (0: all rows)."""
+    def __call__(
+        self, params: Params, num_batches: int = 0, rows: Rows | None = None
+    ) -> dict[str, float]:
+        """Evaluate on `num_batches` batches (0: all rows) of validation, or other rows."""
         index, count = process_rows(self.mesh)
         local = self.batch_size // count
         mine = slice(index * local, (index + 1) * local)
         sums, num_bytes = [], 0
-        for batch in validation_batches(self.rows, self.batch_size, num_batches):
+        rows = self.rows if rows is None else rows
+        for batch in validation_batches(rows, self.batch_size, num_batches):
             num_bytes += target_bytes(batch, self.token_bytes)
             placed = place_rows(self.mesh, {k: v[mine] for k, v in batch.items()})
             sums.append(self.sums(params, placed))
+            # Emulated devices that run far ahead of each other starve those that wait.
+            jax.block_until_ready(sums[-2:][0])
         sums = jax.device_get(sums)
         nats = math.fsum(float(s["loss"]) for s in sums)
         tokens = math.fsum(float(s["tokens"]) for s in sums)
@@ -113,8 +118,10 @@ def main() -> None:
         startup.start_jax()
         config, task, params, step, mesh = load_run(workdir, CHECKPOINT.value)
         data = prepare(config.data)
-    result = Evaluator(task, data, config.data.batch_size, mesh)(params)
-    result = {"step": step, **result, "bigram_loss": data.meta["bigram_loss"]}
+    evaluate = Evaluator(task, data, config.data.batch_size, mesh)
+    result = {"step": step, **evaluate(params), "bigram_loss": data.meta["bigram_loss"]}
+    if data.shifted:
+        result["shifted_loss"] = evaluate(params, rows=data.shifted)["loss"]
     if startup.is_main_process():
         for name, value in result.items():
             print(f"{name:14} {np.format_float_positional(value, 4, trim='-')}")

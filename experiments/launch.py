@@ -48,9 +48,15 @@ def own_cores(index: int, num_processes: int) -> set[int]:
 
 
 def settle(index: int, num_processes: int) -> None:
-    """In the child: keep to its cores, and die when the launcher dies, however it dies."""
+    """In the child: keep to its cores, and die when the launcher dies."""
     os.sched_setaffinity(0, own_cores(index, num_processes))
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)
+
+
+def die_with_parent(number: int) -> None:
+    """In a child: take this signal when the parent dies, however it dies. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def start(index: int, port: int, arguments: list[str], output) -> subprocess.Popen:

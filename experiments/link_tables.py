@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.members import BASE, MEMBERS
+from configs.sweeps.strategies import BASE, MEMBERS
 from experiments.results import Line
 
 TIMED_EVERY = 4  # H of members that meet rarely, while they are timed

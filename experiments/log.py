@@ -20,6 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from experiments.noise_scale import NoiseScale
 from experiments.startup import say
 from experiments.workdir import write_whole
 
@@ -28,16 +29,18 @@ MIN_SPIKE_HISTORY = 20
 
 
 class Clock:
-    """Seconds by part of the run."""
+    """Seconds by part of the run, and those that this process's cores worked in it."""
 
     def __init__(self):
         self.seconds: dict[str, float] = collections.defaultdict(float)
+        self.core_seconds: dict[str, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, core_start = time.perf_counter(), time.process_time()
         yield
         self.seconds[part] += time.perf_counter() - start
+        self.core_seconds[part] += time.process_time() - core_start
 
 
 class Spikes:
@@ -90,6 +93,7 @@ class Log:
         self.spikes = Spikes(
             spike_sigmas, [r["loss"] for r in trained if r["loss"] is not None]
         )
+        self.noise = NoiseScale(trained)
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
         self.stream = self.file.open("a") if write else None
@@ -125,6 +129,9 @@ class Log:
         self.tokens += int(m["tokens"])
         self.skipped += not m["finite"]
         self.rates.append(m["tokens"] / seconds)
+        estimates = {n: m[n] for n in ("grad_variance", "grad_square") if n in m}
+        if estimates:
+            estimates["noise_scale"] = self.noise.add(**estimates)
         self.write(
             {
                 "split": "train",
@@ -136,6 +143,7 @@ class Log:
                 "step_seconds": seconds,
                 "data_wait_seconds": waited,
                 "grad_norm": m["grad_norm"],
+                **estimates,
                 "learning_rate": m["learning_rate"],
                 "loss_scale": m["loss_scale"],
                 "skipped": int(not m["finite"]),

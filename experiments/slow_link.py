@@ -19,10 +19,11 @@ import statistics
 
 from absl import flags
 
+from configs.sweeps.strategies import MEMBERS
 from experiments import namespaces, startup
 from experiments.link_tables import TIMED_EVERY
 from experiments.linked import workers
-from experiments.members import MEMBERS, as_flags, known
+from experiments.members import as_flags, known
 from experiments.results import Line, read, write
 from experiments.startup import say
 

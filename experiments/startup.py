@@ -7,6 +7,7 @@ what was given, what was expected and what to change.
 import contextlib
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -43,6 +44,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run.")
 # JAX's default of 100 s is long to wait for the news that a process has died.
 HEARTBEAT_SECONDS = 30
 
+# Emulated devices meet in threads, and XLA ends the process if one is 40 s late, as it may
+# be on a busy machine.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+
 
 def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file(
@@ -50,8 +55,11 @@ def define_config() -> flags.FlagHolder:
     )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parse the flags and call `main`, turning errors of use into exit code 2."""
+def run(main: Callable[..., None], argument: str | None = None) -> None:
+    """Parse the flags and call `main`, turning errors of use into exit code 2.
+
+    `argument` describes what `main` takes where it takes one besides the flags.
+    """
 
     def guarded(argv: list[str]) -> None:
         quiet_readers()
@@ -59,9 +67,13 @@ def run(main: Callable[[], None]) -> None:
             # Orbax logs a failed save five times with tracebacks; we tell it in a line.
             logging.set_verbosity(logging.FATAL)
         with user_errors():
-            if len(argv) > 1:
-                raise ValueError(f"{argv[1]!r} is not a flag; did you mean --{argv[1]}?")
-        main()
+            expected = 2 if argument else 1
+            if len(argv) > expected:
+                given = argv[expected]
+                raise ValueError(f"{given!r} is not a flag; did you mean --{given}?")
+            if len(argv) < expected:
+                raise ValueError(f"give {argument}")
+        main(*argv[1:])
 
     app.run(guarded, flags_parser=parse_flags)
 
@@ -160,6 +172,7 @@ def start_jax() -> None:
     """Set devices and the compilation cache; join the other processes if there are any."""
     if DEVICES.value:
         jax.config.update("jax_num_cpu_devices", DEVICES.value)
+        os.environ["XLA_FLAGS"] = f"{PATIENCE} {os.environ.get('XLA_FLAGS', '')}"
     if DEVICES.value <= 1:
         # One CPU device gains nothing from two steps at once, but would hold the buffers of
         # both. Other devices ignore this.

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import platform
-import resource
 import statistics
 from typing import Any
 
@@ -12,6 +11,14 @@ import jax
 import optax
 
 from experiments.build import Run
+from experiments.costs import (
+    PARTS,
+    are_emulated,
+    compiled_costs,
+    cores,
+    model_flops,
+    peak_memory_bytes,
+)
 from experiments.generate import encode_prompts
 from experiments.log import Log, human
 from experiments.startup import is_main_process
@@ -20,11 +27,19 @@ from lm.decoding import Sampling, generate
 from lm.task import num_parameters
 from parallel.program import TrainState
 
-PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")
 
+def summarize(
+    run: Run,
+    state: TrainState,
+    validation: dict[str, float],
+    shifted: dict[str, float] | None,
+    log: Log,
+) -> None:
+    """Generate a sample, write summary.json and print the block.
 
-def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Log) -> None:
-    """Generate a sample, write summary.json and print the block."""
+    `validation` and `shifted` are the evaluations of held-out rows of the training text's
+    kind and of another.
+    """
     config, data, program = run.config, run.data, run.program
     num_new = min(60, config.data.seq_len // 2)
     prompt = encode_prompts(data.tokenizer, [config.prompt], num_new, config.data.seq_len)
@@ -36,6 +51,7 @@ def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Lo
         "val_loss": validation["loss"],
         "val_perplexity": validation["perplexity"],
         "val_bits_per_byte": validation["bits_per_byte"],
+        "shifted_loss": shifted and shifted["loss"],
         "bigram_loss": data.meta["bigram_loss"],
         "steps": config.steps,
         "tokens": log.tokens,
@@ -45,7 +61,14 @@ def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Lo
         "padding": data.meta["train"]["padding"],
         "parameters": num_parameters(program.abstract_portable.params),
         "seconds": {part: run.clock.seconds[part] for part in PARTS},
+        "core_share": run.clock.core_seconds["step"]
+        / max(run.clock.seconds["step"], 1e-9)
+        / cores(),
         "peak_memory_bytes": peak_memory_bytes(),
+        "model_flops_per_token": model_flops(config, data.tokenizer.get_vocab_size()),
+        **step_costs(run),
+        "noise_scale": log.noise.value,
+        "emulated": are_emulated(),
         "strategy": config.parallel.strategy,
         "devices": program.mesh.size,
         "device_kind": program.mesh.devices.flat[0].device_kind,
@@ -62,6 +85,14 @@ def summarize(run: Run, state: TrainState, validation: dict[str, float], log: Lo
     print_summary(summary)
 
 
+def step_costs(run: Run) -> dict[str, int | float]:
+    """Read them from the compiled step, where there is one."""
+    program = run.program
+    if not isinstance(program.step, jax.stages.Compiled):
+        return {}
+    return compiled_costs(program.step, program.mesh, program.abstract)
+
+
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     file = workdir / "summary.json"
     return json.loads(file.read_text()) if file.exists() else None
@@ -75,6 +106,7 @@ def print_summary(s: dict[str, Any]) -> None:
 validation loss      {s["val_loss"]:.4f} nats a token
   perplexity         {s["val_perplexity"]:.2f}
   bits per byte      {s["val_bits_per_byte"]:.4f}
+{shifted_line(s)}\
 bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
 {abs(gain):.4f} {"better" if gain > 0 else "worse"})
 tokens               {human(s["tokens"])} in {s["steps"]} steps, \
@@ -88,13 +120,11 @@ sample
     )
 
 
+def shifted_line(summary: dict[str, Any]) -> str:
+    if (loss := summary["shifted_loss"]) is None:
+        return ""
+    return f"shifted loss         {loss:.4f} (held-out text of another kind)\n"
+
+
 def indent(text: str) -> str:
     return "\n".join("  | " + line for line in text.splitlines())
-
-
-def peak_memory_bytes() -> int:
-    """Return a device's peak where it tells (GPU, TPU), else this process's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

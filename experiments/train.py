@@ -34,6 +34,11 @@ from parallel.program import TrainState
 CONFIG = startup.define_config()
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print size and memory, and end.")
 STOP_AT = flags.DEFINE_integer("stop_at", None, "Save and end after this step.")
+PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "START:STOP: trace the steps after START up to STOP, for TensorBoard and XProf.",
+)
 
 
 def main() -> None:
@@ -41,6 +46,7 @@ def main() -> None:
     with startup.user_errors():
         config = startup.load_config(CONFIG)
         folder = None if DRY_RUN.value else startup.workdir()
+        profiled = profiled_steps(PROFILE.value)
         startup.start_jax()
         mesh = check(config)
         if folder is None:
@@ -56,13 +62,15 @@ def main() -> None:
     task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
     run = Run(config, folder, data, task, program, clock)
     with startup.user_errors(OSError, FloatingPointError):
-        train(run, STOP_AT.value)
+        train(run, STOP_AT.value, profiled)
     if lock:
         lock.release()
 
 
-def train(run: Run, stop_at: int | None = None) -> TrainState:
+def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
     """Run, or go on with, the experiment in its workdir; return the state at the end.
+
+    The steps in `profiled` are traced into the workdir.
 
     Raises OSError if a disk is full or no checkpoint is whole, FloatingPointError if a
     step is not finite and the config says to stop there.
@@ -90,7 +98,7 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
             with log, stop_signal() as stopped:
                 last = min(config.steps, stop_at or config.steps)
                 state, final = loop(
-                    run, state, start, last, evaluate, checkpoints, log, stopped
+                    run, state, start, last, evaluate, checkpoints, log, stopped, profiled
                 )
             step = int(state.step)
             with clock("checkpoint"):
@@ -105,10 +113,12 @@ def train(run: Run, stop_at: int | None = None) -> TrainState:
     if step < config.steps:
         say(f"stopped at step {step}; the same command goes on from there")
         return state
-    if final is None:  # killed after the last save: only the end is missing
-        with clock("eval"):
-            final = evaluate(program.params(state))
-    summarize(run, state, final, log)
+    with clock("eval"):
+        params = program.params(state)
+        if final is None:  # killed after the last save: only the end is missing
+            final = evaluate(params)
+        shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
+    summarize(run, state, final, shifted, log)
     return state
 
 
@@ -121,6 +131,7 @@ def loop(
     checkpoints: Checkpoints,
     log: Log,
     stopped: Callable[[], bool],
+    profiled: range,
 ) -> tuple[TrainState, dict[str, float] | None]:
     """Take the steps after `start` up to `last`; return the state and the last evaluation.
 
@@ -140,6 +151,8 @@ def loop(
     )
     val = None
     for step in range(start + 1, last + 1):
+        if step == max(profiled.start, start + 1) and step in profiled:
+            jax.profiler.start_trace(run.workdir / "profile")
         began = time.perf_counter()
         with clock("data"):
             batch = program.place(next(batches))
@@ -149,6 +162,10 @@ def loop(
             handle(log.train(step, metrics, began, waited), run, log)
 
         ends, val = step == last or stopped(), None
+        if step in profiled and (ends or step + 1 not in profiled):
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            log.say(f"the trace is in {run.workdir / 'profile'}")
         evaluates = step == config.steps or is_due(step, config.eval_every)
         saves = ends or is_due(step, config.save_every)
         if evaluates or saves:
@@ -198,6 +215,16 @@ def announce(run: Run, start: int) -> None:
     )
     if start:
         say(f"going on from the checkpoint at step {start}")
+
+
+def profiled_steps(flag: str | None) -> range:
+    """Return the steps that --profile asks for; ValueError if it does not tell."""
+    if flag is None:
+        return range(0)
+    start, _, stop = flag.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise ValueError(f"--profile={flag}: expected START:STOP, two steps, as in 10:15")
+    return range(int(start) + 1, int(stop) + 1)
 
 
 def is_due(step: int, every: int) -> bool:

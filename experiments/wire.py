@@ -9,10 +9,11 @@ import pathlib
 
 from absl import flags
 
+from configs.sweeps.strategies import MEMBERS
 from experiments import namespaces, startup
 from experiments.link_tables import wire_table
 from experiments.linked import workers
-from experiments.members import MEMBERS, as_flags, known
+from experiments.members import as_flags, known
 from experiments.results import measure_missing, read
 
 ONLY = flags.DEFINE_list(

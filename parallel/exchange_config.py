@@ -36,6 +36,11 @@ class ExchangeConfig:
     delay: int = 0  # steps by which the gradient that is used is late
     compensation: float = 0.0  # of the delay, DC-ASGD's lambda
 
+    @property
+    def exact(self) -> bool:
+        """Whether what comes back is this step's sum, up to rounding."""
+        return self.codec in ("none", "identity") and not self.delay
+
     def validate(self, mesh: Mesh, accumulation: int) -> None:
         for name, options in [
             ("algorithm", ("auto", *ALGORITHMS)),

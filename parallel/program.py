@@ -97,10 +97,12 @@ def gradients(
     scale: jax.Array,
     accumulation: int,
     reduce: Callable[[Params], Params] = lambda grads: grads,
+    measure_noise: bool = False,
 ) -> tuple[Params, Metrics]:
     """Sum `scale` * gradient and the loss's sums over the batch, in microbatches.
 
     `reduce` is applied to each microbatch's gradients before they are added up.
+    `measure_noise` adds the sums of which `noise` is made; the gradients must be whole.
     """
 
     def scaled_loss(params: Params, microbatch: Batch):
@@ -109,6 +111,12 @@ def gradients(
 
     def one(microbatch: Batch) -> tuple[Params, Metrics]:
         grads, sums = jax.grad(scaled_loss, has_aux=True)(params, microbatch)
+        if measure_noise:
+            square = optax.tree.norm(grads, squared=True) / scale**2
+            sums |= {
+                "unit_squares": square / jnp.maximum(sums["tokens"], 1.0),
+                "units": jnp.float32(sums["tokens"] > 0),
+            }
         return reduce(grads), sums
 
     if accumulation == 1:
@@ -156,13 +164,32 @@ def update(
         opt=keep(opt, state.opt),
         scale=learner.scaling.update(state.scale, finite),
     )
-    metrics = sums | {
+    metrics = noise(sums, norm) | {
         "grad_norm": norm,
         "finite": finite,
         "learning_rate": learner.learning_rate(new_state.opt),
         "loss_scale": state.scale.value,
     }
     return new_state, metrics
+
+
+def noise(sums: Metrics, norm: jax.Array) -> Metrics:
+    """Replace the units' sums by unbiased estimates of the gradient's square and variance.
+
+    A unit is one microbatch on one device: its n_u tokens have the gradient sum g_u, and
+    all N tokens have g, whose mean has the given norm. If a token's gradient has the mean G
+    and the covariance S, then E |g_u|^2 / n_u = n_u |G|^2 + tr S and E |g|^2 / N =
+    N |G|^2 + tr S, whatever the n_u. tr S / |G|^2 is the noise scale, in tokens (McCandlish
+    et al. 2018, 2.2 and A.1). Not a number where there is one unit only.
+    """
+    sums = dict(sums)
+    if "units" not in sums:
+        return sums
+    units, squares = sums.pop("units"), sums.pop("unit_squares")
+    tokens, square = jnp.maximum(sums["tokens"], 1.0), norm * norm
+    variance = (squares - tokens * square) / (units - 1)
+    variance = jnp.where(units > 1, variance, jnp.nan)
+    return sums | {"grad_variance": variance, "grad_square": square - variance / tokens}
 
 
 def abstract(init: Callable[[Key], TrainState], shardings: TrainState) -> TrainState:

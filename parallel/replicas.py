@@ -50,6 +50,7 @@ def exchanged_gradients(
     accumulation: int,
     every: int,
     axes: tuple[str, ...],
+    measure_noise: bool,
 ) -> tuple[Params, Metrics, Any]:
     """Return gradient and sums over all replicas, and the exchange's new state.
 
@@ -59,7 +60,15 @@ def exchanged_gradients(
     key, scale = learner.step_key(state.step), state.scale.value
 
     def one(batch: Batch, comm: Any, index):
-        grads, sums = gradients(learner.loss, state.params, batch, key, scale, every)
+        grads, sums = gradients(
+            learner.loss,
+            state.params,
+            batch,
+            key,
+            scale,
+            every,
+            measure_noise=measure_noise,
+        )
         sums = psum_in_one(sums, axes)
         grads, comm = exchange.update(
             grads,
@@ -98,12 +107,13 @@ def replica_step(
     accumulation: int,
     every: int,
     axes: tuple[str, ...],
+    measure_noise: bool,
 ) -> Step:
     """Return the step as one replica sees it: its rows in, the common update out."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums, comm = exchanged_gradients(
-            learner, exchange, state, batch, accumulation, every, axes
+            learner, exchange, state, batch, accumulation, every, axes, measure_noise
         )
         new, metrics = update(learner, state, state.params, grads, sums)
         # What a skipped step brought is not to be remembered.
@@ -119,11 +129,11 @@ def shard_map_program(
     accumulation: int = 1,
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
+    measure_noise: bool = True,
 ) -> Program:
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=batch_axes(mesh)))
-    one_replica = replica_step(
-        learner, exchange, accumulation, every or accumulation, batch_axes(mesh)
-    )
+    every, axes = every or accumulation, batch_axes(mesh)
+    one_replica = replica_step(learner, exchange, accumulation, every, axes, measure_noise)
     return Program(
         step=jax.jit(spread(one_replica, mesh, PLACEMENT), donate_argnums=0),
         params=lambda state: state.params,
@@ -165,12 +175,14 @@ def pmap_program(
     accumulation: int = 1,
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
+    measure_noise: bool = True,
 ) -> Program:
     (axis,) = batch_axes(mesh)
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
     state_axes = jax.tree.map(lambda place: 0 if place == EACH else None, PLACEMENT)
+    every = every or accumulation
     step = jax.pmap(
-        replica_step(learner, exchange, accumulation, every or accumulation, (axis,)),
+        replica_step(learner, exchange, accumulation, every, (axis,), measure_noise),
         axis_name=axis,
         in_axes=(state_axes, 0),
         out_axes=(state_axes, None),

@@ -54,7 +54,13 @@ def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout)
     def global_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
         key = learner.step_key(state.step)
         return gradients(
-            learner.loss, state.params, batch, key, state.scale.value, accumulation
+            learner.loss,
+            state.params,
+            batch,
+            key,
+            state.scale.value,
+            accumulation,
+            measure_noise=accumulation > 1,
         )
 
     return layout_program(learner, mesh, layout, knowing(mesh, global_gradients))
@@ -89,7 +95,8 @@ def zero_program(
         keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
         return keeps and primitive.name != "all_gather"
 
-    if any(dim is not None for dim in sharded_dims(param_specs, shapes, shard)):
+    gathers = any(dim is not None for dim in sharded_dims(param_specs, shapes, shard))
+    if gathers:
         gathered_loss = jax.checkpoint(gathered_loss, policy=saveable)
 
     def microbatch_reduce(grads: Params) -> Params:
@@ -105,7 +112,14 @@ def zero_program(
 
     def local(shards: Params, batch: Batch, key, scale):
         grads, sums = gradients(
-            gathered_loss, shards, batch, key, scale, accumulation, microbatch_reduce
+            gathered_loss,
+            shards,
+            batch,
+            key,
+            scale,
+            accumulation,
+            microbatch_reduce,
+            measure_noise=not gathers,  # else they are sums over devices already
         )
         ends = tensor_specs, P()
         return on_tensor(mesh, last_reduce, ends, ends)(grads, sums)

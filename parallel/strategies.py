@@ -111,9 +111,13 @@ class Strategy(NamedTuple):
 
 def replicas(constructor: Callable[..., Program], axes: tuple[str, ...]) -> Strategy:
     def program(learner: Learner, mesh: Mesh, config: ParallelConfig) -> Program:
-        exchange = build_exchange(config.exchange, mesh)
         return constructor(
-            learner, mesh, config.accumulation, exchange, config.exchange.every
+            learner,
+            mesh,
+            config.accumulation,
+            build_exchange(config.exchange, mesh),
+            config.exchange.every,
+            measure_noise=config.exchange.exact,
         )
 
     return Strategy(program, axes, exchanges=True)

@@ -1,7 +1,8 @@
 """Corpora: where documents come from.
 
 A Corpus is an identity (all that decides its text, for the cache's fingerprint) and a
-function from split ("train", "validation") to an iterator of documents.
+function from split ("train", "validation", and "shifted" where it has one: held-out text of
+another kind) to an iterator of documents.
 """
 
 import glob
@@ -15,16 +16,22 @@ from typing import NamedTuple
 class Corpus(NamedTuple):
     identity: dict[str, object]
     documents: Callable[[str], Iterator[str]]
+    splits: tuple[str, ...] = ("train", "validation")
+
+
+SHIFTED = ("train", "validation", "shifted")
 
 
 def stdlib_corpus(cache: pathlib.Path) -> Corpus:
     # Imported where used: a run whose rows are prepared needs no TFDS.
-    from lm.data.stdlib import Stdlib
+    from lm.data.stdlib import Stdlib, has_tests
 
     builder = Stdlib(data_dir=cache / "tfds", file_format="array_record")
+    names = {"shifted": "tests"}
     return Corpus(
         {"source": "stdlib", "version": str(builder.version)},
-        lambda split: tfds_documents(builder, split, "text"),
+        lambda split: tfds_documents(builder, names.get(split, split), "text"),
+        SHIFTED if has_tests() else SHIFTED[:2],
     )
 
 
@@ -48,6 +55,7 @@ def tfds_corpus(name: str, splits: dict[str, str], text_key: str, data_dir: str)
             "key": text_key,
         },
         lambda split: tfds_documents(builder, splits[split], text_key),
+        tuple(splits),
     )
 
 
@@ -72,7 +80,9 @@ def tfds_documents(builder, split: str, text_key: str) -> Iterator[str]:
         yield text.decode() if isinstance(text, bytes) else text
 
 
-def text_corpus(path: str, validation_path: str, validation_share: float) -> Corpus:
+def text_corpus(
+    path: str, validation_path: str, validation_share: float, shifted_path: str = ""
+) -> Corpus:
     """Read plain text files, each a document.
 
     Without files for validation, the last share of each file's lines is held out.
@@ -86,11 +96,17 @@ def text_corpus(path: str, validation_path: str, validation_share: float) -> Cor
     def read(file: pathlib.Path) -> Iterator[str]:
         yield read_text(file)
 
-    return files_corpus("text", path, validation_path, validation_share, read, cut)
+    return files_corpus(
+        "text", path, validation_path, validation_share, shifted_path, read, cut
+    )
 
 
 def jsonl_corpus(
-    path: str, validation_path: str, validation_share: float, text_key: str
+    path: str,
+    validation_path: str,
+    validation_share: float,
+    text_key: str,
+    shifted_path: str = "",
 ) -> Corpus:
     """Read JSON-lines files, one document a line under `text_key`.
 
@@ -105,7 +121,9 @@ def jsonl_corpus(
     def read(file: pathlib.Path) -> Iterator[str]:
         return read_jsonl(file, text_key)
 
-    corpus = files_corpus("jsonl", path, validation_path, validation_share, read, cut)
+    corpus = files_corpus(
+        "jsonl", path, validation_path, validation_share, shifted_path, read, cut
+    )
     return corpus._replace(identity=corpus.identity | {"key": text_key})
 
 
@@ -114,6 +132,7 @@ def files_corpus(
     path: str,
     validation_path: str,
     validation_share: float,
+    shifted_path: str,
     read: Callable[[pathlib.Path], Iterator[str]],
     cut: Callable[[str], tuple[str, str]],
 ) -> Corpus:
@@ -122,8 +141,13 @@ def files_corpus(
     held_out = (
         list_files("data.validation_path", validation_path) if validation_path else []
     )
+    shifted = list_files("data.shifted_path", shifted_path) if shifted_path else []
 
     def documents(split: str) -> Iterator[str]:
+        if split == "shifted":
+            for file in shifted:
+                yield from read(file)
+            return
         validation = split == "validation"
         for file in held_out if validation and held_out else files:
             for text in read(file):
@@ -136,8 +160,9 @@ def files_corpus(
         "files": list(map(file_digest, files)),
         "validation_files": list(map(file_digest, held_out)),
         "validation_share": None if held_out else validation_share,
+        "shifted_files": list(map(file_digest, shifted)),
     }
-    return Corpus(identity, documents)
+    return Corpus(identity, documents, SHIFTED if shifted else SHIFTED[:2])
 
 
 def file_digest(file: pathlib.Path) -> str:

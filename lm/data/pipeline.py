@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from lm.data.clean import clean
 from lm.data.corpus import (
+    SHIFTED,
     Corpus,
     jsonl_corpus,
     stdlib_corpus,
@@ -39,9 +40,10 @@ from lm.data.tokenizer import (
 )
 from lm.models.ngram import bigram_counts, bigram_loss
 
-FORMAT = 1  # part of the fingerprint; changes when the files or their making change
+FORMAT = 2  # part of the fingerprint; changes when the files or their making change
 SOURCES = ("stdlib", "tfds", "text", "jsonl")
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
+SHIFTED_CHARACTERS = 300_000  # of the shifted text, at most
 
 
 @dataclass
@@ -50,10 +52,12 @@ class DataConfig:
     name: str = ""  # tfds: the dataset, such as lm1b or wiki40b/en
     split: str = "train"  # tfds: the split to train on
     validation_split: str = "test"  # tfds: the split held out
+    shifted_split: str = ""  # tfds: held-out text of another kind; "": none
     tfds_dir: str = ""  # tfds: where prepared datasets lie; "": TFDS's default
     path: str = ""  # text, jsonl: a file, a folder or a glob
     validation_path: str = ""  # text, jsonl: held-out files; "": a share of path
     validation_share: float = 0.05  # text, jsonl: held out where there are no files
+    shifted_path: str = ""  # text, jsonl: held-out files of another kind; "": none
     text_key: str = "text"  # tfds, jsonl: the feature that holds the text
     vocab_size: int = 4096  # of the BPE; 257 is bytes
     seq_len: int = 256  # T, target tokens in a row
@@ -93,6 +97,7 @@ class Data(NamedTuple):
     validation: Rows
     tokenizer: Tokenizer
     meta: dict  # fingerprint, padding shares, documents, bigram loss, ...
+    shifted: Rows | None = None  # held-out text of another kind
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -101,10 +106,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         return stdlib_corpus(pathlib.Path(c.cache).expanduser())
     if c.source == "tfds":
         splits = {"train": c.split, "validation": c.validation_split}
+        if c.shifted_split:
+            splits["shifted"] = c.shifted_split
         return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
     if c.source == "text":
-        return text_corpus(c.path, c.validation_path, c.validation_share)
-    return jsonl_corpus(c.path, c.validation_path, c.validation_share, c.text_key)
+        return text_corpus(c.path, c.validation_path, c.validation_share, c.shifted_path)
+    return jsonl_corpus(
+        c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path
+    )
 
 
 def prepare(config: DataConfig) -> Data:
@@ -155,10 +164,11 @@ def make_rows(
         "segments": config.packing == "first_fit",
     }
     seen: set[bytes] = set()
-    for split in ("train", "validation"):
-        documents = tqdm(
-            map(clean, corpus.documents(split)), f"prepare {split}", unit=" documents"
-        )
+    for split in corpus.splits:
+        texts = map(clean, corpus.documents(split))
+        if split == "shifted":
+            texts = sample(texts, SHIFTED_CHARACTERS)
+        documents = tqdm(texts, f"prepare {split}", unit=" documents")
         encoded = encode_documents(tokenizer, deduplicate(documents, seen))
         rows = PACKINGS[config.packing](encoded, config.seq_len)
         meta[split] = write_rows(rows, folder, split, meta)
@@ -225,10 +235,10 @@ def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
 def load(folder: pathlib.Path) -> Data:
     meta = json.loads((folder / "meta.json").read_text())
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    train, validation = (read_rows(folder, s, meta) for s in ("train", "validation"))
+    rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
     if not meta["segments"]:
-        train, validation = (r._replace(segments=None) for r in (train, validation))
-    return Data(train, validation, tokenizer, meta)
+        rows = {split: r._replace(segments=None) for split, r in rows.items()}
+    return Data(tokenizer=tokenizer, meta=meta, **rows)
 
 
 def row_order(num_rows: int, seed: int) -> grain.MapDataset:

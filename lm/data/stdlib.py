@@ -59,6 +59,10 @@ def split_of(path: pathlib.Path) -> str:
     return "validation" if share < VALIDATION_SHARE else "train"
 
 
+def has_tests() -> bool:
+    return any(split_of(path) == "tests" for path in source_files())
+
+
 def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:
     for path in paths:
         raw = (stdlib_folder() / path).read_bytes()

@@ -1,0 +1,107 @@
+"""What a training step costs: time, tokens/s, FLOP/s, memory, bytes on the wire.
+
+python -m experiments.measure --config=configs/tiny.py --devices=8 [--num_steps=20]
+    [--config.parallel.strategy=fsdp ...] [--output=measured.json]
+
+The step is compiled apart (its seconds are told), taken a few times unmeasured, and then
+waited for each time: the median and the quartiles of these seconds are told. FLOPs are
+those of the model (experiments/costs.py:model_flops), not of recomputation; their share of
+the limit is the model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B), where the
+limit is what this machine reaches in a product of two large matrices, measured in the same
+process.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+from absl import flags
+
+from configs.base import Experiment
+from experiments import startup
+from experiments.build import build, check, compile_step
+from experiments.costs import (
+    are_emulated,
+    compiled_costs,
+    cores,
+    model_flops,
+    peak_memory_bytes,
+    product_limit,
+)
+from experiments.log import human
+from experiments.workdir import write_whole
+from lm.data.pipeline import prepare, train_batches
+from parallel.mesh import process_rows
+
+CONFIG = startup.define_config()
+NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps measured.", lower_bound=2)
+WARM_UP = flags.DEFINE_integer("warm_up", 3, "Steps taken before.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
+
+
+def measure(config: Experiment) -> dict[str, Any]:
+    mesh = check(config)
+    data = prepare(config.data)
+    vocab_size = data.tokenizer.get_vocab_size()
+    _, program = build(config, vocab_size, mesh)
+    began = time.perf_counter()
+    compiled = compile_step(config, program)
+    compile_seconds = time.perf_counter() - began
+    batches = train_batches(
+        data.train,
+        config.seed,
+        config.data.batch_size,
+        0,
+        WARM_UP.value + NUM_STEPS.value,
+        *process_rows(mesh),
+    )
+    state, seconds, tokens, cpu = program.init(jax.random.key(config.seed)), [], 0, 0.0
+    for step, host_batch in enumerate(batches):
+        batch = jax.block_until_ready(program.place(host_batch))
+        start, cpu_start = time.perf_counter(), time.process_time()
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        if step >= WARM_UP.value:
+            seconds.append(time.perf_counter() - start)
+            cpu += time.process_time() - cpu_start
+            tokens += int(metrics["tokens"])
+    rate = tokens / sum(seconds)
+    flops = rate * model_flops(config, vocab_size)
+    limit = product_limit() * (1 if are_emulated() else mesh.size)
+    low, median, high = statistics.quantiles(seconds, n=4)
+    figures = {
+        "step_seconds": median,
+        "step_seconds_quartiles": [low, high],
+        "tokens_per_second": rate,
+        "model_flops_per_second": flops,
+        "product_limit": limit,
+        "mfu": flops / limit,
+        "compile_seconds": compile_seconds,
+        "core_share": cpu / sum(seconds) / cores(),
+        "observed_peak_bytes": peak_memory_bytes(),
+    }
+    if isinstance(compiled, jax.stages.Compiled):
+        figures |= compiled_costs(compiled, mesh, program.abstract)
+    return figures
+
+
+def main() -> None:
+    with startup.user_errors():
+        config = startup.load_config(CONFIG)
+        startup.start_jax()
+        check(config)
+    figures = measure(config)
+    if not startup.is_main_process():
+        return
+    for name, value in figures.items():
+        values = value if isinstance(value, list) else [value]
+        shown = " to ".join(f"{x:.3g}" if x < 1 else human(x) for x in values)
+        print(f"{name.replace('_', ' '):26} {shown}")
+    if OUTPUT.value:
+        write_whole(pathlib.Path(OUTPUT.value), json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,198 @@
+"""A sweep is killed half-way and finished by the same command; its report is read."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import time
+
+import pytest
+
+from tests.experiments.runs import ROOT, command, run, small, write_corpus
+
+SWEEP = """
+from configs.sweeps.combine import each, product
+
+def get_sweep():
+    fixed = {fixed}
+    good = product([fixed], each("devices", 1, 2), each("data.batch_size", 8, 16))
+    return good + [fixed | {{"parallel.data": 3}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    write_corpus(folder / "corpus")
+    given = small(folder, **{"parallel.strategy": "shard_map", "eval_every": 10})
+    fixed = {"config": given[0].removeprefix("--config=")}
+    for flag in given[1:]:
+        name, value = flag.removeprefix("--config.").split("=", 1)
+        fixed[name] = int(value) if value.isdigit() else value
+    (folder / "members.py").write_text(SWEEP.format(fixed=fixed | {"steps": 40}))
+    return folder
+
+
+def sweep(folder) -> list[str]:
+    return [f"--sweep={folder}/members.py", f"--workdir={folder}/runs"]
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """Kill the sweep when its second member is under way, then give the command again."""
+    process = subprocess.Popen(
+        command("sweep", *sweep(folder)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    second = folder / "runs" / "batch_size=16,devices=1" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (second.exists() and second.stat().st_size > 0):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 130 and "goes on from here" in told
+    first = folder / "runs" / "batch_size=8,devices=1" / "summary.json"
+    before = first.stat().st_mtime_ns
+    result = run("sweep", *sweep(folder))
+    assert first.stat().st_mtime_ns == before  # it was complete, and is not run again
+    return result
+
+
+def test_every_member_is_there_once_and_whole(folder, finished):
+    members = json.loads((folder / "runs" / "sweep.json").read_text())
+    assert len(members) == 5
+    for name in list(members)[:4]:
+        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        steps = [r["step"] for r in records if r["split"] == "train"]
+        assert steps == list(range(1, 41))
+    losses = {
+        name: json.loads((folder / "runs" / name / "summary.json").read_text())["val_loss"]
+        for name in list(members)[:4]
+    }
+    for batch in (8, 16):  # the same batches on one device and on two
+        one, two = (losses[f"batch_size={batch},devices={n}"] for n in (1, 2))
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_a_failed_member_is_told_and_stops_no_other(folder, finished):
+    assert "failed" in finished.stdout and "parallel.data 3" in finished.stdout
+    (error,) = (folder / "runs").glob("*.error")
+    assert "parallel.data 3" in error.read_text()
+    assert (folder / "runs" / "batch_size=16,devices=2" / "summary.json").exists()
+
+
+def test_report(folder, finished):
+    run("report", folder / "runs")
+    html = (folder / "runs" / "report.html").read_text()
+    markdown = (folder / "runs" / "report.md").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', html)  # needs nothing else
+    for page in (html, markdown):
+        assert "parallel.data 3" in page
+        assert "emulated" in page and "cannot say" in page
+    summary = folder / "runs" / "batch_size=16,devices=2" / "summary.json"
+    shown = json.loads(summary.read_text())
+    cells = next(
+        line for line in markdown.splitlines()
+        if line.startswith("| batch_size=16,devices=2 | 2 emulated")
+    )  # fmt: skip
+    assert f"{shown['val_loss']:.4f}" in cells and f"{shown['val_perplexity']:.2f}" in cells
+    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert html.count("data:image/png") == len(pictures) >= 4
+    assert all((folder / "runs" / name).stat().st_size > 1000 for name in pictures)
+
+
+def test_dry_run_lists_members(folder, finished):
+    only = "--only=batch_size=8,devices=2"
+    result = run("sweep", *sweep(folder), "--dry_run", only)
+    (line,) = result.stdout.splitlines()[1:]
+    assert "batch_size=8,devices=2" in line and line.split()[0] == "10.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "has no get_sweep"),
+        ("get_sweep = list", "returned no member"),
+        ("get_sweep = lambda: [{'config': 'no.py'}]", "no config file 'no.py'"),
+        ("get_sweep = lambda: [{'config': C, 'optim.rate': 1}]", "rate"),
+        ("get_sweep = lambda: [{'config': C, 'steps': 0}]", "steps is 0"),
+        ("get_sweep = lambda: [{'config': C}] * 2", "twice"),
+        ("get_sweep = lambda: [{'config': C, 'devices': 3, 'processes': 2}]", "divisible"),
+    ],
+)
+def test_bad_sweeps_end_at_once(tmp_path, text, says):
+    from experiments.sweep import load_sweep, member_config
+
+    file = tmp_path / "members.py"
+    file.write_text(f"C = {str(ROOT / 'configs/tiny.py')!r}\n{text}\n")
+    with pytest.raises(ValueError, match=says):
+        for name, member in load_sweep(str(file)).items():
+            member_config(name, member)
+
+
+SBATCH = """#!/bin/sh
+# What SLURM would do, here and now: run the script as job 7's only task.
+for script; do :; done
+error=$(sed -n 's/^#SBATCH --error=//p' $script | sed s/%j/7/)
+export SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+export SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=localhost
+sh $script > /dev/null 2> $error || true
+echo Submitted batch job 7
+"""
+SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do
+  case "$1" in --output|--error) shift;; esac
+  shift
+done
+exec "$@"
+"""
+SACCT = """#!/bin/sh
+echo 'JobID|State|NodeList'
+echo '7|COMPLETED|localhost'
+"""
+
+
+def test_members_are_handed_to_slurm(folder, finished, tmp_path):
+    """With commands that stand for SLURM's and run what they are given at once."""
+    programs = {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "squeue": "#!/bin/sh\n"}
+    for name, text in programs.items():
+        file = tmp_path / name
+        file.write_text(text)
+        file.chmod(file.stat().st_mode | stat.S_IEXEC)
+    only = "--only=batch_size=8,devices=1"
+    flags = [f"--sweep={folder}/members.py", f"--workdir={tmp_path}/runs", only]
+    result = subprocess.run(
+        command("sweep", *flags, "--executor=slurm", "--slurm=partition=cpu,time=9"),
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT),
+             "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    summary = tmp_path / "runs" / "batch_size=8,devices=1" / "summary.json"
+    assert result.returncode == 0 and summary.exists(), result.stderr[-2000:]
+    (script,) = (tmp_path / "runs" / "slurm").glob("*.sh")
+    assert "#SBATCH --partition=cpu" in script.read_text()
+    assert "#SBATCH --time=9" in script.read_text()
+    there = folder / "runs" / "batch_size=8,devices=1" / "summary.json"
+    one, two = (json.loads(file.read_text())["val_loss"] for file in (summary, there))
+    assert one == two
+
+
+def test_a_sweep_in_a_foreign_folder_is_refused(folder, finished):
+    other = folder / "other.py"
+    text = (folder / "members.py").read_text()
+    other.write_text(text.replace("'steps': 40", "'steps': 41"))
+    result = run(
+        "sweep", f"--sweep={other}", f"--workdir={folder}/runs", check=False
+    )  # fmt: skip
+    assert result.returncode == 2 and "holds another sweep" in result.stderr
+
+
+def test_report_of_nothing(tmp_path):
+    result = run("report", tmp_path, check=False)
+    assert result.returncode == 2 and "holds no sweep.json" in result.stderr
+    result = run("report", check=False)
+    assert result.returncode == 2 and "give the folder of a sweep" in result.stderr
