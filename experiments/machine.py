@@ -11,6 +11,11 @@ from experiments import startup
 from experiments.costs import cores, product_limit
 
 
+def use_eight_devices() -> None:
+    """Emulate eight devices where there is no accelerator; before JAX is first used."""
+    jax.config.update("jax_num_cpu_devices", 8)
+
+
 def main() -> None:
     startup.start_jax()
     device = jax.devices()[0]

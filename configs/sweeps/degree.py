@@ -1,0 +1,15 @@
+"""What changes with the degree, and what does not? The degree alone, at equal tokens.
+
+Command:  python -m experiments.sweep --sweep=configs/sweeps/degree.py \
+              --workdir=runs/degree
+"""
+
+from configs.sweeps.combine import Member, at_tokens, degrees, product
+
+TOKENS, SEQ_LEN = 100_000, 128
+
+
+def get_sweep() -> list[Member]:
+    fixed = {"config": "configs/tiny.py", "parallel.strategy": "shard_map"}
+    members = product(degrees(1, 2, 4, 8), [{"data.batch_size": 32}])
+    return product([fixed], at_tokens(TOKENS, members, SEQ_LEN))
