@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from configs.base import Experiment
 from experiments.build import build, compile_step
 from experiments.costs import compiled_costs
-from experiments.log import human
+from experiments.log import human, size
 from lm.task import num_parameters
 from parallel.layout import bytes_per_device
 from parallel.ledger import ledger
@@ -41,7 +41,3 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
             count, sent = value
             value = f"{size(sent)} a step and device, in {count:g} collectives"
         print(f"{name:32} {value}")
-
-
-def size(num_bytes: int) -> str:
-    return human(num_bytes) + "B"

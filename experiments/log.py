@@ -242,3 +242,8 @@ def human(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} P"
+
+
+def size(num_bytes: float) -> str:
+    """Format as human does: 12.3 kB."""
+    return human(num_bytes) + ("B" if num_bytes >= 1000 else " B")

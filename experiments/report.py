@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jinja2
 
 from experiments import startup
-from experiments.log import human
+from experiments.log import human, size
 from experiments.report_figures import FIGURES
 from experiments.startup import say
 from experiments.sweep_rows import Row, read_rows
@@ -54,9 +54,9 @@ def figures_table(rows: list[Row], limit: float | None) -> Table:
             "" if s["shifted_loss"] is None else f"{s['shifted_loss']:.4f}",
             human(row.rate),
             "" if used is None else f"{used:.0%}",
-            human(s["sent_bytes"]) + "B" if "sent_bytes" in s else "",
-            human(s["peak_bytes"]) + "B" if "peak_bytes" in s else "",
-            human(s["peak_memory_bytes"]) + "B",
+            size(s["sent_bytes"]) if "sent_bytes" in s else "",
+            size(s["peak_bytes"]) if "peak_bytes" in s else "",
+            size(s["peak_memory_bytes"]),
             human(scale) if scale else "",
         ]
 
