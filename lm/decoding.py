@@ -59,7 +59,18 @@ def generate(
     sampling: Sampling,
     seed: int,
 ) -> list[list[int]]:
-    """Continue each prompt by up to `num_new` tokens, ending at the end-of-text mark."""
+    """Continue each prompt by up to `num_new` tokens, ending at the end-of-text mark.
+
+    Raises ValueError where there is no prompt, or one without a token, or nothing to add.
+    """
+    if not prompts or not all(prompts):
+        empty = [index for index, prompt in enumerate(prompts) if not prompt]
+        raise ValueError(
+            f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
+            "least one (the end-of-text mark begins a text)"
+        )
+    if num_new < 1:
+        raise ValueError(f"num_new is {num_new}; it must be at least 1")
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     prompts_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
     for row, prompt in enumerate(prompts):

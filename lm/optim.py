@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from lm.baum_welch import baum_welch
+
 OPTIMIZERS = {
     "sgd": lambda c, mask: optax.chain(decay(c, mask), optax.sgd(1.0)),
     "momentum": lambda c, mask: optax.chain(
@@ -54,6 +56,8 @@ OPTIMIZERS = {
         optax.add_decayed_weights(-c.weight_decay, mask),
     ),
 }
+# No descent, but a closed form: for tasks whose gradients are expected counts.
+MAXIMIZERS = {"baum_welch": lambda c, mask: baum_welch(c.forgetting, c.smoothing)}
 
 SCHEDULES = (
     "constant",
@@ -90,10 +94,12 @@ class OptimConfig:
     clip_norm: float = 1.0  # global norm; 0: off
     clip_value: float = 0.0  # each element; 0: off
     clip_adaptive: float = 0.0  # relative to each unit's parameter norm; 0: off
+    forgetting: float = 0.0  # baum_welch: 0 (each batch by itself) to 1 (remembers all)
+    smoothing: float = 1e-8  # baum_welch: pseudo-counts of each entry, per token
 
     def validate(self) -> None:
         for field, options in [
-            ("name", tuple(OPTIMIZERS)),
+            ("name", (*OPTIMIZERS, *MAXIMIZERS)),
             ("schedule", SCHEDULES),
             ("decay_mask", DECAY_MASKS),
         ]:
@@ -101,7 +107,9 @@ class OptimConfig:
                 raise ValueError(
                     f"optim.{field} is {value!r}; choose one of {', '.join(options)}"
                 )
-        for field in ("clip_norm", "clip_value", "clip_adaptive", "weight_decay"):
+        for field in (
+            "clip_norm", "clip_value", "clip_adaptive", "weight_decay", "smoothing",
+        ):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ValueError(
                     f"optim.{field} is {getattr(self, field)}; it must not be negative"
@@ -109,6 +117,10 @@ class OptimConfig:
         if self.learning_rate <= 0:
             raise ValueError(
                 f"optim.learning_rate is {self.learning_rate}; it must be positive"
+            )
+        if not 0 <= self.forgetting <= 1:
+            raise ValueError(
+                f"optim.forgetting is {self.forgetting}; expected 0 <= forgetting <= 1"
             )
         for field in ("decay_every", "patience", "window"):
             if getattr(self, field) < 1:
@@ -130,7 +142,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
         links.append(per_layer(optax.adaptive_grad_clip(c.clip_adaptive)))
     if c.clip_norm:
         links.append(optax.clip_by_global_norm(c.clip_norm))
-    links.append(per_layer(OPTIMIZERS[c.name](c, decay_mask(c))))
+    links.append(per_layer((OPTIMIZERS | MAXIMIZERS)[c.name](c, decay_mask(c))))
     links.append(
         # Injected, so that the state holds the rate in force and the log can show it.
         optax.inject_hyperparams(optax.scale_by_learning_rate, static_args="flip_sign")(

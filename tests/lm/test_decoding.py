@@ -46,6 +46,19 @@ def test_a_prompt_gives_the_same_text_in_any_batch(model):
     assert generate(task, params, PROMPTS, 8, Sampling(1.0), seed=6) != together
 
 
+@pytest.mark.parametrize(
+    "prompts, num_new, words",
+    [
+        ([], 4, "of 0 prompts"),
+        ([[1], [], [2]], 4, r"of 3 prompts those numbered \[1\] have no token"),
+        ([[1]], 0, "num_new is 0"),
+    ],
+)
+def test_nothing_to_go_on_is_refused(model, prompts, num_new, words):
+    with pytest.raises(ValueError, match=words):
+        generate(*model, prompts, num_new, Sampling(), seed=0)
+
+
 def draws(logits, sampling, num=4000):
     keys = jax.random.split(jax.random.key(0), num)
     tokens = jax.vmap(lambda key: sample(jnp.asarray(logits), key, sampling))(keys)

@@ -1,0 +1,223 @@
+"""Hidden Markov language model: Baum-Welch and gradients are one task.
+
+The idea: the gradient of the log likelihood with respect to log-probabilities, taken as
+if they were free, *is* the expected count of each start, transition and emission, and the
+backward pass of the forward algorithm is the backward algorithm (Eisner 2016). So the
+E-step is a gradient that any strategy sums, and the M-step is an optimizer
+(lm/baum_welch.py). Differentiated through the normalisation as well, the same loss is
+trained by any other optimizer.
+
+The chain starts anew at the beginning of each segment. What is maximised is the likelihood
+of all tokens; what is reported is the loss of the targets, each given the tokens before it
+in its segment, as for every other model. A scan over time is used: its step costs S^2 per
+row where an associative scan composes matrices at S^3. Source: Rabiner 1989.
+
+Shapes: B batch, T time, S states, V vocabulary, C cache length.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lm.task import Batch, Key, Params, Sums, Task, targets_mask
+
+TRAINING = ("em", "gradient")
+
+
+@dataclass
+class HmmConfig:
+    num_states: int = 128  # S
+    training: str = "em"  # em: gradients are minus expected counts | gradient
+
+    def validate(self, seq_len: int) -> None:
+        if self.num_states < 1:
+            raise ValueError(
+                f"model.num_states is {self.num_states}; it must be at least 1"
+            )
+        if self.training not in TRAINING:
+            raise ValueError(
+                f"model.training is {self.training!r}; choose one of {', '.join(TRAINING)}"
+            )
+
+
+def hmm_task(config: HmmConfig, vocab_size: int, seq_len: int) -> Task:
+    """Return the Task of a hidden Markov model; rows may have any length."""
+    del seq_len
+    num_states = config.num_states
+
+    def init(key: Key) -> Params:
+        shapes = {
+            "start": (num_states,),
+            "transition": (num_states, num_states),
+            "emission": (num_states, vocab_size),
+        }
+        keys = jax.random.split(key, len(shapes))
+        return normalised(
+            {
+                name: jax.random.normal(k, shape)
+                for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+            }
+        )
+
+    def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, Sums]:
+        logs = normalised(params, as_constant=config.training == "em")
+        _, logp_BT = forward(logs, batch["tokens"], *boundaries(batch))
+        targets = targets_mask(batch)
+        if targets is None:
+            targets = jnp.ones_like(logp_BT[:, 1:], bool)
+        sums = {
+            "loss": -jnp.sum(jnp.where(targets, logp_BT[:, 1:], 0.0)),
+            "tokens": jnp.sum(targets, dtype=jnp.float32),
+        }
+        return -jnp.sum(logp_BT), sums
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        logs = normalised(params)
+        starts_BT, padding_BT = (x[:, :-1] for x in boundaries(batch))
+        filter_BTS, _ = forward(logs, batch["tokens"][:, :-1], starts_BT, padding_BT)
+        return predict(logs, filter_BTS)
+
+    def cache(batch_size: int, length: int) -> jax.Array:
+        """Make room for log p(state | tokens before it) at every position."""
+        return jnp.zeros((batch_size, length + 1, num_states))
+
+    def decode(params: Params, filter_BCS: jax.Array, tokens_BT, start_B):
+        logs = normalised(params)
+        rows_B, positions_T = jnp.arange(len(start_B)), jnp.arange(tokens_BT.shape[1])
+        starts_BT = start_B[:, None] + positions_T == 0
+        before_BS = filter_BCS[rows_B, start_B]
+        filter_BTS, _ = forward(
+            logs, tokens_BT, starts_BT, jnp.zeros_like(starts_BT), before_BS
+        )
+        places_BT = start_B[:, None] + positions_T + 1
+        filter_BCS = filter_BCS.at[rows_B[:, None], places_BT].set(
+            filter_BTS.astype(filter_BCS.dtype)
+        )
+        return predict(logs, filter_BTS), filter_BCS
+
+    return Task(init, loss, logits, cache, decode)
+
+
+def normalised(params: Params, as_constant: bool = False) -> Params:
+    """Return log-probabilities, float32, each distribution along the last dim.
+
+    `as_constant` keeps the normaliser out of the gradient.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        normaliser = jax.nn.logsumexp(x, -1, keepdims=True)
+        return x - (jax.lax.stop_gradient(normaliser) if as_constant else normaliser)
+
+    return jax.tree.map(one, params)
+
+
+def boundaries(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return starts_BT, true where a segment begins, and padding_BT."""
+    segments_BT = batch.get("segments")
+    if segments_BT is None:
+        segments_BT = jnp.ones_like(batch["tokens"])
+    changes_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
+    starts_BT = jnp.pad(changes_BT, ((0, 0), (1, 0)), constant_values=True)
+    return starts_BT, segments_BT == 0
+
+
+def forward(
+    logs: Params,
+    tokens_BT: jax.Array,
+    starts_BT: jax.Array,
+    padding_BT: jax.Array,
+    before_BS: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Run the forward algorithm over each row.
+
+    Returns filter_BTS, log p(state | the segment's tokens so far), and logp_BT, log
+    p(token | those before it in its segment), 0 at padding. `before_BS` is the filter
+    before the first position, for rows that do not start there.
+    """
+    transition_SS = jnp.exp(logs["transition"])
+    start_S = jnp.exp(logs["start"])
+    emission_BTS = logs["emission"].T[tokens_BT]
+    if before_BS is None:
+        before_BS = jnp.full_like(emission_BTS[:, 0], -jnp.log(len(start_S)))
+
+    def step(filter_BS, now):
+        emission_BS, starts_B, padding_B = now
+        # A product of probabilities: their sum is 1, so what underflows is 1e-38 of it.
+        moved_BS = jnp.where(starts_B[:, None], start_S, jnp.exp(filter_BS) @ transition_SS)
+        joint_BS = safe_log(moved_BS) + emission_BS
+        logp_B = jax.nn.logsumexp(joint_BS, -1)
+        filter_BS = jnp.where(padding_B[:, None], filter_BS, joint_BS - logp_B[:, None])
+        return filter_BS, (filter_BS, jnp.where(padding_B, 0.0, logp_B))
+
+    by_time = (emission_BTS.swapaxes(0, 1), starts_BT.T, padding_BT.T)
+    _, (filter_TBS, logp_TB) = jax.lax.scan(step, before_BS, by_time)
+    return filter_TBS.swapaxes(0, 1), logp_TB.T
+
+
+def safe_log(x: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny))
+
+
+def predict(logs: Params, filter_BTS: jax.Array) -> jax.Array:
+    """Return logits_BTV, the log-probabilities of each position's next token."""
+    next_BTS = jnp.exp(filter_BTS) @ jnp.exp(logs["transition"])
+    return safe_log(next_BTS @ jnp.exp(logs["emission"]))
+
+
+def viterbi(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Return the likeliest states int32_BT (-1: padding) and their log-probability_B.
+
+    The probability is of states and tokens together, over all segments of the row.
+    """
+    logs = normalised(params)
+    emission_BTS = logs["emission"].T[batch["tokens"]]
+    starts_BT, padding_BT = boundaries(batch)
+    num_states = len(logs["start"])
+
+    def step(best_BS, now):
+        emission_BS, starts_B, padding_B = (x[:, None] for x in now)
+        # A segment begins after the best end of the one before it.
+        moves_BSS = jnp.where(
+            starts_B[..., None], logs["start"], logs["transition"]
+        ) + jnp.expand_dims(best_BS, -1)
+        new_BS = jnp.max(moves_BSS, 1) + emission_BS[:, 0]
+        came_from_BS = jnp.where(
+            padding_B, jnp.arange(num_states), jnp.argmax(moves_BSS, 1)
+        )
+        return jnp.where(padding_B, best_BS, new_BS), came_from_BS
+
+    def back(state_B, came_from_BS):
+        before_B = jnp.take_along_axis(came_from_BS, state_B[:, None], 1)[:, 0]
+        return before_B, state_B
+
+    by_time = (emission_BTS.swapaxes(0, 1), starts_BT.T, padding_BT.T)
+    # Nothing comes before the first position: one state alone, at probability 1.
+    before_BS = jnp.where(jnp.arange(num_states) == 0, 0.0, -jnp.inf)
+    before_BS = jnp.broadcast_to(before_BS, emission_BTS[:, 0].shape)
+    best_BS, came_from_TBS = jax.lax.scan(step, before_BS, by_time)
+    last_B = jnp.argmax(best_BS, -1)
+    _, states_TB = jax.lax.scan(back, last_B, came_from_TBS, reverse=True)
+    return jnp.where(padding_BT, -1, states_TB.T), jnp.max(best_BS, -1)
+
+
+def sample_rows(
+    params: Params, key: Key, num_rows: int, length: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draw states and tokens, each int32[num_rows, length], from the chain's start."""
+    logs = normalised(params)
+
+    def step(state_B, key):
+        here, there = jax.random.split(key)
+        token_B = jax.random.categorical(here, logs["emission"][state_B])
+        return jax.random.categorical(there, logs["transition"][state_B]), (
+            state_B,
+            token_B,
+        )
+
+    first, rest = jax.random.split(key)
+    state_B = jax.random.categorical(first, logs["start"], shape=(num_rows,))
+    _, drawn_TB = jax.lax.scan(step, state_B, jax.random.split(rest, length))
+    states_BT, tokens_BT = jax.tree.map(jnp.transpose, drawn_TB)
+    return states_BT, tokens_BT
