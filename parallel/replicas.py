@@ -179,40 +179,49 @@ def pmap_program(
 ) -> Program:
     (axis,) = batch_axes(mesh)
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
-    state_axes = jax.tree.map(lambda place: 0 if place == EACH else None, PLACEMENT)
     every = every or accumulation
-    step = jax.pmap(
-        replica_step(learner, exchange, accumulation, every, (axis,), measure_noise),
+    one_replica = replica_step(
+        learner, exchange, accumulation, every, (axis,), measure_noise
+    )
+    return Program(
+        step=spread_pmap(one_replica, mesh, PLACEMENT),
+        params=lambda state: state.params,
+        place=partial(stack_rows, mesh),
+        mesh=mesh,
+        **beginnings(learner, exchange, mesh),
+    )
+
+
+def spread_pmap(step: Step, mesh: Mesh, placement: TrainState) -> Step:
+    """Do what `spread` does, by pmap: the batch is stacked by device (`stack_rows`)."""
+    (axis,) = batch_axes(mesh)
+    state_axes = jax.tree.map(lambda place: 0 if place == EACH else None, placement)
+    spread_step = jax.pmap(
+        step,
         axis_name=axis,
         in_axes=(state_axes, 0),
         out_axes=(state_axes, None),
         devices=list(mesh.devices.flat),
         donate_argnums=0,
     )
-    num_local = len(mesh.local_devices)
-
-    def place(batch: dict[str, np.ndarray]) -> Batch:
-        """Stack the rows as pmap wants them, [devices, rows per device, ...]."""
-        stacked = {
-            name: rows.reshape(num_local, -1, *rows.shape[1:])
-            for name, rows in batch.items()
-        }
-        return place_rows(mesh, stacked)
 
     def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Join what pmap leaves as this process's own arrays, without copying."""
-        state, metrics = step(state, batch)
+        state, metrics = spread_step(state, batch)
         return multihost_utils.host_local_array_to_global_array(
-            state, mesh, state_specs(PLACEMENT, mesh)
+            state, mesh, state_specs(placement, mesh)
         ), metrics
 
-    return Program(
-        step=step if jax.process_count() == 1 else global_step,
-        params=lambda state: state.params,
-        place=place,
-        mesh=mesh,
-        **beginnings(learner, exchange, mesh),
-    )
+    return spread_step if jax.process_count() == 1 else global_step
+
+
+def stack_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
+    """Stack this process's rows as pmap wants them, [devices, rows per device, ...]."""
+    stacked = {
+        name: rows.reshape(len(mesh.local_devices), -1, *rows.shape[1:])
+        for name, rows in batch.items()
+    }
+    return place_rows(mesh, stacked)
 
 
 def state_specs(placement: TrainState, mesh: Mesh) -> TrainState:
