@@ -3,12 +3,17 @@
 from dataclasses import dataclass, field
 
 from lm.data.pipeline import DataConfig
+from lm.models.recurrent import RecurrentConfig
 from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig
 
 ON_NONFINITE = ("skip", "stop")
+FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
+    "transformer": TransformerConfig,
+    "recurrent": RecurrentConfig,
+}
 
 
 @dataclass
@@ -23,7 +28,7 @@ class Experiment:
     spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
     prompt: str = "def "  # of the sample at the end
     data: DataConfig = field(default_factory=DataConfig)
-    model: TransformerConfig = field(default_factory=TransformerConfig)
+    model: TransformerConfig | RecurrentConfig = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -41,6 +46,11 @@ class Experiment:
             raise ValueError(
                 f"on_nonfinite is {self.on_nonfinite!r}; "
                 f"choose one of {', '.join(ON_NONFINITE)}"
+            )
+        if type(self.model) not in FAMILIES.values():
+            names = ", ".join(cls.__name__ for cls in FAMILIES.values())
+            raise ValueError(
+                f"config.model is a {type(self.model).__name__}; expected one of {names}"
             )
         self.data.validate()
         self.model.validate(self.data.seq_len)

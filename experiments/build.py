@@ -1,6 +1,7 @@
 """From a config to the four values: where lm and parallel meet."""
 
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,9 @@ from configs.base import Experiment
 from experiments.log import Clock
 from lm.data.pipeline import Data
 from lm.models.attention import choose_kernel
+from lm.models.recurrent import RecurrentConfig, recurrent_task
 from lm.models.transformer import transformer_task
+from lm.models.transformer_config import TransformerConfig
 from lm.optim import learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
@@ -32,6 +35,13 @@ class Run(NamedTuple):
     clock: Clock
 
 
+class Family(NamedTuple):
+    """What one kind of model brings; it is found by the type of its config."""
+
+    task: Callable[[Experiment, int], Task]  # (config, vocabulary size)
+    check: Callable[[Experiment, Mesh], None]  # ValueError for what it could not do
+
+
 def check(config: Experiment) -> Mesh:
     """Validate a config against itself and the devices; return its mesh.
 
@@ -41,6 +51,11 @@ def check(config: Experiment) -> Mesh:
     mesh = config.parallel.mesh()
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
+    FAMILY_OF[type(config.model)].check(config, mesh)
+    return mesh
+
+
+def check_transformer(config: Experiment, mesh: Mesh) -> None:
     model = config.model
     table = model.tensor_dims(config.data.vocab_size)
     validate_tensor_dims(table, mesh.shape.get(TENSOR, 1))
@@ -52,11 +67,29 @@ def check(config: Experiment) -> Mesh:
         config.data.seq_len,
         jax.default_backend(),
     )
-    return mesh
+
+
+def check_whole(config: Experiment, mesh: Mesh) -> None:
+    """Check a model of which no layer and no stage is split over devices."""
+    validate_tensor_dims((), mesh.shape.get(TENSOR, 1))
+    config.parallel.validate_layers(None, mesh)
+
+
+FAMILY_OF = {
+    TransformerConfig: Family(
+        lambda config, vocab_size: transformer_task(
+            config.model, vocab_size, config.data.seq_len
+        ),
+        check_transformer,
+    ),
+    RecurrentConfig: Family(
+        lambda config, vocab_size: recurrent_task(config.model, vocab_size), check_whole
+    ),
+}
 
 
 def build_task(config: Experiment, vocab_size: int) -> Task:
-    task = transformer_task(config.model, vocab_size, config.data.seq_len)
+    task = FAMILY_OF[type(config.model)].task(config, vocab_size)
     return mixed_precision(task, config.precision)
 
 

@@ -13,12 +13,13 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from configs.base import Experiment
+from configs.base import FAMILIES, Experiment
 from experiments import allocator
 
 DEVICES = flags.DEFINE_integer(
@@ -110,43 +111,70 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 def parse_flags(argv: list[str]) -> list[str]:
     with user_errors():
-        check_override_names(argv)
+        config = named_config(argv)
+        check_override_names(argv, config)
         try:
             return flags.FLAGS(argv)
         except flags.IllegalFlagValueError as error:
-            raise ValueError(explain_value(str(error))) from None
+            raise ValueError(explain_value(str(error), config)) from None
         except flags.Error as error:
             raise ValueError(str(error)) from None
 
 
-def config_fields(cls: type = Experiment, prefix: str = "") -> dict[str, type]:
+def named_config(argv: list[str]) -> Experiment:
+    """Return the config that --config names, without its overrides; else the default."""
+    for index, argument in enumerate(argv[1:], 1):
+        match = re.fullmatch(r"--?config(=(.*))?", argument)
+        if match and "config" in flags.FLAGS:
+            path = match[2] if match[1] else "".join(argv[index + 1 : index + 2])
+            config = flags.FLAGS["config"].parser.parse(path)
+            # A file that is missing is told by `load_config`.
+            return config if isinstance(config, Experiment) else Experiment()
+    return Experiment()
+
+
+def config_fields(config: Any, prefix: str = "") -> dict[str, type]:
     """Map the dotted name of every field of a config to its type."""
     names = {}
-    for field in dataclasses.fields(cls):
-        name = prefix + field.name
-        if dataclasses.is_dataclass(field.type):
-            names |= config_fields(field.type, name + ".")
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            names |= config_fields(value, name + ".")
         else:
             names[name] = field.type
     return names
 
 
-def check_override_names(argv: list[str]) -> None:
-    known = config_fields()
+def check_override_names(argv: list[str], config: Experiment) -> None:
+    known = config_fields(config)
     for argument in argv[1:]:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
             near = difflib.get_close_matches(match[2], known, 1, 0.0)
             raise ValueError(
                 f"config has no field {match[2]!r}; the nearest is {near[0]!r}"
+                + of_another_family(match[2], config)
             )
 
 
-def explain_value(message: str) -> str:
+def of_another_family(name: str, config: Experiment) -> str:
+    """Say so if the field is one of the models that this config does not have."""
+    names = [
+        family
+        for family, model in FAMILIES.items()
+        if name in config_fields(model(), "model.")
+    ]
+    if not names:
+        return ""
+    here = type(config.model).__name__
+    return f" ({name} is of the {', '.join(names)} family; config.model is a {here})"
+
+
+def explain_value(message: str, config: Experiment) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
     if not match:
         return message
-    expected = config_fields()[match[1]].__name__
+    expected = config_fields(config)[match[1]].__name__
     return f"config.{match[1]} is {match[2]!r}; expected a value of type {expected}"
 
 

@@ -1,6 +1,6 @@
 """The folder of one run: its config, and whose it is.
 
-config.json      the resolved config, and the fingerprint of its data
+config.json      the resolved config, the family of its model, the fingerprint of its data
 tokenizer.json   so that a run can be evaluated without the data cache
 metrics.jsonl    one JSON object a line
 lock             held by the process that trains here
@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 from jax.experimental import multihost_utils
 
-from configs.base import Experiment
+from configs.base import FAMILIES, Experiment
 from lm.data.pipeline import Data
 
 # What may differ when a run goes on: how it is spread, what is watched and where caches
@@ -61,7 +61,10 @@ def claim(
     as it lives, so that no two runs share a workdir.
     """
     file = workdir / "config.json"
-    mine = dataclasses.asdict(config) | {"fingerprint": data.meta["fingerprint"]}
+    mine = dataclasses.asdict(config) | {
+        "family": family_name(config),
+        "fingerprint": data.meta["fingerprint"],
+    }
     if file.exists():
         ours = flatten(mine)
         theirs = flatten(json.loads(file.read_text()))
@@ -108,7 +111,14 @@ def read_config(workdir: pathlib.Path) -> Experiment:
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: there is no {file}")
-    return from_dict(Experiment, json.loads(file.read_text()))
+    values = json.loads(file.read_text())
+    # Runs from before there were families are transformers.
+    family = FAMILIES[values.get("family", "transformer")]
+    return from_dict(Experiment, values | {"model": from_dict(family, values["model"])})
+
+
+def family_name(config: Experiment) -> str:
+    return next(name for name, cls in FAMILIES.items() if cls is type(config.model))
 
 
 def from_dict(cls: type, values: dict[str, Any]):
@@ -117,6 +127,6 @@ def from_dict(cls: type, values: dict[str, Any]):
     for field in dataclasses.fields(cls):
         if field.name in values:
             value = values[field.name]
-            nested = dataclasses.is_dataclass(field.type)
+            nested = dataclasses.is_dataclass(field.type) and isinstance(value, dict)
             arguments[field.name] = from_dict(field.type, value) if nested else value
     return cls(**arguments)

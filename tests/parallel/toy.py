@@ -10,6 +10,7 @@ import optax
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
+from lm.task import Task
 from parallel.program import Learner, Program
 from parallel.strategies import ParallelConfig, build_program
 
@@ -53,7 +54,12 @@ def toy_learner(
     tx: optax.GradientTransformation, compute: str = "float32", dropout: float = 0.0,
     loss_scale: float = 64.0, remat: str = "none", **model,
 ) -> Learner:  # fmt: skip
-    task = toy_task(compute, dropout, remat, **model)
+    return learner_of(toy_task(compute, dropout, remat, **model), tx, compute, loss_scale)
+
+
+def learner_of(
+    task: Task, tx: optax.GradientTransformation, compute="float32", loss_scale=64.0
+) -> Learner:
     return Learner(
         init=task.init,
         loss=task.loss,
@@ -74,7 +80,7 @@ def toy_program(strategy: str, learner: Learner, **config) -> Program:
     return build_program(config, learner, mesh)
 
 
-def train(program: Program, num_steps: int):
+def train(program: Program, num_steps: int, batches=batches):
     """Take steps from key 1; return the state, the parameters and the losses."""
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(num_steps):
@@ -105,16 +111,21 @@ def assert_overflow_skips(program: Program):
 
 
 def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
+    return oracle_of(toy_task(dropout=dropout, **model), tx, num_steps)
+
+
+def oracle_of(
+    task: Task, tx: optax.GradientTransformation, num_steps: int, batches=batches
+):
     """Train on one device as a textbook would: the mean loss of the whole batch."""
-    task = toy_task(dropout=dropout, **model)
 
     def mean_loss(params, batch, key):
         loss_sum, sums = task.loss(params, batch, key)
-        return loss_sum / sums["tokens"]
+        return loss_sum / sums["tokens"], sums["loss"] / sums["tokens"]
 
     @jax.jit
     def step(params, opt, batch, key):
-        loss, grads = jax.value_and_grad(mean_loss)(params, batch, key)
+        grads, loss = jax.grad(mean_loss, has_aux=True)(params, batch, key)
         updates, opt = tx.update(grads, opt, params, value=loss)
         return optax.apply_updates(params, updates), opt, loss
 

@@ -1,0 +1,23 @@
+"""A 2-layer LSTM on the Python standard library, the text and the vocabulary of tiny.py.
+
+Command:  python -m experiments.train --config=configs/lstm.py --workdir=runs/a --devices=8
+          A GRU or a plain RNN: --config.model.cell=gru, --config.model.cell=rnn. Longer
+          rows with gradients cut inside them: --config.data.seq_len=512
+          --config.data.batch_size=8 --config.model.truncate=128
+"""
+
+from configs.base import Experiment
+from lm.data.pipeline import DataConfig
+from lm.models.recurrent import RecurrentConfig
+from lm.optim import OptimConfig
+from parallel.strategies import ParallelConfig
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        steps=400,
+        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=32),
+        model=RecurrentConfig(cell="lstm", width=256, num_layers=2),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=40),
+        parallel=ParallelConfig(strategy="jit"),
+    )

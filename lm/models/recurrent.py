@@ -1,0 +1,231 @@
+"""Recurrent language models: plain RNN (Elman 1990), LSTM (Hochreiter and Schmidhuber
+1997; Gers et al. 2000) and GRU (Cho et al. 2014), of Flax's cells.
+
+The inputs of all time steps go through one matrix product before the scan over time, in
+which only the product with the state is left. A state lives as long as a row: it is zeroed
+where another document begins, and with `truncate` its gradient stops every so many steps
+while the state itself goes on (Williams and Peng 1990). So the windows of a document whose
+state is carried along are the parts of one long row. They are not rows of successive
+batches: those are shuffled, which lets a run be resumed and spread at will.
+
+Shapes: B batch, T time, S cache length, D width of embeddings and states, G gates x D,
+V vocabulary. A cell's carry is a pytree of states [B, D]: (c, h) of the LSTM, else h.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.models.attention import positions_in_segment
+from lm.models.layers import dropout, matmul
+from lm.task import Task, next_token_task
+
+Carry = Any
+
+CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
+NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+INITIALIZERS = {  # of a gate's matrices
+    "naive": nnx.initializers.normal(0.01),  # whatever the width
+    "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010
+    "he": nnx.initializers.he_normal(),  # He et al. 2015
+    "orthogonal": nnx.initializers.orthogonal(),  # Saxe et al. 2014
+}
+
+
+@dataclass
+class RecurrentConfig:
+    cell: str = "lstm"  # rnn | lstm | gru
+    width: int = 256  # D, of the embedding and of each state
+    num_layers: int = 2
+    activation: str = "tanh"  # of the plain RNN: tanh | relu | sigmoid
+    init: str = "orthogonal"  # naive | xavier | he | orthogonal
+    truncate: int = 0  # steps after which gradients stop; it divides seq_len; 0: none
+    tied: bool = True  # the head is the transposed embedding
+    dropout: float = 0.0  # between layers, not between steps (Zaremba et al. 2014)
+    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
+
+    def validate(self, seq_len: int) -> None:
+        for name, options in [
+            ("cell", CELLS),
+            ("activation", ACTIVATIONS),
+            ("init", INITIALIZERS),
+        ]:
+            if (value := getattr(self, name)) not in options:
+                raise ValueError(
+                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
+                )
+        if self.cell != "rnn" and self.activation != "tanh":
+            raise ValueError(
+                f"model.activation is {self.activation!r}, a choice of the plain RNN, but "
+                f"model.cell is {self.cell!r}; set model.activation=tanh or model.cell=rnn"
+            )
+        for name in ("width", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+        for name in ("truncate", "loss_chunk"):
+            size = getattr(self, name)
+            if size < 0 or (size and seq_len % size):
+                raise ValueError(
+                    f"model.{name} {size} does not divide data.seq_len {seq_len}"
+                )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
+
+
+def recurrent_task(config: RecurrentConfig, vocab_size: int) -> Task:
+    def build(rngs: nnx.Rngs) -> Recurrent:
+        return Recurrent(config, vocab_size, rngs)
+
+    return next_token_task(build, config.loss_chunk)
+
+
+def each_gate(init: Callable, num_gates: int) -> Callable:
+    """Initialise the matrix [D, gates x D] of several gates gate by gate."""
+
+    def gates(key: jax.Array, shape: tuple[int, int], dtype, *_) -> jax.Array:
+        one = shape[0], shape[1] // num_gates
+        keys = jax.random.split(key, num_gates)
+        return jnp.concatenate([init(key, one, dtype) for key in keys], axis=1)
+
+    return gates
+
+
+def open_forget_gate(key: jax.Array, shape: tuple[int], dtype, *_) -> jax.Array:
+    """Start the LSTM's forget gate at a bias of 1 (Jozefowicz et al. 2015)."""
+    return jnp.zeros(shape, dtype).reshape(NUM_GATES["lstm"], -1).at[1].set(1).ravel()
+
+
+def make_cell(config: RecurrentConfig, rngs: nnx.Rngs) -> nnx.Module:
+    init = each_gate(INITIALIZERS[config.init], NUM_GATES[config.cell])
+    make = partial(
+        CELLS[config.cell],
+        config.width,
+        config.width,
+        kernel_init=init,
+        recurrent_kernel_init=init,
+        dtype=None,  # that of the parameters
+        rngs=rngs,
+    )
+    if config.cell == "rnn":
+        return make(activation_fn=ACTIVATIONS[config.activation])
+    return make(bias_init=open_forget_gate) if config.cell == "lstm" else make()
+
+
+class Identity(nnx.Module):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class Layer(nnx.Module):
+    """A cell over time; its product with the inputs is taken out of the cell."""
+
+    def __init__(self, config: RecurrentConfig, rngs: nnx.Rngs):
+        self.width, self.truncate = config.width, config.truncate
+        self.num_states = 2 if config.cell == "lstm" else 1
+        self.cell = make_cell(config, rngs)
+        self.input = self.cell.dense_i
+        self.cell.dense_i = Identity()
+
+    def zeros(self, shape: tuple[int, ...], dtype=jnp.float32) -> Carry:
+        zeros = jnp.zeros((*shape, self.width), dtype)
+        return (zeros, zeros) if self.num_states == 2 else zeros
+
+    def states(self, x_BTD: jax.Array, carry: Carry, first_BT: jax.Array | None) -> Carry:
+        """Return the carries after every step, a pytree of [B, T, D].
+
+        The carry is zeroed before the steps that `first_BT` marks.
+        """
+        project = self.input
+        inputs_TBG = matmul(x_BTD, project.kernel[...]).swapaxes(0, 1)
+        if project.bias is not None:
+            inputs_TBG += project.bias[...]
+        cut_T = jnp.arange(x_BTD.shape[1]) % (self.truncate or x_BTD.shape[1]) == 0
+        first_TB1 = None if first_BT is None else first_BT.T[:, :, None]
+
+        def step(carry: Carry, inputs):
+            inputs_BG, cut, first_B1 = inputs
+            if self.truncate:
+                carry = jax.tree.map(
+                    lambda x: jnp.where(cut, jax.lax.stop_gradient(x), x), carry
+                )
+            if first_B1 is not None:
+                carry = jax.tree.map(lambda x: jnp.where(first_B1, 0, x), carry)
+            carry, _ = self.cell(carry, inputs_BG)
+            return carry, carry
+
+        _, carries = jax.lax.scan(step, carry, (inputs_TBG, cut_T, first_TB1))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), carries)
+
+    def output(self, carries: Carry) -> jax.Array:
+        return carries[1] if self.num_states == 2 else carries
+
+    def decode(self, x_BTD: jax.Array, past: Carry, start_B: jax.Array):
+        """Return the outputs y_BTD, and `past` with the new states after start_B.
+
+        `past` holds, [B, 1 + S, D], the state before each position. All are kept, so that
+        a row goes on from its own position: what a shorter prompt was padded with does no
+        harm.
+        """
+        rows_B = jnp.arange(len(x_BTD))
+        after_BT = start_B[:, None] + 1 + jnp.arange(x_BTD.shape[1])
+        carry = jax.tree.map(lambda x: x[rows_B, start_B], past)
+        carries = self.states(x_BTD, carry, None)
+        past = jax.tree.map(
+            lambda old, new: old.at[rows_B[:, None], after_BT].set(new), past, carries
+        )
+        return self.output(carries), past
+
+
+class Recurrent(nnx.Module):
+    def __init__(self, config: RecurrentConfig, vocab_size: int, rngs: nnx.Rngs):
+        c = config
+        self.config = c
+        # Rows of length 1 whatever the width; a tied head gives logits of the states' size.
+        table_init = nnx.initializers.normal(c.width**-0.5)
+        self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
+        self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
+        self.output = (
+            None
+            if c.tied
+            else nnx.Linear(
+                c.width, vocab_size, use_bias=False, kernel_init=table_init, rngs=rngs
+            )
+        )
+
+    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD, the states of the last layer. No keys: no dropout."""
+        first_BT = None
+        if segments_BT is not None:
+            first_BT = positions_in_segment(tokens_BT, segments_BT) == 0
+        rate = self.config.dropout
+        x_BTD = dropout(self.embedding[tokens_BT], rate, row_keys_B, 0)
+        for index, layer in enumerate(self.layers):
+            carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
+            x_BTD = layer.output(layer.states(x_BTD, carry, first_BT))
+            x_BTD = dropout(x_BTD, rate, row_keys_B, index + 1)
+        return x_BTD
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        if self.output is None:
+            return matmul(x_BTD, self.embedding[...].T)
+        return self.output(x_BTD)
+
+    def cache(self, batch_size: int, length: int) -> list[Carry]:
+        return [layer.zeros((batch_size, 1 + length)) for layer in self.layers]
+
+    def decode(self, cache: list[Carry], tokens_BT: jax.Array, start_B: jax.Array):
+        """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
+        x_BTD = self.embedding[tokens_BT]
+        new_cache = []
+        for layer, past in zip(self.layers, cache, strict=True):
+            x_BTD, past = layer.decode(x_BTD, past, start_B)
+            new_cache.append(past)
+        return self.head(x_BTD), new_cache

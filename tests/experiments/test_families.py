@@ -1,0 +1,87 @@
+"""Each family of models through the commands: train, go on, evaluate, generate."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs.base import FAMILIES, Experiment
+from experiments.build import FAMILY_OF
+from experiments.workdir import family_name, from_dict, read_config
+from lm.models.recurrent import RecurrentConfig
+from lm.models.transformer_config import TransformerConfig
+from tests.experiments.runs import ROOT, losses, run, small, write_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    write_corpus(folder / "corpus")
+    return folder
+
+
+def flags_of(folder, config: str, **overrides):
+    """Return the flags of a small run of another config file."""
+    flags = small(folder, **overrides)[1:]
+    flags = [flag for flag in flags if "num_heads" not in flag]
+    return [f"--config={ROOT}/configs/{config}.py", *flags]
+
+
+def test_every_family_has_a_name_and_functions():
+    assert set(FAMILIES.values()) == set(FAMILY_OF)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_is_read_as_it_was_written(family, tmp_path):
+    config = Experiment(model=FAMILIES[family](width=48), seed=5)
+    written = dataclasses.asdict(config) | {"family": family_name(config)}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_config(tmp_path) == config
+    assert family_name(config) == family
+
+
+def test_a_config_from_before_families_is_a_transformer(tmp_path):
+    written = dataclasses.asdict(Experiment(steps=7))
+    (tmp_path / "config.json").write_text(json.dumps(written | {"fingerprint": "00"}))
+    config = read_config(tmp_path)
+    assert config == Experiment(steps=7)
+    assert isinstance(config.model, TransformerConfig)
+    nested = from_dict(Experiment, {"model": RecurrentConfig(), "optim": {"name": "sgd"}})
+    assert nested.optim.name == "sgd" and nested.model == RecurrentConfig()
+
+
+def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
+    flags = flags_of(folder, "lstm", steps=8, **{"model.truncate": 8})
+    whole = [*flags, f"--workdir={folder}/whole", "--devices=2"]
+    run("train", *whole)
+    parts = [*flags, f"--workdir={folder}/parts"]
+    run("train", *parts, "--devices=2", "--stop_at=4")
+    run("train", *parts, "--devices=4", "--config.parallel.strategy=fsdp")
+    assert losses(folder / "parts") == pytest.approx(losses(folder / "whole"), rel=1e-5)
+    assert json.loads((folder / "whole" / "config.json").read_text())["family"] == (
+        "recurrent"
+    )
+    result = run("generate", f"--workdir={folder}/whole", "--prompt=def ", "--top_k=5")
+    assert result.stdout.startswith("def ") and len(result.stdout) > 8
+
+
+BAD = {  # overrides of configs/lstm.py -> what the message must say
+    "model.num_heads=2": "model.num_heads is of the transformer family",
+    "model.cel=gru": "the nearest is 'model.cell'",
+    "model.cell=gated": "choose one of rnn, lstm, gru",
+    "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
+    "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
+    "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_what_the_family_has_not_is_refused(folder, overrides):
+    flags = [f"--config.{override}" for override in overrides.split()]
+    result = run(
+        "train", *flags_of(folder, "lstm"), *flags, f"--workdir={folder}/bad",
+        "--devices=4", check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert BAD[overrides] in result.stderr and "Traceback" not in result.stderr
+    assert not (folder / "bad").exists()
