@@ -5,13 +5,16 @@ so each target stands in exactly one row. Pieces shorter than a row share rows, 
 its own segment id, by first fit (Coffman et al. 1984) over the rows still open.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from tokenizers import Tokenizer
 
 OPEN_ROWS = 512  # how many rows first fit may choose from; bounds time and memory
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens, segments (0: padding), each [seq_len + 1]
+Texts = Callable[[str], Iterable[str]]  # split -> all its texts
+SplitRows = Callable[[Tokenizer, str], Iterable[Row]]  # (tokenizer, split) -> its rows
 
 
 def pieces(tokens: np.ndarray, row_len: int) -> Iterator[np.ndarray]:

@@ -31,7 +31,14 @@ from lm.data.corpus import (
     tfds_corpus,
 )
 from lm.data.dedup import deduplicate
-from lm.data.packing import PACKINGS
+from lm.data.packing import PACKINGS, Row, SplitRows, Texts
+from lm.data.pair_rows import pair_splits
+from lm.data.pairs import (
+    PairCorpus,
+    docstring_corpus,
+    gettext_corpus,
+    parallel_corpus,
+)
 from lm.data.tokenizer import (
     MIN_VOCAB_SIZE,
     encode_documents,
@@ -41,26 +48,30 @@ from lm.data.tokenizer import (
 from lm.models.ngram import bigram_counts, bigram_loss
 
 FORMAT = 2  # part of the fingerprint; changes when the files or their making change
-SOURCES = ("stdlib", "tfds", "text", "jsonl")
+PAIR_SOURCES = ("docstring", "gettext", "parallel")  # of a source and a target text
+SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 SHIFTED_CHARACTERS = 300_000  # of the shifted text, at most
 
 
 @dataclass
 class DataConfig:
-    source: str = "stdlib"  # stdlib | tfds | text | jsonl
-    name: str = ""  # tfds: the dataset, such as lm1b or wiki40b/en
+    source: str = "stdlib"  # stdlib | tfds | text | jsonl | docstring | gettext | parallel
+    name: str = ""  # tfds: the dataset, such as lm1b; gettext: the package, "" for all
     split: str = "train"  # tfds: the split to train on
     validation_split: str = "test"  # tfds: the split held out
     shifted_split: str = ""  # tfds: held-out text of another kind; "": none
     tfds_dir: str = ""  # tfds: where prepared datasets lie; "": TFDS's default
-    path: str = ""  # text, jsonl: a file, a folder or a glob
+    path: str = ""  # text, jsonl: a file, a folder or a glob; parallel: the sources' file
+    target_path: str = ""  # parallel: the targets' file, as many lines
+    language: str = "de"  # gettext: of the translations
     validation_path: str = ""  # text, jsonl: held-out files; "": a share of path
-    validation_share: float = 0.05  # text, jsonl: held out where there are no files
+    validation_share: float = 0.05  # held out where there are no files or splits for it
     shifted_path: str = ""  # text, jsonl: held-out files of another kind; "": none
     text_key: str = "text"  # tfds, jsonl: the feature that holds the text
     vocab_size: int = 4096  # of the BPE; 257 is bytes
-    seq_len: int = 256  # T, target tokens in a row
+    seq_len: int = 256  # T, target tokens in a row; of pairs, with those of the source
+    source_len: int = 0  # pairs: the part of seq_len that is the source's
     batch_size: int = 32  # global, in rows
     packing: str = "first_fit"  # first_fit (segments) | concat (one stream, no mask)
     cache: str = "~/.cache/lockstep"  # where prepared data lies
@@ -85,6 +96,27 @@ class DataConfig:
                 f"data.validation_share is {self.validation_share}; "
                 "expected a share between 0 and 1"
             )
+        self.validate_pairs()
+
+    def validate_pairs(self) -> None:
+        if self.source not in PAIR_SOURCES:
+            if self.source_len:
+                raise ValueError(
+                    f"data.source_len is {self.source_len}, but data.source "
+                    f"{self.source!r} has no source texts; set it to 0, or choose one of "
+                    f"{', '.join(PAIR_SOURCES)}"
+                )
+            return
+        if not 2 <= self.source_len <= self.seq_len - 2:
+            raise ValueError(
+                f"data.source_len is {self.source_len}; of data.seq_len {self.seq_len} "
+                "tokens it must leave at least 2 to the source and 2 to the target"
+            )
+        if self.packing != "first_fit":
+            raise ValueError(
+                f"data.packing is {self.packing!r}, but a row of data.source "
+                f"{self.source!r} is one pair; unset data.packing"
+            )
 
 
 class Rows(NamedTuple):
@@ -100,8 +132,14 @@ class Data(NamedTuple):
     shifted: Rows | None = None  # held-out text of another kind
 
 
-def open_corpus(config: DataConfig) -> Corpus:
+def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
     c = config
+    if c.source == "docstring":
+        return docstring_corpus()
+    if c.source == "gettext":
+        return gettext_corpus(c.name, c.language, c.validation_share)
+    if c.source == "parallel":
+        return parallel_corpus(c.path, c.target_path, c.validation_share)
     if c.source == "stdlib":
         return stdlib_corpus(pathlib.Path(c.cache).expanduser())
     if c.source == "tfds":
@@ -129,6 +167,8 @@ def prepare(config: DataConfig) -> Data:
         "seq_len": config.seq_len,
         "packing": config.packing,
     }
+    if config.source in PAIR_SOURCES:
+        made_of["source_len"] = config.source_len
     fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[
         :16
     ]
@@ -147,12 +187,18 @@ def prepare(config: DataConfig) -> Data:
 
 
 def make_rows(
-    config: DataConfig, corpus: Corpus, folder: pathlib.Path, fingerprint: str
+    config: DataConfig,
+    corpus: Corpus | PairCorpus,
+    folder: pathlib.Path,
+    fingerprint: str,
 ) -> None:
     logging.info("preparing %s", json.dumps(corpus.identity)[:200])
+    if isinstance(corpus, PairCorpus):
+        texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
+    else:
+        texts, rows = document_splits(config, corpus)
     tokenizer = train_bpe(
-        sample(map(clean, corpus.documents("train")), TOKENIZER_CHARACTERS),
-        config.vocab_size,
+        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS), config.vocab_size
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     vocab_size = tokenizer.get_vocab_size()
@@ -163,15 +209,8 @@ def make_rows(
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
         "segments": config.packing == "first_fit",
     }
-    seen: set[bytes] = set()
     for split in corpus.splits:
-        texts = map(clean, corpus.documents(split))
-        if split == "shifted":
-            texts = sample(texts, SHIFTED_CHARACTERS)
-        documents = tqdm(texts, f"prepare {split}", unit=" documents")
-        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
-        rows = PACKINGS[config.packing](encoded, config.seq_len)
-        meta[split] = write_rows(rows, folder, split, meta)
+        meta[split] = write_rows(rows(tokenizer, split), folder, split, meta)
         least = config.seq_len if split == "train" else 1
         if meta[split]["targets"] < least:
             raise ValueError(
@@ -187,6 +226,21 @@ def make_rows(
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
+def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
+    """Return the functions from a split to its texts and to its rows, training first."""
+    seen: set[bytes] = set()
+
+    def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
+        texts = map(clean, corpus.documents(split))
+        if split == "shifted":
+            texts = sample(texts, SHIFTED_CHARACTERS)
+        documents = tqdm(texts, f"prepare {split}", unit=" documents")
+        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
+        return PACKINGS[config.packing](encoded, config.seq_len)
+
+    return corpus.documents, rows
+
+
 def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
     for text in texts:
         if characters <= 0:
@@ -196,7 +250,7 @@ def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def write_rows(
-    rows: Iterable[tuple[np.ndarray, np.ndarray]],
+    rows: Iterable[Row],
     folder: pathlib.Path,
     split: str,
     meta: dict,
