@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from lm.data.pipeline import DataConfig
+from lm.models.hmm import HmmConfig
+from lm.models.ngram import NgramConfig
 from lm.models.recurrent import RecurrentConfig
 from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig
@@ -13,7 +15,10 @@ ON_NONFINITE = ("skip", "stop")
 FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "transformer": TransformerConfig,
     "recurrent": RecurrentConfig,
+    "hmm": HmmConfig,
+    "ngram": NgramConfig,
 }
+Model = TransformerConfig | RecurrentConfig | HmmConfig | NgramConfig
 
 
 @dataclass
@@ -28,7 +33,7 @@ class Experiment:
     spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
     prompt: str = "def "  # of the sample at the end
     data: DataConfig = field(default_factory=DataConfig)
-    model: TransformerConfig | RecurrentConfig = field(default_factory=TransformerConfig)
+    model: Model = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,12 +13,17 @@ from configs.base import Experiment
 from experiments.log import Clock
 from lm.data.pipeline import Data
 from lm.models.attention import choose_kernel
+from lm.models.hmm import HmmConfig, hmm_task
+from lm.models.ngram import NgramConfig, counted, estimate, ngram_task
 from lm.models.recurrent import RecurrentConfig, recurrent_task
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
-from lm.optim import learning_rate, optimizer
+from lm.optim import MAXIMIZERS, learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
+from parallel.counting_program import STRATEGIES as COUNTING
+from parallel.counting_program import Counting, counting_program
+from parallel.exchange_config import ExchangeConfig
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
 from parallel.program import TENSOR, Learner, Program
@@ -40,6 +46,8 @@ class Family(NamedTuple):
 
     task: Callable[[Experiment, int], Task]  # (config, vocabulary size)
     check: Callable[[Experiment, Mesh], None]  # ValueError for what it could not do
+    # (config, vocabulary size, rows of an epoch, mesh); None: gradients and an optimizer
+    program: Callable[[Experiment, int, int, Mesh], Program] | None = None
 
 
 def check(config: Experiment) -> Mesh:
@@ -75,6 +83,50 @@ def check_whole(config: Experiment, mesh: Mesh) -> None:
     config.parallel.validate_layers(None, mesh)
 
 
+def check_hmm(config: Experiment, mesh: Mesh) -> None:
+    check_whole(config, mesh)
+    training, optimizer = config.model.training, config.optim.name
+    if (training == "em") != (optimizer in MAXIMIZERS):
+        raise ValueError(
+            f"model.training={training} and optim.name={optimizer} do not go together: em "
+            f"is done by {', '.join(MAXIMIZERS)}, gradient by the other optimizers"
+        )
+
+
+def check_counts(config: Experiment, mesh: Mesh) -> None:
+    check_whole(config, mesh)
+    strategy, compute = config.parallel.strategy, config.precision.compute
+    if strategy not in COUNTING:
+        raise ValueError(
+            f"parallel.strategy={strategy} has no meaning for a model of counts; choose "
+            f"one of {', '.join(COUNTING)}"
+        )
+    if config.parallel.accumulation != 1 or config.parallel.exchange != ExchangeConfig():
+        raise ValueError(
+            "a model of counts sums integers: unset parallel.accumulation and "
+            "parallel.exchange"
+        )
+    if compute != "float32":
+        raise ValueError(
+            f"precision.compute is {compute}; a model of counts computes in float32"
+        )
+
+
+def ngram_program(
+    config: Experiment, vocab_size: int, num_rows: int, mesh: Mesh
+) -> Program:
+    """Count the n-grams of the first epoch; later ones bring nothing new."""
+    seen = min(config.steps * config.data.batch_size, num_rows)
+    counting = Counting(
+        tuples=counted(config.model, vocab_size, config.data.batch_size, num_rows),
+        finish=partial(estimate, config.model, vocab_size),
+        width=config.model.order,
+        limit=vocab_size + 1,
+        capacity=seen * config.data.seq_len,  # were they all different
+    )
+    return counting_program(counting, config.parallel.strategy, mesh)
+
+
 FAMILY_OF = {
     TransformerConfig: Family(
         lambda config, vocab_size: transformer_task(
@@ -85,6 +137,17 @@ FAMILY_OF = {
     RecurrentConfig: Family(
         lambda config, vocab_size: recurrent_task(config.model, vocab_size), check_whole
     ),
+    HmmConfig: Family(
+        lambda config, vocab_size: hmm_task(config.model, vocab_size, config.data.seq_len),
+        check_hmm,
+    ),
+    NgramConfig: Family(
+        lambda config, vocab_size: ngram_task(
+            config.model, vocab_size, config.data.seq_len
+        ),
+        check_counts,
+        ngram_program,
+    ),
 }
 
 
@@ -93,8 +156,17 @@ def build_task(config: Experiment, vocab_size: int) -> Task:
     return mixed_precision(task, config.precision)
 
 
-def build(config: Experiment, vocab_size: int, mesh: Mesh) -> tuple[Task, Program]:
+def build(
+    config: Experiment, vocab_size: int, mesh: Mesh, num_rows: int | None = None
+) -> tuple[Task, Program]:
+    """Return the Task, and the Program that trains it on the mesh.
+
+    `num_rows` is the number of rows of an epoch, where it is known.
+    """
     task = build_task(config, vocab_size)
+    if make_program := FAMILY_OF[type(config.model)].program:
+        num_rows = num_rows or config.steps * config.data.batch_size
+        return task, make_program(config, vocab_size, num_rows, mesh)
     learner = Learner(
         init=task.init,
         loss=task.loss,

@@ -151,8 +151,10 @@ class Log:
             }
         )
         self.bar.update(1)
+        # Counting has none.
+        told = f"loss {loss:.3f}, " if math.isfinite(loss) else ""
         self.bar.set_postfix_str(
-            f"loss {loss:.3f}, {human(m['tokens'] / seconds)} tokens/s", refresh=False
+            f"{told}{human(m['tokens'] / seconds)} tokens/s", refresh=False
         )
         return [] if m["finite"] else [step]
 

@@ -59,7 +59,8 @@ def main() -> None:
             say(f"{folder} is complete; give another --workdir to train again")
             print_summary(summary)
             return
-    task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    num_rows = len(data.train.tokens)
+    task, program = build(config, data.tokenizer.get_vocab_size(), mesh, num_rows)
     run = Run(config, folder, data, task, program, clock)
     with startup.user_errors(OSError, FloatingPointError):
         train(run, STOP_AT.value, profiled)
