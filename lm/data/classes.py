@@ -1,0 +1,76 @@
+"""What kind of token a piece of Python source is, by Python's own tokenizer.
+
+A token of the vocabulary takes the class of the first character in it that is not white
+space; one of white space alone is `space`. Texts that are no Python (templates, syntax of
+other versions) are `other` from where the tokenizer gives up.
+"""
+
+import io
+import keyword
+import tokenize
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from tokenizers import Tokenizer
+
+CLASSES = ("other", "space", "keyword", "name", "number", "string", "operator", "comment")
+KINDS = {
+    tokenize.NUMBER: "number",
+    tokenize.STRING: "string",
+    tokenize.OP: "operator",
+    tokenize.COMMENT: "comment",
+}
+# Python 3.12 and later take formatted strings apart.
+for part in ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"):
+    if hasattr(tokenize, part):
+        KINDS[getattr(tokenize, part)] = "string"
+
+
+def character_classes(text: str) -> np.ndarray:
+    """Return int8[characters], indices into CLASSES."""
+    found = np.zeros(len(text), np.int8)
+    lines = text.splitlines(keepends=True)
+    starts = np.cumsum([0, *map(len, lines)])
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.NAME:
+                is_keyword = keyword.iskeyword(token.string)
+                kind = "keyword" if is_keyword else "name"
+            elif token.type in KINDS:
+                kind = KINDS[token.type]
+            else:
+                continue
+            (row, column), (end_row, end_column) = token.start, token.end
+            if max(row, end_row) > len(lines):
+                continue
+            first, last = starts[row - 1] + column, starts[end_row - 1] + end_column
+            found[first:last] = CLASSES.index(kind)
+    except (tokenize.TokenError, SyntaxError):
+        pass  # what was found until then stays
+    return found
+
+
+def token_classes(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Return int8[tokens + 2], the end-of-text marks around the document included."""
+    of_character = character_classes(text)
+    classes = [CLASSES.index("other")]
+    for start, end in tokenizer.encode(text).offsets:
+        inside = start + len(text[start:end]) - len(text[start:end].lstrip())
+        space = inside >= end
+        classes.append(CLASSES.index("space") if space else of_character[inside])
+    return np.array([*classes, CLASSES.index("other")], np.int8)
+
+
+def usual_classes(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Return int32[vocabulary], the class that each token most often has in the texts."""
+    counts = np.zeros((tokenizer.get_vocab_size(), len(CLASSES)), np.int64)
+    for text in texts:
+        ids = tokenizer.encode(text).ids
+        np.add.at(counts, (ids, token_classes(text, tokenizer)[1:-1]), 1)
+    return counts.argmax(1).astype(np.int32)
+
+
+def encode_classes(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield each text's classes, as long as its tokens in encode_documents."""
+    for text in texts:
+        yield token_classes(text, tokenizer).astype(np.int32)

@@ -1,0 +1,105 @@
+"""Metrics of next-token prediction: sums on devices, one division at the end.
+
+Everything that leaves a device is a sum over target tokens, so the metrics are exact under
+any strategy, any padding and any split into batches. Classes of tokens (keyword, name,
+number, ...) come from outside (lm/data/classes.py): the true class of each target, and the
+class that each token of the vocabulary usually has, which is the class a prediction of it
+stands for.
+
+Shapes: B batch, T time, V vocabulary, C classes, K bins.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TOP_K = 5
+NUM_BINS = 15  # of the calibration error, as Guo et al. 2017
+
+
+def prediction_sums(
+    logits_BTV: jax.Array,
+    labels_BT: jax.Array,
+    mask_BT: jax.Array,
+    classes_BT: jax.Array | None = None,
+    class_of_V: jax.Array | None = None,
+    num_classes: int = 0,
+) -> dict[str, jax.Array]:
+    """Return the sums, int32 but for `confidence`, from which `metrics` divides.
+
+    `confusion` is [C, C]: the true class of a target, the class of what was predicted.
+    """
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    label_logits_BT1 = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)
+    # Ties count against the label, so that equal logits are not all correct.
+    others_BT = jnp.sum(logits_BTV >= label_logits_BT1, -1) - 1
+    best_BT = jnp.argmax(logits_BTV, -1)
+    confidence_BT = jnp.max(jax.nn.softmax(logits_BTV), -1)
+    correct_BT = best_BT == labels_BT
+    bins_BT = jnp.clip(jnp.ceil(confidence_BT * NUM_BINS) - 1, 0, NUM_BINS - 1)
+    bins_BT = jnp.where(mask_BT, bins_BT, NUM_BINS).astype(jnp.int32)
+
+    def count(condition_BT: jax.Array) -> jax.Array:
+        return jnp.sum(condition_BT & mask_BT, dtype=jnp.int32)
+
+    def by_bin(values_BT: jax.Array) -> jax.Array:
+        return jnp.zeros(NUM_BINS + 1, values_BT.dtype).at[bins_BT].add(values_BT)[:-1]
+
+    sums = {
+        "targets": count(mask_BT),
+        "correct": count(correct_BT),
+        "correct_top_k": count(others_BT < TOP_K),
+        "bin_counts": by_bin(jnp.ones_like(bins_BT)),
+        "bin_correct": by_bin(correct_BT.astype(jnp.int32)),
+        "bin_confidence": by_bin(confidence_BT),
+    }
+    if classes_BT is not None:
+        pairs_BT = classes_BT * num_classes + jnp.asarray(class_of_V)[best_BT]
+        pairs_BT = jnp.where(mask_BT, pairs_BT, num_classes**2)
+        flat = jnp.zeros(num_classes**2 + 1, jnp.int32).at[pairs_BT].add(1)
+        sums["confusion"] = flat[:-1].reshape(num_classes, num_classes)
+    return sums
+
+
+def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Divide sums over the whole evaluation, given as NumPy arrays.
+
+    accuracy, top_5_accuracy; calibration_error, the expected one; and where there are
+    classes micro and macro averages and, under `classes`, precision, recall, F1 and the
+    number of targets of each. What would be a division by zero is 0, as in scikit-learn.
+    """
+    total = max(int(sums["targets"]), 1)
+    gaps = np.abs(sums["bin_correct"] - sums["bin_confidence"].astype(np.float64))
+    found: dict[str, Any] = {
+        "accuracy": int(sums["correct"]) / total,
+        f"top_{TOP_K}_accuracy": int(sums["correct_top_k"]) / total,
+        "calibration_error": float(gaps.sum() / total),
+    }
+    if "confusion" not in sums:
+        return found
+    confusion = sums["confusion"].astype(np.int64)
+    hits = np.diag(confusion)
+    precision = divide(hits, confusion.sum(0))
+    recall = divide(hits, confusion.sum(1))
+    f1 = divide(2 * hits, confusion.sum(0) + confusion.sum(1))
+    there = confusion.sum(0) + confusion.sum(1) > 0  # a class that never occurs is none
+    for name, values in [("precision", precision), ("recall", recall), ("f1", f1)]:
+        found[f"macro_{name}"] = float(values[there].mean())
+    found["micro_f1"] = float(hits.sum() / max(confusion.sum(), 1))
+    found["classes"] = {
+        name: {
+            "precision": float(precision[i]),
+            "recall": float(recall[i]),
+            "f1": float(f1[i]),
+            "targets": int(confusion[i].sum()),
+        }
+        for i, name in enumerate(classes)
+        if there[i]
+    }
+    return found
+
+
+def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
