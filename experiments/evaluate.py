@@ -1,11 +1,17 @@
-"""Evaluate a run's checkpoint on its validation rows, and on text of another kind.
+"""Evaluate a run's checkpoint on held-out text: loss, accuracy, classes, calibration.
 
 python -m experiments.evaluate --workdir=runs/a [--checkpoint=best|latest|STEP]
+    [--on=validation|shifted|'notes/*.txt']
+
+Prints a table and writes evaluation.json into the workdir. Classes of tokens are told where
+the text is Python: the embedded corpus, or files that end in .py.
 """
 
 import json
 import math
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +21,28 @@ from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
 from experiments import startup
-from experiments.build import build_task
+from experiments.build import FAMILY_OF, build, build_task
 from experiments.checkpoint import Checkpoints
 from experiments.log import perplexity
 from experiments.workdir import read_config
-from lm.data.pipeline import Data, Rows, prepare, target_bytes, validation_batches
+from lm.data.classes import CLASSES, usual_classes
+from lm.data.clean import clean
+from lm.data.corpus import list_files, read_text
+from lm.data.pipeline import (
+    Data,
+    DataConfig,
+    Rows,
+    held_out_texts,
+    pack_texts,
+    prepare,
+    sample,
+    target_bytes,
+    training_texts,
+    validation_batches,
+)
 from lm.data.tokenizer import load_tokenizer, token_bytes
-from lm.task import Params, Task
+from lm.metrics import metrics, prediction_sums
+from lm.task import Batch, Params, Sums, Task, targets_mask
 from parallel.mesh import (
     batch_degree,
     data_mesh,
@@ -30,26 +51,53 @@ from parallel.mesh import (
     process_rows,
 )
 
+ON = flags.DEFINE_string("on", "validation", "validation, shifted, or files of text.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+
+
+LOGITS = 1 << 24  # that exist at once on a device, about
+USUAL_CHARACTERS = 2_000_000  # of training text, that tell a token's usual class
 
 
 class Evaluator:
     """Sums over the validation rows on the devices, one division at the end."""
 
-    def __init__(self, task: Task, data: Data, batch_size: int, mesh: Mesh):
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        batch_size: int,
+        mesh: Mesh,
+        more_sums: Callable[[Params, Batch], Sums] = lambda params, batch: {},
+    ):
         self.rows = data.validation
         self.token_bytes = token_bytes(data.tokenizer)
         degree = batch_degree(mesh)
         self.batch_size = -(-batch_size // degree) * degree
         self.mesh = mesh
-        self.sums = jax.jit(
-            knowing(mesh, lambda params, batch: task.loss(params, batch, None)[1])
-        )
+
+        def sums(params: Params, batch: Batch) -> Sums:
+            return task.loss(params, batch, None)[1] | more_sums(params, batch)
+
+        self.sums = jax.jit(knowing(mesh, sums))
 
     def __call__(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
     ) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all rows) of validation, or other rows."""
+        sums, num_bytes = self.totals(params, num_batches, rows)
+        loss = float(sums["loss"] / sums["tokens"])
+        return {
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
+            "tokens": int(sums["tokens"]),
+        }
+
+    def totals(
+        self, params: Params, num_batches: int = 0, rows: Rows | None = None
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Return the sums over the batches, and the bytes of text of their targets."""
         index, count = process_rows(self.mesh)
         local = self.batch_size // count
         mine = slice(index * local, (index + 1) * local)
@@ -61,16 +109,12 @@ class Evaluator:
             sums.append(self.sums(params, placed))
             # Emulated devices that run far ahead of each other starve those that wait.
             jax.block_until_ready(sums[-2:][0])
-        sums = jax.device_get(sums)
-        nats = math.fsum(float(s["loss"]) for s in sums)
-        tokens = math.fsum(float(s["tokens"]) for s in sums)
-        loss = nats / tokens
-        return {
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "bits_per_byte": nats / math.log(2) / num_bytes,
-            "tokens": int(tokens),
-        }
+
+        def add(*parts: np.ndarray) -> np.ndarray:
+            whole = np.issubdtype(parts[0].dtype, np.integer)
+            return np.sum(parts, 0, dtype=np.int64 if whole else np.float64)
+
+        return jax.tree.map(add, *jax.device_get(sums)), num_bytes
 
 
 def load_run(
@@ -83,16 +127,34 @@ def load_run(
     config = read_config(workdir)
     mesh = data_mesh(-1)
     tokenizer = load_tokenizer(workdir / "tokenizer.json")
-    task = build_task(config, tokenizer.get_vocab_size())
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    vocab_size = tokenizer.get_vocab_size()
+    task = build_task(config, vocab_size)
+    shapes, finish = saved_params(config, task, vocab_size, mesh)
     replicated = NamedSharding(mesh, P())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
     )
     with Checkpoints(workdir / "checkpoints", config.keep, write=False) as checkpoints:
         step = choose_step(checkpoints, checkpoint)
-        params = checkpoints.load(step, {"params": abstract})["params"]
+        params = finish(checkpoints.load(step, {"params": abstract})["params"])
         return config, task, params, step, mesh
+
+
+def saved_params(
+    config: Experiment, task: Task, vocab_size: int, mesh: Mesh
+) -> tuple[Params, Callable[[Params], Params]]:
+    """Return the shapes of what a checkpoint holds, and how the parameters come of it."""
+    if not FAMILY_OF[type(config.model)].program:
+        return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
+    config.parallel.strategy = "jit"
+    num_rows = len(prepare(config.data).train.tokens)
+    _, program = build(config, vocab_size, mesh, num_rows)
+
+    def finish(saved: Params) -> Params:
+        empty = program.portable(program.init(jax.random.key(0)))
+        return program.params(program.adopt(empty._replace(params=saved)))
+
+    return program.abstract_portable.params, finish
 
 
 def choose_step(checkpoints: Checkpoints, wanted: str) -> int:
@@ -118,14 +180,79 @@ def main() -> None:
         startup.start_jax()
         config, task, params, step, mesh = load_run(workdir, CHECKPOINT.value)
         data = prepare(config.data)
-    evaluate = Evaluator(task, data, config.data.batch_size, mesh)
-    result = {"step": step, **evaluate(params), "bigram_loss": data.meta["bigram_loss"]}
-    if data.shifted:
-        result["shifted_loss"] = evaluate(params, rows=data.shifted)["loss"]
+        rows, usual = scored_rows(config.data, data, ON.value)
+    result = {"step": step, "on": ON.value}
+    result |= score(task, params, data, rows, usual, mesh)
+    if ON.value == "validation":
+        result["bigram_loss"] = data.meta["bigram_loss"]
     if startup.is_main_process():
-        for name, value in result.items():
-            print(f"{name:14} {np.format_float_positional(value, 4, trim='-')}")
+        print_scores(result)
         (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def score(
+    task: Task, params: Params, data: Data, rows: Rows, usual: np.ndarray | None, mesh: Mesh
+) -> dict[str, Any]:
+    """Evaluate everything on `rows`; `usual` is each token's usual class, if any."""
+    length, vocab_size = rows.tokens.shape[1], data.tokenizer.get_vocab_size()
+    batch_size = batch_degree(mesh) * max(LOGITS // (length * vocab_size), 1)
+
+    def predictions(params: Params, batch: Batch) -> Sums:
+        tokens, classes = batch["tokens"][:, 1:], batch.get("classes")
+        return prediction_sums(
+            task.logits(params, batch),
+            tokens,
+            targets_mask(batch),
+            None if classes is None else classes[:, 1:],
+            usual,
+            len(CLASSES),
+        )
+
+    evaluate = Evaluator(task, data, batch_size, mesh, predictions)
+    sums, num_bytes = evaluate.totals(params, rows=rows)
+    loss = float(sums["loss"] / sums["tokens"])
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
+        "tokens": int(sums["tokens"]),
+    } | metrics(sums, CLASSES)
+
+
+def scored_rows(
+    config: DataConfig, data: Data, source: str
+) -> tuple[Rows, np.ndarray | None]:
+    """Return the rows to score and, of Python text, the class of each token usually.
+
+    ValueError if the run has no such rows, or the files cannot be read.
+    """
+    if source == "shifted" and data.shifted is None:
+        raise ValueError("--on=shifted: the data of this run has no text of another kind")
+    if source in ("validation", "shifted"):
+        if config.source != "stdlib":
+            return getattr(data, source), None
+        texts = held_out_texts(config, source)
+    else:
+        files = list_files("--on", source)
+        texts = [clean(read_text(file)) for file in files]
+        if not all(file.suffix == ".py" for file in files):
+            return pack_texts(config, data.tokenizer, texts), None
+    usual = usual_classes(sample(training_texts(config), USUAL_CHARACTERS), data.tokenizer)
+    return pack_texts(config, data.tokenizer, texts, classes=True), usual
+
+
+def print_scores(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        if name != "classes":
+            shown = (
+                value if isinstance(value, str) else f"{value:.4f}".rstrip("0").rstrip(".")
+            )
+            print(f"{name.replace('_', ' '):18} {shown}")
+    if classes := result.get("classes"):
+        print(f"\n{'class':18} precision  recall      f1   targets")
+        for name, one in classes.items():
+            values = "  ".join(f"{one[n]:8.4f}" for n in ("precision", "recall", "f1"))
+            print(f"{name:18}{values}  {one['targets']:8}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from absl import logging
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from lm.data.classes import encode_classes
 from lm.data.clean import clean
 from lm.data.corpus import (
     SHIFTED,
@@ -122,6 +123,7 @@ class DataConfig:
 class Rows(NamedTuple):
     tokens: np.ndarray  # [R, T + 1], memory-mapped
     segments: np.ndarray | None  # [R, T + 1]; None: every row is one segment
+    classes: np.ndarray | None = None  # [R, T + 1], where they are asked for
 
 
 class Data(NamedTuple):
@@ -219,7 +221,7 @@ def make_rows(
                 "smaller seq_len"
             )
     counts = [
-        bigram_counts(*read_rows(folder, split, meta), vocab_size)
+        bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
@@ -239,6 +241,38 @@ def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRow
         return PACKINGS[config.packing](encoded, config.seq_len)
 
     return corpus.documents, rows
+
+
+def training_texts(config: DataConfig) -> Iterator[str]:
+    return map(clean, open_corpus(config).documents("train"))
+
+
+def held_out_texts(config: DataConfig, split: str) -> list[str]:
+    """Return the texts of which the rows of a held-out split were made."""
+    corpus, seen = open_corpus(config), set()
+    for before in corpus.splits:
+        texts = map(clean, corpus.documents(before))
+        if before == "shifted":
+            texts = sample(texts, SHIFTED_CHARACTERS)
+        found = list(deduplicate(texts, seen))
+        if before == split:
+            return found
+    raise ValueError(f"the corpus has no split {split!r}")
+
+
+def pack_texts(
+    config: DataConfig, tokenizer: Tokenizer, texts: list[str], classes: bool = False
+) -> Rows:
+    """Pack texts into rows in memory, with the classes of their tokens if asked for."""
+    pack = PACKINGS[config.packing]
+
+    def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
+        return [np.stack(x) for x in zip(*pack(encoded, config.seq_len), strict=True)]
+
+    tokens, segments = rows(encode_documents(tokenizer, texts))
+    # Packing goes by lengths alone, so the classes come to lie where their tokens do.
+    found = rows(encode_classes(texts, tokenizer))[0] if classes else None
+    return Rows(tokens, segments, found)
 
 
 def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -345,19 +379,18 @@ def validation_batches(
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         batch = read_batch(rows, index, places)
-        segments = batch.get("segments", np.ones_like(batch["tokens"]))
+        batch.setdefault("segments", np.ones_like(batch["tokens"]))
         missing = ((0, batch_size - len(index)), (0, 0))
-        yield {
-            "tokens": np.pad(batch["tokens"], missing),
-            "segments": np.pad(segments, missing),
-            "row": places,
-        }
+        padded = {k: np.pad(x, missing) for k, x in batch.items() if k != "row"}
+        yield padded | {"row": places}
 
 
 def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
     batch = {"tokens": rows.tokens[index].astype(np.int32), "row": places}
     if rows.segments is not None:
         batch["segments"] = rows.segments[index].astype(np.int32)
+    if rows.classes is not None:
+        batch["classes"] = rows.classes[index].astype(np.int32)
     return batch
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.experiments.runs import losses, run, small, write_corpus
+from tests.experiments.runs import ROOT, losses, run, small, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,19 @@ def test_evaluate_finds_the_loss_of_the_summary(folder):
     )
     assert evaluation["step"] == 60
     assert "perplexity" in result.stdout
+
+
+def test_evaluate_on_python_tells_classes(folder):
+    file = ROOT / "lm" / "task.py"
+    result = run("evaluate", f"--workdir={folder}/run", f"--on={file}", "--devices=2")
+    evaluation = json.loads((folder / "run" / "evaluation.json").read_text())
+    targets = sum(c["targets"] for c in evaluation["classes"].values())
+    assert targets == evaluation["tokens"] and "keyword" in result.stdout
+    assert 0 < evaluation["accuracy"] <= evaluation["top_5_accuracy"] < 1
+    bad = run("evaluate", f"--workdir={folder}/run", "--on=no/such/*.txt", check=False)
+    assert bad.returncode == 2 and "matches no file" in bad.stderr
+    bad = run("evaluate", f"--workdir={folder}/run", "--on=shifted", check=False)
+    assert bad.returncode == 2 and "no text of another kind" in bad.stderr
 
 
 def test_bits_per_byte_are_nats_over_the_text_that_was_held_out(folder):

@@ -148,8 +148,8 @@ def test_prepared_rows_are_reused_and_follow_the_text(folder, monkeypatch):
 
 def test_bigram_loss_equals_a_count_by_hand(folder):
     data = prepare(config(folder))
-    train = pairs_of_rows(zip(*data.train, strict=True))
-    held_out = pairs_of_rows(zip(*data.validation, strict=True))
+    train = pairs_of_rows(zip(*data.train[:2], strict=True))
+    held_out = pairs_of_rows(zip(*data.validation[:2], strict=True))
     contexts = collections.Counter()
     for (previous, _), n in train.items():
         contexts[previous] += n
@@ -202,7 +202,7 @@ def test_validation_takes_every_row_once(folder):
     found = pairs_of_rows(
         (t, s) for b in batches for t, s in zip(b["tokens"], b["segments"], strict=True)
     )
-    assert found == pairs_of_rows(zip(*rows, strict=True))
+    assert found == pairs_of_rows(zip(*rows[:2], strict=True))
     assert all(len(b["tokens"]) == 8 for b in batches)
 
 
