@@ -1,12 +1,14 @@
-"""Start the commands as a user does, in processes of their own, on a small corpus."""
+"""Start the commands, in processes of their own, on a small corpus."""
 
+import functools
 import json
-import os
 import pathlib
 import random
 import subprocess
 import sys
+import tempfile
 
+Result = subprocess.CompletedProcess
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = "def return self import class for in if else print value name list".split()
 
@@ -50,15 +52,40 @@ def command(module: str, *flags: object) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *map(str, flags)]
 
 
-def run(module: str, *flags: object, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        command(module, *flags),
+@functools.cache
+def server() -> subprocess.Popen:
+    """Start the process, of this environment, that commands are forked from."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.experiments.server"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
+
+
+def run(module: str, *flags: object, check: bool = True) -> Result:
+    """Run a command in a forked process, which has the imports behind it."""
+    arguments = command(module, *flags)
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [pathlib.Path(folder) / name for name in ("stdout", "stderr")]
+        request = {"module": arguments[2], "flags": arguments[3:], "seconds": 300}
+        request |= {path.name: str(path) for path in outputs}
+        print(json.dumps(request), file=server().stdin, flush=True)
+        code = int(server().stdout.readline())
+        said = [path.read_text() for path in outputs]
+    return checked(Result(arguments, code, *said), check)
+
+
+def run_anew(module: str, *flags: object, check: bool = True) -> Result:
+    """Run a command as a user does, from the start of the interpreter."""
+    result = subprocess.run(
+        command(module, *flags), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    return checked(result, check)
+
+
+def checked(result: Result, check: bool) -> Result:
     if check and result.returncode:
         raise AssertionError(f"exit code {result.returncode}:\n{result.stderr[-3000:]}")
     return result

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.allocator import find_library, is_wanted
-from tests.experiments.runs import run, small
+from tests.experiments.runs import run_anew, small
 
 COMMAND = ["python", "-m", "experiments.train"]
 LINE = "mimalloc keeps freed memory"
@@ -35,5 +35,5 @@ def test_wanted_on_a_cpu_where_nobody_chose(tmp_path, argv, environ, devices, wa
 def test_a_command_runs_under_it_unless_switched_off(tmp_path, monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     corpus = [*small(tmp_path), "--dry_run"]
-    assert run("train", *corpus).stderr.count(LINE) == 1
-    assert LINE not in run("train", *corpus, "--allocator=system").stderr
+    assert run_anew("train", *corpus).stderr.count(LINE) == 1
+    assert LINE not in run_anew("train", *corpus, "--allocator=system").stderr

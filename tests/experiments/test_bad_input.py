@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.experiments.runs import run, small, write_corpus
+from tests.experiments.runs import run, run_anew, small, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,15 @@ FLAGS = [
 @pytest.mark.parametrize("flags, words", FLAGS, ids=lambda value: str(value)[:40])
 def test_flags(flags, words):
     assert_refused(run(*flags, check=False), words)
+
+
+def test_mistakes_of_a_command_started_anew(folder):
+    """The others are forked: this one goes through the start of the interpreter too."""
+    override = "parallel.data=16"
+    flags = [*small(folder), f"--config.{override}", f"--workdir={folder}/new"]
+    result = run_anew("train", *flags, "--devices=8", check=False)
+    assert_refused(result, OVERRIDES[override])
+    assert_refused(run_anew("evaluate", "--workdir=/nowhere", check=False), "holds no run")
 
 
 def test_workdirs(folder):

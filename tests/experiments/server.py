@@ -1,0 +1,56 @@
+"""Runs commands in processes that are forked from one which has imported JAX already.
+
+Importing is most of what a short command does. Everything else is as if the command had
+been started anew: a process of its own, its exit code, its output, its end by `sys.exit`.
+"""
+
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import sys
+
+from experiments.allocator import preload
+
+# What the commands import; none of them is a command, for those define flags when run.
+LIBRARIES = [
+    "experiments.startup", "experiments.build", "experiments.checkpoint", "experiments.log",
+    "experiments.workdir", "experiments.dry_run", "lm.decoding",
+]  # fmt: skip
+
+
+def serve() -> dict | None:
+    """Fork for each line of standard input; return the request in the child, else None.
+
+    Prints the exit code of each child, negative for the signal that ended it.
+    """
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            return json.loads(line)
+        status = os.waitpid(child, 0)[1]
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return None
+
+
+def run(request: dict) -> None:
+    signal.alarm(request["seconds"])  # ends it, should it hang
+    files = (
+        (os.devnull, os.O_RDONLY),
+        *((request[name], os.O_WRONLY | os.O_CREAT) for name in ("stdout", "stderr")),
+    )
+    for number, (file, mode) in enumerate(files):
+        os.dup2(os.open(file, mode), number)
+    sys.argv = ["", *request["flags"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    preload()  # as each command would; what they start chooses anew
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.freeze()  # else each child would copy all of this when it ends and collects it
+    if request := serve():
+        run(request)
