@@ -7,9 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from lm.models.transformer import transformer_task
+from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig, optimizer
 from parallel.strategies import EXACT, STRATEGIES
 from tests.parallel.toy import (
+    MODEL,
+    SEQ_LEN,
+    VOCAB,
     assert_equal,
     assert_overflow_skips,
     batches,
@@ -47,6 +52,24 @@ def test_parameters_equal_one_device(strategy, degree):
     expected, expected_losses = one_device()
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
+
+
+@pytest.mark.parametrize(
+    "strategy, degrees",
+    [
+        ("shard_map", {"data": 4}),
+        ("fsdp", {"data": 4}),
+        ("hybrid", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("1f1b", {"data": 2, "stage": 2, "accumulation": 2}),
+    ],
+)
+def test_the_models_own_initialisers_draw_the_same_everywhere(strategy, degrees):
+    config = TransformerConfig(**vars(MODEL) | {"num_layers": 2})
+    init = transformer_task(config, VOCAB, SEQ_LEN).init
+    learner = toy_learner(SGD, num_layers=2)._replace(init=init)
+    program = toy_program(strategy, learner, **degrees)
+    params = program.params(program.init(jax.random.key(1)))
+    assert_equal(jax.device_get(params), jax.device_get(init(jax.random.key(1))))
 
 
 @pytest.mark.parametrize("strategy", ONE_AXIS)

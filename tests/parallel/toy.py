@@ -1,6 +1,7 @@
 """A small transformer task with ragged rows, and a single-device oracle in bare JAX."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,37 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
     return result
 
 
+@functools.cache
 def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
     choices = vars(MODEL) | {"dropout": dropout, "remat": remat} | model
     model = TransformerConfig(**choices)
     task = transformer_task(model, VOCAB, SEQ_LEN)
+    task = task._replace(init=drawn_at_once(task.init))
     return mixed_precision(task, PrecisionConfig(compute=compute))
+
+
+def drawn_at_once(init):
+    """Draw all matrices in one: initialisers of their own take longer to compile."""
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    sizes = [math.prod(x.shape) for x in jax.tree.leaves(shapes)]
+    ends = np.cumsum(sizes)
+
+    def drawn(key):
+        flat = 0.02 * jax.random.normal(key, (ends[-1],))
+        parts = iter(jnp.split(flat, ends[:-1]))
+
+        def leaf(path, shape):
+            part = next(parts)
+            match path[-1].key:
+                case "scale":
+                    return jnp.ones(shape.shape)
+                case "bias":
+                    return jnp.zeros(shape.shape)
+            return part.reshape(shape.shape)
+
+        return jax.tree.map_with_path(leaf, shapes)
+
+    return drawn
 
 
 def toy_learner(
@@ -110,6 +137,7 @@ def assert_overflow_skips(program: Program):
     return before, state
 
 
+@functools.cache
 def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
     return oracle_of(toy_task(dropout=dropout, **model), tx, num_steps)
 
