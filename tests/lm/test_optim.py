@@ -172,12 +172,15 @@ def test_scanned_layers_are_updated_like_layers_apart(name, mask):
         return jax.tree.map(lambda *x: jnp.stack(x), *layers.values())
 
     @jax.jit
+    def update(params, state):
+        grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
+        updates, state = tx.update(grads, state, params, value=1.0)
+        return optax.apply_updates(params, updates), state
+
     def three_updates(params):
-        state = tx.init(params)
+        state = jax.jit(tx.init)(params)
         for _ in range(3):
-            grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
-            updates, state = tx.update(grads, state, params, value=1.0)
-            params = optax.apply_updates(params, updates)
+            params, state = update(params, state)
         return params
 
     apart = three_updates({"embedding": embedding, "layers": layers})
