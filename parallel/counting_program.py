@@ -7,11 +7,12 @@ joined one, so a run goes on under another strategy and on other devices.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -87,7 +88,7 @@ def counting_program(counting: Counting, strategy: str, mesh: Mesh) -> Program:
     return Program(
         init=jax.jit(init, out_shardings=laid_out),
         step=steps[strategy](),
-        params=lambda state: finish(counting, joined(state).params),
+        params=lambda state: finish(counting, state.params),
         place=partial(stack_rows if strategy == "pmap" else place_rows, mesh),
         mesh=mesh,
         abstract=abstract,
@@ -136,8 +137,13 @@ def jit_step(one_replica: Callable, mesh: Mesh, laid_out: TrainState) -> Callabl
     )
 
 
-def finish(counting: Counting, table: Table) -> Any:
-    """Make the model of the joined counts, on the host; every process has them all."""
+def finish(counting: Counting, parts: Table) -> Params:
+    """Make the model of all devices' counts, on the host; every process has them all.
+
+    Joined by one device: all of them would sort the same.
+    """
+    everywhere = multihost_utils.process_allgather(parts, tiled=True)
+    table = jax.jit(join, static_argnums=1)(everywhere, counting.capacity)
     if lost := int(table.lost):
         raise ValueError(
             f"{lost} distinct tuples found no room in a table of {counting.capacity}; "
