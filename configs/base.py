@@ -6,6 +6,7 @@ from lm.data.pipeline import DataConfig
 from lm.models.hmm import HmmConfig
 from lm.models.ngram import NgramConfig
 from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq import Seq2SeqConfig
 from lm.models.transformer_config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
@@ -17,8 +18,9 @@ FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "recurrent": RecurrentConfig,
     "hmm": HmmConfig,
     "ngram": NgramConfig,
+    "seq2seq": Seq2SeqConfig,
 }
-Model = TransformerConfig | RecurrentConfig | HmmConfig | NgramConfig
+Model = TransformerConfig | RecurrentConfig | Seq2SeqConfig | HmmConfig | NgramConfig
 
 
 @dataclass

@@ -4,6 +4,8 @@ Command:  python -m experiments.train --config=configs/lstm.py --workdir=runs/a 
           A GRU or a plain RNN: --config.model.cell=gru, --config.model.cell=rnn. Longer
           rows with gradients cut inside them: --config.data.seq_len=512
           --config.data.batch_size=8 --config.model.truncate=128
+Cost:     TODO
+Expected: TODO
 """
 
 from configs.base import Experiment

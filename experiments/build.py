@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.log import Clock
-from lm.data.pipeline import Data
+from lm.data.pipeline import PAIR_SOURCES, SOURCES, Data
 from lm.models.attention import choose_kernel
 from lm.models.hmm import HmmConfig, hmm_task
 from lm.models.ngram import NgramConfig, counted, estimate, ngram_task
 from lm.models.recurrent import RecurrentConfig, recurrent_task
+from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.optim import MAXIMIZERS, learning_rate, optimizer
@@ -63,7 +64,20 @@ def check(config: Experiment) -> Mesh:
     return mesh
 
 
+def check_texts(config: Experiment) -> None:
+    """Check that the family takes what the data has, documents or pairs."""
+    takes_pairs = isinstance(config.model, Seq2SeqConfig)
+    if takes_pairs != (config.data.source in PAIR_SOURCES):
+        fitting = PAIR_SOURCES if takes_pairs else set(SOURCES) - set(PAIR_SOURCES)
+        raise ValueError(
+            f"data.source is {config.data.source!r}, but a {type(config.model).__name__} "
+            f"learns from {'pairs' if takes_pairs else 'documents'}; choose one of "
+            f"{', '.join(sorted(fitting))}, or another family of models"
+        )
+
+
 def check_transformer(config: Experiment, mesh: Mesh) -> None:
+    check_texts(config)
     model = config.model
     table = model.tensor_dims(config.data.vocab_size)
     validate_tensor_dims(table, mesh.shape.get(TENSOR, 1))
@@ -79,6 +93,7 @@ def check_transformer(config: Experiment, mesh: Mesh) -> None:
 
 def check_whole(config: Experiment, mesh: Mesh) -> None:
     """Check a model of which no layer and no stage is split over devices."""
+    check_texts(config)
     validate_tensor_dims((), mesh.shape.get(TENSOR, 1))
     config.parallel.validate_layers(None, mesh)
 
@@ -147,6 +162,12 @@ FAMILY_OF = {
         ),
         check_counts,
         ngram_program,
+    ),
+    Seq2SeqConfig: Family(
+        lambda config, vocab_size: seq2seq_task(
+            config.model, vocab_size, config.data.source_len
+        ),
+        check_whole,
     ),
 }
 

@@ -1,16 +1,23 @@
-"""Continue prompts with a trained run.
+"""Continue prompts with a trained run, or write the targets of sources.
 
 python -m experiments.generate --workdir=runs/a --prompt="def " --temperature=0.8 --top_k=50
 python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --temperature=0
+python -m experiments.generate --workdir=runs/a --prompt="x = " --beam=4 --length_penalty=1
+
+A model with an encoder takes each prompt as a source, and what it writes is the target.
 """
 
 from absl import flags
+from tokenizers import Tokenizer
 
+from configs.base import Experiment
 from experiments import startup
 from experiments.evaluate import CHECKPOINT, load_run
 from lm.data.corpus import list_files, read_text
+from lm.data.pair_rows import encode_sources
 from lm.data.tokenizer import END_ID, load_tokenizer
-from lm.decoding import Sampling, generate
+from lm.decoding import Beam, Sampling, generate
+from lm.task import Params, Task
 
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file, a prompt a line.")
@@ -18,6 +25,10 @@ NUM_NEW = flags.DEFINE_integer("max_new_tokens", 100, "Tokens to add at the most
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0: all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens of this share.")
+BEAM = flags.DEFINE_integer("beam", 0, "Search with so many beams; 0: sample.")
+LENGTH_PENALTY = flags.DEFINE_float(
+    "length_penalty", 0.6, "Of the beam search: 0 is none, more favours longer texts."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -28,6 +39,15 @@ def read_prompts() -> list[str]:
         return [PROMPT.value]
     (file,) = list_files("--prompts_file", PROMPTS_FILE.value)
     return read_text(file).splitlines()
+
+
+def decoding_method() -> Sampling | Beam:
+    if BEAM.value:
+        method = Beam(BEAM.value, LENGTH_PENALTY.value)
+    else:
+        method = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
+    method.validate()
+    return method
 
 
 def encode_prompts(tokenizer, prompts: list[str], num_new: int, context: int):
@@ -44,19 +64,45 @@ def encode_prompts(tokenizer, prompts: list[str], num_new: int, context: int):
     return encoded
 
 
+def continuations(
+    config: Experiment,
+    task: Task,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    num_new: int,
+    method: Sampling | Beam,
+    seed: int,
+) -> list[str]:
+    """Return each prompt with what follows it; of a source, its target alone.
+
+    Raises ValueError for prompts and sources that are too long, before it compiles.
+    """
+    data = config.data
+    context, sources = data.seq_len - data.source_len, None
+    if task.encode is not None:
+        sources = encode_sources(tokenizer, prompts, data.source_len)
+        prompts = [""] * len(prompts)
+        num_new = min(num_new, context - 1)
+    encoded = encode_prompts(tokenizer, prompts, num_new, context)
+    new = generate(task, params, encoded, num_new, method, seed, sources)
+    texts = [tokenizer.decode(tokens) for tokens in new]
+    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
 def main() -> None:
     with startup.user_errors():
         workdir = startup.workdir()
         prompts = read_prompts()
-        sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value)
-        sampling.validate()
+        method = decoding_method()
         startup.start_jax()
         config, task, params, _, _ = load_run(workdir, CHECKPOINT.value)
         tokenizer = load_tokenizer(workdir / "tokenizer.json")
-        encoded = encode_prompts(tokenizer, prompts, NUM_NEW.value, config.data.seq_len)
-    new = generate(task, params, encoded, NUM_NEW.value, sampling, SEED.value)
-    for prompt, tokens in zip(prompts, new, strict=True):
-        print(prompt + tokenizer.decode(tokens))
+        texts = continuations(
+            config, task, params, tokenizer, prompts, NUM_NEW.value, method, SEED.value
+        )
+    for text in texts:
+        print(text)
         if len(prompts) > 1:
             print("-" * 80)
 

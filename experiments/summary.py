@@ -19,11 +19,11 @@ from experiments.costs import (
     model_flops,
     peak_memory_bytes,
 )
-from experiments.generate import encode_prompts
+from experiments.generate import continuations
 from experiments.log import Log, human
 from experiments.startup import is_main_process
 from experiments.workdir import write_whole
-from lm.decoding import Sampling, generate
+from lm.decoding import Sampling
 from lm.task import num_parameters
 from parallel.program import TrainState
 
@@ -42,9 +42,16 @@ def summarize(
     """
     config, data, program = run.config, run.data, run.program
     num_new = min(60, config.data.seq_len // 2)
-    prompt = encode_prompts(data.tokenizer, [config.prompt], num_new, config.data.seq_len)
-    params = program.params(state)
-    tokens = generate(run.task, params, prompt, num_new, Sampling(), config.seed)[0]
+    sample = continuations(
+        config,
+        run.task,
+        program.params(state),
+        data.tokenizer,
+        [config.prompt],
+        num_new,
+        Sampling(),
+        config.seed,
+    )
     if not is_main_process():
         return
     summary = {
@@ -79,7 +86,7 @@ def summarize(
             "flax": flax.__version__,
             "optax": optax.__version__,
         },
-        "sample": config.prompt + data.tokenizer.decode(tokens),
+        "sample": sample[0],
     }
     write_whole(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_summary(summary)

@@ -1,14 +1,20 @@
-"""Decoding with a key/value cache: greedy, temperature, top-k, top-p.
+"""Decoding with a cache: greedy, temperature, top-k, top-p; beam search.
 
 All rows advance together, each at its own position; the prompt is taken in one pass, and
 each new token costs one. A row's randomness depends on its index alone, so the same prompt
 gives the same text in any batch.
 
-Shapes: B batch, P longest prompt, N new tokens, V vocabulary.
+Beam search keeps the K best texts, ended or not, by their log likelihood over
+((5 + length) / 6) ** length_penalty (Wu et al. 2016, 7), the end mark being one of a text's
+tokens. A row is done when no text that goes on can become better than the best that has
+ended; where none has, the best that goes on is taken. A beam of 1 is greedy decoding.
+
+Shapes: B batch, S source, P longest prompt, N new tokens, V vocabulary, K beams.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +24,7 @@ from lm.data.tokenizer import END_ID
 from lm.task import Params, Task
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampling:
     temperature: float = 0.8  # 0: greedy
     top_k: int = 0  # keep the k likeliest; 0: all
@@ -31,6 +37,18 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; expected >= 0 (0: all tokens)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected 0 < p <= 1")
+
+
+@dataclass(frozen=True)
+class Beam:
+    size: int = 4  # K
+    length_penalty: float = 0.6  # 0: none; more favours longer texts
+
+    def validate(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"the beam's size is {self.size}; expected at least 1")
+        if self.length_penalty < 0:
+            raise ValueError(f"length_penalty is {self.length_penalty}; expected >= 0")
 
 
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
@@ -56,12 +74,15 @@ def generate(
     params: Params,
     prompts: list[list[int]],
     num_new: int,
-    sampling: Sampling,
+    method: Sampling | Beam,
     seed: int,
+    source_BS: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_new` tokens, ending at the end-of-text mark.
 
-    Raises ValueError where there is no prompt, or one without a token, or nothing to add.
+    A model with an encoder needs a source for each. Raises ValueError where there is no
+    prompt, or one without a token, or nothing to add; for tokens that the vocabulary does
+    not have, and for sources where there is no encoder.
     """
     if not prompts or not all(prompts):
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
@@ -75,23 +96,60 @@ def generate(
     prompts_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
     for row, prompt in enumerate(prompts):
         prompts_BP[row, : len(prompt)] = prompt
-    decode = jax.jit(partial(decode_rows, task, num_new, sampling))
-    new_BN = np.asarray(decode(params, prompts_BP, lengths_B, jax.random.key(seed)))
+    if (source_BS is None) != (task.encode is None):
+        raise ValueError(
+            "a model with an encoder needs sources, and this one was given none"
+            if source_BS is None
+            else "sources were given, but this model has no encoder that would read them"
+        )
+    begin, decode = programs(task, num_new, method)
+    read = params, prompts_BP, lengths_B, source_BS
+    vocab_size = jax.eval_shape(begin, *read)[1].shape[-1]
+    for array in (prompts_BP,) if source_BS is None else (prompts_BP, source_BS):
+        check_tokens(array, vocab_size)
+    cache, logits_BV = begin(*read)
+    new_BN = decode(params, cache, logits_BV, lengths_B, jax.random.key(seed))
     texts = []
-    for row in new_BN.tolist():
+    for row in np.asarray(new_BN).tolist():
         texts.append(row[: row.index(END_ID)] if END_ID in row else row)
     return texts
 
 
-def decode_rows(
-    task: Task, num_new: int, sampling: Sampling, params, prompts_BP, lengths_B, key
-) -> jax.Array:
-    """Return tokens_BN; after a row's end-of-text mark come more of them."""
+@lru_cache(maxsize=8)
+def programs(task: Task, num_new: int, method: Sampling | Beam):
+    """Return what reads prompts and what continues them; compiled once for all calls."""
+    rows = beam_rows if isinstance(method, Beam) else sample_rows
+    return (
+        jax.jit(partial(read_prompts, task, num_new)),
+        jax.jit(partial(rows, task, num_new, method)),
+    )
+
+
+def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
+    unknown = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if unknown.size:
+        raise ValueError(
+            f"token {unknown[0]} is unknown to the model: its vocabulary has {vocab_size} "
+            "tokens; encode the text with the run's own tokenizer"
+        )
+
+
+def read_prompts(task: Task, num_new: int, params, prompts_BP, lengths_B, source_BS):
+    """Return the cache after sources and prompts, and logits_BV of what comes next."""
     num_rows, longest = prompts_BP.shape
     cache = task.cache(num_rows, longest + num_new)
+    if source_BS is not None:
+        cache = task.encode(params, cache, source_BS)
     zeros_B = jnp.zeros(num_rows, jnp.int32)
     logits_BPV, cache = task.decode(params, cache, prompts_BP, zeros_B)
-    logits_BV = logits_BPV[jnp.arange(num_rows), lengths_B - 1]
+    return cache, logits_BPV[jnp.arange(num_rows), lengths_B - 1]
+
+
+def sample_rows(
+    task: Task, num_new: int, sampling: Sampling, params, cache, logits_BV, lengths_B, key
+) -> jax.Array:
+    """Return tokens_BN; after a row's end-of-text mark come more of them."""
+    num_rows = len(logits_BV)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
 
     def draw(logits_BV, step, ended_B):
@@ -105,7 +163,86 @@ def decode_rows(
         token_B = draw(logits_B1V[:, 0], step + 1, ended_B)
         return (cache, token_B, ended_B | (token_B == END_ID)), token_B
 
-    first_B = draw(logits_BV, 0, zeros_B > 0)
+    first_B = draw(logits_BV, 0, jnp.zeros(num_rows, bool))
     carry = (cache, first_B, first_B == END_ID)
     _, rest_NB = jax.lax.scan(body, carry, jnp.arange(num_new - 1))
     return jnp.concatenate([first_B[None], rest_NB]).T
+
+
+class Search(NamedTuple):
+    """What beam search knows after some steps; the best text of a row comes first."""
+
+    cache: Any  # of B x K rows
+    logits_BKV: jax.Array
+    log_p_BK: jax.Array
+    tokens_BKN: jax.Array
+    length_BK: jax.Array
+    ended_BK: jax.Array
+
+
+def beam_rows(
+    task: Task, num_new: int, beam: Beam, params, cache, logits_BV, lengths_B, key
+) -> jax.Array:
+    """Return tokens_BN of the best text of each row; after its end come more end marks.
+
+    Nothing is drawn: the key is of no use.
+    """
+    num_rows, num_beams = len(logits_BV), beam.size
+
+    def body(carry):
+        step, search = carry
+        search, parent_BK = extend(beam, search, step)
+        rows = (jnp.arange(num_rows)[:, None] * num_beams + parent_BK).ravel()
+        cache = jax.tree.map(lambda x: x[rows], search.cache)
+        token = search.tokens_BKN[:, :, step].reshape(-1, 1)
+        position = jnp.repeat(lengths_B, num_beams) + step
+        logits, cache = task.decode(params, cache, token, position)
+        logits_BKV = logits.reshape(num_rows, num_beams, -1)
+        return step + 1, search._replace(logits_BKV=logits_BKV, cache=cache)
+
+    def unfinished(carry):
+        step, search = carry
+        now_BK = search.log_p_BK / penalty(beam, search.length_BK)
+        hoped_BK = search.log_p_BK / penalty(beam, num_new)
+        ended_B = jnp.max(jnp.where(search.ended_BK, now_BK, -jnp.inf), 1)
+        hoped_B = jnp.max(jnp.where(search.ended_BK, -jnp.inf, hoped_BK), 1)
+        return (step < num_new) & jnp.any(hoped_B > ended_B)
+
+    start = Search(
+        cache=jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), cache),
+        logits_BKV=jnp.repeat(logits_BV[:, None], num_beams, axis=1),
+        # All beams are the same text yet: one of them is enough.
+        log_p_BK=jnp.full((num_rows, num_beams), -jnp.inf).at[:, 0].set(0.0),
+        tokens_BKN=jnp.full((num_rows, num_beams, num_new), END_ID, jnp.int32),
+        length_BK=jnp.zeros((num_rows, num_beams), jnp.int32),
+        ended_BK=jnp.zeros((num_rows, num_beams), bool),
+    )
+    _, search = jax.lax.while_loop(unfinished, body, (0, start))
+    best_B = jnp.argmax(search.ended_BK, 1)  # the first that has ended; else the first
+    return search.tokens_BKN[jnp.arange(num_rows), best_B]
+
+
+def penalty(beam: Beam, length) -> jax.Array:
+    return ((5.0 + length) / 6.0) ** beam.length_penalty
+
+
+def extend(beam: Beam, search: Search, step) -> tuple[Search, jax.Array]:
+    """Choose each row's texts of one more token; return also parent_BK, what they were."""
+    num_rows, num_beams, vocab_size = search.logits_BKV.shape
+    ended_BK1 = search.ended_BK[:, :, None]
+    # A text that has ended goes on in one way, which costs nothing.
+    stays_V = jnp.where(jnp.arange(vocab_size) == END_ID, 0.0, -jnp.inf)
+    log_p_BKV = jax.nn.log_softmax(search.logits_BKV.astype(jnp.float32))
+    log_p_BKV = search.log_p_BK[:, :, None] + jnp.where(ended_BK1, stays_V, log_p_BKV)
+    length_BK = jnp.where(search.ended_BK, search.length_BK, step + 1)
+    ranked_BKV = log_p_BKV / penalty(beam, length_BK)[:, :, None]
+    _, index_BK = jax.lax.top_k(ranked_BKV.reshape(num_rows, -1), num_beams)
+    parent_BK, token_BK = index_BK // vocab_size, index_BK % vocab_size
+    tokens_BKN = jnp.take_along_axis(search.tokens_BKN, parent_BK[:, :, None], 1)
+    search = search._replace(
+        log_p_BK=jnp.take_along_axis(log_p_BKV.reshape(num_rows, -1), index_BK, 1),
+        tokens_BKN=tokens_BKN.at[:, :, step].set(token_BK),
+        length_BK=jnp.take_along_axis(length_BK, parent_BK, 1),
+        ended_BK=token_BK == END_ID,
+    )
+    return search, parent_BK

@@ -19,20 +19,28 @@ def cross_entropy(
     labels_BT: jax.Array,
     mask_BT: jax.Array | None,
     chunk: int = 0,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum the negative log likelihood (nats) of the labels that the mask selects.
 
     `head` maps x_BCD to logits_BCV; `chunk` (0: all) divides T. Returns the sum and
-    {"loss": the same sum, "tokens": how many labels count}.
+    {"loss": the same sum, "tokens": how many labels count}. With `smoothing` the first sum,
+    the one to be minimised, is against labels of which that share is spread over the whole
+    vocabulary (Szegedy et al. 2016, 7); "loss" stays the negative log likelihood.
     """
     if mask_BT is None:
         mask_BT = jnp.ones(labels_BT.shape, bool)
 
-    def chunk_sum(x_BCD: jax.Array, labels_BC: jax.Array, mask_BC: jax.Array):
+    def chunk_sums(x_BCD: jax.Array, labels_BC: jax.Array, mask_BC: jax.Array):
         logits_BCV = head(x_BCD).astype(jnp.float32)
         label_logits_BC = jnp.take_along_axis(logits_BCV, labels_BC[..., None], -1)[..., 0]
         losses_BC = jax.nn.logsumexp(logits_BCV, -1) - label_logits_BC
-        return jnp.sum(jnp.where(mask_BC, losses_BC, 0.0))
+        loss = jnp.sum(jnp.where(mask_BC, losses_BC, 0.0))
+        if not smoothing:
+            return loss, loss
+        # The label's logit less, the mean logit more, each by the smoothing.
+        spread_BC = smoothing * (label_logits_BC - jnp.mean(logits_BCV, -1))
+        return loss + jnp.sum(jnp.where(mask_BC, spread_BC, 0.0)), loss
 
     num_positions = labels_BT.shape[1]
     if 0 < chunk < num_positions:
@@ -41,15 +49,16 @@ def cross_entropy(
                 f"loss_chunk {chunk} does not divide the {num_positions} positions"
             )
 
-        def body(total: jax.Array, arrays):
-            return total + jax.checkpoint(chunk_sum)(*arrays), None
+        def body(total, arrays):
+            return jax.tree.map(jnp.add, total, jax.checkpoint(chunk_sums)(*arrays)), None
 
         split = jax.tree.map(
             lambda a: a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1),
             (x_BTD, labels_BT, mask_BT),
         )
-        loss_sum, _ = jax.lax.scan(body, jnp.zeros((), jnp.float32), split)
+        zero = jnp.zeros((), jnp.float32)
+        (objective, loss_sum), _ = jax.lax.scan(body, (zero, zero), split)
     else:
-        loss_sum = chunk_sum(x_BTD, labels_BT, mask_BT)
+        objective, loss_sum = chunk_sums(x_BTD, labels_BT, mask_BT)
     tokens = jnp.sum(mask_BT, dtype=jnp.float32)
-    return loss_sum, {"loss": loss_sum, "tokens": tokens}
+    return objective, {"loss": loss_sum, "tokens": tokens}

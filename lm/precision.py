@@ -94,8 +94,12 @@ def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
         ),
         loss=lambda outer, carry, batch: task.stages.loss(cast(outer), carry, batch),
     )
+    encode = task.encode and (
+        lambda params, cache, source: task.encode(cast(params), cache, source)
+    )
     return task._replace(
         stages=stages,
+        encode=encode,
         loss=lambda params, batch, key: task.loss(cast(params), batch, key),
         logits=lambda params, batch: task.logits(cast(params), batch),
         cache=lambda batch_size, length: cast(task.cache(batch_size, length)),

@@ -56,6 +56,8 @@ class Task(NamedTuple):
     logits: Callable[[Params, Batch], jax.Array]
     cache: Callable[[int, int], Cache]  # (batch size, length) -> empty cache
     decode: Callable[..., tuple[jax.Array, Cache]]  # (params, cache, tokens_BT, start_B)
+    # (params, cache, source_BS) -> the cache from which `decode` begins; None: no encoder.
+    encode: Callable[[Params, Cache, jax.Array], Cache] | None = None
     # The checkpoint policy of what the backward pass may keep; None: everything. A strategy
     # that wraps the loss in jax.checkpoint must pass it on, for an outer policy replaces
     # those inside.
@@ -70,14 +72,17 @@ def next_token_task(
     build: Callable[[nnx.Rngs], nnx.Module],
     loss_chunk: int,
     saveable: Callable[..., bool] | None = None,
+    smoothing: float = 0.0,
 ) -> Task:
     """The Task of predicting each token from those before it.
 
-    `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`;
-    `loss_chunk` is the number of positions whose logits exist at once (0: all).
-    A target counts where it lies in the same document as the token before it.
+    `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`, and `encode`
+    if it has an encoder; `loss_chunk` is the number of positions whose logits exist at once
+    (0: all). A target counts where it lies in the same document as the token before it.
+    Where `hidden` covers the last positions of a row alone, those are predicted.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    graph, encodes = nnx.graphdef(abstract), hasattr(abstract, "encode")
 
     @jax.jit  # traced once, however often its shapes are asked for
     def init(key: Key) -> Params:
@@ -89,8 +94,15 @@ def next_token_task(
 
     def loss(params: Params, batch: Batch, key: Key | None):
         module, x_BTD = hidden(params, batch, key)
+        last = slice(-x_BTD.shape[1], None)
+        mask_BT = targets_mask(batch)
         return cross_entropy(
-            x_BTD, module.head, batch["tokens"][:, 1:], targets_mask(batch), loss_chunk
+            x_BTD,
+            module.head,
+            batch["tokens"][:, last],
+            mask_BT if mask_BT is None else mask_BT[:, last],
+            loss_chunk,
+            smoothing,
         )
 
     def logits(params: Params, batch: Batch) -> jax.Array:
@@ -105,7 +117,10 @@ def next_token_task(
     def decode(params: Params, cache: Cache, tokens_BT, start_B):
         return nnx.merge(graph, params).decode(cache, tokens_BT, start_B)
 
-    return Task(init, loss, logits, cache, decode, saveable)
+    def encode(params: Params, cache: Cache, source_BS) -> Cache:
+        return nnx.merge(graph, params).encode(cache, source_BS)
+
+    return Task(init, loss, logits, cache, decode, encode if encodes else None, saveable)
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array | None]:

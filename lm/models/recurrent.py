@@ -184,11 +184,19 @@ class Layer(nnx.Module):
         return self.output(carries), past
 
 
+def embedding_scale(width: int) -> float:
+    """Return what embeddings are times (Vaswani et al. 2017, 3.4).
+
+    A table of variance 1 / width suits a tied head, but no layer scales it up: gates that
+    see so little stay half open.
+    """
+    return width**0.5
+
+
 class Recurrent(nnx.Module):
     def __init__(self, config: RecurrentConfig, vocab_size: int, rngs: nnx.Rngs):
         c = config
         self.config = c
-        # Rows of length 1 whatever the width; a tied head gives logits of the states' size.
         table_init = nnx.initializers.normal(c.width**-0.5)
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         self.layers = nnx.List([Layer(c, rngs) for _ in range(c.num_layers)])
@@ -200,13 +208,16 @@ class Recurrent(nnx.Module):
             )
         )
 
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        return self.embedding[tokens_BT] * embedding_scale(self.config.width)
+
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the states of the last layer. No keys: no dropout."""
         first_BT = None
         if segments_BT is not None:
             first_BT = positions_in_segment(tokens_BT, segments_BT) == 0
         rate = self.config.dropout
-        x_BTD = dropout(self.embedding[tokens_BT], rate, row_keys_B, 0)
+        x_BTD = dropout(self.embed(tokens_BT), rate, row_keys_B, 0)
         for index, layer in enumerate(self.layers):
             carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
             x_BTD = layer.output(layer.states(x_BTD, carry, first_BT))
@@ -223,7 +234,7 @@ class Recurrent(nnx.Module):
 
     def decode(self, cache: list[Carry], tokens_BT: jax.Array, start_B: jax.Array):
         """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
-        x_BTD = self.embedding[tokens_BT]
+        x_BTD = self.embed(tokens_BT)
         new_cache = []
         for layer, past in zip(self.layers, cache, strict=True):
             x_BTD, past = layer.decode(x_BTD, past, start_B)

@@ -65,11 +65,54 @@ def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
     assert result.stdout.startswith("def ") and len(result.stdout) > 8
 
 
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
+    """The task, to write a line's words in capitals, is one that copying cannot do."""
+    lines = sorted({line for f in (folder / "corpus").iterdir() for line in f.open()})
+    (folder / "sources").write_text("".join(lines))
+    (folder / "targets").write_text("".join(lines).upper())
+    overrides = {
+        "data.source": "parallel", "data.path": folder / "sources", "data.seq_len": 64,
+        "data.target_path": folder / "targets", "data.source_len": 32, "steps": 30,
+        "model.kind": kind, "eval_every": 15, "save_every": 15,
+    }  # fmt: skip
+    workdir = folder / kind
+    run(
+        "train", *flags_of(folder, "docstring", **overrides), f"--workdir={workdir}",
+        "--devices=2", "--config.parallel.strategy=shard_map",
+    )  # fmt: skip
+    found = losses(workdir)
+    assert found[30] < found[1]
+    flags = [f"--workdir={workdir}", "--beam=2"]
+    written = run("generate", *flags, "--prompt=def return")
+    assert "def return" not in written.stdout  # the target alone
+    long = run("generate", *flags, f"--prompt={'def ' * 99}", check=False)
+    assert long.returncode == 2 and "the model reads at most 31" in long.stderr
+
+    run("score", *flags, "--num=9", "--length_penalty=1.0")
+    outputs = [json.loads(line) for line in (workdir / "outputs.jsonl").open()]
+    assert len(outputs) == 9
+    assert all(pair["reference"] == pair["source"].upper() for pair in outputs)
+    result = json.loads((workdir / "score.json").read_text())["scores"]
+    assert set(result) == {"model", "copy of the source", "commonest target"}
+    assert all(0 <= value <= 100 for each in result.values() for value in each.values())
+    assert result["copy of the source"]["bleu"] < 1
+
+
+def test_a_model_without_an_encoder_is_not_scored(folder):
+    run("train", *flags_of(folder, "lstm", steps=2), f"--workdir={folder}/words")
+    result = run("score", f"--workdir={folder}/words", check=False)
+    assert result.returncode == 2
+    assert "recurrent family, which has no decoder that writes targets" in result.stderr
+
+
 BAD = {  # overrides of configs/lstm.py -> what the message must say
     "model.num_heads=2": "model.num_heads is of the transformer family",
     "model.cel=gru": "the nearest is 'model.cell'",
     "model.cell=gated": "choose one of rnn, lstm, gru",
     "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
+    "data.source=docstring data.source_len=9": "RecurrentConfig learns from documents",
+    "data.source_len=9": "data.source 'text' has no source texts",
     "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
     "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
 }

@@ -62,7 +62,7 @@ def oracle_logits(config, params, tokens):
     states = [[np.zeros(config.width)] * 2 for _ in range(config.num_layers)]
     logits = []
     for token in tokens:
-        x = p["embedding"][token]
+        x = p["embedding"][token] * config.width**0.5
         for index, layer in p["layers"].items():
             h, c = states[index]
             a = x @ layer["input"]["kernel"] + layer["input"].get("bias", 0.0)

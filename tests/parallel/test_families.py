@@ -6,9 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from lm.data.tokenizer import END_ID
 from lm.models.recurrent import RecurrentConfig, recurrent_task
+from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from parallel.exchange_config import ExchangeConfig
 from tests.parallel.toy import (
+    BATCH,
+    SEQ_LEN,
     VOCAB,
     assert_equal,
     batches,
@@ -27,16 +31,42 @@ def recurrent(**model):
     return recurrent_task(config, VOCAB)
 
 
+SOURCE_LEN = 8
+
+
+@functools.cache
+def pair_batches(num: int) -> list[dict[str, np.ndarray]]:
+    """Rows of sources and targets of widely differing lengths, two of them empty."""
+    rng = np.random.default_rng(1)
+    result = []
+    for batch in batches(num):
+        position = np.arange(SEQ_LEN + 1)
+        lengths = rng.integers(2, SEQ_LEN + 2 - SOURCE_LEN, BATCH)
+        lengths[[5, 6]] = 0
+        segments = (position >= SOURCE_LEN) & (position < SOURCE_LEN + lengths[:, None])
+        tokens = batch["tokens"].copy()
+        tokens[np.arange(BATCH), rng.integers(1, SOURCE_LEN, BATCH)] = END_ID
+        result.append(batch | {"tokens": tokens, "segments": segments.astype(np.int32)})
+    return result
+
+
+def seq2seq(**model):
+    config = Seq2SeqConfig(width=32, num_layers=1, dropout=0.2, **model)
+    return seq2seq_task(config, VOCAB, SOURCE_LEN)
+
+
 FAMILIES = {  # name -> (the task's maker, its batches)
     "lstm": (lambda: recurrent(cell="lstm"), batches),
     "gru": (lambda: recurrent(cell="gru", num_layers=1), batches),
     "rnn": (lambda: recurrent(cell="rnn", num_layers=1), batches),
+    "seq2seq transformer": (lambda: seq2seq(kind="transformer"), pair_batches),
+    "seq2seq recurrent": (lambda: seq2seq(kind="recurrent", cell="gru"), pair_batches),
 }
 EVERYWHERE = [
     *[(strategy, n) for strategy in ("jit", "pmap", "shard_map") for n in (1, 2, 8)],
     *[("fsdp", n) for n in (2, 8)],
 ]
-WHOLLY = ("lstm",)
+WHOLLY = ("lstm", "seq2seq transformer", "seq2seq recurrent")
 # Of one kind, one member is tried everywhere and the others in the widest spread.
 CASES = [(family, *case) for family in WHOLLY for case in EVERYWHERE]
 CASES += [(family, "shard_map", 8) for family in ("gru", "rnn")]
@@ -63,7 +93,7 @@ def test_parameters_equal_one_device(family, strategy, degree):
 
 @pytest.mark.parametrize("family", WHOLLY)
 def test_compressed_exchange_stays_near_one_device(family):
-    exchange = ExchangeConfig(codec="int8", error_feedback=True)
+    exchange = ExchangeConfig(codec="int8", error_feedback="on")
     learner = learner_of(task_of(family), SGD)
     program = toy_program("shard_map", learner, data=8, exchange=exchange)
     losses = train(program, STEPS, FAMILIES[family][1])[2]
