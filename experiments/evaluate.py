@@ -198,12 +198,14 @@ def score(
     batch_size = batch_degree(mesh) * max(LOGITS // (length * vocab_size), 1)
 
     def predictions(params: Params, batch: Batch) -> Sums:
-        tokens, classes = batch["tokens"][:, 1:], batch.get("classes")
+        logits_BTV = task.logits(params, batch)
+        last = slice(-logits_BTV.shape[1], None)  # an encoder-decoder's are its targets'
+        classes = batch.get("classes")
         return prediction_sums(
-            task.logits(params, batch),
-            tokens,
-            targets_mask(batch),
-            None if classes is None else classes[:, 1:],
+            logits_BTV,
+            batch["tokens"][:, last],
+            targets_mask(batch)[:, last],
+            None if classes is None else classes[:, last],
             usual,
             len(CLASSES),
         )
