@@ -1,0 +1,36 @@
+"""The families of language models on the same text, tokenizer and number of tokens.
+
+Command:  python -m experiments.sweep --sweep=configs/sweeps/families.py \
+              --workdir=runs/families
+          python -m experiments.families runs/families     # makes docs/families.md
+"""
+
+from configs.sweeps.combine import Member, each, product
+
+ROWS = 12_800  # of 128 targets: what configs/tiny.py sees in its 400 steps
+
+
+def get_sweep() -> list[Member]:
+    # Counting has no need of many steps: the same rows in fewer, larger batches.
+    counted = {
+        "config": "configs/ngram.py",
+        "data.batch_size": 1280,
+        "steps": ROWS // 1280,
+    }
+    recurrent = {"config": "configs/lstm.py"}
+    by_gradient = {
+        "model.training": "gradient",
+        "optim.name": "adamw",
+        "optim.learning_rate": 0.03,
+        "optim.weight_decay": 0.0,
+        "optim.schedule": "cosine",
+        "optim.warmup_steps": 40,
+    }
+    members = [
+        *product([counted], each("model.order", 1, 2, 3, 4, 5)),
+        {"config": "configs/hmm.py"},
+        {"config": "configs/hmm.py"} | by_gradient,
+        *product([recurrent], each("model.cell", "rnn", "gru", "lstm")),
+        {"config": "configs/tiny.py"},
+    ]
+    return product([{"devices": 8, "parallel.strategy": "shard_map"}], members)

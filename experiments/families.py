@@ -1,0 +1,140 @@
+"""Put the runs of a sweep over families of models into one table, docs/families.md.
+
+python -m experiments.families runs/families [--out=docs/families.md]
+
+Each run is evaluated on all its held-out rows (loss, accuracy, classes of tokens), and
+continues a prompt, eight rows at once, to tell how fast it generates.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import flags
+
+from configs.base import Experiment
+from experiments import startup
+from experiments.evaluate import load_run, score, scored_rows
+from experiments.log import human
+from experiments.startup import say
+from experiments.sweep_rows import Row, read_rows
+from experiments.workdir import write_whole
+from lm.data.pipeline import Data, prepare
+from lm.data.tokenizer import END_ID
+from lm.decoding import Sampling, generate
+from lm.models.hmm import HmmConfig
+from lm.models.ngram import NgramConfig
+from lm.models.recurrent import RecurrentConfig
+from lm.task import Params, Task
+
+OUT = flags.DEFINE_string("out", "docs/families.md", "The page to write.")
+ROWS, NEW_TOKENS = 8, 64  # of the timed generation
+
+HEAD = """# Families of language models
+
+The same text (the Python standard library), tokenizer (BPE of 2048) and number of target
+tokens for each; made by
+
+```sh
+python -m experiments.sweep --sweep=configs/sweeps/families.py --workdir=runs/families
+python -m experiments.families runs/families
+```
+
+Bits per byte, accuracy of the likeliest token and macro F1 over classes of tokens (keyword,
+name, number, string, operator, comment, space, other, by Python's own tokenizer) are of all
+validation rows. *Seconds* are those of training steps and *tokens/s* their median, on 8
+emulated devices that share 2 cores; *generates*: tokens a second, 8 rows at once, greedily.
+
+"""
+COLUMNS = (
+    "",
+    "parameters",
+    "tokens",
+    "bits per byte",
+    "perplexity",
+    "accuracy",
+    "top 5",
+    "macro F1",
+    "calibration error",
+    "seconds",
+    "tokens/s",
+    "generates",
+)
+
+
+def name(config: Experiment) -> str:
+    model = config.model
+    if isinstance(model, NgramConfig):
+        return f"{model.order}-gram, {model.smoothing.replace('_', ' ')}"
+    if isinstance(model, HmmConfig):
+        how = {"em": "Baum-Welch", "gradient": "by gradient"}[model.training]
+        return f"hidden Markov, {model.num_states} states, {how}"
+    if isinstance(model, RecurrentConfig):
+        return f"{model.cell.upper()}, {model.num_layers} layers of {model.width}"
+    return f"transformer, {model.num_layers} layers of {model.width}"
+
+
+def generation_rate(task: Task, params: Params, data: Data) -> float:
+    """Return tokens a second, those that were asked for, compilation apart."""
+    prompt = [END_ID, *data.tokenizer.encode("def ").ids]
+
+    def once() -> float:
+        start = time.perf_counter()
+        generate(task, params, [prompt] * ROWS, NEW_TOKENS, Sampling(0.0), 0)
+        return time.perf_counter() - start
+
+    once()
+    return ROWS * NEW_TOKENS / min(once() for _ in range(3))
+
+
+def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
+    """Return a run's scores and its rate of generation; measure them once."""
+    file = folder / row.name / "family.json"
+    if not file.exists():
+        config, task, params, _, mesh = load_run(folder / row.name, "latest")
+        data = prepare(config.data)
+        rows, usual = scored_rows(config.data, data, "validation")
+        result = score(task, params, data, rows, usual, mesh)
+        result |= {"name": name(config), "rate": generation_rate(task, params, data)}
+        write_whole(file, json.dumps(result, indent=1) + "\n")
+    return json.loads(file.read_text())
+
+
+def line(row: Row, found: dict[str, Any]) -> str:
+    s = row.summary
+    cells = [
+        found["name"],
+        human(s["parameters"]),
+        human(s["tokens"]),
+        f"{found['bits_per_byte']:.4f}",
+        f"{found['perplexity']:.2f}",
+        f"{found['accuracy']:.4f}",
+        f"{found['top_5_accuracy']:.4f}",
+        f"{found['macro_f1']:.4f}" if "macro_f1" in found else "",
+        f"{found['calibration_error']:.4f}",
+        f"{s['seconds']['step']:.1f}",
+        human(s["tokens_per_second"]),
+        human(found["rate"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(folder: str) -> None:
+    with startup.user_errors():
+        rows, missing = read_rows(pathlib.Path(folder))
+        if not rows:
+            raise ValueError(f"{folder} has no complete run yet: {missing}")
+        startup.start_jax()
+    pairs = []
+    for row in rows:
+        pairs.append((row, measured(row, pathlib.Path(folder))))
+        say(f"{pairs[-1][1]['name']}: {pairs[-1][1]['bits_per_byte']:.4f} bits per byte")
+    pairs.sort(key=lambda pair: -pair[1]["bits_per_byte"])
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+    table = "\n".join(line(*pair) for pair in pairs)
+    pathlib.Path(OUT.value).write_text(f"{HEAD}{head}{table}\n")
+
+
+if __name__ == "__main__":
+    startup.run(main, argument="the folder of a sweep, such as runs/families")
