@@ -15,7 +15,6 @@ from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling
 from parallel.exchange_config import ExchangeConfig
 from parallel.program import Learner
-from parallel.strategies import EXACT, STRATEGIES
 from tests.lm.greedy import assert_greedy
 from tests.parallel.toy import VOCAB, assert_equal, batches, toy_program, train
 
@@ -76,19 +75,19 @@ def test_loss_is_that_of_all_paths():
     assert loss_sum == pytest.approx(-whole, rel=1e-6)
     assert sums["loss"] == pytest.approx(first - whole, rel=1e-6)
     assert sums["tokens"] == 2 + 2 + 7  # all but the first of each segment
-    same, _ = GRADIENT.loss(PARAMS, BATCH, None)
+    same, _ = jax.jit(GRADIENT.loss)(PARAMS, BATCH, None)
     assert same == pytest.approx(float(loss_sum))
 
 
 def test_the_gradient_is_minus_the_expected_counts():
-    grads, _ = jax.grad(EM.loss, has_aux=True)(PARAMS, BATCH, None)
+    grads, _ = jax.jit(jax.grad(EM.loss, has_aux=True))(PARAMS, BATCH, None)
     expected = enumerated_counts(PARAMS, BATCH)
     for name, counts in expected.items():
         np.testing.assert_allclose(-grads[name], counts, rtol=2e-5, atol=1e-6)
 
 
 def test_through_the_normalisation_what_the_model_expects_is_taken_off():
-    grads, _ = jax.grad(GRADIENT.loss, has_aux=True)(PARAMS, BATCH, None)
+    grads, _ = jax.jit(jax.grad(GRADIENT.loss, has_aux=True))(PARAMS, BATCH, None)
     expected = enumerated_counts(PARAMS, BATCH)
     for counts, p, name in zip(
         expected.values(), probabilities(PARAMS), expected, strict=True
@@ -98,22 +97,22 @@ def test_through_the_normalisation_what_the_model_expects_is_taken_off():
 
 
 def test_loss_and_logits_agree_and_no_future_token_changes_them():
-    logits = np.asarray(EM.logits(PARAMS, BATCH))
+    logits = np.asarray(jax.jit(EM.logits)(PARAMS, BATCH))
     np.testing.assert_allclose(np.exp(logits).sum(-1), 1, rtol=1e-6)
     targets = (SEGMENTS[:, 1:] == SEGMENTS[:, :-1]) & (SEGMENTS[:, 1:] > 0)
     picked = np.take_along_axis(logits, BATCH["tokens"][:, 1:, None], -1)[..., 0]
-    _, sums = EM.loss(PARAMS, BATCH, None)
+    _, sums = jax.jit(EM.loss)(PARAMS, BATCH, None)
     assert sums["loss"] == pytest.approx(-picked[targets].sum(), rel=1e-6)
     changed = BATCH | {"tokens": BATCH["tokens"].copy()}
     changed["tokens"][:, 5] += 1
     changed["tokens"] %= V
-    other = np.asarray(EM.logits(PARAMS, changed))
+    other = np.asarray(jax.jit(EM.logits)(PARAMS, changed))
     np.testing.assert_array_equal(other[:, :5], logits[:, :5])
     assert (other[:2, 5] != logits[:2, 5]).any()
 
 
 def test_viterbi_is_the_best_of_all_paths():
-    states, best = viterbi(PARAMS, BATCH)
+    states, best = jax.jit(viterbi)(PARAMS, BATCH)
     np.testing.assert_array_equal(np.asarray(states) == -1, SEGMENTS == 0)
     found = iter(segments_of(BATCH | {"tokens": np.asarray(states)}))
     total = 0.0
@@ -153,11 +152,11 @@ def learner(task, tx) -> Learner:
 
 STATES, ITERATIONS = 6, 3
 TASK = hmm_task(HmmConfig(STATES), VOCAB, 0)
-ONE_AXIS = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
+PLACES = [(name, n) for name in ("jit", "pmap", "shard_map") for n in (1, 2, 8)]
+PLACES += [(name, 8) for name in ("zero1", "zero2", "fsdp")]
 
 
-@pytest.mark.parametrize("degree", [1, 2, 8])
-@pytest.mark.parametrize("strategy", ONE_AXIS)
+@pytest.mark.parametrize("strategy, degree", PLACES)
 def test_baum_welch_on_any_devices_is_hmmlearns(strategy, degree, monkeypatch):
     """The same batch at each step: full-batch EM, with unequal tokens on each device."""
     batch = batches(1)[0]
@@ -175,10 +174,10 @@ def test_viterbi_and_likelihood_equal_hmmlearns():
     sequences = list(segments_of(batch))
     lengths = [len(s) for s in sequences]
     together = np.concatenate(sequences)[:, None]
-    loss_sum, _ = TASK.loss(params, batch, None)
+    loss_sum, _ = jax.jit(TASK.loss)(params, batch, None)
     assert loss_sum == pytest.approx(-model.score(together, lengths), rel=1e-6)
     best, path = model.decode(together, lengths)
-    states, logp_B = viterbi(params, batch)
+    states, logp_B = jax.jit(viterbi)(params, batch)
     np.testing.assert_array_equal(states[batch["segments"] > 0], path)
     assert jnp.sum(logp_B) == pytest.approx(best, rel=1e-6)
 
@@ -195,7 +194,7 @@ def test_stepwise_em_averages_the_counts(strategy, config):
     _, params, _ = train(program, 4)
     expected, statistics = TASK.init(jax.random.key(1)), 0.0
     for k, batch in enumerate(batches(4)):
-        grads, sums = jax.grad(TASK.loss, has_aux=True)(expected, batch, None)
+        grads, sums = jax.jit(jax.grad(TASK.loss, has_aux=True))(expected, batch, None)
         rate = (k + 1) ** -forgetting
         counts = -jax.flatten_util.ravel_pytree(grads)[0] / sums["tokens"]
         statistics = (1 - rate) * statistics + rate * counts
