@@ -31,7 +31,7 @@ def products(jaxpr):
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     task, reference = make(compute), make("float32")
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     program = jax.make_jaxpr(lambda p: task.loss(p, BATCH, None))(params)
     operands = [
@@ -42,11 +42,12 @@ def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     assert len(operands) == 9
     wide = [dtypes for dtypes in operands if dtypes != {compute}]
     assert wide == [{"float32"}] * 2
-    grads = jax.grad(lambda p: task.loss(p, BATCH, None)[0])(params)
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: task.loss(p, BATCH, None)[0]))(
+        params
+    )
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-    loss = task.loss(params, BATCH, None)[0]
     assert loss.dtype == jnp.float32
-    expected = reference.loss(params, BATCH, None)[0]
+    expected = jax.jit(lambda p: reference.loss(p, BATCH, None)[0])(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-2)
     assert loss != expected
 
