@@ -23,6 +23,8 @@ def folder(tmp_path_factory):
 def flags_of(folder, config: str, **overrides):
     """Return the flags of a small run of another config file."""
     flags = small(folder, **overrides)[1:]
+    if config in ("hmm", "ngram"):
+        flags = [flag for flag in flags if "--config.model." not in flag]
     flags = [flag for flag in flags if "num_heads" not in flag]
     return [f"--config={ROOT}/configs/{config}.py", *flags]
 
@@ -33,7 +35,10 @@ def test_every_family_has_a_name_and_functions():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_config_is_read_as_it_was_written(family, tmp_path):
-    config = Experiment(model=FAMILIES[family](width=48), seed=5)
+    model = FAMILIES[family]()
+    first = dataclasses.fields(model)[0].name
+    setattr(model, first, "changed")
+    config = Experiment(model=model, seed=5)
     written = dataclasses.asdict(config) | {"family": family_name(config)}
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert read_config(tmp_path) == config
@@ -63,6 +68,30 @@ def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
     )
     result = run("generate", f"--workdir={folder}/whole", "--prompt=def ", "--top_k=5")
     assert result.stdout.startswith("def ") and len(result.stdout) > 8
+
+
+@pytest.mark.parametrize(
+    ("config", "other"), [("hmm", "zero1"), ("ngram", "pmap"), ("ngram", "jit")]
+)
+def test_counts_go_on_elsewhere_and_generate(folder, config, other):
+    """Expected counts of a hidden Markov model, and counts of n-grams."""
+    flags = flags_of(folder, config, steps=6)
+    whole, parts = folder / f"{config}-{other}", folder / f"{config}-{other}-parts"
+    if config == "hmm":
+        flags.append("--config.model.num_states=8")
+    run("train", *flags, f"--workdir={whole}", "--devices=2")
+    run("train", *flags, f"--workdir={parts}", "--devices=4", "--stop_at=3")
+    run(
+        "train", *flags, f"--workdir={parts}", "--devices=2",
+        f"--config.parallel.strategy={other}",
+    )  # fmt: skip
+    one, two = (losses(workdir, "eval") for workdir in (whole, parts))
+    # Counts have the same bits; expected counts are sums of floats.
+    assert one == (two if config == "ngram" else pytest.approx(two, rel=1e-5))
+    evaluated = run("evaluate", f"--workdir={whole}", "--checkpoint=latest")
+    assert f"{one[6]:.4f}" in evaluated.stdout
+    written = run("generate", f"--workdir={whole}", "--prompt=def ", "--max_new_tokens=9")
+    assert written.stdout.startswith("def ")
 
 
 @pytest.mark.parametrize("kind", ["transformer", "recurrent"])
@@ -116,6 +145,35 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
     "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
     "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
 }
+
+
+BAD_COUNTS = {
+    "ngram": {
+        "model.order=0": "model.order is 0; expected 1",
+        "model.smoothing=good_turing": "choose one of kneser_ney",
+        "parallel.strategy=fsdp": "has no meaning for a model of counts",
+        "parallel.exchange.codec=int8": "unset parallel.accumulation and parallel.exchange",
+        "precision.compute=bfloat16": "a model of counts computes in float32",
+    },
+    "hmm": {
+        "model.num_states=0": "model.num_states is 0",
+        "optim.name=adamw": "model.training=em and optim.name=adamw do not go together",
+        "model.training=gradient": "do not go together",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "override"), [(c, o) for c, bad in BAD_COUNTS.items() for o in bad]
+)
+def test_what_counting_cannot_do_is_refused(folder, config, override):
+    result = run(
+        "train", *flags_of(folder, config), f"--config.{override}",
+        f"--workdir={folder}/bad", "--devices=2", check=False,
+    )  # fmt: skip
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert BAD_COUNTS[config][override] in result.stderr
+    assert not (folder / "bad").exists()
 
 
 @pytest.mark.parametrize("overrides", BAD)
