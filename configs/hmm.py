@@ -1,8 +1,10 @@
-"""A hidden Markov model of 128 states by stepwise Baum-Welch, the text of tiny.py.
+"""A hidden Markov model of 128 states on the Python standard library, by stepwise EM.
 
-Command:  python -m experiments.train --config=configs/hmm.py --workdir=runs/a --devices=8
-          By gradient: --config.model.training=gradient --config.optim.name=adamw
-          --config.optim.learning_rate=0.03 --config.optim.weight_decay=0
+Command:  python -m experiments.train --config=configs/hmm.py --workdir=runs/hmm --devices=8
+Cost:     1.64 M tokens, 180 k tokens a second on 2 shared CPU cores
+Expected: validation loss 4.71 on Python 3.11; by gradient (model.training=gradient,
+          optim.name=adamw, learning_rate=0.1, warmup_steps=20, weight_decay=0,
+          schedule=cosine, 400 steps of 32 rows) 4.39 at the same tokens
 """
 
 from configs.base import Experiment
@@ -14,16 +16,13 @@ from parallel.strategies import ParallelConfig
 
 def get_config() -> Experiment:
     return Experiment(
-        steps=400,
-        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=32),
-        model=HmmConfig(num_states=128, training="em"),
+        steps=100,
+        eval_every=25,
+        save_every=25,
+        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=128),
+        model=HmmConfig(num_states=128),
         optim=OptimConfig(
-            name="baum_welch",
-            learning_rate=1.0,
-            schedule="constant",
-            clip_norm=0.0,
-            forgetting=0.6,
-            smoothing=1e-6,
+            name="baum_welch", learning_rate=1.0, schedule="constant", forgetting=0.7
         ),
         parallel=ParallelConfig(strategy="shard_map"),
     )

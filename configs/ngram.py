@@ -1,8 +1,8 @@
-"""A trigram model with modified Kneser-Ney smoothing, the text and vocabulary of tiny.py.
+"""A 5-gram model with modified Kneser-Ney smoothing on the Python standard library.
 
-Command:  python -m experiments.train --config=configs/ngram.py --workdir=runs/a --devices=8
-          One epoch of the embedded corpus is 29 steps of 1024 rows; what comes after it is
-          not counted again. --config.model.order=1 to 5
+Command:  python -m experiments.ngrams --config=configs/ngram.py --devices=8
+Cost:     3.82 M tokens, all of them once, in 10 s on 2 shared CPU cores
+Expected: validation loss 2.638 on Python 3.11; of orders 1 to 4: 6.290, 3.677, 2.904, 2.723
 """
 
 from configs.base import Experiment
@@ -13,10 +13,10 @@ from parallel.strategies import ParallelConfig
 
 def get_config() -> Experiment:
     return Experiment(
-        steps=30,
+        steps=15,
         eval_every=0,
         save_every=0,
-        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=1024),
-        model=NgramConfig(order=3),
+        data=DataConfig(vocab_size=2048, seq_len=128, batch_size=2048),
+        model=NgramConfig(order=5, smoothing="kneser_ney"),
         parallel=ParallelConfig(strategy="shard_map"),
     )

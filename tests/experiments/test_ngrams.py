@@ -1,0 +1,62 @@
+"""The command that counts a corpus: the same losses on any devices, by any strategy."""
+
+import json
+
+import jax
+import pytest
+
+from experiments.checkpoint import Checkpoints
+from parallel.counting_program import counting_program
+from parallel.mesh import data_mesh
+from tests.experiments.runs import run, small, write_corpus
+from tests.parallel.test_counting import assert_counts, batches, counting, take
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ngrams")
+    write_corpus(folder / "corpus", 30)
+    return folder
+
+
+def losses(folder, strategy: str, devices: int) -> dict[tuple[str, int], float]:
+    file = folder / f"{strategy}.jsonl"
+    overrides = {"parallel.strategy": strategy}
+    result = run(
+        "ngrams", *small(folder, **overrides), f"--devices={devices}", "--rows=48",
+        f"--results={file}",
+    )  # fmt: skip
+    assert "| kneser_ney | " in result.stdout
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {(line["smoothing"], line["order"]): line["loss"] for line in lines}
+
+
+def test_every_order_and_smoothing(folder):
+    found = losses(folder, "shard_map", 4)
+    assert len(found) == 15
+    assert found == pytest.approx(losses(folder, "jit", 1), rel=1e-6)
+    (meta,) = folder.glob("cache/rows/*/meta.json")
+    baseline = json.loads(meta.read_text())["bigram_loss"]  # with the best of several k
+    assert baseline - 1e-5 < found["add_k", 2] < found["add_k", 1]
+
+
+def test_a_strategy_without_a_meaning_is_refused(folder):
+    flags = small(folder, **{"parallel.strategy": "fsdp"})
+    result = run("ngrams", *flags, "--devices=2", check=False)
+    assert result.returncode == 2
+    assert "fsdp has no meaning for a model of counts; choose one of jit" in result.stderr
+
+
+def test_a_table_goes_on_from_a_checkpoint_on_other_devices(tmp_path):
+    first, second = (
+        counting_program(counting(), strategy, data_mesh(degree))
+        for strategy, degree in (("shard_map", 4), ("pmap", 2))
+    )
+    state, _ = take(first, first.init(jax.random.key(0)), batches(2))
+    with Checkpoints(tmp_path / "checkpoints", 2, write=True) as checkpoints:
+        checkpoints.save(2, first, state, None)
+        checkpoints.wait()
+        state = checkpoints.restore(second)
+    assert state.step == 2
+    state, _ = take(second, state, batches(4)[2:])
+    assert_counts(second, state, batches(4))
