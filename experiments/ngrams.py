@@ -10,7 +10,6 @@ and, with --results, adds lines to a file.
 import json
 import pathlib
 import time
-from functools import partial
 
 import jax
 from absl import flags
@@ -18,6 +17,7 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments import results, startup
+from experiments.counts import ngram_counting
 from experiments.evaluate import Evaluator
 from experiments.results import Line
 from experiments.startup import say
@@ -26,35 +26,17 @@ from lm.models.ngram import (
     MAX_ORDER,
     SMOOTHINGS,
     NgramConfig,
-    counted,
-    estimate,
     ngram_task,
     smooth,
 )
 from lm.models.smoothing import build_levels
-from parallel.counting_program import Counting, counting_program
+from parallel.counting_program import counting_program
 from parallel.mesh import process_rows
 from parallel.program import Program, TrainState
 
 CONFIG = startup.define_config()
 ROWS = flags.DEFINE_integer("rows", 2048, "Rows counted in a step.", lower_bound=1)
 RESULTS = flags.DEFINE_string("results", None, "Where lines go.")
-
-
-def ngram_counting(
-    config: NgramConfig, vocab_size: int, num_rows: int, batch_size: int, seq_len: int
-) -> Counting:
-    """Say how the n-grams of `num_rows` rows are counted, each row once.
-
-    There is room for all targets to be different.
-    """
-    return Counting(
-        tuples=counted(config, vocab_size, batch_size, num_rows),
-        finish=partial(estimate, config, vocab_size),
-        width=config.order,
-        limit=vocab_size + 1,
-        capacity=num_rows * seq_len,
-    )
 
 
 def count(program: Program, rows: Rows, batch_size: int) -> tuple[TrainState, float]:
@@ -123,9 +105,10 @@ def main() -> None:
         mesh = config.parallel.mesh()
         batch_size = -(-ROWS.value // mesh.size) * mesh.size
         data = prepare(config.data)
+        num_rows = len(data.train.tokens)
         counting = ngram_counting(
-            NgramConfig(MAX_ORDER), data.tokenizer.get_vocab_size(),
-            len(data.train.tokens), batch_size, config.data.seq_len,
+            NgramConfig(MAX_ORDER), data.tokenizer.get_vocab_size(), config.data.seq_len,
+            batch_size, num_steps=-(-num_rows // batch_size),
         )  # fmt: skip
         itself = counting._replace(finish=lambda grams, counts: (grams, counts))
         program = counting_program(itself, config.parallel.strategy, mesh)

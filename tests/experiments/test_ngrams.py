@@ -3,13 +3,21 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.checkpoint import Checkpoints
+from experiments.counts import model_of, saved_counts
 from parallel.counting_program import counting_program
 from parallel.mesh import data_mesh
 from tests.experiments.runs import run, small, write_corpus
-from tests.parallel.test_counting import assert_counts, batches, counting, take
+from tests.parallel.test_counting import (
+    assert_counts,
+    batches,
+    counting,
+    numpy_counts,
+    take,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,12 @@ def test_a_table_goes_on_from_a_checkpoint_on_other_devices(tmp_path):
         checkpoints.save(2, first, state, None)
         checkpoints.wait()
         state = checkpoints.restore(second)
+        shapes = {"params": saved_counts(counting(), data_mesh(8))}
+        alone = checkpoints.load(2, shapes)["params"]
+    for found, expected in zip(
+        model_of(counting(), alone), numpy_counts(batches(2)), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
     assert state.step == 2
     state, _ = take(second, state, batches(4)[2:])
     assert_counts(second, state, batches(4))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.counts import ngram_counting
 from lm.data.packing import first_fit
 from lm.data.tokenizer import encode_documents, train_bpe
 from lm.models.ngram import (
@@ -16,12 +17,11 @@ from lm.models.ngram import (
     NgramConfig,
     bigram_counts,
     bigram_loss,
-    counted,
     estimate,
     grams,
     ngram_task,
 )
-from parallel.counting_program import STRATEGIES, Counting, counting_program
+from parallel.counting_program import STRATEGIES, counting_program
 from parallel.mesh import data_mesh, place_rows
 from tests.experiments.runs import WORDS
 from tests.lm.greedy import assert_greedy
@@ -209,15 +209,9 @@ def test_a_bigram_is_the_baseline_of_the_data():
 CONFIG = NgramConfig(3)
 
 
-def program_of(strategy, degree, batch_size, num_rows, config=CONFIG):
-    train, _, vocab_size = corpus("bpe")
-    counting = Counting(
-        tuples=counted(config, vocab_size, batch_size, num_rows),
-        finish=functools.partial(estimate, config, vocab_size),
-        width=config.order,
-        limit=vocab_size + 1,
-        capacity=train["tokens"].size,
-    )
+def program_of(strategy, degree, batch_size, num_steps, num_rows):
+    vocab_size = corpus("bpe")[2]
+    counting = ngram_counting(CONFIG, vocab_size, SEQ_LEN, batch_size, num_steps, num_rows)
     return counting_program(counting, strategy, data_mesh(degree))
 
 
@@ -239,7 +233,7 @@ def test_the_model_has_the_same_bits_on_any_devices(strategy, degree):
     num_rows, batch_size = len(rows["tokens"]), 16
     # Steps that go on into a second epoch, which counts for nothing.
     num_steps = 2 * num_rows // batch_size
-    program = program_of(strategy, degree, batch_size, num_rows)
+    program = program_of(strategy, degree, batch_size, num_steps, num_rows)
     params, metrics = train_on(program, batch_size, num_steps)
     assert metrics["tokens"] == 0
     expected = fitted(CONFIG, rows, vocab_size)
