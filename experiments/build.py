@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
+from experiments.counts import ngram_counting
 from experiments.log import Clock
 from lm.data.pipeline import PAIR_SOURCES, SOURCES, Data
 from lm.models.attention import choose_kernel
 from lm.models.hmm import HmmConfig, hmm_task
-from lm.models.ngram import NgramConfig, counted, estimate, ngram_task
+from lm.models.ngram import NgramConfig, ngram_task
 from lm.models.recurrent import RecurrentConfig, recurrent_task
 from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from lm.models.transformer import transformer_task
@@ -130,16 +130,20 @@ def check_counts(config: Experiment, mesh: Mesh) -> None:
 def ngram_program(
     config: Experiment, vocab_size: int, num_rows: int, mesh: Mesh
 ) -> Program:
-    """Count the n-grams of the first epoch; later ones bring nothing new."""
-    seen = min(config.steps * config.data.batch_size, num_rows)
-    counting = Counting(
-        tuples=counted(config.model, vocab_size, config.data.batch_size, num_rows),
-        finish=partial(estimate, config.model, vocab_size),
-        width=config.model.order,
-        limit=vocab_size + 1,
-        capacity=seen * config.data.seq_len,  # were they all different
-    )
+    counting = config_counting(config, vocab_size, num_rows)
     return counting_program(counting, config.parallel.strategy, mesh)
+
+
+def config_counting(config: Experiment, vocab_size: int, num_rows: int = 0) -> Counting:
+    """Say what a run counts; `num_rows` is that of an epoch, 0: none is seen twice."""
+    return ngram_counting(
+        config.model,
+        vocab_size,
+        config.data.seq_len,
+        config.data.batch_size,
+        config.steps,
+        num_rows,
+    )
 
 
 FAMILY_OF = {
@@ -178,15 +182,14 @@ def build_task(config: Experiment, vocab_size: int) -> Task:
 
 
 def build(
-    config: Experiment, vocab_size: int, mesh: Mesh, num_rows: int | None = None
+    config: Experiment, vocab_size: int, mesh: Mesh, num_rows: int = 0
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
-    `num_rows` is the number of rows of an epoch, where it is known.
+    `num_rows` is the number of rows of an epoch, 0 where it is not known.
     """
     task = build_task(config, vocab_size)
     if make_program := FAMILY_OF[type(config.model)].program:
-        num_rows = num_rows or config.steps * config.data.batch_size
         return task, make_program(config, vocab_size, num_rows, mesh)
     learner = Learner(
         init=task.init,

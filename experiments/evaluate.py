@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
 from experiments import startup
-from experiments.build import FAMILY_OF, build, build_task
+from experiments.build import FAMILY_OF, build_task, config_counting
 from experiments.checkpoint import Checkpoints
+from experiments.counts import model_of, saved_counts
 from experiments.log import perplexity
 from experiments.workdir import read_config
 from lm.data.classes import CLASSES, usual_classes
@@ -146,15 +148,8 @@ def saved_params(
     """Return the shapes of what a checkpoint holds, and how the parameters come of it."""
     if not FAMILY_OF[type(config.model)].program:
         return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
-    config.parallel.strategy = "jit"
-    num_rows = len(prepare(config.data).train.tokens)
-    _, program = build(config, vocab_size, mesh, num_rows)
-
-    def finish(saved: Params) -> Params:
-        empty = program.portable(program.init(jax.random.key(0)))
-        return program.params(program.adopt(empty._replace(params=saved)))
-
-    return program.abstract_portable.params, finish
+    counting = config_counting(config, vocab_size)
+    return saved_counts(counting, mesh), partial(model_of, counting)
 
 
 def choose_step(checkpoints: Checkpoints, wanted: str) -> int:

@@ -7,6 +7,9 @@ python -m experiments.generate --workdir=runs/a --prompt="x = " --beam=4 --lengt
 A model with an encoder takes each prompt as a source, and what it writes is the target.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 from absl import flags
 from tokenizers import Tokenizer
 
@@ -64,30 +67,42 @@ def encode_prompts(tokenizer, prompts: list[str], num_new: int, context: int):
     return encoded
 
 
-def continuations(
-    config: Experiment,
-    task: Task,
-    params: Params,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    num_new: int,
-    method: Sampling | Beam,
-    seed: int,
-) -> list[str]:
-    """Return each prompt with what follows it; of a source, its target alone.
+class Inputs(NamedTuple):
+    """What decoding begins from."""
 
-    Raises ValueError for prompts and sources that are too long, before it compiles.
+    prompts: list[list[int]]
+    source_BS: np.ndarray | None  # of a model with an encoder
+    num_new: int
+
+
+def encode_inputs(
+    config: Experiment, tokenizer: Tokenizer, prompts: list[str], num_new: int
+) -> Inputs:
+    """Encode prompts, or sources where the data is pairs.
+
+    Raises ValueError for those that are too long.
     """
     data = config.data
     context, sources = data.seq_len - data.source_len, None
-    if task.encode is not None:
+    if data.source_len:
         sources = encode_sources(tokenizer, prompts, data.source_len)
-        prompts = [""] * len(prompts)
-        num_new = min(num_new, context - 1)
-    encoded = encode_prompts(tokenizer, prompts, num_new, context)
-    new = generate(task, params, encoded, num_new, method, seed, sources)
-    texts = [tokenizer.decode(tokens) for tokens in new]
-    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+        prompts, num_new = [""] * len(prompts), min(num_new, context - 1)
+    return Inputs(encode_prompts(tokenizer, prompts, num_new, context), sources, num_new)
+
+
+def continuations(
+    task: Task,
+    params: Params,
+    tokenizer: Tokenizer,
+    inputs: Inputs,
+    method: Sampling | Beam,
+    seed: int,
+) -> list[str]:
+    """Return what follows each prompt or source."""
+    new = generate(
+        task, params, inputs.prompts, inputs.num_new, method, seed, inputs.source_BS
+    )
+    return [tokenizer.decode(tokens) for tokens in new]
 
 
 def main() -> None:
@@ -98,11 +113,10 @@ def main() -> None:
         startup.start_jax()
         config, task, params, _, _ = load_run(workdir, CHECKPOINT.value)
         tokenizer = load_tokenizer(workdir / "tokenizer.json")
-        texts = continuations(
-            config, task, params, tokenizer, prompts, NUM_NEW.value, method, SEED.value
-        )
-    for text in texts:
-        print(text)
+        inputs = encode_inputs(config, tokenizer, prompts, NUM_NEW.value)
+    texts = continuations(task, params, tokenizer, inputs, method, SEED.value)
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(text if config.data.source_len else prompt + text)
         if len(prompts) > 1:
             print("-" * 80)
 

@@ -9,7 +9,9 @@ from typing import Any
 import flax
 import jax
 import optax
+from tokenizers import Tokenizer
 
+from configs.base import Experiment
 from experiments.build import Run
 from experiments.costs import (
     PARTS,
@@ -19,13 +21,22 @@ from experiments.costs import (
     model_flops,
     peak_memory_bytes,
 )
-from experiments.generate import continuations
+from experiments.generate import Inputs, continuations, encode_inputs
 from experiments.log import Log, human
 from experiments.startup import is_main_process
 from experiments.workdir import write_whole
 from lm.decoding import Sampling
 from lm.task import num_parameters
 from parallel.program import TrainState
+
+
+def sample_inputs(config: Experiment, tokenizer: Tokenizer) -> Inputs:
+    """Encode the prompt of the sample at the end; ValueError if it is too long."""
+    num_new = min(60, config.data.seq_len // 2)
+    try:
+        return encode_inputs(config, tokenizer, [config.prompt], num_new)
+    except ValueError as error:
+        raise ValueError(f"config.prompt: {error}") from None
 
 
 def summarize(
@@ -41,16 +52,9 @@ def summarize(
     kind and of another.
     """
     config, data, program = run.config, run.data, run.program
-    num_new = min(60, config.data.seq_len // 2)
-    sample = continuations(
-        config,
-        run.task,
-        program.params(state),
-        data.tokenizer,
-        [config.prompt],
-        num_new,
-        Sampling(),
-        config.seed,
+    params, inputs = program.params(state), sample_inputs(config, data.tokenizer)
+    (sample,) = continuations(
+        run.task, params, data.tokenizer, inputs, Sampling(), config.seed
     )
     if not is_main_process():
         return
@@ -86,7 +90,7 @@ def summarize(
             "flax": flax.__version__,
             "optax": optax.__version__,
         },
-        "sample": sample[0],
+        "sample": config.prompt + (" -> " if config.data.source_len else "") + sample,
     }
     write_whole(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_summary(summary)

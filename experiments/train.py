@@ -24,7 +24,7 @@ from experiments.dry_run import dry_run
 from experiments.evaluate import Evaluator
 from experiments.log import Clock, Log, human
 from experiments.startup import is_main_process, say
-from experiments.summary import print_summary, read_summary, summarize
+from experiments.summary import print_summary, read_summary, sample_inputs, summarize
 from experiments.workdir import claim
 from lm.data.pipeline import prepare, step_rows, train_batches
 from lm.task import num_parameters
@@ -54,6 +54,7 @@ def main() -> None:
             return
         with clock("prepare"):
             data = prepare(config.data)
+        sample_inputs(config, data.tokenizer)  # rather now than at the end
         lock = claim(folder, config, data, write=is_main_process())
         if summary := read_summary(folder):
             say(f"{folder} is complete; give another --workdir to train again")

@@ -96,8 +96,8 @@ def encode_sources(tokenizer: Tokenizer, texts: list[str], source_len: int) -> n
         ids = tokenizer.encode(text).ids
         if len(ids) >= source_len:
             raise ValueError(
-                f"source {row} has {len(ids)} tokens, and the model reads at most "
-                f"{source_len - 1} (data.source_len less the end mark); shorten it"
+                f"the source {text[:40]!r} has {len(ids)} tokens, and the model reads at "
+                f"most {source_len - 1} (data.source_len less the end mark); shorten it"
             )
         source_BS[row, : len(ids)] = ids
     return source_BS

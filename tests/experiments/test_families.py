@@ -66,7 +66,9 @@ def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
     assert json.loads((folder / "whole" / "config.json").read_text())["family"] == (
         "recurrent"
     )
-    result = run("generate", f"--workdir={folder}/whole", "--prompt=def ", "--top_k=5")
+    result = run(
+        "generate", f"--workdir={folder}/whole", "--prompt=def ", "--max_new_tokens=9"
+    )
     assert result.stdout.startswith("def ") and len(result.stdout) > 8
 
 
@@ -103,7 +105,7 @@ def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
     overrides = {
         "data.source": "parallel", "data.path": folder / "sources", "data.seq_len": 64,
         "data.target_path": folder / "targets", "data.source_len": 32, "steps": 30,
-        "model.kind": kind, "eval_every": 15, "save_every": 15,
+        "model.kind": kind, "eval_every": 15, "save_every": 15, "prompt": "def",
     }  # fmt: skip
     workdir = folder / kind
     run(
@@ -136,12 +138,13 @@ def test_a_model_without_an_encoder_is_not_scored(folder):
 
 
 BAD = {  # overrides of configs/lstm.py -> what the message must say
-    "model.num_heads=2": "model.num_heads is of the transformer family",
+    "model.num_heads=2": "model.num_heads is of the transformer, seq2seq family",
     "model.cel=gru": "the nearest is 'model.cell'",
     "model.cell=gated": "choose one of rnn, lstm, gru",
     "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
     "data.source=docstring data.source_len=9": "RecurrentConfig learns from documents",
     "data.source_len=9": "data.source 'text' has no source texts",
+    "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
     "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
     "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
 }

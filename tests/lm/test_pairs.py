@@ -175,7 +175,7 @@ def test_a_source_longer_than_its_part_is_refused(package, tmp_path):
     data = prepare(config_of(tmp_path, source="gettext", name=package))
     source_BS = encode_sources(data.tokenizer, ["yes", ""], 16)
     assert source_BS.shape == (2, 16) and (source_BS[1] == END_ID).all()
-    with pytest.raises(ValueError, match="source 1 has .* reads at most 15"):
+    with pytest.raises(ValueError, match="the source 'word .* reads at most 15"):
         encode_sources(data.tokenizer, ["yes", "word " * 30], 16)
 
 
