@@ -79,7 +79,7 @@ def initial(codec, stacked):
     """Return the state of every replica, from shapes alone."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
     num = jax.tree.leaves(stacked)[0].shape[0]
-    return jax.tree.map(lambda x: jnp.stack([x] * num), codec.init(shapes)), shapes
+    return jax.tree.map(lambda x: np.stack([x] * num), codec.init(shapes)), shapes
 
 
 @functools.cache

@@ -99,10 +99,10 @@ def late_by_hand(delay: int, compensation: float):
         grads, sums = jax.grad(task.loss, has_aux=True)(params, batch, None)
         return jax.tree.map(lambda g: g / sums["tokens"], grads)
 
-    params = jax.jit(task.init)(jax.random.key(1))
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
     past = []
     for batch in batches(STEPS):
-        past.append((mean_gradient(params, batch), params))
+        past.append((jax.device_get(mean_gradient(params, batch)), params))
         if len(past) > delay:
             grads, then = past[-1 - delay]
             late = jax.tree.map(

@@ -62,14 +62,15 @@ def by_hand(num_replicas: int, num_steps: int, meet):
         step = RATE / jnp.maximum(tokens, 1.0)
         return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
 
-    replicas = [jax.jit(task.init)(jax.random.key(1))] * num_replicas
+    start = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+    replicas = [start] * num_replicas
     meet = meet(replicas[0])
     seen = np.zeros(num_replicas)
     for step, batch in enumerate(batches(num_steps), 1):
         share = BATCH // num_replicas
         for w in range(num_replicas):
             rows = {k: v[w * share : (w + 1) * share] for k, v in batch.items()}
-            replicas[w], tokens = sgd(replicas[w], rows)
+            replicas[w], tokens = jax.device_get(sgd(replicas[w], rows))
             seen[w] += tokens
         replicas, seen = meet(step, replicas, seen)
     return jax.tree.map(lambda *xs: np.mean(xs, 0), *replicas)
@@ -79,7 +80,7 @@ def diloco_by_hand(every: int, rate: float, momentum: float):
     """Algorithm 1 of Douillard et al. 2023, moves weighted by tokens."""
 
     def begin(params):
-        agreed, velocity = params, jax.tree.map(jnp.zeros_like, params)
+        agreed, velocity = params, jax.tree.map(np.zeros_like, params)
 
         def meet(step, replicas, seen):
             nonlocal agreed, velocity
@@ -122,7 +123,7 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
     def begin(params):
         leaves, structure = jax.tree.flatten(params)
         chosen = fragment_of_leaves(params, num_fragments)
-        agreed, velocity = list(leaves), [jnp.zeros_like(x) for x in leaves]
+        agreed, velocity = list(leaves), [np.zeros_like(x) for x in leaves]
         arriving, seen_by = [None] * len(leaves), [0] * len(leaves)
         total_seen = 0
 
