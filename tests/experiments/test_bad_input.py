@@ -160,7 +160,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(folder):
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True)
     try:
-        flags = [*small(folder, save_every=1, keep=100, steps=60), f"--workdir={disk}/run"]
+        flags = [*small(folder, save_every=1, keep=100), f"--workdir={disk}/run"]
         full = run("train", *flags, "--devices=2", check=False)
         assert "No space left" in full.stderr or "could not be written" in full.stderr
         assert full.returncode == 2
