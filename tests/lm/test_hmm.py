@@ -255,7 +255,15 @@ def test_samples_follow_the_model():
         np.testing.assert_allclose(found, p @ emission, atol=0.025)
 
 
-@pytest.mark.parametrize("config", [HmmConfig(0), HmmConfig(4, "viterbi")])
-def test_bad_config_is_refused(config):
-    with pytest.raises(ValueError, match="model.(num_states|training)"):
-        config.validate(8)
+@pytest.mark.parametrize(
+    "validate, words",
+    [
+        (lambda: HmmConfig(0).validate(8), "model.num_states is 0"),
+        (lambda: HmmConfig(4, "viterbi").validate(8), "choose one of em, gradient"),
+        (lambda: OptimConfig(forgetting=1.5).validate(), "optim.forgetting is 1.5"),
+        (lambda: OptimConfig(smoothing=-1.0).validate(), "optim.smoothing is -1.0"),
+    ],
+)
+def test_bad_config_is_refused(validate, words):
+    with pytest.raises(ValueError, match=words):
+        validate()
