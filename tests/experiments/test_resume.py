@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import time
 
@@ -26,6 +27,14 @@ def folder(tmp_path_factory):
 def uninterrupted(folder):
     run("train", *small(folder), f"--workdir={folder}/whole", "--devices=8")
     return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """A run that was stopped at step 8, for each test to damage a copy of."""
+    flags = [*small(folder), f"--workdir={folder}/stopped", "--devices=8"]
+    run("train", *flags, "--stop_at=8")
+    return folder / "stopped"
 
 
 def final_arrays(workdir, step):
@@ -159,10 +168,9 @@ def test_a_dead_process_ends_the_others_promptly(folder):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "flipped"])
-def test_a_damaged_checkpoint_is_passed_over(folder, uninterrupted, damage):
-    workdir = folder / damage
+def test_a_damaged_checkpoint_is_passed_over(folder, uninterrupted, stopped, damage):
+    workdir = shutil.copytree(stopped, folder / damage)
     flags = [*small(folder), f"--workdir={workdir}", "--devices=8"]
-    run("train", *flags, "--stop_at=8")
     newest = workdir / "checkpoints" / "8" / "params"
     data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
     if damage == "missing":
@@ -181,10 +189,9 @@ def test_a_damaged_checkpoint_is_passed_over(folder, uninterrupted, damage):
     assert len(list((workdir / "checkpoints").glob("damaged-8-*"))) == 1
 
 
-def test_without_a_whole_checkpoint_nothing_is_touched(folder, uninterrupted):
-    workdir = folder / "all-damaged"
+def test_without_a_whole_checkpoint_nothing_is_touched(folder, stopped):
+    workdir = shutil.copytree(stopped, folder / "all-damaged")
     flags = [*small(folder), f"--workdir={workdir}", "--devices=8"]
-    run("train", *flags, "--stop_at=4")
     for data in (workdir / "checkpoints").rglob("d/*"):
         data.write_bytes(b"")
     before = sorted((workdir / "checkpoints").rglob("*"))
