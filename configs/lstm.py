@@ -21,6 +21,5 @@ def get_config() -> Experiment:
         data=DataConfig(vocab_size=2048, seq_len=128, batch_size=32),
         model=RecurrentConfig(cell="lstm", width=256, num_layers=2),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=40),
-        # Under jit, GSPMD would sum gradients over devices in each step of time.
-        parallel=ParallelConfig(strategy="shard_map"),
+        parallel=ParallelConfig(strategy="jit"),
     )

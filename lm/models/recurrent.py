@@ -15,7 +15,6 @@ V vocabulary. A cell's carry is a pytree of states [B, D]: (c, h) of the LSTM, e
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,11 @@ from flax import nnx
 
 from lm.models.attention import positions_in_segment
 from lm.models.layers import dropout, matmul
+from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
 from lm.task import Task, next_token_task
 
-Carry = Any
-
 CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
+STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
 NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 INITIALIZERS = {  # of a gate's matrices
@@ -105,34 +104,29 @@ def open_forget_gate(key: jax.Array, shape: tuple[int], dtype, *_) -> jax.Array:
 
 def make_cell(config: RecurrentConfig, rngs: nnx.Rngs) -> nnx.Module:
     init = each_gate(INITIALIZERS[config.init], NUM_GATES[config.cell])
-    make = partial(
-        CELLS[config.cell],
+    bias = open_forget_gate if config.cell == "lstm" else nnx.initializers.zeros
+    return CELLS[config.cell](
         config.width,
         config.width,
         kernel_init=init,
         recurrent_kernel_init=init,
-        dtype=None,  # that of the parameters
+        bias_init=bias,
         rngs=rngs,
     )
-    if config.cell == "rnn":
-        return make(activation_fn=ACTIVATIONS[config.activation])
-    return make(bias_init=open_forget_gate) if config.cell == "lstm" else make()
-
-
-class Identity(nnx.Module):
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
 
 
 class Layer(nnx.Module):
-    """A cell over time; its product with the inputs is taken out of the cell."""
+    """One of Flax's cells over time, its products with all inputs being done at once."""
 
     def __init__(self, config: RecurrentConfig, rngs: nnx.Rngs):
         self.width, self.truncate = config.width, config.truncate
         self.num_states = 2 if config.cell == "lstm" else 1
-        self.cell = make_cell(config, rngs)
-        self.input = self.cell.dense_i
-        self.cell.dense_i = Identity()
+        self.step = STEPS[config.cell]
+        if config.cell == "rnn":
+            self.step = partial(rnn_step, ACTIVATIONS[config.activation])
+        cell = make_cell(config, rngs)
+        self.input, self.cell = cell.dense_i, cell
+        del cell.dense_i
 
     def zeros(self, shape: tuple[int, ...], dtype=jnp.float32) -> Carry:
         zeros = jnp.zeros((*shape, self.width), dtype)
@@ -147,25 +141,15 @@ class Layer(nnx.Module):
         inputs_TBG = matmul(x_BTD, project.kernel[...]).swapaxes(0, 1)
         if project.bias is not None:
             inputs_TBG += project.bias[...]
-        cut_T = jnp.arange(x_BTD.shape[1]) % (self.truncate or x_BTD.shape[1]) == 0
+        cut_T = None
+        if self.truncate:
+            cut_T = jnp.arange(x_BTD.shape[1]) % self.truncate == 0
         first_TB1 = None if first_BT is None else first_BT.T[:, :, None]
-
-        def step(carry: Carry, inputs):
-            inputs_BG, cut, first_B1 = inputs
-            if self.truncate:
-                carry = jax.tree.map(
-                    lambda x: jnp.where(cut, jax.lax.stop_gradient(x), x), carry
-                )
-            if first_B1 is not None:
-                carry = jax.tree.map(lambda x: jnp.where(first_B1, 0, x), carry)
-            carry, _ = self.cell(carry, inputs_BG)
-            return carry, carry
-
-        _, carries = jax.lax.scan(step, carry, (inputs_TBG, cut_T, first_TB1))
+        weights = self.cell.dense_h
+        bias_G = None if weights.bias is None else weights.bias[...]
+        arrays = weights.kernel[...], bias_G, carry, inputs_TBG, cut_T, first_TB1
+        carries = recur(self.step, *arrays)
         return jax.tree.map(lambda x: x.swapaxes(0, 1), carries)
-
-    def output(self, carries: Carry) -> jax.Array:
-        return carries[1] if self.num_states == 2 else carries
 
     def decode(self, x_BTD: jax.Array, past: Carry, start_B: jax.Array):
         """Return the outputs y_BTD, and `past` with the new states after start_B.
@@ -181,7 +165,7 @@ class Layer(nnx.Module):
         past = jax.tree.map(
             lambda old, new: old.at[rows_B[:, None], after_BT].set(new), past, carries
         )
-        return self.output(carries), past
+        return output(carries), past
 
 
 def embedding_scale(width: int) -> float:
@@ -220,7 +204,7 @@ class Recurrent(nnx.Module):
         x_BTD = dropout(self.embed(tokens_BT), rate, row_keys_B, 0)
         for index, layer in enumerate(self.layers):
             carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
-            x_BTD = layer.output(layer.states(x_BTD, carry, first_BT))
+            x_BTD = output(layer.states(x_BTD, carry, first_BT))
             x_BTD = dropout(x_BTD, rate, row_keys_B, index + 1)
         return x_BTD
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.layers import dropout, matmul
-from lm.models.recurrent import Carry, Layer, RecurrentConfig, embedding_scale
+from lm.models.recurrence import Carry, output
+from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
 from lm.models.seq2seq_transformer import source_mask
 
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
@@ -38,7 +39,7 @@ class BothDirections(nnx.Module):
         def last(onward_BSD: jax.Array, backward_BSD: jax.Array) -> jax.Array:
             return onward_BSD[jnp.arange(len(last_B)), last_B] + backward_BSD[:, -1]
 
-        y_BSD = self.onward.output(onward) + jnp.flip(self.backward.output(backward), 1)
+        y_BSD = output(onward) + jnp.flip(output(backward), 1)
         return y_BSD, jax.tree.map(last, onward, backward)
 
 
@@ -98,7 +99,7 @@ class RecurrentSeq2Seq(nnx.Module):
         source_BSD, carries = self.read(source_BS, row_keys_B)
         x_BTD = dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
         for index, layer in enumerate(self.decoder):
-            x_BTD = layer.output(layer.states(x_BTD, carries[index], None))
+            x_BTD = output(layer.states(x_BTD, carries[index], None))
             x_BTD = dropout(x_BTD, rate, row_keys_B, num_sites + index + 1)
         return self.attention(x_BTD, source_BSD, source_mask(source_BS))
 

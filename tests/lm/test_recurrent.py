@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from lm.decoding import Sampling, generate
 from lm.models.recurrent import (
+    CELLS,
     INITIALIZERS,
     RecurrentConfig,
     each_gate,
@@ -100,6 +102,26 @@ def test_packed_documents_equal_a_plain_recurrence(name):
             np.testing.assert_allclose(
                 packed_logits[row, part], expected, rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_equals_the_cell_of_flax(cell):
+    _, task, params = make(cell=cell, num_layers=1)
+    layer, batch = params["layers"][0], random_batch()
+    theirs = CELLS[cell](8, 8, rngs=nnx.Rngs(0))
+    for name, given in [("dense_i", layer["input"]), ("dense_h", layer["cell"]["dense_h"])]:
+        linear = getattr(theirs, name)
+        linear.kernel = nnx.Param(given["kernel"])
+        assert (linear.bias is None) == ("bias" not in given)
+        if "bias" in given:
+            linear.bias = nnx.Param(given["bias"])
+    carry, logits = theirs.initialize_carry((3, 8), nnx.Rngs(0)), []
+    for token in batch["tokens"][:, :-1].T:
+        carry, h = theirs(carry, params["embedding"][token] * 8**0.5)
+        logits.append(h @ params["embedding"].T)
+    np.testing.assert_allclose(
+        jax.jit(task.logits)(params, batch), jnp.stack(logits, 1), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -10,6 +11,7 @@ from lm.data.tokenizer import END_ID
 from lm.models.recurrent import RecurrentConfig, recurrent_task
 from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from parallel.exchange_config import ExchangeConfig
+from parallel.ledger import ledger
 from tests.parallel.toy import (
     BATCH,
     SEQ_LEN,
@@ -100,3 +102,21 @@ def test_compressed_exchange_stays_near_one_device(family):
     expected_losses = one_device(family)[1]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-2)
     assert losses != expected_losses
+
+
+def test_devices_do_not_meet_in_each_step_of_time():
+    """GSPMD sums a gradient over devices wherever it is added up, in a scan included."""
+    program = toy_program("jit", learner_of(task_of("lstm"), SGD), data=2)
+    batch = program.place(batches(1)[0])
+    compiled = program.step.lower(program.abstract, batch).compile()
+    sent = sum(entry.elements for entry in ledger(compiled.as_text(), program.mesh))
+    sizes = {k: x.size for k, x in flat(program.abstract.params).items()}
+    # The tied embedding's two contributions are summed apart; a few scalars.
+    assert 0 < sent - sum(sizes.values()) <= sizes["embedding"] + 100
+
+
+def flat(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree.leaves_with_path(params)
+    }
