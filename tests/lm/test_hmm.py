@@ -157,13 +157,12 @@ PLACES += [(name, 8) for name in ("zero1", "zero2", "fsdp")]
 
 
 @pytest.mark.parametrize("strategy, degree", PLACES)
-def test_baum_welch_on_any_devices_is_hmmlearns(strategy, degree, monkeypatch):
+def test_baum_welch_on_any_devices_is_hmmlearns(strategy, degree):
     """The same batch at each step: full-batch EM, with unequal tokens on each device."""
     batch = batches(1)[0]
     expected, _ = hmmlearn_em(TASK.init(jax.random.key(1)), batch, ITERATIONS)
     program = toy_program(strategy, learner(TASK, baum_welch(0.0, 0.0)), data=degree)
-    monkeypatch.setattr("tests.parallel.toy.batches", lambda num: [batch] * num)
-    _, params, losses = train(program, ITERATIONS)
+    _, params, losses = train(program, ITERATIONS, lambda num: [batch] * num)
     assert_equal(jax.tree.map(np.exp, params), expected, rtol=1e-4)
     assert losses[2] < losses[1] < losses[0]
 
