@@ -6,7 +6,7 @@ Command:  python -m experiments.sweep --sweep=configs/sweeps/degree.py \
 
 from configs.sweeps.combine import Member, at_tokens, degrees, product
 
-TOKENS, SEQ_LEN = 100_000, 128
+TOKENS, SEQ_LEN = 50_000, 128
 
 
 def get_sweep() -> list[Member]:

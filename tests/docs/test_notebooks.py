@@ -20,7 +20,7 @@ def test_runs(file, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
     text = "".join(
         output.get("text", "") + "".join(output.get("data", {}).get("text/html", ""))
         for cell in notebook.cells
