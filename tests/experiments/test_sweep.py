@@ -125,13 +125,12 @@ def test_dry_run_lists_members(folder, finished):
     ],
 )
 def test_bad_sweeps_end_at_once(tmp_path, text, says):
-    from experiments.sweep import load_sweep, member_config
-
     file = tmp_path / "members.py"
     file.write_text(f"C = {str(ROOT / 'configs/tiny.py')!r}\n{text}\n")
-    with pytest.raises(ValueError, match=says):
-        for name, member in load_sweep(str(file)).items():
-            member_config(name, member)
+    flags = [f"--sweep={file}", f"--workdir={tmp_path}/runs"]
+    result = run("sweep", *flags, check=False)
+    assert result.returncode == 2 and says in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "runs").exists()
 
 
 SBATCH = """#!/bin/sh
