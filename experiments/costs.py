@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.build import build_task
+from lm.precision import PrecisionConfig
 from parallel.layout import bytes_per_device
 from parallel.ledger import ledger
 from parallel.program import TrainState
@@ -54,7 +55,8 @@ def model_flops(config: Experiment, vocab_size: int) -> float:
     model = config.model
     if hasattr(model, "attention"):  # kernels of platforms skip or hide products
         model = dataclasses.replace(model, attention="xla")
-    task = build_task(dataclasses.replace(config, model=model), vocab_size)
+    plain = dataclasses.replace(config, model=model, precision=PrecisionConfig())
+    task = build_task(plain, vocab_size)
     seq_len = config.data.seq_len
     row = {"tokens": jax.ShapeDtypeStruct((1, seq_len + 1), jnp.int32)}
     row["row"] = jax.ShapeDtypeStruct((1,), jnp.int32)

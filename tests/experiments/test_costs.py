@@ -11,11 +11,14 @@ from lm.models.transformer_config import TransformerConfig
 VOCAB = 300
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("loss_chunk", [0, 32])
-def test_model_flops_are_those_of_the_papers(scan_layers, loss_chunk):
+@pytest.mark.parametrize(
+    ("scan_layers", "loss_chunk", "compute"),
+    [(False, 0, "float32"), (True, 0, "float32"), (True, 32, "float16")],
+)
+def test_model_flops_are_those_of_the_papers(scan_layers, loss_chunk, compute):
     """6 N + 12 L T D, N the matrices and the head (Chowdhery et al. 2022, appendix B)."""
     config = get_config()
+    config.precision.compute = compute
     width, layers, length = 48, 3, 64
     config.data.seq_len = length
     config.model = TransformerConfig(
