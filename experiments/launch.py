@@ -24,6 +24,9 @@ PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 DEVICES = flags.DEFINE_integer(
     "devices_per_process", 1, "Emulated CPU devices of each.", lower_bound=1
 )
+CORES = flags.DEFINE_integer(
+    "cores_per_process", 0, "CPU cores of each; 0: an equal share of all.", lower_bound=0
+)
 MODULE = flags.DEFINE_string("module", "experiments.train", "What each one runs.")
 
 GRACE_SECONDS = 2.0  # for the others to end by themselves with their own message
@@ -36,20 +39,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def own_cores(index: int, num_processes: int) -> set[int]:
-    """Return a process's share of the cores; all of them where there are too few.
+def own_cores(index: int, num_processes: int, num_cores: int = 0) -> set[int]:
+    """Return a process's share of the cores, or as many; all where there are too few.
 
     Unshared, each would start a thread for every core, and they would wait for each other
     in turns: 2 processes on 2 cores take 1.03 to 1.05 times as long.
     """
     cores = sorted(os.sched_getaffinity(0))
-    share = len(cores) // num_processes
-    return set(cores[index * share : (index + 1) * share] if share else cores)
+    share = num_cores or len(cores) // num_processes
+    mine = cores[index * share : (index + 1) * share]
+    return set(mine if len(mine) == share > 0 else cores)
 
 
 def settle(index: int, num_processes: int) -> None:
     """In the child: keep to its cores, and die when the launcher dies."""
-    os.sched_setaffinity(0, own_cores(index, num_processes))
+    os.sched_setaffinity(0, own_cores(index, num_processes, CORES.value))
     die_with_parent(signal.SIGKILL)
 
 

@@ -99,10 +99,11 @@ def command(member: Member, workdir: pathlib.Path, *more: str) -> list[str]:
     training = [f"--config={member['config']}", f"--workdir={workdir}", *more]
     training += as_flags(overrides(member))
     devices, processes = member.get("devices"), member.get("processes", 1)
-    if processes == 1:
+    cores = member.get("cores", 0)
+    if processes == 1 and not cores:
         given = [f"--devices={devices}"] if devices else []
         return [sys.executable, "-m", "experiments.train", *training, *given]
-    launch = [f"--processes={processes}"]
+    launch = [f"--processes={processes}", f"--cores_per_process={cores}"]
     if devices:
         launch.append(f"--devices_per_process={devices // processes}")
     return [sys.executable, "-m", "experiments.launch", *launch, "--", *training]
@@ -173,7 +174,7 @@ def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | in
         if not read_summary(folder / name):
             (folder / f"{name}.error").unlink(missing_ok=True)
             # SLURM starts the processes itself, and JAX finds them.
-            single = command({**member, "processes": 1}, folder / name)
+            single = command({**member, "processes": 1, "cores": 0}, folder / name)
             executor.update_parameters(
                 name=name[:60], tasks_per_node=member.get("processes", 1)
             )
@@ -200,7 +201,11 @@ def slurm_parameters(given: list[str]) -> dict[str, str | int]:
 def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) -> None:
     print(f"{'tokens':>8} {'peak a device':>14} {'sent a step':>12}  member")
     for name, member in sweep.items():
-        single = {**member, "processes": 1}  # the same devices, emulated in one process
+        single = {
+            **member,
+            "processes": 1,
+            "cores": 0,
+        }  # the same devices, emulated in one process
         result = subprocess.run(
             command(single, folder / name, "--dry_run"), capture_output=True, text=True
         )

@@ -4,16 +4,16 @@
     zipped(each("devices", 1, 2), each("seed", 0, 1))       # two
     each("devices", 1, 2) + each("seed", 0, 1)              # a chain: four
 
-A member's keys are dotted fields of the config ("optim.learning_rate"), and three of the
-launch: "config" (the config's file), "devices" (all of them) and "processes" (among which
-they are divided).
+A member's keys are dotted fields of the config ("optim.learning_rate"), and four of the
+launch: "config" (the config's file), "devices" (all of them), "processes" (among which they
+are divided) and "cores" (CPU cores of each process; without it they share all).
 """
 
 import itertools
 from typing import Any
 
 Member = dict[str, Any]
-LAUNCH = ("config", "devices", "processes")  # keys that are not the config's
+LAUNCH = ("config", "devices", "processes", "cores")  # keys that are not the config's
 # Keys that follow from others as a rule; a member's name has them only if it must.
 FOLLOWING = (
     "steps",

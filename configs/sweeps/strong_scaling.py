@@ -1,4 +1,4 @@
-"""Are more processes faster? The same batch over more of them, a share of the cores each.
+"""Are more processes faster? The same batch over more of them, a core each.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strong_scaling.py \
               --workdir=runs/strong
@@ -14,6 +14,7 @@ def get_sweep() -> list[Member]:
     fixed = {
         "config": "configs/tiny.py",
         "parallel.strategy": "shard_map",
+        "cores": 1,  # of each process: the device is a core
         "steps": 60,
         "optim.warmup_steps": 6,
         "eval_batches": 2,

@@ -14,6 +14,7 @@ def get_sweep() -> list[Member]:
     fixed = {
         "config": "configs/tiny.py",
         "parallel.strategy": "shard_map",
+        "cores": 1,  # of each process: the device is a core
         "steps": 60,
         "optim.warmup_steps": 6,
         "eval_batches": 2,

@@ -98,3 +98,5 @@ def test_processes_share_the_cores(monkeypatch):
     assert [own_cores(i, 2) for i in range(2)] == [{0, 1}, {4, 5}]
     assert own_cores(3, 5) == {5}
     assert own_cores(2, 6) == {0, 1, 4, 5, 6}
+    assert own_cores(0, 1, 1) == {0} and own_cores(1, 2, 1) == {1}
+    assert own_cores(1, 2, 4) == {0, 1, 4, 5, 6}  # there are not so many
