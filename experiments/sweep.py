@@ -220,14 +220,21 @@ def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) 
 
 
 def describe_machine(folder: pathlib.Path) -> None:
-    """Write machine.json once, from a process of its own: this one must hold no device."""
+    """Write machine.json, from a process of its own: this one must hold no device.
+
+    The limit is measured at each start and the largest kept: other work only lowers it.
+    """
     file = folder / "machine.json"
-    if not file.exists():
-        result = subprocess.run(
-            [sys.executable, "-m", "experiments.machine"], stdout=subprocess.PIPE, text=True
-        )
-        if result.returncode == 0:
-            write_whole(file, result.stdout.strip().splitlines()[-1] + "\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.machine"], stdout=subprocess.PIPE, text=True
+    )
+    if result.returncode:
+        return
+    found = json.loads(result.stdout.strip().splitlines()[-1])
+    if file.exists():
+        known = json.loads(file.read_text())
+        found["product_limit"] = max(found["product_limit"], known["product_limit"])
+    write_whole(file, json.dumps(found) + "\n")
 
 
 def print_table(sweep: Sweep, folder: pathlib.Path) -> None:

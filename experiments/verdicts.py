@@ -142,10 +142,12 @@ def critical_batch(rows: list[Row]) -> float | None:
     more tokens were no loss.
     """
     sizes = sorted({row.batch_tokens for row in rows})
-    lowest = {
-        size: min(row.loss for row in rows if row.batch_tokens == size) for size in sizes
-    }
-    if len(sizes) < 3:
+    lowest: dict[int, float] = {}
+    for row in rows:
+        for _, _, loss in row.curve():
+            size = row.batch_tokens
+            lowest[size] = min(loss, lowest.get(size, loss))
+    if len(lowest) < 3:
         return None
     target = max(lowest.values())
     points = []
