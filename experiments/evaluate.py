@@ -88,13 +88,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all rows) of validation, or other rows."""
         sums, num_bytes = self.totals(params, num_batches, rows)
-        loss = float(sums["loss"] / sums["tokens"])
-        return {
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
-            "tokens": int(sums["tokens"]),
-        }
+        return likelihood(sums, num_bytes)
 
     def totals(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
@@ -117,6 +111,17 @@ class Evaluator:
             return np.sum(parts, 0, dtype=np.int64 if whole else np.float64)
 
         return jax.tree.map(add, *jax.device_get(sums)), num_bytes
+
+
+def likelihood(sums: dict[str, np.ndarray], num_bytes: int) -> dict[str, float]:
+    """Divide the sums of an evaluation whose targets stand for `num_bytes` bytes."""
+    loss = float(sums["loss"] / sums["tokens"])
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
+        "tokens": int(sums["tokens"]),
+    }
 
 
 def load_run(
@@ -207,13 +212,7 @@ def score(
 
     evaluate = Evaluator(task, data, batch_size, mesh, predictions)
     sums, num_bytes = evaluate.totals(params, rows=rows)
-    loss = float(sums["loss"] / sums["tokens"])
-    return {
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
-        "tokens": int(sums["tokens"]),
-    } | metrics(sums, CLASSES)
+    return likelihood(sums, num_bytes) | metrics(sums, CLASSES)
 
 
 def scored_rows(

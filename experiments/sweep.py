@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import ModuleType
 
 import filelock
 from absl import flags
@@ -58,9 +59,7 @@ def load_sweep(file: str | None) -> Sweep:
         )
     if not pathlib.Path(file).is_file():
         raise ValueError(f"--sweep={file}: there is no such file")
-    spec = importlib.util.spec_from_file_location("sweep_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(file)
     if not hasattr(module, "get_sweep"):
         raise ValueError(f"--sweep={file} has no get_sweep()")
     members = module.get_sweep()
@@ -69,14 +68,19 @@ def load_sweep(file: str | None) -> Sweep:
     return dict(zip(names(members), members, strict=True))
 
 
+def import_file(file: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("imported_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def member_config(name: str, member: Member) -> Experiment:
     """Return a member's config; ValueError for a field or a value that it cannot have."""
     file = member.get("config", "")
     if not pathlib.Path(file).is_file():
         raise ValueError(f"member {name}: there is no config file {file!r}")
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(file)
     devices, processes = member.get("devices", 1), member.get("processes", 1)
     if devices % processes:
         raise ValueError(

@@ -228,14 +228,18 @@ def make_rows(
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
+def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
+    """Yield a split's texts, cleaned; of the shifted one as many as are used."""
+    texts = map(clean, corpus.documents(split))
+    return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
+
+
 def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
     """Return the functions from a split to its texts and to its rows, training first."""
     seen: set[bytes] = set()
 
     def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
-        texts = map(clean, corpus.documents(split))
-        if split == "shifted":
-            texts = sample(texts, SHIFTED_CHARACTERS)
+        texts = split_texts(corpus, split)
         documents = tqdm(texts, f"prepare {split}", unit=" documents")
         encoded = encode_documents(tokenizer, deduplicate(documents, seen))
         return PACKINGS[config.packing](encoded, config.seq_len)
@@ -244,17 +248,14 @@ def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRow
 
 
 def training_texts(config: DataConfig) -> Iterator[str]:
-    return map(clean, open_corpus(config).documents("train"))
+    return split_texts(open_corpus(config), "train")
 
 
 def held_out_texts(config: DataConfig, split: str) -> list[str]:
     """Return the texts of which the rows of a held-out split were made."""
     corpus, seen = open_corpus(config), set()
     for before in corpus.splits:
-        texts = map(clean, corpus.documents(before))
-        if before == "shifted":
-            texts = sample(texts, SHIFTED_CHARACTERS)
-        found = list(deduplicate(texts, seen))
+        found = list(deduplicate(split_texts(corpus, before), seen))
         if before == split:
             return found
     raise ValueError(f"the corpus has no split {split!r}")
