@@ -3,7 +3,8 @@
 python -m experiments.families runs/families [--out=docs/families.md]
 
 Each run is evaluated on all its held-out rows (loss, accuracy, classes of tokens), and
-continues a prompt, eight rows at once, to tell how fast it generates.
+continues a prompt, eight rows at once, to tell how fast it generates. An encoder-decoder
+writes the targets of held-out sources instead, and BLEU and chrF judge them.
 """
 
 import json
@@ -17,19 +18,22 @@ from configs.base import Experiment
 from experiments import startup
 from experiments.evaluate import load_run, score, scored_rows
 from experiments.log import human
+from experiments.score import score as score_targets
 from experiments.startup import say
 from experiments.sweep_rows import Row, read_rows
 from experiments.workdir import write_whole
 from lm.data.pipeline import Data, prepare
 from lm.data.tokenizer import END_ID
-from lm.decoding import Sampling, generate
+from lm.decoding import Beam, Sampling, generate
 from lm.models.hmm import HmmConfig
 from lm.models.ngram import NgramConfig
 from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq import Seq2SeqConfig
 from lm.task import Params, Task
 
 OUT = flags.DEFINE_string("out", "docs/families.md", "The page to write.")
 ROWS, NEW_TOKENS = 8, 64  # of the timed generation
+BEAM, PAIRS = Beam(4), 500  # of an encoder-decoder's held-out pairs, so many are written
 
 HEAD = """# Families of language models
 
@@ -45,6 +49,18 @@ Bits per byte, accuracy of the likeliest token and macro F1 over classes of toke
 name, number, string, operator, comment, space, other, by Python's own tokenizer) are of all
 validation rows. *Seconds* are those of training steps and *tokens/s* their median, on 8
 emulated devices that share 2 cores; *generates*: tokens a second, 8 rows at once, greedily.
+
+"""
+PAIRS_HEAD = f"""
+## Encoder-decoders
+
+Rows of a source and a target, of which the target counts: a function of the same library ->
+the first line of its docstring, and messages of gettext catalogues -> their translations
+(English -> German). Other text and other tokenizers than above, so no line of this table
+compares with those.
+Below it, what is written for {PAIRS} held-out sources with a beam of {BEAM.size}, against
+the references; *copy of the source* and *commonest target* (of the training rows) need no
+model.
 
 """
 COLUMNS = (
@@ -72,6 +88,9 @@ def name(config: Experiment) -> str:
         return f"hidden Markov, {model.num_states} states, {how}"
     if isinstance(model, RecurrentConfig):
         return f"{model.cell.upper()}, {model.num_layers} layers of {model.width}"
+    if isinstance(model, Seq2SeqConfig):
+        kind = model.cell.upper() if model.kind == "recurrent" else model.kind
+        return f"{kind} with an encoder, {model.num_layers} + {model.num_layers} layers"
     return f"transformer, {model.num_layers} layers of {model.width}"
 
 
@@ -96,7 +115,12 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         data = prepare(config.data)
         rows, usual = scored_rows(config.data, data, "validation")
         result = score(task, params, data, rows, usual, mesh)
-        result |= {"name": name(config), "rate": generation_rate(task, params, data)}
+        result["name"] = name(config)
+        if task.encode:
+            table, _ = score_targets(config, task, params, data, PAIRS, BEAM)
+            result["written"] = table
+        else:
+            result["rate"] = generation_rate(task, params, data)
         write_whole(file, json.dumps(result, indent=1) + "\n")
     return json.loads(file.read_text())
 
@@ -115,9 +139,29 @@ def line(row: Row, found: dict[str, Any]) -> str:
         f"{found['calibration_error']:.4f}",
         f"{s['seconds']['step']:.1f}",
         human(s["tokens_per_second"]),
-        human(found["rate"]),
+        human(found["rate"]) if "rate" in found else "",
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cells)} |\n"
+
+
+def table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
+    """Return one table, the worst first."""
+    pairs = sorted(pairs, key=lambda pair: -pair[1]["bits_per_byte"])
+    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
+    return head + "".join(line(*pair) for pair in pairs)
+
+
+def written_table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
+    """Return BLEU and chrF of what encoder-decoders write, by task, baselines last."""
+    lines: dict[str, dict[str, str]] = {}
+    for row, found in pairs:
+        task = row.config["data.source"]
+        for writer, scores in found["written"].items():
+            shown = found["name"] if writer == "model" else writer
+            cells = f"{scores['bleu']:.1f} | {scores['chrf']:.1f}"
+            lines.setdefault(task, {})[shown] = f"| {task} | {shown} | {cells} |\n"
+    head = "| task | | BLEU | chrF |\n|---|---|---|---|\n"
+    return head + "".join("".join(each.values()) for each in lines.values())
 
 
 def main(folder: str) -> None:
@@ -130,10 +174,11 @@ def main(folder: str) -> None:
     for row in rows:
         pairs.append((row, measured(row, pathlib.Path(folder))))
         say(f"{pairs[-1][1]['name']}: {pairs[-1][1]['bits_per_byte']:.4f} bits per byte")
-    pairs.sort(key=lambda pair: -pair[1]["bits_per_byte"])
-    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    table = "\n".join(line(*pair) for pair in pairs)
-    pathlib.Path(OUT.value).write_text(f"{HEAD}{head}{table}\n")
+    with_encoder = [pair for pair in pairs if "written" in pair[1]]
+    text = HEAD + table([pair for pair in pairs if "written" not in pair[1]])
+    if with_encoder:
+        text += PAIRS_HEAD + table(with_encoder) + "\n" + written_table(with_encoder)
+    pathlib.Path(OUT.value).write_text(text)
 
 
 if __name__ == "__main__":

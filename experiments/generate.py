@@ -2,9 +2,12 @@
 
 python -m experiments.generate --workdir=runs/a --prompt="def " --temperature=0.8 --top_k=50
 python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --temperature=0
+python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --devices=8
 python -m experiments.generate --workdir=runs/a --prompt="x = " --beam=4 --length_penalty=1
 
 A model with an encoder takes each prompt as a source, and what it writes is the target.
+Sampled (and greedy) texts are spread over the devices, --slots of them at once on each; see
+experiments/continuous_batching.py. The text does not depend on how they are spread.
 """
 
 from typing import NamedTuple
@@ -15,6 +18,7 @@ from tokenizers import Tokenizer
 
 from configs.base import Experiment
 from experiments import startup
+from experiments.continuous_batching import Batching, generate_spread
 from experiments.evaluate import CHECKPOINT, load_run
 from lm.data.corpus import list_files, read_text
 from lm.data.pair_rows import encode_sources
@@ -32,6 +36,8 @@ BEAM = flags.DEFINE_integer("beam", 0, "Search with so many beams; 0: sample.")
 LENGTH_PENALTY = flags.DEFINE_float(
     "length_penalty", 0.6, "Of the beam search: 0 is none, more favours longer texts."
 )
+SLOTS = flags.DEFINE_integer("slots", 8, "Texts at once on a device.")
+CHUNK = flags.DEFINE_integer("chunk", 32, "Tokens of a prompt that are read at once.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -98,11 +104,11 @@ def continuations(
     method: Sampling | Beam,
     seed: int,
 ) -> list[str]:
-    """Return what follows each prompt or source."""
+    """Return what follows each prompt or source, all of them written at once."""
     new = generate(
         task, params, inputs.prompts, inputs.num_new, method, seed, inputs.source_BS
     )
-    return [tokenizer.decode(tokens) for tokens in new]
+    return tokenizer.decode_batch(new)
 
 
 def main() -> None:
@@ -110,15 +116,23 @@ def main() -> None:
         workdir = startup.workdir()
         prompts = read_prompts()
         method = decoding_method()
+        batching = Batching(SLOTS.value, CHUNK.value)
+        batching.validate()
         startup.start_jax()
-        config, task, params, _, _ = load_run(workdir, CHECKPOINT.value)
+        config, task, params, _, mesh = load_run(workdir, CHECKPOINT.value)
         tokenizer = load_tokenizer(workdir / "tokenizer.json")
         inputs = encode_inputs(config, tokenizer, prompts, NUM_NEW.value)
-    texts = continuations(task, params, tokenizer, inputs, method, SEED.value)
-    for prompt, text in zip(prompts, texts, strict=True):
-        print(text if config.data.source_len else prompt + text)
-        if len(prompts) > 1:
-            print("-" * 80)
+    if isinstance(method, Beam):
+        texts = continuations(task, params, tokenizer, inputs, method, SEED.value)
+    else:
+        given = task, params, inputs.prompts, inputs.num_new, method, SEED.value
+        new = generate_spread(*given, mesh, batching, inputs.source_BS)
+        texts = tokenizer.decode_batch(new)
+    if startup.is_main_process():
+        for prompt, text in zip(prompts, texts, strict=True):
+            print(text if config.data.source_len else prompt + text)
+            if len(prompts) > 1:
+                print("-" * 80)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments.startup import say
+from experiments.startup import is_main_process, say
 
 Line = dict[str, Any]
 
 
 def write(file: pathlib.Path, line: Line) -> None:
+    """Add a line, once for all processes."""
+    if not is_main_process():
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
         stream.write(json.dumps(line) + "\n")

@@ -69,7 +69,9 @@ def compare(value: float, reference: float) -> str:
 
 
 def quality_verdict(row: Row, rows: list[Row], base: Row) -> str:
-    best = min((r for r in rows if r.devices == base.devices), key=lambda r: r.loss)
+    # Another seed is no choice that one could make.
+    rivals = [r for r in rows if r.config["seed"] == row.config["seed"]]
+    best = min((r for r in rivals if r.devices == base.devices), key=lambda r: r.loss)
     perplexity = row.summary["val_perplexity"]
     if row is best:
         return f"best of its degree: perplexity {perplexity:.2f}"

@@ -80,39 +80,21 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_new` tokens, ending at the end-of-text mark.
 
-    A model with an encoder needs a source for each. Raises ValueError where there is no
-    prompt, or one without a token, or nothing to add; for tokens that the vocabulary does
-    not have, and for sources where there is no encoder.
+    A model with an encoder needs a source for each. Raises what `check_inputs` does.
     """
-    if not prompts or not all(prompts):
-        empty = [index for index, prompt in enumerate(prompts) if not prompt]
-        raise ValueError(
-            f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
-            "least one (the end-of-text mark begins a text)"
-        )
-    if num_new < 1:
-        raise ValueError(f"num_new is {num_new}; it must be at least 1")
+    check_inputs(task, params, prompts, num_new, source_BS)
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     prompts_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
     for row, prompt in enumerate(prompts):
         prompts_BP[row, : len(prompt)] = prompt
-    if (source_BS is None) != (task.encode is None):
-        raise ValueError(
-            "a model with an encoder needs sources, and this one was given none"
-            if source_BS is None
-            else "sources were given, but this model has no encoder that would read them"
-        )
     begin, decode = programs(task, num_new, method)
-    read = params, prompts_BP, lengths_B, source_BS
-    vocab_size = jax.eval_shape(begin, *read)[1].shape[-1]
-    for array in (prompts_BP,) if source_BS is None else (prompts_BP, source_BS):
-        check_tokens(array, vocab_size)
-    cache, logits_BV = begin(*read)
+    cache, logits_BV = begin(params, prompts_BP, lengths_B, source_BS)
     new_BN = decode(params, cache, logits_BV, lengths_B, jax.random.key(seed))
-    texts = []
-    for row in np.asarray(new_BN).tolist():
-        texts.append(row[: row.index(END_ID)] if END_ID in row else row)
-    return texts
+    return [until_end(row) for row in np.asarray(new_BN).tolist()]
+
+
+def until_end(tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(END_ID)] if END_ID in tokens else tokens
 
 
 @lru_cache(maxsize=8)
@@ -125,13 +107,50 @@ def programs(task: Task, num_new: int, method: Sampling | Beam):
     )
 
 
-def check_tokens(tokens: np.ndarray, vocab_size: int) -> None:
-    unknown = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if unknown.size:
+def check_inputs(
+    task: Task,
+    params: Params,
+    prompts: list[list[int]],
+    num_new: int,
+    source_BS: np.ndarray | None,
+) -> None:
+    """Raise ValueError for what cannot be continued.
+
+    No prompt, or one without a token, or nothing to add; tokens that the vocabulary does
+    not have; sources where there is no encoder, or none where there is one.
+    """
+    if not prompts or not all(prompts):
+        empty = [index for index, prompt in enumerate(prompts) if not prompt]
+        raise ValueError(
+            f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
+            "least one (the end-of-text mark begins a text)"
+        )
+    if num_new < 1:
+        raise ValueError(f"num_new is {num_new}; it must be at least 1")
+    if (source_BS is None) != (task.encode is None):
+        raise ValueError(
+            "a model with an encoder needs sources, and this one was given none"
+            if source_BS is None
+            else "sources were given, but this model has no encoder that would read them"
+        )
+    vocab_size = vocabulary(task, params)
+    rows = prompts if source_BS is None else [*prompts, *source_BS]
+    unknown = [t for row in rows for t in row if not 0 <= t < vocab_size]
+    if unknown:
         raise ValueError(
             f"token {unknown[0]} is unknown to the model: its vocabulary has {vocab_size} "
             "tokens; encode the text with the run's own tokenizer"
         )
+
+
+def vocabulary(task: Task, params: Params) -> int:
+    """Return how many tokens the model knows."""
+
+    def one_token(params: Params) -> jax.Array:
+        zero = jnp.zeros((1, 1), jnp.int32)
+        return task.decode(params, task.cache(1, 1), zero, zero[0])[0]
+
+    return jax.eval_shape(one_token, params).shape[-1]
 
 
 def read_prompts(task: Task, num_new: int, params, prompts_BP, lengths_B, source_BS):
@@ -145,28 +164,69 @@ def read_prompts(task: Task, num_new: int, params, prompts_BP, lengths_B, source
     return cache, logits_BPV[jnp.arange(num_rows), lengths_B - 1]
 
 
+class Texts(NamedTuple):
+    """Rows that are being continued, each at its own position."""
+
+    cache: Any
+    token_B: jax.Array  # the last one drawn; the cache does not know it yet
+    position_B: jax.Array  # where it goes
+    key_B: jax.Array
+    drawn_B: jax.Array  # how many tokens have been drawn
+    ended_B: jax.Array
+
+
+def begin_texts(
+    sampling: Sampling, cache, logits_BV: jax.Array, position_B: jax.Array, key_B: jax.Array
+) -> Texts:
+    """Draw the first token of each row, whose prompt the cache has read."""
+    drawn_B = jnp.zeros_like(position_B)
+    token_B = draw(sampling, logits_BV, key_B, drawn_B)
+    return Texts(cache, token_B, position_B, key_B, drawn_B + 1, token_B == END_ID)
+
+
+def draw(sampling: Sampling, logits_BV, key_B, drawn_B) -> jax.Array:
+    key_B = jax.vmap(jax.random.fold_in)(key_B, drawn_B)
+    return jax.vmap(partial(sample, sampling=sampling))(logits_BV, key_B)
+
+
+def advance(
+    task: Task, num_tokens: int, sampling: Sampling, params: Params, texts: Texts
+) -> tuple[Texts, jax.Array]:
+    """Draw so many tokens more for each row; return also those that the cache now knows.
+
+    These are tokens_BN; after a row's end-of-text mark come more of them.
+    """
+
+    def body(texts: Texts, _):
+        token_B1 = texts.token_B[:, None]
+        logits_B1V, cache = task.decode(params, texts.cache, token_B1, texts.position_B)
+        token_B = draw(sampling, logits_B1V[:, 0], texts.key_B, texts.drawn_B)
+        token_B = jnp.where(texts.ended_B, END_ID, token_B)
+        longer = texts._replace(
+            cache=cache,
+            token_B=token_B,
+            position_B=texts.position_B + 1,
+            drawn_B=texts.drawn_B + 1,
+            ended_B=texts.ended_B | (token_B == END_ID),
+        )
+        return longer, texts.token_B
+
+    texts, tokens_NB = jax.lax.scan(body, texts, length=num_tokens)
+    return texts, tokens_NB.T
+
+
+def text_keys(seed_key: jax.Array, rows_B) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(seed_key, rows_B)
+
+
 def sample_rows(
     task: Task, num_new: int, sampling: Sampling, params, cache, logits_BV, lengths_B, key
 ) -> jax.Array:
     """Return tokens_BN; after a row's end-of-text mark come more of them."""
-    num_rows = len(logits_BV)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
-
-    def draw(logits_BV, step, ended_B):
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-        draw_row = partial(sample, sampling=sampling)
-        return jnp.where(ended_B, END_ID, jax.vmap(draw_row)(logits_BV, step_keys_B))
-
-    def body(carry, step):
-        cache, token_B, ended_B = carry
-        logits_B1V, cache = task.decode(params, cache, token_B[:, None], lengths_B + step)
-        token_B = draw(logits_B1V[:, 0], step + 1, ended_B)
-        return (cache, token_B, ended_B | (token_B == END_ID)), token_B
-
-    first_B = draw(logits_BV, 0, jnp.zeros(num_rows, bool))
-    carry = (cache, first_B, first_B == END_ID)
-    _, rest_NB = jax.lax.scan(body, carry, jnp.arange(num_new - 1))
-    return jnp.concatenate([first_B[None], rest_NB]).T
+    keys_B = text_keys(key, jnp.arange(len(logits_BV)))
+    texts = begin_texts(sampling, cache, logits_BV, lengths_B, keys_B)
+    texts, tokens_BN = advance(task, num_new - 1, sampling, params, texts)
+    return jnp.concatenate([tokens_BN, texts.token_B[:, None]], 1)
 
 
 class Search(NamedTuple):

@@ -3,6 +3,9 @@
 Command:  python -m experiments.sweep --sweep=configs/sweeps/families.py \
               --workdir=runs/families
           python -m experiments.families runs/families     # makes docs/families.md
+          The last two need requirements-pairs.txt.
+
+Encoder-decoders learn from pairs, as many steps as their configs say.
 """
 
 from configs.sweeps.combine import Member, each, product
@@ -32,5 +35,9 @@ def get_sweep() -> list[Member]:
         {"config": "configs/hmm.py"} | by_gradient,
         *product([recurrent], each("model.cell", "rnn", "gru", "lstm")),
         {"config": "configs/tiny.py"},
+        *product(
+            each("config", "configs/docstring.py", "configs/translation.py"),
+            each("model.kind", "recurrent", "transformer"),
+        ),
     ]
     return product([{"devices": 8, "parallel.strategy": "shard_map"}], members)

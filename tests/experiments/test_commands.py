@@ -121,6 +121,25 @@ def test_generate_greedy_sampled_and_from_a_file(folder):
     assert sampled.stdout.startswith("def ") and "\nreturn " in sampled.stdout
 
 
+def test_processes_generate_what_one_does(folder):
+    prompts = folder / "some_prompts"
+    prompts.write_text("def \nreturn \nclass A\nimport os, sys\nx\n")
+    flags = [
+        f"--workdir={folder}/run", f"--prompts_file={prompts}", "--max_new_tokens=20",
+        "--slots=1", "--chunk=2", "--seed=3",
+    ]  # fmt: skip
+    one = run("generate", *flags).stdout
+    assert one.count("-" * 80) == 5
+    two = run(
+        "launch", "--processes=2", "--devices_per_process=2",
+        "--module=experiments.generate", "--", *flags,
+    )  # fmt: skip
+    written = two.stdout.splitlines(keepends=True)
+    assert "".join(line for line in written if not line.startswith("[Gloo]")) == one
+    bad = run("generate", *flags, "--slots=0", check=False)
+    assert bad.returncode == 2 and "slots is 0; it must be at least 1" in bad.stderr
+
+
 def test_dry_run_tells_the_memory_and_leaves_nothing(folder):
     result = run(
         "train", *small(folder), "--dry_run", "--devices=4",

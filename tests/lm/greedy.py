@@ -8,9 +8,14 @@ from lm.decoding import Sampling, generate
 from lm.task import Task
 
 
-def assert_greedy(task: Task, params, prompts: list[list[int]], num_new: int) -> None:
-    """Prompts of several lengths go together: what pads a short one must leave no trace."""
-    new = generate(task, params, prompts, num_new, Sampling(temperature=0), seed=0)
+def assert_greedy(
+    task: Task, params, prompts: list[list[int]], num_new: int, write=generate
+) -> None:
+    """Prompts of several lengths go together: what pads a short one must leave no trace.
+
+    `write` takes what `generate` does.
+    """
+    new = write(task, params, prompts, num_new, Sampling(temperature=0), seed=0)
     texts = [
         [*p, *n, END_ID][: len(p) + num_new] for p, n in zip(prompts, new, strict=True)
     ]
