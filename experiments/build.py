@@ -212,13 +212,18 @@ def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    local = config.data.batch_size // process_rows(program.mesh)[1]
+    abstract_batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        program.place(empty_rows(config, process_rows(program.mesh)[1])),
+    )
+    return program.step.lower(program.abstract, abstract_batch).compile()
+
+
+def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
+    """Return a batch, or one of equal parts of it, in which nothing is written yet."""
+    local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
     if config.data.packing == "first_fit":
         batch["segments"] = tokens
-    abstract_batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        program.place(batch),
-    )
-    return program.step.lower(program.abstract, abstract_batch).compile()
+    return batch

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments import startup
-from experiments.build import build, check, compile_step
+from experiments.build import build, check, compile_step, empty_rows
 from experiments.log import human
-from parallel.closed_forms import expected_bytes, expected_kinds
+from parallel.closed_forms import cut_of, expected_bytes, expected_kinds
 from parallel.ledger import Entry, ledger
 
 CONFIG = startup.define_config()
@@ -50,7 +50,7 @@ def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
 
 def explain(config: Experiment, mesh: Mesh) -> str:
     """Return the table of the ledger, its total, and what the closed form says."""
-    _, program = build(config, config.data.vocab_size, mesh)
+    task, program = build(config, config.data.vocab_size, mesh)
     entries = ledger(compile_step(config, program).as_text(), mesh)
     rows = [HEAD, *map(cells, entries)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
@@ -62,7 +62,9 @@ def explain(config: Experiment, mesh: Mesh) -> str:
     ]
     total = sum(entry.sent_bytes for entry in entries)
     lines += ["", f"a device sends in a step   {human(total)}B"]
-    expected = expected_bytes(config.parallel, program.abstract_portable.params, mesh)
+    params = program.abstract_portable.params
+    cut = task.stages and cut_of(task.stages, params, empty_rows(config))
+    expected = expected_bytes(config.parallel, params, mesh, cut)
     if expected is None:
         lines.append("closed form                none for this strategy")
     elif expected:
