@@ -1,4 +1,4 @@
-"""One text in parts: what each way knows when it writes, by a writer that can be followed."""
+"""One text in parts: what each way knows as it writes, by a writer that can be followed."""
 
 import pytest
 
