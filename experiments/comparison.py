@@ -48,8 +48,10 @@ devices have no wire, so it is the cost of encoding and of bookkeeping alone.
 WIRE = """## The ledger and the wire
 
 `python -m experiments.wire`: processes in network namespaces train `configs/tiny.py`; bytes
-that a process sends in a step, by the ledger of its compiled program and by the counter of
-its interface. The rest is headers: the counter sees packets of up to 64 kB."""
+that a process sends in a step, by the ledger of its compiled program and by the counters of
+its interface. *Without both*: less the 66 bytes of headers of each packet (acknowledgements
+are packets; one that carries data has up to 64 kB there), and less the segments of 1448
+bytes that TCP sent again, as it does when the other process is late to read."""
 
 SLOW_LINK = """## On a slow link
 

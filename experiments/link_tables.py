@@ -8,16 +8,25 @@ import numpy as np
 from configs.sweeps.strategies import BASE, MEMBERS
 from experiments.results import Line
 
+HEADERS = 66  # bytes of Ethernet, IP and TCP with time stamps, before the payload
+SEGMENT = 1448  # bytes of a TCP segment's payload
 TIMED_EVERY = 4  # H of members that meet rarely, while they are timed
 
 
 def wire_table(lines: list[Line]) -> str:
     """Return the ledger's bytes beside those that an interface counted."""
-    out = ["| | processes | ledger | interface | ratio |", "|---|---|---|---|---|"]
+    columns = (
+        *("", "processes", "ledger", "interface", "ratio"),
+        *("packets", "segments sent again", "without both"),
+    )
+    out = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for x in lines:
+        ledger, sent, packets = x["ledger_bytes"], x["sent_bytes"], x["sent_packets"]
+        once = sent - HEADERS * packets - SEGMENT * x["resent_segments"]
         out.append(
-            f"| {x['member']} | {x['hosts']} | {x['ledger_bytes']:,.0f} | "
-            f"{x['sent_bytes']:,} | {x['sent_bytes'] / x['ledger_bytes']:.3f} |"
+            f"| {x['member']} | {x['hosts']} | {ledger:,.0f} | {sent:,} | "
+            f"{sent / ledger:.3f} | {packets:,} | {x['resent_segments']} | "
+            f"{once / ledger:.3f} |"
         )
     return "\n".join(out)
 

@@ -1,7 +1,7 @@
 """One process of several joined by measured links: it takes steps as it is told.
 
 Each line of input is a number of steps; the answer is a line of JSON with the seconds of
-each and the bytes that this host's interface sent meanwhile. 0 steps wait for a second.
+each and what this host's interface sent meanwhile. 0 steps wait for a second.
 """
 
 import json
@@ -18,8 +18,19 @@ from lm.data.pipeline import prepare, train_batches
 from parallel.ledger import ledger
 
 CONFIG = startup.define_config()
-COUNTER = pathlib.Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes")
+COUNTERS = pathlib.Path(f"/sys/class/net/{INTERFACE}/statistics")
+TCP = pathlib.Path("/proc/self/net/snmp")  # of the process's own namespace
 SETTLE_SECONDS = 0.2  # until the last packets and their acknowledgements are through
+
+
+def counted() -> dict[str, int]:
+    """Read the bytes and packets that the interface has sent, and segments sent again."""
+    sent, packets = (int((COUNTERS / f"tx_{x}").read_text()) for x in ("bytes", "packets"))
+    names, values = (
+        line.split() for line in TCP.read_text().splitlines() if "Tcp:" in line
+    )
+    again = int(values[names.index("RetransSegs")])
+    return {"sent": sent, "packets": packets, "again": again}
 
 
 def main() -> None:
@@ -40,15 +51,15 @@ def main() -> None:
     sent = sum(entry.sent_bytes for entry in ledger(compiled.as_text(), mesh))
     print(json.dumps({"ledger_bytes": sent}), flush=True)
     for line in sys.stdin:
-        before, seconds = int(COUNTER.read_text()), []
+        before, seconds = counted(), []
         for _ in range(int(line)):
             batch = program.place(next(batches))
             start = time.perf_counter()
             state, _ = jax.block_until_ready(compiled(state, batch))
             seconds.append(time.perf_counter() - start)
         time.sleep(SETTLE_SECONDS if seconds else 1.0)
-        sent = int(COUNTER.read_text()) - before
-        print(json.dumps({"seconds": seconds, "sent": sent}), flush=True)
+        since = {key: value - before[key] for key, value in counted().items()}
+        print(json.dumps({"seconds": seconds, **since}), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,14 @@ def measure(member: str, num_hosts: int) -> dict:
         background = sum(x["sent"] for turn in idle for x in turn) / IDLE / num_hosts
         turn = started.turn(STEPS)
     seconds = sum(turn[0]["seconds"])
-    sent = sum(x["sent"] for x in turn) / num_hosts
+    sent, packets, again = (
+        sum(x[key] for x in turn) / num_hosts for key in ("sent", "packets", "again")
+    )
     return {
         "ledger_bytes": ledger_bytes,
         "sent_bytes": round((sent - background * seconds) / STEPS),
+        "sent_packets": round(packets / STEPS),
+        "resent_segments": round(again / STEPS, 1),
         "idle_bytes_per_second": round(background),
     }
 
