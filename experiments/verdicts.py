@@ -173,7 +173,8 @@ def noise_scale(rows: list[Row]) -> float | None:
 def recommendation(rows: list[Row]) -> list[str]:
     """Say which batch size and which degree to take, and why."""
     said = []
-    best = min(rows, key=lambda row: row.loss)
+    # Losses that differ by rounding are one: then on the fewest devices.
+    best = min(rows, key=lambda row: (round(row.loss, 3), row.devices))
     scale, critical = noise_scale(rows), critical_batch(rows)
     length = best.config["data.seq_len"]
     if scale:
