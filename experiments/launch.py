@@ -51,9 +51,9 @@ def own_cores(index: int, num_processes: int, num_cores: int = 0) -> set[int]:
     return set(mine if len(mine) == share > 0 else cores)
 
 
-def settle(index: int, num_processes: int) -> None:
+def settle(index: int, num_processes: int, num_cores: int = 0) -> None:
     """In the child: keep to its cores, and die when the launcher dies."""
-    os.sched_setaffinity(0, own_cores(index, num_processes, CORES.value))
+    os.sched_setaffinity(0, own_cores(index, num_processes, num_cores))
     die_with_parent(signal.SIGKILL)
 
 
@@ -75,7 +75,7 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
         command,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
-        preexec_fn=partial(settle, index, PROCESSES.value)
+        preexec_fn=partial(settle, index, PROCESSES.value, CORES.value)
         if sys.platform == "linux"
         else None,
     )
