@@ -38,7 +38,7 @@ $run --measure=time
 ```
 
 A replica of DiLoCo sees an eighth of the batch, so its learning rate is divided by the root
-of 8 (Malladi et al. 2022). At the full rate, 3e-3, `diloco-50` ends at 3.803 after 1000 steps.
+of 8 (Malladi et al. 2022). At the full rate of 3e-3 `diloco-50` has 3.803 after 1000 steps.
 *Loss*: validation, nats a token, mean over seeds and, where there are several, half the
 distance between the highest and the lowest; *against float32*: over the seeds of both.
 *Sent*: bytes that one device puts on the wire in a step on average, read from the compiled

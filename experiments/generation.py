@@ -15,11 +15,13 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
 from experiments import startup
@@ -76,7 +78,7 @@ in turn, then all bodies at once, in one batch on one device (experiments/segmen
 class Writer(NamedTuple):
     config: Experiment
     task: Task
-    params: Params
+    params: Params  # on the host, but for `on`
     data: Data
 
 
@@ -91,6 +93,12 @@ def requests(data: Data) -> tuple[list[list[int]], list[int]]:
         [END_ID, *row[: n - 1].tolist()] for row, n in zip(rows, lengths, strict=True)
     ]
     return prompts, new.tolist()
+
+
+def on(mesh: Mesh, writer: Writer) -> Writer:
+    """Place the parameters whole on every device of a mesh."""
+    whole = NamedSharding(mesh, P())
+    return writer._replace(params=jax.device_put(writer.params, whole))
 
 
 def in_batches(writer: Writer, prompts, limits, mesh, slots: int) -> list[list[int]]:
@@ -115,17 +123,17 @@ def spread(writer: Writer, degree: int, slots: int) -> Line:
     """Measure both ways in turns; RuntimeError if a token differs from the unsplit ones."""
     prompts, limits = requests(writer.data)
     mesh, batching = data_mesh(degree), Batching(slots // degree)
+    there = on(mesh, writer)
 
     def continuous() -> list[list[int]]:
         return generate_spread(
-            writer.task, writer.params, prompts, limits, Sampling(0.0), 0, mesh, batching
+            there.task, there.params, prompts, limits, Sampling(0.0), 0, mesh, batching
         )
 
     def static() -> list[list[int]]:
-        return in_batches(writer, prompts, limits, mesh, slots)
+        return in_batches(there, prompts, limits, mesh, slots)
 
-    params = jax.device_get(writer.params)
-    whole = generate(writer.task, params, prompts, LONGEST_NEW, Sampling(0.0), 0)
+    whole = generate(writer.task, writer.params, prompts, LONGEST_NEW, Sampling(0.0), 0)
     expected = [text[:limit] for text, limit in zip(whole, limits, strict=True)]
     for write in (continuous, static):  # compiles, too
         if write() != expected:
@@ -145,18 +153,16 @@ def validation_loss(writer: Writer, mesh) -> float:
     return Evaluator(writer.task, writer.data, 16 * mesh.size, mesh)(writer.params)["loss"]
 
 
-def write_with(
-    writer: Writer, seed: int, slots: int
-) -> Callable[[list[str], int], list[str]]:
-    """Return what continues texts, of which the context sees the end."""
+def write_with(writer: Writer, seed: int) -> Callable[[list[str], int], list[str]]:
+    """Return what continues texts, all at once; the context sees the end of each."""
     mesh, tokenizer = data_mesh(1), writer.data.tokenizer
-    context = writer.config.data.seq_len
+    context, writer = writer.config.data.seq_len, on(mesh, writer)
 
     def write(texts: list[str], num_new: int) -> list[str]:
         encoded = [tokenizer.encode(text).ids[-(context - num_new) :] for text in texts]
         new = generate_spread(
             writer.task, writer.params, encoded, num_new, Sampling(0.8), seed, mesh,
-            Batching(slots),
+            Batching(len(texts)),
         )  # fmt: skip
         return tokenizer.decode_batch(new)
 
@@ -165,13 +171,13 @@ def write_with(
 
 def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
     """Write texts both ways in turns; return their times, sizes and the judge's loss."""
-    ways = {"in turn": (write_in_turn, 1), "in parts": (write_in_parts, PARTS)}
+    ways = {"in turn": write_in_turn, "in parts": write_in_parts}
     texts: dict[str, list[str]] = {name: [] for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(-1, TEXTS):  # the first compiles
-        for name, (way, slots) in ways.items():
+        for name, way in ways.items():
             start = time.perf_counter()
-            text = way(write_with(writer, seed + 1, slots), START, PARTS, PART_TOKENS)
+            text = way(write_with(writer, seed + 1), START, PARTS, PART_TOKENS)
             if seed >= 0:
                 seconds[name].append(time.perf_counter() - start)
                 texts[name].append(text)
@@ -207,9 +213,9 @@ def page(lines: list[Line]) -> str:
     return text
 
 
-def load(workdir: pathlib.Path) -> tuple[Writer, Any]:
+def load(workdir: pathlib.Path) -> tuple[Writer, Mesh]:
     config, task, params, _, mesh = load_run(workdir, "latest")
-    return Writer(config, task, params, prepare(config.data)), mesh
+    return Writer(config, task, jax.device_get(params), prepare(config.data)), mesh
 
 
 def main() -> None:
