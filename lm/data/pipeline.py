@@ -41,10 +41,11 @@ from lm.data.pairs import (
     parallel_corpus,
 )
 from lm.data.tokenizer import (
-    MIN_VOCAB_SIZE,
+    LEAST_VOCAB_SIZE,
+    NUM_BYTES,
     encode_documents,
     load_tokenizer,
-    train_bpe,
+    train_tokenizer,
 )
 from lm.models.ngram import bigram_counts, bigram_loss
 
@@ -70,7 +71,8 @@ class DataConfig:
     validation_share: float = 0.05  # held out where there are no files or splits for it
     shifted_path: str = ""  # text, jsonl: held-out files of another kind; "": none
     text_key: str = "text"  # tfds, jsonl: the feature that holds the text
-    vocab_size: int = 4096  # of the BPE; 257 is bytes
+    tokenizer: str = "bpe"  # bpe | byte | character | word
+    vocab_size: int = 4096  # at most; 257 holds the bytes alone
     seq_len: int = 256  # T, target tokens in a row; of pairs, with those of the source
     source_len: int = 0  # pairs: the part of seq_len that is the source's
     batch_size: int = 32  # global, in rows
@@ -78,16 +80,16 @@ class DataConfig:
     cache: str = "~/.cache/lockstep"  # where prepared data lies
 
     def validate(self) -> None:
-        for field, options in [("source", SOURCES), ("packing", tuple(PACKINGS))]:
+        for field, options in [
+            ("source", SOURCES),
+            ("tokenizer", tuple(LEAST_VOCAB_SIZE)),
+            ("packing", tuple(PACKINGS)),
+        ]:
             if (value := getattr(self, field)) not in options:
                 raise ValueError(
                     f"data.{field} is {value!r}; choose one of {', '.join(options)}"
                 )
-        for field, least in [
-            ("vocab_size", MIN_VOCAB_SIZE),
-            ("seq_len", 2),
-            ("batch_size", 1),
-        ]:
+        for field, least in [("seq_len", 2), ("batch_size", 1)]:
             if getattr(self, field) < least:
                 raise ValueError(
                     f"data.{field} is {getattr(self, field)}; it must be at least {least}"
@@ -97,7 +99,18 @@ class DataConfig:
                 f"data.validation_share is {self.validation_share}; "
                 "expected a share between 0 and 1"
             )
+        self.validate_vocab_size()
         self.validate_pairs()
+
+    def validate_vocab_size(self) -> None:
+        least = LEAST_VOCAB_SIZE[self.tokenizer]
+        exact = self.tokenizer == "byte"
+        if self.vocab_size < least or exact and self.vocab_size > least:
+            raise ValueError(
+                f"data.vocab_size is {self.vocab_size}; for data.tokenizer "
+                f"{self.tokenizer!r} it must be {'' if exact else 'at least '}{least}: "
+                f"{NUM_BYTES} are the bytes and the end-of-text mark"
+            )
 
     def validate_pairs(self) -> None:
         if self.source not in PAIR_SOURCES:
@@ -169,6 +182,8 @@ def prepare(config: DataConfig) -> Data:
         "seq_len": config.seq_len,
         "packing": config.packing,
     }
+    if config.tokenizer != "bpe":  # as caches have it that were made before the others
+        made_of["tokenizer"] = config.tokenizer
     if config.source in PAIR_SOURCES:
         made_of["source_len"] = config.source_len
     fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[
@@ -199,8 +214,10 @@ def make_rows(
         texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
     else:
         texts, rows = document_splits(config, corpus)
-    tokenizer = train_bpe(
-        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS), config.vocab_size
+    tokenizer = train_tokenizer(
+        config.tokenizer,
+        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS),
+        config.vocab_size,
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     vocab_size = tokenizer.get_vocab_size()

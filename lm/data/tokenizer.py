@@ -1,32 +1,78 @@
-"""Byte-level BPE: any text in, the same text out (Sennrich et al. 2016; GPT-2's bytes).
+"""Tokenizers: any text in, the same text out, none of it ever unknown.
 
-A vocabulary of 257 (256 bytes and the end-of-text mark) is the byte tokenizer.
+Each begins with the 256 bytes and the end-of-text mark, and goes on with longer pieces,
+which it learns from text: `bpe` those that occur most often within words (Sennrich et al.
+2016; GPT-2's bytes), `character` the characters, `word` the words. A word or a character
+that is not among them is spelled as bytes, so bits per byte are exact and comparable.
 """
 
 import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
-MIN_VOCAB_SIZE = 257
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # each byte as a character
+NUM_BYTES = 1 + len(ALPHABET)  # the vocabulary of bytes alone
+LEAST_VOCAB_SIZE = {
+    "bpe": NUM_BYTES,  # which is `byte`
+    "byte": NUM_BYTES,
+    "character": NUM_BYTES + 1,
+    "word": NUM_BYTES + 1,
+}
+MIN_COUNT = 2  # of a piece: from those seen once, a model learns how others are spelled
 CHUNK = 1 << 20  # characters encoded at once: an encoding takes 100 times its text
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn at most `vocab_size` tokens from texts; `kind` is in LEAST_VOCAB_SIZE."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = cuts(kind)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    if kind == "bpe":
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=ALPHABET,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+    else:
+        num_pieces = vocab_size - NUM_BYTES
+        pieces = common_pieces(texts, cuts(kind), num_pieces) if num_pieces else []
+        ids = {token: i for i, token in enumerate([END_OF_TEXT, *ALPHABET, *pieces])}
+        # Without merges, a piece that has no id of its own stays the bytes that it is of.
+        tokenizer.model = models.BPE(ids, [], ignore_merges=True)
+        tokenizer.add_special_tokens([END_OF_TEXT])
     return as_text(tokenizer)
+
+
+def cuts(kind: str) -> pre_tokenizers.PreTokenizer:
+    """Return what cuts a text into characters, or as GPT-2 does into words.
+
+    A word is letters, digits or other signs, with a space before them; or white space.
+    """
+    if kind != "character":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    single = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([single, as_bytes])
+
+
+def common_pieces(
+    texts: Iterable[str], cut: pre_tokenizers.PreTokenizer, num: int
+) -> list[str]:
+    """Return the `num` commonest pieces of more than a byte, in the byte alphabet."""
+    counter = Tokenizer(models.WordLevel())
+    counter.pre_tokenizer = cut
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=num + len(ALPHABET), min_frequency=MIN_COUNT, show_progress=False
+    )
+    counter.train_from_iterator(texts, trainer)
+    found = sorted(counter.get_vocab(), key=counter.token_to_id)
+    return [piece for piece in found if len(piece) > 1][:num]
 
 
 def load_tokenizer(file: pathlib.Path) -> Tokenizer:

@@ -135,8 +135,8 @@ def add_k(levels: list[Level], k: float, vocab_size: int):
     """Return alpha_G and gamma_H of each order, for a recursion that is over p_0."""
     tables = []
     for level in levels:
-        totals_H = np.bincount(level.nodes_G, level.counts_G, len(level.labels_H))
-        totals_H += k * vocab_size
+        seen_H = np.bincount(level.nodes_G, level.counts_G, len(level.labels_H))
+        totals_H = seen_H + k * vocab_size
         alpha_G = level.counts_G / totals_H[level.nodes_G]
         tables.append((alpha_G, k * vocab_size / totals_H))
     return tables

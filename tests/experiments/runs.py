@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,15 +67,37 @@ def server() -> subprocess.Popen:
 
 def run(module: str, *flags: object, check: bool = True) -> Result:
     """Run a command in a forked process, which has the imports behind it."""
-    arguments = command(module, *flags)
+    (result,) = run_together([(command(module, *flags), {})], check)
+    return result
+
+
+def run_together(
+    commands: list[tuple[list[str], dict[str, str]]], check: bool = True
+) -> list[Result]:
+    """Run commands as `run` does, at once, each with what its environment has besides."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [pathlib.Path(folder) / name for name in ("stdout", "stderr")]
-        request = {"module": arguments[2], "flags": arguments[3:], "seconds": 300}
-        request |= {path.name: str(path) for path in outputs}
-        print(json.dumps(request), file=server().stdin, flush=True)
-        code = int(server().stdout.readline())
-        said = [path.read_text() for path in outputs]
-    return checked(Result(arguments, code, *said), check)
+        requests = [
+            {"module": arguments[2], "flags": arguments[3:], "environ": environ,
+             "seconds": 300, "stdout": f"{folder}/{index}.out",
+             "stderr": f"{folder}/{index}.err"}
+            for index, (arguments, environ) in enumerate(commands)
+        ]  # fmt: skip
+        print(json.dumps(requests), file=server().stdin, flush=True)
+        codes = json.loads(server().stdout.readline())
+        said = [
+            [pathlib.Path(request[name]).read_text() for name in ("stdout", "stderr")]
+            for request in requests
+        ]
+    return [
+        checked(Result(arguments, code, *texts), check)
+        for (arguments, _), code, texts in zip(commands, codes, said, strict=True)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run_anew(module: str, *flags: object, check: bool = True) -> Result:

@@ -22,16 +22,20 @@ LIBRARIES = [
 
 
 def serve() -> dict | None:
-    """Fork for each line of standard input; return the request in the child, else None.
+    """Fork for each request of a line; return the request in the child, else None.
 
-    Prints the exit code of each child, negative for the signal that ended it.
+    The children of a line run together. Prints the list of their exit codes, negative for
+    the signal that ended one.
     """
     for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            return json.loads(line)
-        status = os.waitpid(child, 0)[1]
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        children = []
+        for request in json.loads(line):
+            child = os.fork()
+            if not child:
+                return request
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(x, 0)[1]) for x in children]
+        print(json.dumps(codes), flush=True)
     return None
 
 
@@ -43,6 +47,7 @@ def run(request: dict) -> None:
     )
     for number, (file, mode) in enumerate(files):
         os.dup2(os.open(file, mode), number)
+    os.environ.update(request["environ"])
     sys.argv = ["", *request["flags"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 

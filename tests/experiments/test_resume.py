@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from tests.experiments.runs import ROOT, command, losses, run, small, write_corpus
+from tests.experiments.runs import (
+    ROOT,
+    command,
+    free_port,
+    losses,
+    run,
+    run_together,
+    small,
+    write_corpus,
+)
 
 # Killing more often than CI does: LOCKSTEP_KILLS=20 pytest tests/experiments/test_resume.py
 KILLS = int(os.environ.get("LOCKSTEP_KILLS", "3"))
+AT_THE_END = {"eval_every": 0, "save_every": 0}  # where steps alone are compared
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +95,7 @@ def test_other_degrees_and_strategies_continue_the_same_run(folder, uninterrupte
         (1, "zero2", 4, 11),
         (8, "shard_map", 2, 12),
     ]:
-        overrides = {
+        overrides = AT_THE_END | {
             "parallel.strategy": strategy,
             "parallel.accumulation": accumulation,
         }
@@ -109,7 +119,7 @@ def test_a_complete_run_is_left_alone(folder, uninterrupted):
 def test_two_processes_train_as_one(folder, uninterrupted):
     run(
         "launch", "--processes=2", "--devices_per_process=4", "--",
-        *small(folder), f"--workdir={folder}/two",
+        *small(folder, **AT_THE_END), f"--workdir={folder}/two",
     )  # fmt: skip
     two, whole = losses(folder / "two"), losses(uninterrupted)
     np.testing.assert_allclose(list(two.values()), list(whole.values()), rtol=2e-6)
@@ -117,28 +127,15 @@ def test_two_processes_train_as_one(folder, uninterrupted):
 
 def test_a_cluster_needs_no_launcher(folder, uninterrupted):
     """SLURM's variables are all that two tasks on one node are given."""
-    from experiments.launch import free_port
-
-    flags = [*small(folder), f"--workdir={folder}/slurm", "--devices=4"]
+    flags = [*small(folder, **AT_THE_END), f"--workdir={folder}/slurm", "--devices=4"]
     job = {
         "SLURM_JOB_ID": str(free_port()),  # JAX derives its port from the job's number
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": "2",
     }
-    processes = [
-        subprocess.Popen(
-            command("train", *flags),
-            cwd=ROOT,
-            env=os.environ | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "in 2 process(es)" in outputs[0][1]
+    ranks = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+    first, _ = run_together([(command("train", *flags), job | rank) for rank in ranks])
+    assert "in 2 process(es)" in first.stderr
     ours, whole = losses(folder / "slurm"), losses(uninterrupted)
     np.testing.assert_allclose(list(ours.values()), list(whole.values()), rtol=2e-6)
 
@@ -230,14 +227,18 @@ PROCESSES = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_processes_exchange_as_devices_do(folder, name):
     overrides = {f"parallel.{key}": value for key, value in PROCESSES[name].items()}
-    flags = small(folder, **overrides)
+    # Evaluated between two meetings, too.
+    flags = small(folder, **overrides, eval_every=8, save_every=0)
     run("train", *flags, f"--workdir={folder}/devices-{name}", "--devices=2")
     # DiLoCo is stopped between two meetings, and goes on.
     for stop_at in (7, 12) if name == "diloco" else (12,):
-        run(
-            "launch", "--processes=2", "--", *flags, f"--stop_at={stop_at}",
-            f"--workdir={folder}/processes-{name}",
-        )  # fmt: skip
+        mine = [
+            *flags, f"--stop_at={stop_at}", f"--workdir={folder}/processes-{name}",
+            "--devices=1", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2",
+        ]  # fmt: skip
+        run_together(
+            [(command("train", *mine, f"--process_id={index}"), {}) for index in (0, 1)]
+        )
     for split in ("train", "eval"):
         ours = losses(folder / f"processes-{name}", split)
         theirs = losses(folder / f"devices-{name}", split)

@@ -1,6 +1,7 @@
 """No token lost, none twice, and the batch of step k a function of (seed, k)."""
 
 import collections
+import hashlib
 import json
 import math
 import random
@@ -14,13 +15,7 @@ from lm.data.corpus import jsonl_corpus, text_corpus
 from lm.data.dedup import deduplicate
 from lm.data.packing import PACKINGS, concatenate, first_fit
 from lm.data.pipeline import DataConfig, prepare, step_rows, train_batches
-from lm.data.tokenizer import (
-    END_ID,
-    encode_documents,
-    split_text,
-    token_bytes,
-    train_bpe,
-)
+from lm.data.tokenizer import END_ID, LEAST_VOCAB_SIZE, encode_documents
 from lm.models.ngram import ADD_K
 from tests.experiments.runs import write_corpus
 
@@ -70,31 +65,6 @@ def test_concatenation_keeps_the_stream():
     np.testing.assert_array_equal(stream, whole[: len(stream)])
 
 
-def test_tokenizer_gives_back_any_text_and_its_bytes():
-    texts = [
-        "def f(x):\n\treturn x\n",
-        "naïve Ünïcode 漢字 🎉",
-        "a\x00b  c\r\n",
-        "<|endoftext|>",
-    ]
-    tokenizer = train_bpe(texts * 20, 400)
-    lengths = token_bytes(tokenizer)
-    for text, ids in zip(texts, encode_documents(tokenizer, texts), strict=True):
-        assert ids[0] == ids[-1] == END_ID
-        assert END_ID not in ids[1:-1]
-        assert tokenizer.decode(ids[1:-1].tolist(), skip_special_tokens=False) == text
-        assert lengths[ids].sum() == len(text.encode())
-
-
-def test_long_texts_are_cut_at_line_ends(monkeypatch):
-    monkeypatch.setattr("lm.data.tokenizer.CHUNK", 50)
-    text = "".join(f"line {i}\n" for i in range(100)) + "x" * 130
-    parts = list(split_text(text))
-    assert "".join(parts) == text
-    assert all(len(part) <= 50 for part in parts)
-    assert all(part.endswith("\n") for part in parts[:16])
-
-
 def test_clean_and_deduplicate():
     assert clean("\ufeffa\r\nb\rc\x00") == "a\nb\nc"
     seen = set()
@@ -134,6 +104,26 @@ def test_prepared_rows_hold_the_text(folder, packing):
     else:  # an end mark is the next document's start mark; the tail is dropped
         assert 0 <= expected.total() - found.total() < 32
     assert found.total() == data.meta["train"]["targets"]
+
+
+def test_each_tokenizer_has_its_own_cache(folder):
+    made = [
+        prepare(config(folder, tokenizer=kind, vocab_size=least)).meta["fingerprint"]
+        for kind, least in LEAST_VOCAB_SIZE.items()
+    ]
+    assert len(set(made)) == len(made)
+
+
+def test_caches_of_the_default_tokenizer_stay_valid(folder):
+    """Their fingerprint says nothing of the tokenizer, as before there were others."""
+    made = prepare(config(folder)).meta["fingerprint"]
+    corpus = text_corpus(str(folder / "corpus"), "", 0.05)
+    made_of = {
+        "format": pipeline.FORMAT, "corpus": corpus.identity, "vocab_size": 300,
+        "seq_len": 32, "packing": "first_fit",
+    }  # fmt: skip
+    text = json.dumps(made_of, sort_keys=True).encode()
+    assert made == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_prepared_rows_are_reused_and_follow_the_text(folder, monkeypatch):

@@ -12,7 +12,7 @@ from sklearn.metrics import (
 )
 
 from lm.data.classes import CLASSES, character_classes, token_classes, usual_classes
-from lm.data.tokenizer import train_bpe
+from lm.data.tokenizer import train_tokenizer
 from lm.metrics import NUM_BINS, TOP_K, metrics, prediction_sums
 from parallel.mesh import data_mesh
 
@@ -131,7 +131,7 @@ def test_classes_of_python():
 
 
 def test_token_classes_are_as_many_as_tokens_and_usual_ones_follow():
-    tokenizer = train_bpe([SOURCE] * 3, 300)
+    tokenizer = train_tokenizer("bpe", [SOURCE] * 3, 300)
     ids = tokenizer.encode(SOURCE).ids
     classes = token_classes(SOURCE, tokenizer)
     assert len(classes) == len(ids) + 2
