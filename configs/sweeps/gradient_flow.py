@@ -8,6 +8,7 @@ Adam would divide the norms away.
 Command:  python -m experiments.sweep --sweep=configs/sweeps/gradient_flow.py \
               --workdir=runs/gradient_flow
           python -m experiments.report runs/gradient_flow
+Cost:     63 members of 20.5 k tokens, about 0.1 M parameters each
 """
 
 from configs.sweeps.combine import Member, distinct, each, product
