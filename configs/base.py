@@ -33,6 +33,7 @@ class Experiment:
     keep: int = 2  # latest checkpoints kept, besides the best
     on_nonfinite: str = "skip"  # a non-finite loss or gradient: skip the step | stop
     spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
+    trace_norms: bool = False  # log norms of gradients and activations by layer
     prompt: str = "def "  # of the sample at the end
     data: DataConfig = field(default_factory=DataConfig)
     model: Model = field(default_factory=TransformerConfig)

@@ -19,6 +19,7 @@ from lm.models.recurrent import RecurrentConfig, recurrent_task
 from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
+from lm.norms import gradient_norms
 from lm.optim import MAXIMIZERS, learning_rate, optimizer
 from lm.precision import DTYPES, loss_scaling, mixed_precision
 from lm.task import Task
@@ -26,9 +27,11 @@ from parallel.counting_program import STRATEGIES as COUNTING
 from parallel.counting_program import Counting, counting_program
 from parallel.exchange_config import ExchangeConfig
 from parallel.layout import validate_tensor_dims
+from parallel.local import PLANS
 from parallel.mesh import process_rows
-from parallel.program import TENSOR, Learner, Program
-from parallel.strategies import build_program
+from parallel.program import TENSOR, Learner, Program, no_metrics
+from parallel.schedules import ORDERS
+from parallel.strategies import EXACT, build_program
 
 
 class Run(NamedTuple):
@@ -61,7 +64,26 @@ def check(config: Experiment) -> Mesh:
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
     FAMILY_OF[type(config.model)].check(config, mesh)
+    if config.trace_norms:
+        check_trace(config)
     return mesh
+
+
+def check_trace(config: Experiment) -> None:
+    """Check that there is one sum of gradients, and layers whose outputs leave the loss."""
+    strategy, model = config.parallel.strategy, type(config.model)
+    if strategy in PLANS or strategy in ORDERS:
+        able = [name for name in EXACT if name not in ORDERS]
+        raise ValueError(
+            f"trace_norms is set, but strategy {strategy!r} has no step in which the "
+            f"whole gradient and all activations meet; choose one of {', '.join(able)}, or "
+            "unset it"
+        )
+    if model not in TRACED:
+        raise ValueError(
+            f"trace_norms is set, but a {model.__name__} has no stack of layers to trace; "
+            f"choose one of {', '.join(cls.__name__ for cls in TRACED)}, or unset it"
+        )
 
 
 def check_texts(config: Experiment) -> None:
@@ -149,12 +171,15 @@ def config_counting(config: Experiment, vocab_size: int, num_rows: int = 0) -> C
 FAMILY_OF = {
     TransformerConfig: Family(
         lambda config, vocab_size: transformer_task(
-            config.model, vocab_size, config.data.seq_len
+            config.model, vocab_size, config.data.seq_len, config.trace_norms
         ),
         check_transformer,
     ),
     RecurrentConfig: Family(
-        lambda config, vocab_size: recurrent_task(config.model, vocab_size), check_whole
+        lambda config, vocab_size: recurrent_task(
+            config.model, vocab_size, config.trace_norms
+        ),
+        check_whole,
     ),
     HmmConfig: Family(
         lambda config, vocab_size: hmm_task(config.model, vocab_size, config.data.seq_len),
@@ -174,6 +199,8 @@ FAMILY_OF = {
         check_whole,
     ),
 }
+
+TRACED = TransformerConfig, RecurrentConfig  # families that take trace_norms
 
 
 def build_task(config: Experiment, vocab_size: int) -> Task:
@@ -201,6 +228,7 @@ def build(
         saveable=task.saveable,
         tensor_dims=task.tensor_dims,
         stages=task.stages,
+        measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)
 

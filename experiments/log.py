@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiments.noise_scale import NoiseScale
 from experiments.startup import say
 from experiments.workdir import write_whole
+from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 
 SPIKE_WINDOW = 100  # steps whose losses tell what is usual
 MIN_SPIKE_HISTORY = 20
@@ -144,6 +145,7 @@ class Log:
                 "data_wait_seconds": waited,
                 "grad_norm": m["grad_norm"],
                 **estimates,
+                **traced_norms(m),
                 "learning_rate": m["learning_rate"],
                 "loss_scale": m["loss_scale"],
                 "skipped": int(not m["finite"]),
@@ -210,6 +212,17 @@ class Board:
 
     def close(self) -> None:
         self.events.close()
+
+
+def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
+    """Return what a step traced by layer: gradient norms, RMS of outputs over tokens."""
+    found = {n: x for n, x in metrics.items() if n.startswith(GRADIENT_NORM)}
+    for name, total in metrics.items():
+        if name.startswith(ACTIVATION_SQUARE):
+            layer = name.removeprefix(ACTIVATION_SQUARE)
+            mean = total / max(metrics["tokens"], 1)
+            found[ACTIVATION_RMS + layer] = math.sqrt(mean)
+    return found
 
 
 def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import jinja2
 from experiments import startup
 from experiments.log import human, size
 from experiments.report_figures import FIGURES
+from experiments.report_norms import NORM_FIGURES
 from experiments.startup import say
 from experiments.sweep_rows import Row, read_rows
 from experiments.verdicts import Verdict, recommendation, utilisation, verdict
@@ -92,7 +93,7 @@ def missing_table(missing: dict[str, str]) -> Table:
 def pictures(rows: list[Row], folder: pathlib.Path) -> list[Picture]:
     (folder / "figures").mkdir(exist_ok=True)
     found = []
-    for name, (title, draw) in FIGURES.items():
+    for name, (title, draw) in (FIGURES | NORM_FIGURES).items():
         if image := draw(rows):
             file = f"figures/{name}.png"
             (folder / file).write_bytes(image)

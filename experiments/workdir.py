@@ -32,6 +32,7 @@ MAY_DIFFER = (
     "keep",
     "on_nonfinite",
     "spike_sigmas",
+    "trace_norms",
     "prompt",
     "model.remat",
     "model.attention",

@@ -12,12 +12,14 @@ Shapes: B batch, T time, D model width, V vocabulary, S cache length.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from lm.losses import cross_entropy
+from lm.norms import activation_squares, square
 
 Params = Any  # nested dict of arrays
 Batch = dict[str, jax.Array]  # tokens_BT+1, optionally segments_BT+1, and row_B
@@ -73,13 +75,16 @@ def next_token_task(
     loss_chunk: int,
     saveable: Callable[..., bool] | None = None,
     smoothing: float = 0.0,
+    trace_norms: bool = False,
 ) -> Task:
     """The Task of predicting each token from those before it.
 
     `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`, and `encode`
     if it has an encoder; `loss_chunk` is the number of positions whose logits exist at once
     (0: all). A target counts where it lies in the same document as the token before it.
-    Where `hidden` covers the last positions of a row alone, those are predicted.
+    Where `hidden` covers the last positions of a row alone, those are predicted. With
+    `trace_norms` the loss's sums also hold those of lm/norms.py; it takes a module with
+    `outputs`.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, encodes = nnx.graphdef(abstract), hasattr(abstract, "encode")
@@ -93,10 +98,17 @@ def next_token_task(
         return module, module.hidden(*inputs(batch), row_keys(batch, key))
 
     def loss(params: Params, batch: Batch, key: Key | None):
-        module, x_BTD = hidden(params, batch, key)
+        traced = {}
+        if trace_norms:
+            module, measure = nnx.merge(graph, params), partial(square, targets_mask(batch))
+            arrays = *inputs(batch), row_keys(batch, key)
+            x_BTD, squares_L = module.outputs(*arrays, measure)
+            traced = activation_squares(squares_L)
+        else:
+            module, x_BTD = hidden(params, batch, key)
         last = slice(-x_BTD.shape[1], None)
         mask_BT = targets_mask(batch)
-        return cross_entropy(
+        loss_sum, sums = cross_entropy(
             x_BTD,
             module.head,
             batch["tokens"][:, last],
@@ -104,6 +116,7 @@ def next_token_task(
             loss_chunk,
             smoothing,
         )
+        return loss_sum, sums | traced
 
     def logits(params: Params, batch: Batch) -> jax.Array:
         module, x_BTD = hidden(params, batch, None)

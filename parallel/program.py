@@ -63,6 +63,10 @@ class Program(NamedTuple):
         return self.saved or self.abstract
 
 
+def no_metrics(grads: Params) -> Metrics:
+    return {}
+
+
 class Learner(NamedTuple):
     """What a strategy spreads; it knows nothing of devices."""
 
@@ -74,6 +78,8 @@ class Learner(NamedTuple):
     seed: int  # of the randomness inside steps (dropout)
     saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
     tensor_dims: TensorDims = ()  # how parameters are split over the axis `tensor`
+    # (gradient of the mean loss, before the optimizer) -> more metrics of the step
+    measure: Callable[[Params], Metrics] = no_metrics
     stages: Any = None  # the loss cut between its layers (lm.task.Stages); None: it is not
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
@@ -165,12 +171,16 @@ def update(
         opt=keep(opt, state.opt),
         scale=learner.scaling.update(state.scale, finite),
     )
-    metrics = noise(sums, norm) | {
-        "grad_norm": norm,
-        "finite": finite,
-        "learning_rate": learner.learning_rate(new_state.opt),
-        "loss_scale": state.scale.value,
-    }
+    metrics = (
+        noise(sums, norm)
+        | learner.measure(grads)
+        | {
+            "grad_norm": norm,
+            "finite": finite,
+            "learning_rate": learner.learning_rate(new_state.opt),
+            "loss_scale": state.scale.value,
+        }
+    )
     return new_state, metrics
 
 

@@ -1,4 +1,4 @@
-"""What layers are made of: the matrix product, GELU, norms, dropout.
+"""What layers are made of: the matrix product, activations, initialisers, norms, dropout.
 
 Shapes: I inputs, O outputs (x_xI and y_xO have any leading dims); B batch, T time, D width.
 """
@@ -65,6 +65,19 @@ def gelu_backward(x: jax.Array, dy: jax.Array):
 
 
 gelu.defvjp(gelu_forward, gelu_backward)
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": gelu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+}
+INITIALIZERS = {  # of a matrix [I, O] that sums over its inputs
+    "naive": nnx.initializers.normal(0.01),  # whatever the width
+    "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010
+    "he": nnx.initializers.he_normal(),  # He et al. 2015
+    "orthogonal": nnx.initializers.orthogonal(),  # Saxe et al. 2014
+}
 
 
 class Norm(nnx.Module):

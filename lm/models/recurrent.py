@@ -21,20 +21,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.attention import positions_in_segment
-from lm.models.layers import dropout, matmul
+from lm.models.layers import ACTIVATIONS, INITIALIZERS, dropout, matmul
 from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
 from lm.task import Task, next_token_task
 
 CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
 STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
 NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
-INITIALIZERS = {  # of a gate's matrices
-    "naive": nnx.initializers.normal(0.01),  # whatever the width
-    "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010
-    "he": nnx.initializers.he_normal(),  # He et al. 2015
-    "orthogonal": nnx.initializers.orthogonal(),  # Saxe et al. 2014
-}
 
 
 @dataclass
@@ -42,8 +35,8 @@ class RecurrentConfig:
     cell: str = "lstm"  # rnn | lstm | gru
     width: int = 256  # D, of the embedding and of each state
     num_layers: int = 2
-    activation: str = "tanh"  # of the plain RNN: tanh | relu | sigmoid
-    init: str = "orthogonal"  # naive | xavier | he | orthogonal
+    activation: str = "tanh"  # of the plain RNN: tanh | relu | gelu | sigmoid
+    init: str = "orthogonal"  # of each gate: naive | xavier | he | orthogonal
     truncate: int = 0  # steps after which gradients stop; it divides seq_len; 0: none
     tied: bool = True  # the head is the transposed embedding
     dropout: float = 0.0  # between layers, not between steps (Zaremba et al. 2014)
@@ -79,11 +72,13 @@ class RecurrentConfig:
             raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
 
 
-def recurrent_task(config: RecurrentConfig, vocab_size: int) -> Task:
+def recurrent_task(
+    config: RecurrentConfig, vocab_size: int, trace_norms: bool = False
+) -> Task:
     def build(rngs: nnx.Rngs) -> Recurrent:
         return Recurrent(config, vocab_size, rngs)
 
-    return next_token_task(build, config.loss_chunk)
+    return next_token_task(build, config.loss_chunk, trace_norms=trace_norms)
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:
@@ -197,6 +192,11 @@ class Recurrent(nnx.Module):
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the states of the last layer. No keys: no dropout."""
+        return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
+
+    def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
+        """Return what `hidden` does, and `measure` of each layer's output."""
+        measured = []
         first_BT = None
         if segments_BT is not None:
             first_BT = positions_in_segment(tokens_BT, segments_BT) == 0
@@ -205,8 +205,9 @@ class Recurrent(nnx.Module):
         for index, layer in enumerate(self.layers):
             carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
             x_BTD = output(layer.states(x_BTD, carry, first_BT))
+            measured.append(measure(x_BTD))
             x_BTD = dropout(x_BTD, rate, row_keys_B, index + 1)
-        return x_BTD
+        return x_BTD, measured
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         if self.output is None:

@@ -19,16 +19,27 @@ from jax.experimental.scheduling_groups import xla_metadata_call
 
 from lm.losses import cross_entropy
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
-from lm.models.layers import Norm, dropout, gelu, matmul, one_core_a_device
+from lm.models.layers import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    Norm,
+    dropout,
+    matmul,
+    one_core_a_device,
+)
 from lm.models.transformer_config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import Stages, Task, inputs, next_token_task, row_keys, targets_mask
 
 
-def transformer_task(config: TransformerConfig, vocab_size: int, seq_len: int) -> Task:
+def transformer_task(
+    config: TransformerConfig, vocab_size: int, seq_len: int, trace_norms: bool = False
+) -> Task:
     def build(rngs: nnx.Rngs) -> Transformer:
         return Transformer(config, vocab_size, seq_len, rngs)
 
-    task = next_token_task(build, config.loss_chunk, SAVEABLE[config.remat])
+    task = next_token_task(
+        build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=trace_norms
+    )
     return task._replace(
         stages=transformer_stages(config, build), tensor_dims=config.tensor_dims(vocab_size)
     )
@@ -94,13 +105,10 @@ def initializer(config: TransformerConfig, residual: bool = False):
     """Return the initialiser of a weight matrix.
 
     gpt2: normal 0.02, matrices that write to the residual stream divided by
-    sqrt(2 layers) (Radford et al. 2019, 2.3). xavier: Glorot and Bengio 2010. he: He et
-    al. 2015.
+    sqrt(2 layers) (Radford et al. 2019, 2.3). The others: INITIALIZERS.
     """
-    if config.init == "xavier":
-        return nnx.initializers.xavier_uniform()
-    if config.init == "he":
-        return nnx.initializers.he_normal()
+    if config.init in INITIALIZERS:
+        return INITIALIZERS[config.init]
     scale = (2 * config.num_layers) ** -0.5 if residual else 1.0
     return nnx.initializers.normal(0.02 * scale)
 
@@ -122,7 +130,13 @@ def linear(
     )
 
 
-def norm(config: TransformerConfig) -> Norm:
+def unchanged(x_BTD: jax.Array) -> jax.Array:
+    return x_BTD
+
+
+def norm(config: TransformerConfig) -> Callable[[jax.Array], jax.Array]:
+    if config.norm == "none":
+        return unchanged
     return Norm(config.width, config.norm == "rmsnorm", config.bias)
 
 
@@ -182,16 +196,14 @@ class MLP(nnx.Module):
         h_BTF = self.up(x_BTD)
         if self.gate is not None:
             h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
-        elif self.activation == "gelu":
-            h_BTF = gelu(h_BTF)
         else:
-            h_BTF = jax.nn.relu(h_BTF)
+            h_BTF = ACTIVATIONS[self.activation](h_BTF)
         return self.down(h_BTF)
 
 
 class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.dropout = config.dropout
+        self.dropout, self.residual = config.dropout, config.residual
         self.attention_norm = norm(config)
         self.attention = Attention(config, rngs)
         self.mlp_norm = norm(config)
@@ -199,16 +211,19 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
         y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
-        x_BTD += dropout(y_BTD, self.dropout, row_keys_B, 0)
+        x_BTD = self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 0))
         y_BTD = self.mlp(self.mlp_norm(x_BTD))
-        return x_BTD + dropout(y_BTD, self.dropout, row_keys_B, 1)
+        return self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 1))
+
+    def join(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        return x_BTD + y_BTD if self.residual else y_BTD
 
     def decode(self, x_BTD, positions_BT, cache):
         y_BTD, cache = self.attention.decode(
             self.attention_norm(x_BTD), positions_BT, cache
         )
-        x_BTD += y_BTD
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), cache
+        x_BTD = self.join(x_BTD, y_BTD)
+        return self.join(x_BTD, self.mlp(self.mlp_norm(x_BTD))), cache
 
 
 def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B):
@@ -267,6 +282,10 @@ class Transformer(nnx.Module):
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the final hidden states. No keys: no dropout."""
+        return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
+
+    def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
+        """Return what `hidden` does, and `measure` of each layer's output."""
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
         x_BTD = self.enter(tokens_BT, segments_BT, row_keys_B)
 
@@ -279,15 +298,19 @@ class Transformer(nnx.Module):
             if one_core_a_device():
                 layer = xla_metadata_call(layer, inlineable="false")
             layer = jax.jit(layer)  # traced once for all layers
+            measured = []
             for index, block in enumerate(self.layers):
                 x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)
-            return self.final_norm(x_BTD)
+                measured.append(measure(x_BTD))
+            return self.final_norm(x_BTD), measured
 
         def body(x_BTD, scanned):
-            return checkpoint_name(layer(x_BTD, *scanned), RESIDUAL), None
+            x_BTD = checkpoint_name(layer(x_BTD, *scanned), RESIDUAL)
+            return x_BTD, measure(x_BTD)
 
         scanned_L = self.scanned_layers, jnp.arange(self.config.num_layers)
-        return self.final_norm(jax.lax.scan(body, x_BTD, scanned_L)[0])
+        x_BTD, measured_L = jax.lax.scan(body, x_BTD, scanned_L)
+        return self.final_norm(x_BTD), measured_L
 
     def blocks(self) -> Sequence[Block]:
         """Return the layers one by one, scanned or not."""

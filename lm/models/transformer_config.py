@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import jax
 
-ACTIVATIONS = ("relu", "gelu", "swiglu")
-NORMS = ("layernorm", "rmsnorm")
+from lm.models.layers import ACTIVATIONS, INITIALIZERS
+
+NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rotary")
-INITIALIZERS = ("gpt2", "xavier", "he")
 RESIDUAL = "residual"  # the checkpoint name of the stream between blocks
 DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 SAVEABLE = {  # what the backward pass may keep; None: everything
@@ -27,14 +27,16 @@ class TransformerConfig:
     num_heads: int = 4  # N; the head width is width / num_heads
     num_kv_heads: int = 0  # G, grouped-query attention; 0: as many as heads
     mlp_width: int = 0  # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
-    activation: str = "gelu"  # relu | gelu | swiglu
-    norm: str = "layernorm"  # layernorm | rmsnorm
+    activation: str = "gelu"  # relu | gelu | tanh | sigmoid | swiglu
+    norm: str = "layernorm"  # layernorm | rmsnorm | none
+    residual: bool = True  # add what a sublayer takes in to what it gives
     positions: str = "learned"  # learned | rotary
     rotary_base: float = 10_000.0
     tied: bool = True  # the head is the transposed embedding
     bias: bool = True  # of the linear layers
     dropout: float = 0.0
-    init: str = "gpt2"  # gpt2 (0.02, residual scaled by depth) | xavier | he
+    # gpt2 (0.02, residual scaled by depth) | naive (0.01) | xavier | he | orthogonal
+    init: str = "gpt2"
     remat: str = "none"  # recompute in the backward pass: none | full | dots
     scan_layers: bool = False  # stack the layers, compile one, loop over it
     attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn | splash
@@ -70,10 +72,10 @@ class TransformerConfig:
 
     def validate(self, seq_len: int) -> None:
         for name, options in [
-            ("activation", ACTIVATIONS),
+            ("activation", (*ACTIVATIONS, "swiglu")),
             ("norm", NORMS),
             ("positions", POSITIONS),
-            ("init", INITIALIZERS),
+            ("init", ("gpt2", *INITIALIZERS)),
             ("remat", tuple(SAVEABLE)),
             ("attention", ATTENTION),
         ]:

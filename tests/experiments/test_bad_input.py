@@ -35,7 +35,7 @@ OVERRIDES = {  # one --config override -> what the message must say
     "parallel.strategy=zero4": "choose one of jit, pmap, shard_map, zero1, zero2, fsdp",
     "model.num_heads=3": "num_heads 3 does not divide model.width 32",
     "model.num_kv_heads=3": "num_kv_heads 3 does not divide",
-    "model.activation=tanh": "choose one of relu, gelu, swiglu",
+    "model.activation=silu": "choose one of relu, gelu, tanh, sigmoid, swiglu",
     "model.loss_chunk=5": "loss_chunk 5 does not divide data.seq_len 32",
     "model.attention=cudnn": "attention=cudnn takes no float32 with head width",
     "optim.name=adamm": "choose one of sgd, momentum",

@@ -170,3 +170,25 @@ def test_importing_the_trainer_is_quick():
     # take about as long; TensorFlow or TFDS's heavy parts would take several times that.
     ratios = [seconds("import experiments.train") / seconds("import jax") for _ in range(3)]
     assert np.median(ratios) < 5
+
+
+def test_traced_norms_are_logged(folder):
+    flags = small(folder, trace_norms=True, steps=2, **{"model.num_layers": 2})
+    run("train", *flags, f"--workdir={folder}/traced", "--devices=2")
+    records = [json.loads(line) for line in (folder / "traced/metrics.jsonl").open()]
+    for record in (r for r in records if r["split"] == "train"):
+        norms = [x for name, x in record.items() if name.startswith("grad_norm/")]
+        assert math.hypot(*norms) == pytest.approx(record["grad_norm"], rel=1e-5)
+        layers = {"layers/0", "layers/1"}
+        assert {f"grad_norm/{layer}" for layer in layers} < set(record)
+        rms = {name: x for name, x in record.items() if name.startswith("activation_rms/")}
+        assert set(rms) == {f"activation_rms/{layer}" for layer in layers}
+        assert all(0 < x < 100 for x in rms.values())
+
+
+@pytest.mark.parametrize("strategy", ["gpipe", "local_sgd"])
+def test_norms_are_not_traced_where_no_step_has_them_all(folder, strategy):
+    flags = small(folder, trace_norms=True, **{"parallel.strategy": strategy})
+    result = run("train", *flags, f"--workdir={folder}/no", check=False)
+    assert result.returncode == 2
+    assert f"trace_norms is set, but strategy '{strategy}'" in result.stderr
