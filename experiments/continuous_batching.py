@@ -48,6 +48,7 @@ class Batching:
     slots: int = 8  # texts at once on a device
     chunk: int = 32  # tokens of a prompt that are read at once
     turn: int = 16  # tokens added to every text between two looks at which have ended
+    refill: bool = True  # slots as their texts end; else when all have (static batches)
 
     def validate(self) -> None:
         for name, value in vars(self).items():
@@ -212,7 +213,8 @@ def generate_spread(
     key, texts = jax.random.key(seed), compiled.empty()
     with tqdm(total=len(prompts), unit=" texts", leave=False) as progress:
         while slots.waiting or slots.holds:
-            while chosen := slots.choose(batching.slots):
+            free = batching.refill or not slots.holds
+            while free and (chosen := slots.choose(batching.slots)):
                 new = admission(chosen, prompts, batching, mesh.size)
                 source_DS = None if source_BS is None else source_BS[new.index_D]
                 caches, logits_DV = compiled.begin(params, source_DS)

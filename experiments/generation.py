@@ -15,6 +15,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -101,18 +102,6 @@ def on(mesh: Mesh, writer: Writer) -> Writer:
     return writer._replace(params=jax.device_put(writer.params, whole))
 
 
-def in_batches(writer: Writer, prompts, limits, mesh, slots: int) -> list[list[int]]:
-    """Generate with static batches: a batch ends with its longest text."""
-    new = []
-    for start in range(0, len(prompts), slots):
-        part = slice(start, start + slots)
-        new += generate_spread(
-            writer.task, writer.params, prompts[part], limits[part], Sampling(0.0), 0, mesh,
-            Batching(slots // mesh.size),
-        )  # fmt: skip
-    return new
-
-
 def rate(write: Callable[[], list[list[int]]]) -> float:
     start = time.perf_counter()
     new = write()
@@ -122,23 +111,21 @@ def rate(write: Callable[[], list[list[int]]]) -> float:
 def spread(writer: Writer, degree: int, slots: int) -> Line:
     """Measure both ways in turns; RuntimeError if a token differs from the unsplit ones."""
     prompts, limits = requests(writer.data)
-    mesh, batching = data_mesh(degree), Batching(slots // degree)
-    there = on(mesh, writer)
+    mesh, there = data_mesh(degree), on(data_mesh(degree), writer)
 
-    def continuous() -> list[list[int]]:
+    def write(refill: bool) -> list[list[int]]:
+        batching = Batching(slots // degree, refill=refill)
         return generate_spread(
             there.task, there.params, prompts, limits, Sampling(0.0), 0, mesh, batching
         )
 
-    def static() -> list[list[int]]:
-        return in_batches(there, prompts, limits, mesh, slots)
-
+    ways = partial(write, True), partial(write, False)
     whole = generate(writer.task, writer.params, prompts, LONGEST_NEW, Sampling(0.0), 0)
     expected = [text[:limit] for text, limit in zip(whole, limits, strict=True)]
-    for write in (continuous, static):  # compiles, too
-        if write() != expected:
+    for way in ways:  # compiles, too
+        if way() != expected:
             raise RuntimeError(f"{degree} devices, {slots} slots: the texts differ")
-    rates = [(rate(continuous), rate(static)) for _ in range(ROUNDS.value)]
+    rates = [tuple(map(rate, ways)) for _ in range(ROUNDS.value)]
     medians = map(statistics.median, zip(*rates, strict=True))
     return dict(zip(("continuous", "static"), medians, strict=True))
 

@@ -57,7 +57,8 @@ def test_sampled_texts_are_those_of_one_batch(degree, batching):
     assert write(task, params, PROMPTS, 9, Sampling(1.0), 5) == expected
 
 
-def test_each_text_may_have_a_length_of_its_own():
+@pytest.mark.parametrize("refill", [True, False])
+def test_each_text_may_have_a_length_of_its_own(refill):
     task, params = model("rotary")
     limits = [1, 12, 3, 7, 2, 9, 5]
     whole = generate(task, params, PROMPTS, 12, Sampling(0.0), 0)
