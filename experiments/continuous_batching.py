@@ -51,8 +51,8 @@ class Batching:
     refill: bool = True  # slots as their texts end; else when all have (static batches)
 
     def validate(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
+        for name in ("slots", "chunk", "turn"):
+            if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
