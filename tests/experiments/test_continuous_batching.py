@@ -62,7 +62,9 @@ def test_each_text_may_have_a_length_of_its_own(refill):
     task, params = model("rotary")
     limits = [1, 12, 3, 7, 2, 9, 5]
     whole = generate(task, params, PROMPTS, 12, Sampling(0.0), 0)
-    new = spread_over(2, Batching(1, 4, 4))(task, params, PROMPTS, limits, Sampling(0.0), 0)
+    new = spread_over(2, Batching(1, 4, 4, refill))(
+        task, params, PROMPTS, limits, Sampling(0.0), 0
+    )
     assert new == [text[:limit] for text, limit in zip(whole, limits, strict=True)]
     assert max(map(len, new)) > 1
 
