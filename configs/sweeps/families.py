@@ -24,10 +24,12 @@ def get_sweep() -> list[Member]:
     by_gradient = {
         "model.training": "gradient",
         "optim.name": "adamw",
-        "optim.learning_rate": 0.03,
+        "optim.learning_rate": 0.1,
         "optim.weight_decay": 0.0,
         "optim.schedule": "cosine",
-        "optim.warmup_steps": 40,
+        "optim.warmup_steps": 20,
+        "data.batch_size": 32,
+        "steps": ROWS // 32,
     }
     members = [
         *product([counted], each("model.order", 1, 2, 3, 4, 5)),
