@@ -52,8 +52,8 @@ emulated devices that share 2 cores; *generates*: tokens a second, 8 rows at onc
 *Parameters* of n-grams are the places of their tables.
 
 The transformer is not the best after so few tokens: less than half of the training text,
-once. Counts of long contexts are, and the GRU is ahead of it too. A likely reason, which was
-not measured: much of this text repeats itself word for word (licences, idioms, tests of one
+once. Counts of long contexts are, and the GRU is ahead of it too. A likely reason, not
+measured: much of this text repeats itself word for word (licences, idioms, tests of one
 form), and a table knows that after one reading.
 
 """
