@@ -83,7 +83,7 @@ def test_hybrid_sharding_sends_its_closed_form(degrees):
     scattered, gathered = (total(entries, x) for x in ("reduce-scatter", "all-gather"))
     summed = total(entries, "all-reduce")
     assert 3 * scattered + summed == pytest.approx(form(), abs=4 * NORMS)
-    # Twice on paper; XLA for CPUs leaves out what the backward pass gathers again, or parts.
+    # Twice on paper; XLA for CPUs leaves out some of what is gathered again.
     assert scattered <= gathered <= 2 * scattered
 
 
