@@ -98,19 +98,24 @@ def test_mistakes_of_a_command_started_anew(folder):
     assert_refused(run_anew("evaluate", "--workdir=/nowhere", check=False), "holds no run")
 
 
-def test_workdirs(folder):
-    flags = [*small(folder, steps=2), "--devices=2"]
-    other = run("train", *flags, f"--workdir={folder}/other", check=False)
-    assert_refused(other, "so it is not a run's")
+@pytest.fixture(scope="module")
+def mine(folder):
+    """The flags of a run that is there, in a workdir where one was killed before it."""
+    flags = [*small(folder, steps=2), "--devices=2", f"--workdir={folder}/mine"]
     # A run that was killed at its very start left these, and may start again.
     (folder / "mine").mkdir()
     (folder / "mine" / "lock").touch()
     (folder / "mine" / "config.partial").write_text("{")
-    run("train", *flags, f"--workdir={folder}/mine")
+    run("train", *flags)
+    return flags
+
+
+def test_workdirs(folder, mine):
+    other = run("train", *mine, f"--workdir={folder}/other", check=False)
+    assert_refused(other, "so it is not a run's")
     changed = run(
-        "train", *flags, "--config.optim.learning_rate=0.5", "--config.seed=3",
-        f"--workdir={folder}/mine", check=False,
-    )  # fmt: skip
+        "train", *mine, "--config.optim.learning_rate=0.5", "--config.seed=3", check=False
+    )
     assert_refused(
         changed, "seed is 0 there and 3 here; optim.learning_rate is 0.003 there"
     )
@@ -125,22 +130,17 @@ def test_workdirs(folder):
         assert_refused(wrong, words)
 
 
-def test_a_workdir_in_use(folder):
+def test_a_workdir_in_use(folder, mine):
     import filelock
 
-    config = {"steps": 2}
-    run("train", *small(folder, **config), f"--workdir={folder}/taken", "--devices=2")
-    with filelock.FileLock(folder / "taken" / "lock"):
-        second = run(
-            "train", *small(folder, **config), f"--workdir={folder}/taken", "--devices=2",
-            check=False,
-        )  # fmt: skip
+    with filelock.FileLock(folder / "mine" / "lock"):
+        second = run("train", *mine, check=False)
     assert_refused(second, "is in use by another run")
 
 
 def test_nonfinite_names_the_step_and_rows_and_may_end_the_run(folder):
     overrides = {"optim.learning_rate": 1e30, "optim.clip_norm": 0.0, "optim.name": "sgd"}
-    overrides |= {"optim.warmup_steps": 0, "steps": 6}
+    overrides |= {"optim.warmup_steps": 0, "steps": 6, "eval_every": 0}
     skipping = run(
         "train", *small(folder, **overrides), f"--workdir={folder}/skips", "--devices=2"
     )

@@ -8,7 +8,6 @@ import optax
 import pytest
 
 from lm.models.transformer_config import TransformerConfig
-from lm.optim import OptimConfig, optimizer
 from parallel.layout import (
     MIN_SHARDED_SIZE,
     bytes_per_device,
@@ -27,6 +26,7 @@ from tests.parallel.toy import (
     toy_learner,
     toy_program,
     train,
+    whole_matrix_optimizer,
 )
 
 STEPS = 5
@@ -86,8 +86,7 @@ def test_other_models_on_three_axes(model):
 
 @pytest.mark.parametrize("name, rate", [("muon", 0.03), ("adafactor", 0.5)])
 def test_optimizers_that_need_whole_matrices(name, rate):
-    config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
-    tx = optimizer(config, STEPS)
+    tx = whole_matrix_optimizer(name, rate, STEPS)
     _, _, losses = train(program(CUBE, tx), STEPS)
     np.testing.assert_allclose(losses, oracle(tx, STEPS)[1], rtol=2e-5)
 

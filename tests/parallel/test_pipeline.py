@@ -90,7 +90,7 @@ def test_each_stage_holds_its_layers_alone():
 
 def test_memory_grows_with_microbatches_in_gpipe_alone():
     def temporaries(strategy: str, accumulation: int) -> int:
-        pipeline = program(strategy, accumulation=accumulation)
+        pipeline = program(strategy, accumulation=accumulation, num_layers=2)
         rows = batches(1)[0]
         # The same rows in each microbatch, whatever their number.
         rows = {
@@ -134,8 +134,9 @@ def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
 def test_a_pipeline_takes_over_and_hands_back(name):
     """From one device, through a pipeline, to one device: the moments go along."""
     tx = optimizer(OptimConfig(name=name, schedule="constant"), STEPS)
-    pipeline = program("interleaved", accumulation=2, tx=tx)
-    plain = toy_program("jit", toy_learner(tx, num_layers=LAYERS), data=1)
+    model = {"num_layers": LAYERS, "scan_layers": True}  # quicker to compile
+    pipeline = program("interleaved", accumulation=2, tx=tx, **model)
+    plain = toy_program("jit", toy_learner(tx, **model), data=1)
     state = plain.init(jax.random.key(1))
     first, second, third = batches(STEPS)
     state, _ = plain.step(state, plain.place(first))
@@ -146,7 +147,7 @@ def test_a_pipeline_takes_over_and_hands_back(name):
         jax.device_get(pipeline.portable(state)), shardings_of(plain.abstract)
     )
     state, metrics = plain.step(state, plain.place(third))
-    expected, losses = oracle(tx, STEPS, num_layers=LAYERS)
+    expected, losses = oracle(tx, STEPS, **model)
     assert float(metrics["loss"] / metrics["tokens"]) == pytest.approx(losses[-1], rel=1e-5)
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
-from lm.optim import OptimConfig, optimizer
 from parallel.strategies import EXACT, STRATEGIES
 from tests.parallel.toy import (
     MODEL,
@@ -22,12 +21,14 @@ from tests.parallel.toy import (
     toy_learner,
     toy_program,
     train,
+    whole_matrix_optimizer,
 )
 
 STEPS = 5
 DEGREES = (1, 2, 4, 8)
 # SGD, so that an error in the gradient's scale shows; clipping couples all shards.
 SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
+NO_STEPS = optax.sgd(0.0)
 
 
 # Meshes of several axes have laws of their own: test_axes.py, test_pipeline.py.
@@ -54,6 +55,14 @@ def test_parameters_equal_one_device(strategy, degree):
     assert_equal(params, expected)
 
 
+@functools.cache
+def own_initialisers():
+    """Return those of a model of two layers, and what they draw on one device."""
+    config = TransformerConfig(**vars(MODEL) | {"num_layers": 2})
+    init = transformer_task(config, VOCAB, SEQ_LEN).init
+    return init, jax.device_get(init(jax.random.key(1)))
+
+
 @pytest.mark.parametrize(
     "strategy, degrees",
     [
@@ -64,12 +73,11 @@ def test_parameters_equal_one_device(strategy, degree):
     ],
 )
 def test_the_models_own_initialisers_draw_the_same_everywhere(strategy, degrees):
-    config = TransformerConfig(**vars(MODEL) | {"num_layers": 2})
-    init = transformer_task(config, VOCAB, SEQ_LEN).init
+    init, expected = own_initialisers()
     learner = toy_learner(SGD, num_layers=2)._replace(init=init)
     program = toy_program(strategy, learner, **degrees)
     params = program.params(program.init(jax.random.key(1)))
-    assert_equal(jax.device_get(params), jax.device_get(init(jax.random.key(1))))
+    assert_equal(jax.device_get(params), expected)
 
 
 @pytest.mark.parametrize("strategy", ONE_AXIS)
@@ -105,12 +113,11 @@ def test_fsdp_keeps_the_rematerialisation_of_the_model(remat):
 @pytest.mark.parametrize("strategy", ["zero1", "fsdp"])
 def test_optimizers_that_need_whole_matrices_work_on_shards(strategy, name, rate):
     """Trust ratios, factored moments and orthogonalisation, each over a whole matrix."""
-    config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
-    tx = optimizer(config, STEPS)
+    tx = whole_matrix_optimizer(name, rate, STEPS)
     _, _, losses = train(toy_program(strategy, toy_learner(tx), data=4), STEPS)
     _, expected = oracle(tx, STEPS)
     np.testing.assert_allclose(losses, expected, rtol=2e-5)
-    _, untrained = oracle(optax.sgd(0.0), STEPS)
+    _, untrained = oracle(NO_STEPS, STEPS)
     assert np.abs(np.subtract(expected, untrained)).max() > 0.01
 
 

@@ -10,6 +10,7 @@ import optax
 
 from lm.models.transformer import transformer_task
 from lm.models.transformer_config import TransformerConfig
+from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
 from parallel.program import Learner, Program
@@ -82,6 +83,13 @@ def toy_learner(
     loss_scale: float = 64.0, remat: str = "none", **model,
 ) -> Learner:  # fmt: skip
     return learner_of(toy_task(compute, dropout, remat, **model), tx, compute, loss_scale)
+
+
+@functools.cache
+def whole_matrix_optimizer(name: str, rate: float, num_steps: int):
+    """Return the same value for the same arguments, so that `oracle` trains once."""
+    config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
+    return optimizer(config, num_steps)
 
 
 def learner_of(
