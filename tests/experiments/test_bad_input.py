@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.experiments.runs import run, run_anew, small, write_corpus
+from tests.experiments.runs import ROOT, run, run_anew, small, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,23 @@ def test_overrides(folder, override):
     )  # fmt: skip
     assert_refused(result, OVERRIDES[override])
     assert not (folder / "new").exists()
+
+
+UNTRACED = [  # config, strategy -> the message
+    ("tiny", "diloco", "trace_norms is set, but strategy 'diloco' has no step in which"),
+    ("tiny", "1f1b", "choose one of jit, pmap, shard_map, zero1, zero2, fsdp"),
+    ("hmm", "jit", "a HmmConfig has no stack of layers to trace"),
+    ("ngram", "jit", "choose one of TransformerConfig, RecurrentConfig, or unset it"),
+    ("docstring", "jit", "a Seq2SeqConfig has no stack of layers to trace"),
+]
+
+
+@pytest.mark.parametrize("config, strategy, words", UNTRACED)
+def test_norms_are_not_traced_where_there_are_none(config, strategy, words, tmp_path):
+    flags = [f"--config={ROOT}/configs/{config}.py", "--config.trace_norms", "--devices=1"]
+    flags += [f"--config.parallel.strategy={strategy}", f"--workdir={tmp_path}/new"]
+    assert_refused(run("train", *flags, check=False), words)
+    assert not (tmp_path / "new").exists()
 
 
 FLAGS = [
