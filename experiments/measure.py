@@ -8,9 +8,12 @@ waited for each time: the median and the quartiles of these seconds are told. FL
 those of the model (experiments/costs.py:model_flops), not of recomputation; their share of
 the limit is the model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B), where the
 limit is what this machine reaches in a product of two large matrices, measured in the same
-process.
+process. How busy the cores were is told of the same steps; how busy the accelerators were
+(their duty cycle), of a few more, traced, each of which is begun before the last has ended,
+as in training.
 """
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -31,6 +34,7 @@ from experiments.costs import (
     peak_memory_bytes,
     product_limit,
 )
+from experiments.duty_cycle import traced_duty_cycle
 from experiments.log import human
 from experiments.workdir import write_whole
 from lm.data.pipeline import prepare, train_batches
@@ -39,6 +43,7 @@ from parallel.mesh import process_rows
 CONFIG = startup.define_config()
 NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps measured.", lower_bound=2)
 WARM_UP = flags.DEFINE_integer("warm_up", 3, "Steps taken before.", lower_bound=1)
+TRACED = 5  # steps, for the duty cycle
 OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
 
 
@@ -50,16 +55,19 @@ def measure(config: Experiment) -> dict[str, Any]:
     began = time.perf_counter()
     compiled = compile_step(config, program)
     compile_seconds = time.perf_counter() - began
-    batches = train_batches(
-        data.train,
-        config.seed,
-        config.data.batch_size,
-        0,
-        WARM_UP.value + NUM_STEPS.value,
-        *process_rows(mesh),
+    num_steps = WARM_UP.value + NUM_STEPS.value
+    batches = iter(
+        train_batches(
+            data.train,
+            config.seed,
+            config.data.batch_size,
+            0,
+            num_steps + TRACED,
+            *process_rows(mesh),
+        )
     )
     state, seconds, tokens, cpu = program.init(jax.random.key(config.seed)), [], 0, 0.0
-    for step, host_batch in enumerate(batches):
+    for step, host_batch in enumerate(itertools.islice(batches, num_steps)):
         batch = jax.block_until_ready(program.place(host_batch))
         start, cpu_start = time.perf_counter(), time.process_time()
         state, metrics = jax.block_until_ready(compiled(state, batch))
@@ -67,6 +75,15 @@ def measure(config: Experiment) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
             cpu += time.process_time() - cpu_start
             tokens += int(metrics["tokens"])
+
+    def go_on():
+        last, before = state, ()
+        for host_batch in batches:
+            last, metrics = compiled(last, program.place(host_batch))
+            jax.block_until_ready(before)
+            before = metrics
+        return last
+
     rate = tokens / sum(seconds)
     flops = rate * model_flops(config, vocab_size)
     limit = product_limit() * (1 if are_emulated() else mesh.size)
@@ -82,6 +99,8 @@ def measure(config: Experiment) -> dict[str, Any]:
         "core_share": cpu / sum(seconds) / cores(),
         "observed_peak_bytes": peak_memory_bytes(),
     }
+    if (busy := traced_duty_cycle(go_on)) is not None:
+        figures["duty_cycle"] = busy
     if isinstance(compiled, jax.stages.Compiled):
         figures |= compiled_costs(compiled, mesh, program.abstract)
     return figures

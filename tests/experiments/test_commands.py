@@ -140,6 +140,23 @@ def test_processes_generate_what_one_does(folder):
     assert bad.returncode == 2 and "slots is 0; it must be at least 1" in bad.stderr
 
 
+def test_measure_tells_what_a_step_costs(folder):
+    flags = small(folder, **{"parallel.strategy": "shard_map"})
+    out = folder / "measured.json"
+    run("measure", *flags, "--devices=4", "--num_steps=4", f"--output={out}")
+    told = json.loads(out.read_text())
+    low, high = told["step_seconds_quartiles"]
+    assert 0 < low <= told["step_seconds"] <= high
+    assert told["mfu"] == pytest.approx(
+        told["model_flops_per_second"] / told["product_limit"]
+    )
+    assert "duty_cycle" not in told  # of accelerators alone
+    num_parameters = told["state_bytes"] // 12  # with Adam's two moments, and few numbers
+    by_all_reduce = 2 * 4 * num_parameters * 3 / 4  # 2 P (N - 1) / N floats
+    assert told["sent_bytes"] == pytest.approx(by_all_reduce, rel=1e-3)
+    assert told["peak_bytes"] > told["state_bytes"]
+
+
 def test_dry_run_tells_the_memory_and_leaves_nothing(folder):
     result = run(
         "train", *small(folder), "--dry_run", "--devices=4",
