@@ -11,6 +11,6 @@ TOKENS, SEQ_LEN = 50_000, 128
 
 def get_sweep() -> list[Member]:
     fixed = {"config": "configs/tiny.py", "parallel.strategy": "shard_map"}
-    fixed["model.width"] = 64  # brief
+    fixed |= {"model.width": 64, "model.num_layers": 2}  # brief
     members = product(degrees(1, 2, 4, 8), [{"data.batch_size": 32}])
     return product([fixed], at_tokens(TOKENS, members, SEQ_LEN))
