@@ -5,6 +5,7 @@ with them.
 """
 
 import io
+import textwrap
 from collections.abc import Callable
 
 import matplotlib
@@ -51,6 +52,22 @@ def legend(figure, axes, entries: int) -> None:
         handles, labels, loc="outside lower left", frameon=False, fontsize=8,
         ncols=1 if entries > 0 and max(map(len, labels)) > 45 else 3,
     )  # fmt: skip
+
+
+def names(rows: list[Row]) -> list[str]:
+    """Return the names of the runs, long ones in several lines."""
+    return [textwrap.fill(row.name.replace(",", ", "), 48) for row in rows]
+
+
+def height(rows: list[Row]) -> float:
+    """Return the inches that a line for each run takes."""
+    lines = max(name.count("\n") + 1 for name in names(rows))
+    return len(rows) * (0.12 + 0.12 * lines)
+
+
+def name_runs(axes, rows: list[Row]) -> None:
+    axes.set_yticks(range(len(rows)), names(rows), fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
 
 
 def losses(rows: list[Row]) -> bytes | None:
@@ -172,7 +189,7 @@ def bars(rows: list[Row], fields: list[tuple[str, str]]) -> bytes | None:
     if not rows:
         return None
     figure, panels = pyplot.subplots(
-        1, len(fields), figsize=(WIDTH, 1.1 + 0.24 * len(rows)), sharey=True,
+        1, len(fields), figsize=(WIDTH, 1.1 + height(rows)), sharey=True,
         layout="constrained",
     )  # fmt: skip
     for panel, (field, title) in zip(panels, fields, strict=True):
@@ -181,8 +198,7 @@ def bars(rows: list[Row], fields: list[tuple[str, str]]) -> bytes | None:
         for place, value in enumerate(values):
             panel.text(value, place, f" {value:.3g}", va="center", fontsize=7)
         panel.set(xlabel=title, xlim=(0, 1.15 * max(values) or 1))
-    panels[0].set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
-    panels[0].invert_yaxis()
+    name_runs(panels[0], rows)
     return png(figure)
 
 
@@ -200,7 +216,7 @@ def costs(rows: list[Row]) -> bytes | None:
 def parts(rows: list[Row]) -> bytes | None:
     """Where each run's seconds went."""
     figure, axes = pyplot.subplots(
-        figsize=(WIDTH, 1.4 + 0.24 * len(rows)), layout="constrained"
+        figsize=(WIDTH, 1.4 + height(rows)), layout="constrained"
     )
     start = np.zeros(len(rows))
     for index, part in enumerate(PARTS):
@@ -210,8 +226,7 @@ def parts(rows: list[Row]) -> bytes | None:
             color=COLORS[index % len(COLORS)],
         )  # fmt: skip
         start += seconds
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=7)
-    axes.invert_yaxis()
+    name_runs(axes, rows)
     axes.set(xlabel="seconds")
     axes.legend(frameon=False, ncols=len(PARTS), fontsize=8, loc="lower left",
                 bbox_to_anchor=(0, 1))  # fmt: skip
