@@ -39,8 +39,8 @@ $run --measure=time
 
 A replica of DiLoCo sees an eighth of the batch, so its learning rate is divided by the root
 of 8 (Malladi et al. 2022). At the full rate of 3e-3 `diloco-50` has 3.803 after 1000 steps.
-At 1e-3 plain averaging every 50 steps (no outer momentum) has 3.490, DiLoCo 3.494: the loss
-is lost in the replicas, which begin from nothing with 4 rows a step, not at their meetings.
+At 1e-3 plain averaging every 50 steps (no outer momentum) has 3.490, DiLoCo 3.494, so it is
+not the outer optimizer that loses; the replicas begin from nothing, with 4 rows a step.
 *Loss*: validation, nats a token, mean over seeds and, where there are several, half the
 distance between the highest and the lowest; *against float32*: over the seeds of both.
 *Sent*: bytes that one device puts on the wire in a step on average, read from the compiled
