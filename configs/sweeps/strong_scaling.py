@@ -7,18 +7,18 @@ Command:  python -m experiments.sweep --sweep=configs/sweeps/strong_scaling.py \
 
 from configs.sweeps.combine import Member, each, product, zipped
 
-REPEATS = 3  # a machine that is shared with others is noisy
+# Of both kinds of scaling: each process has a core, which is its device.
+A_CORE_EACH = {
+    "config": "configs/tiny.py",
+    "parallel.strategy": "shard_map",
+    "cores": 1,
+    "steps": 60,
+    "optim.warmup_steps": 6,
+    "eval_batches": 2,
+}
+REPEATS = each("seed", 0, 1, 2)  # a machine that is shared with others is noisy
 
 
 def get_sweep() -> list[Member]:
-    fixed = {
-        "config": "configs/tiny.py",
-        "parallel.strategy": "shard_map",
-        "cores": 1,  # of each process: the device is a core
-        "steps": 60,
-        "optim.warmup_steps": 6,
-        "eval_batches": 2,
-        "data.batch_size": 64,
-    }
     spread = zipped(each("processes", 1, 2), each("devices", 1, 2))
-    return product([fixed], each("seed", *range(REPEATS)), spread)
+    return product([A_CORE_EACH | {"data.batch_size": 64}], REPEATS, spread)
