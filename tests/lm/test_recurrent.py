@@ -19,6 +19,7 @@ from lm.models.recurrent import (
     recurrent_task,
 )
 from lm.precision import PrecisionConfig, mixed_precision
+from tests.lm.overfit import overfit
 
 VOCAB, SEQ_LEN = 30, 12
 SHAPES = {
@@ -235,19 +236,7 @@ def test_each_gate_is_initialised_alone():
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_overfits_a_tiny_batch(name):
     _, task, params = make(name, width=32, dropout=0.0)
-    batch = random_batch(rows=2)
-    tx = optax.adam(1e-2)
-
-    @jax.jit
-    def step(params, opt):
-        (_, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, None)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, sums["loss"] / sums["tokens"]
-
-    opt = tx.init(params)
-    for _ in range(200):
-        params, opt, loss = step(params, opt)
-    assert loss < 0.05
+    overfit(task, params, random_batch(rows=2), rate=1e-2)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])

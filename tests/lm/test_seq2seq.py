@@ -12,6 +12,7 @@ from lm.data.pair_rows import pair_row
 from lm.decoding import Beam, Sampling, generate
 from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
 from lm.precision import PrecisionConfig, mixed_precision
+from tests.lm.overfit import overfit
 
 VOCAB, SOURCE_LEN, TARGET_LEN = 23, 8, 7
 SEQ_LEN = SOURCE_LEN + TARGET_LEN
@@ -157,18 +158,8 @@ def test_overfits_a_tiny_batch_and_writes_it(name):
     task = seq2seq_task(config, VOCAB, SOURCE_LEN)
     params = jax.jit(task.init)(jax.random.key(0))
     pairs = random_pairs(4)
-    batch, tx = as_batch(pairs), optax.adam(1e-2)
-
-    @jax.jit
-    def step(params, opt):
-        (_, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, None)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, sums["loss"] / sums["tokens"]
-
-    opt = tx.init(params)
-    for _ in range(200):
-        params, opt, loss = step(params, opt)
-    assert loss < 0.05
+    batch = as_batch(pairs)
+    params = overfit(task, params, batch, rate=1e-2)
     sources = np.asarray(batch["tokens"][:, :SOURCE_LEN])
     for method in (Sampling(temperature=0), Beam(3)):
         new = generate(task, params, [[0]] * 4, TARGET_LEN, method, 0, sources)

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from lm.models import transformer
@@ -13,6 +12,7 @@ from lm.models.attention import positions_in_segment, rotate
 from lm.models.transformer import initializer, transformer_task
 from lm.models.transformer_config import TransformerConfig
 from lm.task import num_parameters
+from tests.lm.overfit import overfit
 
 VOCAB, SEQ_LEN = 50, 12
 SHAPES = {
@@ -320,19 +320,7 @@ def test_gpt2_and_llama_have_their_published_sizes():
 
 def test_overfits_a_tiny_batch():
     _, task, params = make("llama")
-    batch = random_batch(rows=2)
-    tx = optax.adam(3e-3)
-
-    @jax.jit
-    def step(params, opt):
-        (_, sums), grads = jax.value_and_grad(task.loss, has_aux=True)(params, batch, None)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, sums["loss"] / sums["tokens"]
-
-    opt = tx.init(params)
-    for _ in range(250):
-        params, opt, loss = step(params, opt)
-    assert loss < 0.05
+    overfit(task, params, random_batch(rows=2), rate=3e-3, steps=250)
 
 
 @pytest.mark.parametrize("name", SHAPES)

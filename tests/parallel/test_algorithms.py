@@ -1,11 +1,6 @@
 """Law 3: every algorithm sums as numpy does, for any size, and alike on every device."""
 
 import functools
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +11,7 @@ from jax.sharding import PartitionSpec as P
 from parallel.algorithms import ALGORITHMS, sent_elements
 from parallel.ledger import ledger
 from parallel.mesh import device_mesh
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.parallel.workers import run_two
 
 SIZES = (0, 1, 7, 40)
 NUM = 41  # what no degree divides
@@ -149,29 +143,9 @@ def test_the_ledger_counts_what_the_closed_form_says(name, sizes):
 
 def test_between_processes():
     """Two real processes of three devices each, all algorithms, held to numpy there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.sum_worker", str(port), str(index)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
     first, second = (
         [line for line in output.splitlines() if line.startswith("sum ")]
-        for output, _ in outputs
+        for output in run_two("sum_worker")
     )
     assert first == second  # the digests of the bits of each sum
     assert len(first) == 2 * len(ALGORITHMS) + len(ALGORITHMS) - 1

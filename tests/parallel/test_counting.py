@@ -1,10 +1,5 @@
 """Counts on any devices have the bits of numpy's on one."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -23,8 +18,8 @@ from parallel.counting import (
 )
 from parallel.counting_program import STRATEGIES, Counting, counting_program
 from parallel.mesh import data_mesh, device_mesh
+from tests.parallel.workers import run_two
 
-ROOT = pathlib.Path(__file__).parents[2]
 WIDTH, LIMIT, BATCH, CAPACITY = 3, 40, 64, 256
 
 
@@ -166,25 +161,5 @@ def test_bad_input_is_refused(strategy, limit, words):
 
 def test_between_processes():
     """Two real processes of two devices each count what numpy counts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.count_worker", str(port), str(index)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    for output, _ in outputs:
+    for output in run_two("count_worker"):
         assert output.count("counted by") == 2

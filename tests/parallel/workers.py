@@ -1,0 +1,30 @@
+"""Two real processes that compute together, each from a module of tests/parallel."""
+
+import os
+import subprocess
+import sys
+
+from tests.experiments.runs import ROOT, free_port
+
+
+def run_two(module: str) -> list[str]:
+    """Run `module PORT INDEX` in two processes at once; return what they print."""
+    port = free_port()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"tests.parallel.{module}", str(port), str(index)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    return [output for output, _ in outputs]
