@@ -4,6 +4,7 @@ VENV ?= .venv
 WORKDIR ?= runs/tiny
 CONFIG ?= configs/tiny.py
 FLAGS ?=
+TESTS ?=
 
 .PHONY: train test lint
 
@@ -11,7 +12,7 @@ train: $(VENV)/installed
 	$(VENV)/bin/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) --devices=8 $(FLAGS)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import zlib
 
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -30,3 +31,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 # What is imported stays, and JAX makes much that lives long: collect seldom.
 gc.freeze()
 gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_addoption(parser):
+    text = "of the cases of each parametrised test, run one in N"
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out cases; which of them differs from test to test, but not from run to run."""
+    num, cases = config.getoption("one_in"), {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = set()
+    for name, group in cases.items():
+        kept = group[zlib.crc32(name.encode()) % min(num, len(group)) :: num]
+        left_out |= set(group) - set(kept)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
