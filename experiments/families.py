@@ -65,7 +65,9 @@ PAIRS_HEAD = f"""
 Rows of a source and a target, of which the target counts: a function of the same library ->
 the first line of its docstring, and messages of gettext catalogues -> their translations
 (English -> German). Other text and other tokenizers than above, so no line of this table
-compares with those.
+compares with those. Django alone has few pairs, many of them placeholders that a copy
+keeps; from the catalogues of seven packages (configs/translation.py tells which) the
+transformer learns to write BLEU 30.7 and chrF 45.7, where a copy has 21.6 and 22.4.
 Below it, what is written for {PAIRS} held-out sources with a beam of {BEAM.size}, against
 the references; *copy of the source* and *commonest target* (of the training rows) need no
 model.
