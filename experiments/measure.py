@@ -99,7 +99,7 @@ def measure(config: Experiment) -> dict[str, Any]:
         "core_share": cpu / sum(seconds) / cores(),
         "observed_peak_bytes": peak_memory_bytes(),
     }
-    if (busy := traced_duty_cycle(go_on)) is not None:
+    if jax.default_backend() != "cpu" and (busy := traced_duty_cycle(go_on)) is not None:
         figures["duty_cycle"] = busy
     if isinstance(compiled, jax.stages.Compiled):
         figures |= compiled_costs(compiled, mesh, program.abstract)
