@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from lm.data.pipeline import DataConfig
+from lm.data.config import DataConfig
 from lm.models.hmm import HmmConfig
-from lm.models.ngram import NgramConfig
+from lm.models.ngram.model import NgramConfig
 from lm.models.recurrent import RecurrentConfig
-from lm.models.seq2seq import Seq2SeqConfig
-from lm.models.transformer_config import TransformerConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig

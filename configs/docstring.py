@@ -13,8 +13,8 @@ Expected: 600 steps are too few. They end at a validation loss of 4.669 (bigram 
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.seq2seq import Seq2SeqConfig
+from lm.data.config import DataConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.optim import OptimConfig
 from parallel.strategies import ParallelConfig
 

@@ -9,8 +9,8 @@ Expected: on OpenWebText, a validation loss near 2.85 after 300 G tokens (nanoGP
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.transformer_config import TransformerConfig
+from lm.data.config import DataConfig
+from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig

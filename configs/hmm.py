@@ -9,7 +9,7 @@ Expected: validation loss 4.65 on Python 3.11 (4.71 at optim.learning_rate=1); b
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
+from lm.data.config import DataConfig
 from lm.models.hmm import HmmConfig
 from lm.optim import OptimConfig
 from parallel.strategies import ParallelConfig

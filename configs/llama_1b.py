@@ -9,8 +9,8 @@ Expected: not run here.
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.transformer_config import TransformerConfig
+from lm.data.config import DataConfig
+from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig

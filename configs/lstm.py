@@ -9,7 +9,7 @@ Expected: validation loss 3.515 on Python 3.11, where the bigram model has 3.699
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
+from lm.data.config import DataConfig
 from lm.models.recurrent import RecurrentConfig
 from lm.optim import OptimConfig
 from parallel.strategies import ParallelConfig

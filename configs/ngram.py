@@ -1,15 +1,15 @@
 """A 5-gram model with modified Kneser-Ney smoothing on the Python standard library.
 
 Command:  python -m experiments.train --config=configs/ngram.py --workdir=runs/a --devices=8
-          python -m experiments.ngrams --config=configs/ngram.py --devices=8  # all orders
+          python -m experiments.studies.ngrams --config=configs/ngram.py --devices=8
           ... --config.data.tokenizer=byte --config.data.vocab_size=257  # character, word
 Cost:     3.82 M tokens, all of them once, in 10 s on 2 shared CPU cores
 Expected: validation loss 2.638 on Python 3.11; of orders 1 to 4: 6.290, 3.677, 2.904, 2.723
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.ngram import NgramConfig
+from lm.data.config import DataConfig
+from lm.models.ngram.model import NgramConfig
 from parallel.strategies import ParallelConfig
 
 

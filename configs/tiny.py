@@ -7,8 +7,8 @@ Expected: validation loss 3.111 on Python 3.11 (3.8 M training tokens), where th
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.transformer_config import TransformerConfig
+from lm.data.config import DataConfig
+from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from parallel.strategies import ParallelConfig
 

@@ -17,8 +17,8 @@ Expected: with Django 5.2, a validation loss of 2.887 (bigram model 3.772) and, 
 """
 
 from configs.base import Experiment
-from lm.data.pipeline import DataConfig
-from lm.models.seq2seq import Seq2SeqConfig
+from lm.data.config import DataConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.optim import OptimConfig
 from parallel.strategies import ParallelConfig
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.allocator import preload
+from experiments.processes.allocator import preload
 
 # Python names the module only after it has imported this package. A program that imports
 # it (a test, a notebook) is never started anew.

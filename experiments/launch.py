@@ -7,18 +7,22 @@ On a TPU pod, SLURM, Kubernetes or MPI no launcher is needed: start experiments.
 a process there, and JAX finds the others.
 """
 
-import ctypes
-import os
 import pathlib
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 
 from absl import app, flags
+
+from experiments.processes.children import (
+    GRACE_SECONDS,
+    describe,
+    end,
+    free_port,
+    settle,
+    wait,
+)
 
 PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 DEVICES = flags.DEFINE_integer(
@@ -28,39 +32,6 @@ CORES = flags.DEFINE_integer(
     "cores_per_process", 0, "CPU cores of each; 0: an equal share of all.", lower_bound=0
 )
 MODULE = flags.DEFINE_string("module", "experiments.train", "What each one runs.")
-
-GRACE_SECONDS = 2.0  # for the others to end by themselves with their own message
-PR_SET_PDEATHSIG = 1
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def own_cores(index: int, num_processes: int, num_cores: int = 0) -> set[int]:
-    """Return a process's share of the cores, or as many; all where there are too few.
-
-    Unshared, each would start a thread for every core, and they would wait for each other
-    in turns: 2 processes on 2 cores take 1.03 to 1.05 times as long.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    share = num_cores or len(cores) // num_processes
-    mine = cores[index * share : (index + 1) * share]
-    return set(mine if len(mine) == share > 0 else cores)
-
-
-def settle(index: int, num_processes: int, num_cores: int = 0) -> None:
-    """In the child: keep to its cores, and die when the launcher dies."""
-    os.sched_setaffinity(0, own_cores(index, num_processes, num_cores))
-    die_with_parent(signal.SIGKILL)
-
-
-def die_with_parent(number: int) -> None:
-    """In a child: take this signal when the parent dies, however it dies. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def start(index: int, port: int, arguments: list[str], output) -> subprocess.Popen:
@@ -79,34 +50,6 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
         if sys.platform == "linux"
         else None,
     )
-
-
-def wait(processes: list[subprocess.Popen]) -> int | None:
-    """Wait for all to succeed (None), or for the first to fail (its index)."""
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = [index for index, code in enumerate(codes) if code]
-        if failed:
-            return failed[0]
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(0.1)
-
-
-def end(processes: list[subprocess.Popen], grace: float) -> None:
-    deadline = time.monotonic() + grace
-    for process in processes:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def describe(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
 
 
 def main(argv: list[str]) -> None:

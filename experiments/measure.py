@@ -5,8 +5,8 @@ python -m experiments.measure --config=configs/tiny.py --devices=8 [--num_steps=
 
 The step is compiled apart (its seconds are told), taken a few times unmeasured, and then
 waited for each time: the median and the quartiles of these seconds are told. FLOPs are
-those of the model (experiments/costs.py:model_flops), not of recomputation; their share of
-the limit is the model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B), where the
+those of the model, not of recomputation (experiments/costs/step.py); their share of the
+limit is the model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B), where the
 limit is what this machine reaches in a product of two large matrices, measured in the same
 process. How busy the cores were is told of the same steps; how busy the accelerators were
 (their duty cycle), of a few more, traced, each of which is begun before the last has ended,
@@ -24,22 +24,19 @@ import jax
 from absl import flags
 
 from configs.base import Experiment
-from experiments import startup
-from experiments.build import build, check, compile_step
-from experiments.costs import (
-    are_emulated,
-    compiled_costs,
-    cores,
-    model_flops,
-    peak_memory_bytes,
-    product_limit,
-)
-from experiments.duty_cycle import traced_duty_cycle
-from experiments.log import human
-from experiments.workdir import write_whole
-from lm.data.pipeline import prepare, train_batches
+from experiments.costs.duty_cycle import traced_duty_cycle
+from experiments.costs.machine import are_emulated, cores, peak_memory_bytes, product_limit
+from experiments.costs.step import compiled_costs
+from experiments.processes import join
+from experiments.processes.files import write_whole
+from experiments.processes.messages import human, is_main_process, user_errors
+from experiments.run import startup
+from experiments.run.build import build, check, compile_step, model_flops
+from lm.data.prepare import prepare
+from lm.data.rows.order import train_batches
 from parallel.mesh import process_rows
 
+join.define_flags()
 CONFIG = startup.define_config()
 NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps measured.", lower_bound=2)
 WARM_UP = flags.DEFINE_integer("warm_up", 3, "Steps taken before.", lower_bound=1)
@@ -107,12 +104,12 @@ def measure(config: Experiment) -> dict[str, Any]:
 
 
 def main() -> None:
-    with startup.user_errors():
+    with user_errors():
         config = startup.load_config(CONFIG)
-        startup.start_jax()
+        join.start_jax()
         check(config)
     figures = measure(config)
-    if not startup.is_main_process():
+    if not is_main_process():
         return
     for name, value in figures.items():
         values = value if isinstance(value, list) else [value]

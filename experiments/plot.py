@@ -8,18 +8,20 @@ import pathlib
 import matplotlib
 from absl import flags
 
-from experiments import startup
-from experiments.log import read_metrics
-from experiments.summary import read_summary
+from experiments.processes.messages import user_errors
+from experiments.run import startup
+from experiments.run.log import read_metrics
+from experiments.run.summary import read_summary
 
+WORKDIR = startup.define_workdir()
 OUT = flags.DEFINE_string("out", "loss.png", "The picture to write.")
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito: safe for all eyes
 
 
 def main() -> None:
-    with startup.user_errors():
-        workdir = startup.workdir()
+    with user_errors():
+        workdir = startup.workdir(WORKDIR)
         records = read_metrics(workdir / "metrics.jsonl")
         if not records:
             raise ValueError(f"{workdir} holds no metrics.jsonl with a whole line")

@@ -7,91 +7,31 @@ the training rows. By sacrebleu (Post 2018): pip install -r requirements-pairs.t
 score.json and, source, reference and output by pair, outputs.jsonl into the workdir.
 """
 
-import collections
 import json
 
-import numpy as np
 from absl import flags
-from tokenizers import Tokenizer
 
-from configs.base import Experiment
-from experiments import generate as command  # its flags: beam, length_penalty, ...
-from experiments import startup
-from experiments.evaluate import CHECKPOINT, load_run
-from experiments.workdir import family_name
-from lm.data.pair_rows import split_rows
-from lm.data.pipeline import Data, prepare
-from lm.data.tokenizer import END_ID
-from lm.decoding import Beam, Sampling, generate
-from lm.task import Params, Task
+from experiments.generation.method import chosen_method, define_flags
+from experiments.generation.targets import score
+from experiments.processes import join
+from experiments.processes.messages import is_main_process, user_errors
+from experiments.run import startup
+from experiments.run.restore import define_checkpoint, load_run
+from experiments.run.workdir import family_name
+from lm.data.prepare import prepare
 
+join.define_flags()
+define_flags()
+WORKDIR = startup.define_workdir()
+CHECKPOINT = define_checkpoint()
 NUM = flags.DEFINE_integer("num", 500, "Validation pairs to score; 0: all.")
-BATCH = 64  # pairs decoded at once
-
-
-def texts_of(tokens_RT: np.ndarray, source_len: int, tokenizer: Tokenizer):
-    """Return the sources and the targets of rows."""
-    sides = zip(*split_rows(tokens_RT, source_len), strict=True)
-    return [tokenizer.decode_batch(list(side)) for side in sides]
-
-
-def write_targets(
-    config: Experiment,
-    task: Task,
-    params: Params,
-    tokens_RT: np.ndarray,
-    tokenizer: Tokenizer,
-    method: Sampling | Beam,
-) -> list[str]:
-    source_len, outputs = config.data.source_len, []
-    sources_RS = tokens_RT[:, :source_len].astype(np.int32)
-    num_new = config.data.seq_len - source_len
-    for start in range(0, len(sources_RS), BATCH):
-        some_BS = sources_RS[start : start + BATCH]
-        # Filled up, so that one program serves all.
-        filled_BS = np.pad(some_BS, ((0, BATCH - len(some_BS)), (0, 0)))
-        prompts = [[END_ID]] * BATCH
-        new = generate(task, params, prompts, num_new, method, 0, filled_BS)
-        outputs += tokenizer.decode_batch(new[: len(some_BS)])
-    return outputs
-
-
-def scores(outputs: list[str], references: list[str]) -> dict[str, float]:
-    """Return corpus BLEU and chrF, 0 to 100, as sacrebleu has them by default."""
-    import sacrebleu
-
-    return {
-        "bleu": sacrebleu.corpus_bleu(outputs, [references]).score,
-        "chrf": sacrebleu.corpus_chrf(outputs, [references]).score,
-    }
-
-
-def score(
-    config: Experiment, task: Task, params: Params, data: Data, num: int, method
-) -> tuple[dict[str, dict[str, float]], list[tuple[str, str, str]]]:
-    """Return the table name -> scores, and each pair's source, reference and output."""
-    source_len, tokenizer = config.data.source_len, data.tokenizer
-    tokens_RT = data.validation.tokens
-    order = np.random.default_rng(0).permutation(len(tokens_RT))  # as in evaluations
-    tokens_RT = tokens_RT[order[: num or None]]
-    sources, references = texts_of(tokens_RT, source_len, tokenizer)
-    _, training = texts_of(data.train.tokens, source_len, tokenizer)
-    ((commonest, _),) = collections.Counter(training).most_common(1)
-    written = write_targets(config, task, params, tokens_RT, tokenizer, method)
-    outputs = {
-        "model": written,
-        "copy of the source": sources,
-        "commonest target": [commonest] * len(references),
-    }
-    table = {name: scores(texts, references) for name, texts in outputs.items()}
-    return table, list(zip(sources, references, written, strict=True))
 
 
 def main() -> None:
-    with startup.user_errors():
-        workdir = startup.workdir()
-        method = command.decoding_method()
-        startup.start_jax()
+    with user_errors():
+        workdir = startup.workdir(WORKDIR)
+        method = chosen_method()
+        join.start_jax()
         config, task, params, step, _ = load_run(workdir, CHECKPOINT.value)
         if task.encode is None:
             raise ValueError(
@@ -100,7 +40,7 @@ def main() -> None:
             )
         data = prepare(config.data)
     table, pairs = score(config, task, params, data, NUM.value, method)
-    if not startup.is_main_process():
+    if not is_main_process():
         return
     print(f"{len(pairs)} validation pairs, step {step}, {method}")
     for name, values in table.items():

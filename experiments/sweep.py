@@ -12,33 +12,32 @@ On a cluster, --executor=slurm hands the members to SLURM through submitit; what
 is told by --slurm='partition=gpu,gpus_per_node=8,time=60'.
 """
 
-import copy
 import fnmatch
-import importlib.util
 import json
 import pathlib
 import re
 import signal
 import subprocess
 import sys
-import time
-from functools import partial
-from types import ModuleType
 
 import filelock
 from absl import flags
-from tqdm import tqdm
 
 from configs.base import Experiment
-from configs.sweeps.combine import LAUNCH, Member, names
-from experiments import startup
-from experiments.launch import die_with_parent
-from experiments.log import human, read_metrics
-from experiments.members import as_flags, override
-from experiments.startup import say
-from experiments.summary import read_summary
-from experiments.workdir import write_whole
+from experiments.processes.files import write_whole
+from experiments.processes.messages import human, say, user_errors
+from experiments.run import startup
+from experiments.run.summary import read_summary
+from experiments.sweeps.executors import run_local, run_slurm, slurm_parameters
+from experiments.sweeps.members import (
+    Sweep,
+    command,
+    load_sweep,
+    member_config,
+    total_tokens,
+)
 
+WORKDIR = startup.define_workdir()
 SWEEP = flags.DEFINE_string(
     "sweep", None, "A sweep file, as configs/sweeps/degree_batch.py."
 )
@@ -46,160 +45,6 @@ ONLY = flags.DEFINE_multi_string("only", ["*"], "A member to run; * is anything.
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "List members, memory and bytes, and end.")
 EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Who runs members.")
 SLURM = flags.DEFINE_list("slurm", [], "Of --executor=slurm: submitit's slurm_NAME=VALUE.")
-
-POLL_SECONDS = 0.5
-Sweep = dict[str, Member]  # name -> member
-
-
-def load_sweep(file: str | None) -> Sweep:
-    """Import a sweep file; ValueError for what is wrong in it."""
-    if not file:
-        raise ValueError(
-            "no --sweep given; for example --sweep=configs/sweeps/degree_batch.py"
-        )
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"--sweep={file}: there is no such file")
-    module = import_file(file)
-    if not hasattr(module, "get_sweep"):
-        raise ValueError(f"--sweep={file} has no get_sweep()")
-    members = module.get_sweep()
-    if not members:
-        raise ValueError(f"--sweep={file}: get_sweep() returned no member")
-    return dict(zip(names(members), members, strict=True))
-
-
-def import_file(file: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("imported_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def member_config(name: str, member: Member) -> Experiment:
-    """Return a member's config; ValueError for a field or a value that it cannot have."""
-    file = member.get("config", "")
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"member {name}: there is no config file {file!r}")
-    module = import_file(file)
-    devices, processes = member.get("devices", 1), member.get("processes", 1)
-    if devices % processes:
-        raise ValueError(
-            f"member {name}: {devices} devices are not divisible by {processes} processes"
-        )
-    try:
-        config = override(copy.deepcopy(module.get_config()), overrides(member))
-        config.validate()
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"member {name}: {error}") from None
-    return config
-
-
-def overrides(member: Member) -> Member:
-    return {key: value for key, value in member.items() if key not in LAUNCH}
-
-
-def command(member: Member, workdir: pathlib.Path, *more: str) -> list[str]:
-    """Return the command that trains a member in its workdir."""
-    training = [f"--config={member['config']}", f"--workdir={workdir}", *more]
-    training += as_flags(overrides(member))
-    devices, processes = member.get("devices"), member.get("processes", 1)
-    cores = member.get("cores", 0)
-    if processes == 1 and not cores:
-        given = [f"--devices={devices}"] if devices else []
-        return [sys.executable, "-m", "experiments.train", *training, *given]
-    launch = [f"--processes={processes}", f"--cores_per_process={cores}"]
-    if devices:
-        launch.append(f"--devices_per_process={devices // processes}")
-    return [sys.executable, "-m", "experiments.launch", *launch, "--", *training]
-
-
-def total_tokens(config: Experiment) -> int:
-    return config.steps * config.data.batch_size * config.data.seq_len
-
-
-def done_tokens(workdir: pathlib.Path) -> int:
-    trained = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
-    return trained[-1]["tokens"] if trained else 0
-
-
-def last_error(log: pathlib.Path) -> str:
-    """Return the line of a failed run's log that says why."""
-    lines = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())
-    errors = [line for line in lines if line.startswith("error:")]
-    return (errors or lines)[-1].removeprefix("error: ")[:500]
-
-
-def run_local(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) -> None:
-    """Run the members one after the other; the bar counts the tokens of all."""
-    total = sum(map(total_tokens, configs.values()))
-    with tqdm(total=total, unit=" tokens", unit_scale=True, dynamic_ncols=True) as bar:
-        before = 0
-        for index, (name, member) in enumerate(sweep.items(), 1):
-            workdir = folder / name
-            bar.set_description_str(f"{index}/{len(sweep)} {name}")
-            if not read_summary(workdir):
-                run_member(member, workdir, bar, before)
-            before += total_tokens(configs[name])
-            bar.update(before - bar.n)
-
-
-def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) -> None:
-    """Train one member; leave its error in error.txt if it fails."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    log, error = (workdir.with_name(f"{workdir.name}.{end}") for end in ("log", "error"))
-    error.unlink(missing_ok=True)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command(member, workdir),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(die_with_parent, signal.SIGTERM),
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                bar.update(before + done_tokens(workdir) - bar.n)
-        except BaseException:
-            process.terminate()  # it saves and ends
-            process.wait()
-            raise
-    if process.returncode:
-        error.write_text(last_error(log) + "\n")
-
-
-def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | int]) -> None:
-    """Submit every member that is not complete, and wait for all of them."""
-    import submitit  # needed on clusters only
-
-    executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
-    executor.update_parameters(**parameters)
-    jobs = {}
-    for name, member in sweep.items():
-        if not read_summary(folder / name):
-            (folder / f"{name}.error").unlink(missing_ok=True)
-            # SLURM starts the processes itself, and JAX finds them.
-            single = command({**member, "processes": 1, "cores": 0}, folder / name)
-            executor.update_parameters(
-                name=name[:60], tasks_per_node=member.get("processes", 1)
-            )
-            jobs[name] = executor.submit(submitit.helpers.CommandFunction(single))
-            say(f"submitted {name} as job {jobs[name].job_id}")
-    for name, job in tqdm(jobs.items(), "members", disable=not jobs):
-        try:
-            job.results()
-        except Exception as error:  # whatever ended it is this member's error
-            line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
-            (folder / f"{name}.error").write_text(line[:500] + "\n")
-
-
-def slurm_parameters(given: list[str]) -> dict[str, str | int]:
-    parameters = {}
-    for item in given:
-        name, is_given, value = item.partition("=")
-        if not is_given:
-            raise ValueError(f"--slurm={item}: expected NAME=VALUE, as in partition=gpu")
-        parameters[f"slurm_{name}"] = int(value) if value.isdigit() else value
-    return parameters
 
 
 def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) -> None:
@@ -230,7 +75,9 @@ def describe_machine(folder: pathlib.Path) -> None:
     """
     file = folder / "machine.json"
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.machine"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "experiments.studies.machine"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if result.returncode:
         return
@@ -301,8 +148,8 @@ def stop(number: int, frame) -> None:
 
 
 def main() -> None:
-    with startup.user_errors():
-        folder = startup.workdir()
+    with user_errors():
+        folder = startup.workdir(WORKDIR)
         sweep = chosen(load_sweep(SWEEP.value), ONLY.value)
         configs = {name: member_config(name, member) for name, member in sweep.items()}
         if DRY_RUN.value:

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.tokenizer import END_ID
 from lm.task import Params, Task
+from lm.vocabulary import END_ID
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ stands for.
 Shapes: B batch, T time, V vocabulary, C classes, K bins.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -103,3 +104,7 @@ def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import psum_in_one
-from parallel.exchange import Exchange, all_reduce
+from parallel.exchange.transforms import Exchange, all_reduce
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
     Batch,

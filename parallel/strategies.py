@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from parallel.exchange_config import ExchangeConfig, build_exchange
+from parallel.exchange.config import ExchangeConfig, build_exchange
 from parallel.layout import (
     FSDP,
     REPLICATED,
@@ -18,10 +18,10 @@ from parallel.layout import (
 )
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
-from parallel.pipeline import check_cut, pipeline_program
+from parallel.pipeline.program import check_cut, pipeline_program
+from parallel.pipeline.schedules import ORDERS, build_schedule
 from parallel.program import AXIS, STAGE, TENSOR, Learner, Program
 from parallel.replicas import pmap_program, shard_map_program
-from parallel.schedules import ORDERS, build_schedule
 from parallel.sharded import jit_program, zero_program
 
 

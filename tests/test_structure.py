@@ -1,31 +1,121 @@
-"""The folders import each other in one direction only."""
+"""Who may import whom, by DESIGN: no arrow runs back, and nothing imports a command."""
 
 import ast
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+FOLDERS = ("lm", "parallel", "configs", "experiments")
+# Folder -> the modules that it does not import.
 FORBIDDEN = {
-    "lm": {"parallel", "experiments", "configs"},
-    "parallel": {"lm", "flax", "experiments", "configs"},
-    "configs": {"experiments"},
+    "lm": ("parallel", "experiments", "configs"),
+    "lm/data": ("lm.models", "flax"),
+    "lm/models": ("lm.data",),
+    "parallel": ("lm", "flax", "experiments", "configs"),
+    "configs": ("experiments",),
+    "experiments/processes": ("lm", "parallel", "configs"),
 }
+# Each room of experiments imports itself and the rooms before it. Commands are last.
+ROOMS = (
+    "processes",
+    "generation",
+    "costs",
+    "run",
+    "asynchronous",
+    "sweeps",
+    "studies",
+    "commands",
+)
+MOST_FILES = 18  # of code in a folder
 
 
-def imported(file: pathlib.Path) -> set[str]:
-    names = set()
+def files(folder: str) -> list[pathlib.Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(file: pathlib.Path) -> Iterator[str]:
+    """Yield the dotted name of every module, or module and name, that a file imports."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").split(".")[0])
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_in(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def module_name(file: pathlib.Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part not in ("__init__", "__main__"))
+
+
+def room(name: str) -> str | None:
+    """Return the room of a module of experiments, or of what is imported from it."""
+    parts = name.split(".")
+    if parts[0] != "experiments" or len(parts) < 2:
+        return None
+    return parts[1] if parts[1] in ROOMS else "commands"
+
+
+def is_command(file: pathlib.Path) -> bool:
+    return '\nif __name__ == "__main__":' in file.read_text()
+
+
+COMMANDS = [file for file in files("experiments") if is_command(file)]
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
 def test_import_directions(folder):
-    files = list((ROOT / folder).rglob("*.py"))
-    assert len(files) > 3 or folder == "configs"
-    for file in files:
-        assert not imported(file) & FORBIDDEN[folder], file
+    assert len(files(folder)) > 3
+    for file in files(folder):
+        for name in imported(file):
+            bad = [module for module in FORBIDDEN[folder] if is_in(name, module)]
+            assert not bad, f"{file} imports {name}"
+
+
+def test_no_arrow_runs_back_between_the_rooms_of_experiments():
+    arrows = {
+        (room(module_name(file)), room(name), str(file))
+        for file in files("experiments")
+        for name in imported(file)
+        if room(module_name(file)) and room(name)
+    }
+    assert {("run", "costs"), ("sweeps", "run")} <= {arrow[:2] for arrow in arrows}
+    back = [arrow for arrow in arrows if ROOMS.index(arrow[1]) > ROOMS.index(arrow[0])]
+    assert not back
+
+
+def test_no_file_imports_a_command():
+    names = {module_name(file) for file in COMMANDS}
+    assert {"experiments.train", "experiments.studies.benchmark"} <= names
+    for folder in (*FOLDERS, "tests"):
+        for file in files(folder):
+            for name in imported(file):
+                found = [c for c in names if name == c or name.rpartition(".")[0] == c]
+                # experiments.studies.benchmark is also a folder of libraries.
+                library = (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
+                assert not found or library and name not in names, f"{file}: {name}"
+
+
+def test_a_flag_is_defined_by_a_command_or_in_a_function():
+    """A flag that a library defines when imported would be every command's."""
+    for file in set(files("experiments")) - set(COMMANDS):
+        for node in ast.parse(file.read_text()).body:
+            if not isinstance(node, ast.FunctionDef):
+                assert "DEFINE_" not in ast.unparse(node), file
+
+
+def test_the_top_of_experiments_holds_commands_alone():
+    top = set((ROOT / "experiments").glob("*.py")) - {ROOT / "experiments/__init__.py"}
+    assert top <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_is_crowded(folder):
+    for path in {file.parent for file in files(folder)}:
+        code = [file for file in path.glob("*.py") if file.name != "__init__.py"]
+        assert len(code) <= MOST_FILES, path

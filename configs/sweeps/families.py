@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/families.py \
               --workdir=runs/families
-          python -m experiments.families runs/families     # makes docs/families.md
+          python -m experiments.studies.families runs/families     # makes docs/families.md
           The last two need requirements-pairs.txt.
 
 Encoder-decoders learn from pairs, as many steps as their configs say.

@@ -3,7 +3,8 @@
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strategies.py \
               --workdir=runs/strategies
 
-The same table, name -> overrides, is what experiments.compare, wire and slow_link measure.
+The same table, name -> overrides, is what the studies strategies, wire and slow_link in
+experiments/studies measure.
 """
 
 from typing import Any
@@ -15,7 +16,10 @@ BASE = "shard_map"  # float32 all-reduce, with which all are compared
 
 def codec(name: str, **fields: Any) -> Member:
     options = {f"parallel.exchange.{key}": value for key, value in fields.items()}
-    return {"parallel.strategy": "shard_map", "parallel.exchange.codec": name} | options
+    return {
+        "parallel.strategy": "shard_map",
+        "parallel.exchange.codec": name,
+    } | options
 
 
 def local(strategy: str, every: int, codec: str = "none", **fields: Any) -> Member:
@@ -55,7 +59,10 @@ SYNCHRONOUS: dict[str, Member] = (
 
 COMPRESSED: dict[str, Member] = {
     **{
-        name: {"parallel.strategy": "shard_map", "parallel.exchange.algorithm": name}
+        name: {
+            "parallel.strategy": "shard_map",
+            "parallel.exchange.algorithm": name,
+        }
         for name in ("ring", "tree", "halving_doubling", "all_to_all", "all_gather", "p2p")
     },
     "bfloat16": codec("bfloat16"),

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lm.vocabulary import END_ID
+
 END_OF_TEXT = "<|endoftext|>"
-END_ID = 0
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # each byte as a character
 NUM_BYTES = 1 + len(ALPHABET)  # the vocabulary of bytes alone
 LEAST_VOCAB_SIZE = {

@@ -12,12 +12,12 @@ import runpy
 import signal
 import sys
 
-from experiments.allocator import preload
+from experiments.processes.allocator import preload
 
 # What the commands import; none of them is a command, for those define flags when run.
 LIBRARIES = [
-    "experiments.startup", "experiments.build", "experiments.checkpoint", "experiments.log",
-    "experiments.workdir", "experiments.dry_run", "lm.decoding",
+    "experiments.run.startup", "experiments.run.loop", "experiments.run.summary",
+    "experiments.run.restore", "experiments.run.dry_run", "lm.decoding",
 ]  # fmt: skip
 
 

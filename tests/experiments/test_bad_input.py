@@ -193,7 +193,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(folder):
 
 
 def test_a_full_disk_when_checkpoints_close_does_not_hide_the_error(tmp_path, monkeypatch):
-    from experiments.checkpoint import Checkpoints
+    from experiments.run.checkpoint import Checkpoints
 
     def close():
         raise OSError(errno.ENOSPC, "No space left on device")

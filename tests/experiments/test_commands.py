@@ -93,8 +93,8 @@ def test_evaluate_on_python_tells_classes(folder):
 
 
 def test_bits_per_byte_are_nats_over_the_text_that_was_held_out(folder):
-    from lm.data.corpus import text_corpus
-    from lm.data.dedup import deduplicate
+    from lm.data.cleaning.dedup import deduplicate
+    from lm.data.sources.files import text_corpus
 
     corpus = text_corpus(str(folder / "corpus"), "", 0.05)
     seen = set()

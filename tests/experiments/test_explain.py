@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 
-from experiments.explain import unexpected
-from parallel.closed_forms import cut_of, expected_bytes, expected_kinds
-from parallel.exchange_config import ExchangeConfig
-from parallel.ledger import Entry, ledger
+from experiments.run.explanation import unexpected
+from parallel.cost.closed_forms import cut_of, expected_bytes, expected_kinds
+from parallel.cost.ledger import Entry, ledger
+from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.strategies import ParallelConfig
 from tests.experiments.runs import run, small, write_corpus
-from tests.parallel.test_exchange import SGD
+from tests.parallel.exchange.test_exchange import SGD
 from tests.parallel.toy import batches, toy_learner, toy_program
 
 METRICS = 400  # bytes of the sums that no closed form counts: a few numbers a parameter

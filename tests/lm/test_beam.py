@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.tokenizer import END_ID
 from lm.decoding import Beam, Sampling, generate
 from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.transformer import transformer_task
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from lm.models.transformer.model import transformer_task
+from lm.vocabulary import END_ID
 
 VOCAB, NUM_NEW = 4, 4
 PROMPTS = [[1, 2], [3], [2, 2, 1]]

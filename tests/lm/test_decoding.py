@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.data.tokenizer import END_ID
 from lm.decoding import Sampling, generate, sample
-from lm.models.transformer import transformer_task
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from lm.models.transformer.model import transformer_task
+from lm.vocabulary import END_ID
 
 VOCAB, SEQ_LEN = 40, 24
 PROMPTS = [[3, 7, 9], [5], [8, 1, 30, 22, 11, 2]]

@@ -7,14 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from parallel.cost.ledger import collectives
 from parallel.layout import (
     MIN_SHARDED_SIZE,
     bytes_per_device,
     tensor_dim,
     validate_tensor_dims,
 )
-from parallel.ledger import collectives
 from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,

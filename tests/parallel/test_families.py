@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from lm.data.tokenizer import END_ID
 from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq import Seq2SeqConfig, seq2seq_task
-from parallel.exchange_config import ExchangeConfig
-from parallel.ledger import ledger
+from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.vocabulary import END_ID
+from parallel.cost.ledger import ledger
+from parallel.exchange.config import ExchangeConfig
 from tests.parallel.toy import (
     BATCH,
     SEQ_LEN,

@@ -6,6 +6,7 @@ import jax
 import optax
 import pytest
 
+from parallel.cost.ledger import ledger
 from parallel.layout import (
     FSDP,
     MIN_SHARDED_SIZE,
@@ -15,10 +16,9 @@ from parallel.layout import (
     bytes_per_device,
     shard_largest,
 )
-from parallel.ledger import ledger
 from parallel.mesh import data_mesh
+from parallel.pipeline.schedules import ORDERS
 from parallel.program import AXIS
-from parallel.schedules import ORDERS
 from parallel.strategies import EXACT
 from tests.parallel.toy import SEVERAL_AXES, batches, toy_learner, toy_program
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from lm.models.recurrent import Recurrent, RecurrentConfig, recurrent_task
-from lm.models.transformer import transformer_task
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from lm.models.transformer.model import transformer_task
 from lm.norms import ACTIVATION_SQUARE, GRADIENT_NORM, gradient_norms
 from lm.task import inputs, targets_mask
 from tests.parallel.toy import (

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm.models.transformer import transformer_task
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from lm.models.transformer.model import transformer_task
 from parallel.strategies import EXACT, STRATEGIES
 from tests.parallel.toy import (
     MODEL,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm.models.transformer import transformer_task
-from lm.models.transformer_config import TransformerConfig
+from lm.models.transformer.config import TransformerConfig
+from lm.models.transformer.model import transformer_task
 from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task

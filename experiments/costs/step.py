@@ -1,0 +1,79 @@
+"""What a step costs, read from its compiled program, its model, and the machine."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh
+
+from lm.task import Task
+from parallel.cost.ledger import ledger
+from parallel.layout import bytes_per_device
+from parallel.program import TrainState
+
+
+def compiled_costs(
+    compiled: jax.stages.Compiled, mesh: Mesh, state: TrainState
+) -> dict[str, int | float]:
+    """Read what a step sends and holds on one device, in bytes; nothing is run.
+
+    `state` tells shapes and shardings. The peak is that of the compiled program: arguments,
+    results and temporaries together.
+    """
+    entries = ledger(compiled.as_text(), mesh)
+    memory = compiled.memory_analysis()
+    return {
+        "sent_bytes": sum(entry.sent_bytes for entry in entries),
+        "collectives": sum(entry.count for entry in entries),
+        "state_bytes": bytes_per_device(state),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+    }
+
+
+def flops_per_token(task: Task, seq_len: int) -> float:
+    """Count the FLOPs of one target token's forward and backward pass.
+
+    Three times the products of the forward pass, as the model is written: attention in
+    full, though half of it is masked; no recomputation. For a transformer that is
+    6 N + 12 L T D (Chowdhery et al. 2022, appendix B), N without a lookup's table.
+    """
+    row = {"tokens": jax.ShapeDtypeStruct((1, seq_len + 1), jnp.int32)}
+    row["row"] = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    forward = jax.make_jaxpr(lambda params, row: task.loss(params, row, None))
+    return 3 * product_flops(forward(params, row).jaxpr) / seq_len
+
+
+def product_flops(jaxpr: Jaxpr) -> float:
+    """Sum 2 m n k over a program's products; a loop's body counts as often as it runs."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            shape = eqn.invars[0].aval.shape
+            depth = math.prod(shape[dim] for dim in contracted)
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * depth
+            continue
+        inner = [product_flops(j) for j in inner_programs(eqn.params)]
+        if inner:
+            one = max(inner) if eqn.primitive.name == "cond" else sum(inner)
+            total += one * eqn.params.get("length", 1)
+    return total
+
+
+def inner_programs(params: dict[str, Any]) -> list[Jaxpr]:
+    """Return the programs inside an operation; of a custom gradient, the forward one."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, Jaxpr):
+                found.append(item)
+    return found

@@ -1,0 +1,45 @@
+"""What commands say to their users, and how errors of use end them."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import jax
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """End the process on these errors (ValueError, OSError): their messages are for users.
+
+    Only what checks the user's input belongs inside: elsewhere a traceback is worth more.
+    """
+    kinds = kinds or (ValueError, OSError)
+    try:
+        yield
+    except kinds as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def is_main_process() -> bool:
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Print a line for the user, once for all processes."""
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def human(number: float) -> str:
+    """Format with three digits and a unit: 12.3 k, 4.56 M."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(number) < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} P"
+
+
+def size(num_bytes: float) -> str:
+    """Format as human does: 12.3 kB."""
+    return human(num_bytes) + ("B" if num_bytes >= 1000 else " B")

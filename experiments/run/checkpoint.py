@@ -1,0 +1,233 @@
+"""Checkpoints by Orbax: asynchronous, the last few and the best, restored anywhere.
+
+A state is restored with the *target* program's shardings, so a run goes on under another
+strategy or number of devices. Each checkpoint carries a digest of the state's bits, an
+integer sum that no sharding changes; a checkpoint that does not load, or loads other bits,
+is damaged, and the newest whole one is used.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from experiments.processes.messages import is_main_process, say
+from parallel.program import Program, TrainState
+
+UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Use as a context manager.
+
+    With `write`, what a killed run left half-written is removed first; a reader must not,
+    for it may be a save in progress.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, write: bool):
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["val_loss"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self.folder = folder.absolute()
+        self.checkpointer = ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), best]
+            ),
+            cleanup_tmp_directories=write,
+        )
+        self.pending: tuple[int, Any] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.wait()
+            self.checkpointer.close()
+        except OSError:
+            # Orbax may report a failed save once more, here: a full disk would then hide
+            # the error that ends the run, which says what to do.
+            if error is None:
+                raise
+
+    @property
+    def steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self.checkpointer.checkpoints]
+
+    def best_step(self) -> int | None:
+        scored = [
+            (checkpoint.metrics["val_loss"], checkpoint.step)
+            for checkpoint in self.checkpointer.checkpoints
+            if checkpoint.metrics
+        ]
+        return min(scored)[1] if scored else None
+
+    def save(
+        self, step: int, program: Program, state: TrainState, val_loss: float | None
+    ) -> None:
+        """Start to save; the arrays are copied to the host before this returns."""
+        self.wait()
+        metrics = None if val_loss is None else {"val_loss": val_loss}
+        parts = split_state(program.portable(state))
+        try:
+            response = self.checkpointer.save_checkpointables_async(
+                step,
+                parts,
+                force=True,
+                metrics=metrics,
+                custom_metadata={name: int(d) for name, d in digests(parts).items()},
+            )
+        except Exception as error:  # a full disk has many faces in Orbax
+            self.say_failed(step, error)
+        else:
+            self.pending = (step, response)
+
+    def wait(self) -> None:
+        """Wait for the save in progress; a failed one is told and the run goes on."""
+        if self.pending is None:
+            return
+        step, response = self.pending
+        self.pending = None
+        try:
+            response.result()
+        except Exception as error:
+            self.say_failed(step, error)
+
+    def say_failed(self, step: int, error: Exception) -> None:
+        # Orbax reports a failed save a second time, at the next one: take that now.
+        with contextlib.suppress(Exception):
+            self.checkpointer.wait()
+        if is_main_process():
+            # What it left must not fill the disk further.
+            for partial in self.folder.glob(f"{step}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
+        self.checkpointer.reload()
+        reason = str(error).strip().splitlines()[0][:300]
+        whole = self.steps
+        say(
+            f"warning: the checkpoint at step {step} could not be written ({reason}); "
+            f"the last complete one is {f'of step {whole[-1]}' if whole else 'none'}"
+        )
+
+    def restore(self, program: Program) -> TrainState | None:
+        """Load the newest whole checkpoint into the program's layout; None if none.
+
+        Damaged ones after it are set aside under another name, never deleted. Raises
+        OSError, with all left as they are, if there are checkpoints and none is whole.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
+            try:
+                state = self.load_state(step, program)
+            except OSError as error:
+                damaged[step] = str(error)
+                continue
+            for other, reason in damaged.items():
+                say(f"warning: {reason}")
+                self.set_aside(other)
+            return program.adopt(state)
+        if damaged:
+            raise OSError(
+                f"no checkpoint in {self.folder} can be loaded; give another --workdir, or "
+                f"empty this one to start again ({'; '.join(damaged.values())})"
+            )
+        return None
+
+    def load_state(self, step: int, program: Program) -> TrainState:
+        """Load a state as the program saves it, without what only another one knows."""
+        like = program.abstract_portable
+        if not self.holds(step, like.comm):
+            like = like._replace(comm=())
+        return join_state(self.load(step, split_state(like)), like)
+
+    def holds(self, step: int, comm: Any) -> bool:
+        """Tell whether the `comm` of a checkpoint has this structure and these shapes."""
+        try:
+            found = self.checkpointer.checkpointables_metadata(step).metadata.get("comm")
+        except Exception:  # damaged: loading will say it
+            return True
+        return shapes(found) == shapes(comm)
+
+    def load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
+        """Load the named parts of a checkpoint into the given shapes and shardings.
+
+        Raises OSError where they cannot be read, or their bits are not those saved.
+        """
+        try:
+            metadata = self.checkpointer.checkpointables_metadata(step).custom_metadata
+            loaded = self.checkpointer.load_checkpointables(step, parts)
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+            raise OSError(f"the checkpoint at step {step} is damaged: {reason}") from error
+        for name, value in digests(loaded).items():
+            if int(value) != metadata[name]:
+                raise OSError(
+                    f"the checkpoint at step {step} is damaged: its {name} are not the "
+                    "ones that were saved"
+                )
+        return loaded
+
+    def set_aside(self, step: int) -> None:
+        multihost_utils.sync_global_devices("damaged checkpoint")
+        if is_main_process():
+            name = f"damaged-{step}-{time.time_ns()}"
+            (self.folder / str(step)).rename(self.folder / name)
+        multihost_utils.sync_global_devices("damaged checkpoint set aside")
+        self.checkpointer.reload()
+
+
+def split_state(state: TrainState) -> dict[str, Any]:
+    """Name the parts that are saved apart, so that parameters can be loaded alone."""
+    parts = {
+        "params": state.params,
+        "opt": state.opt,
+        "comm": state.comm,
+        "progress": {"step": state.step, "scale": state.scale},
+    }
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+
+
+def join_state(parts: dict[str, Any], like: TrainState) -> TrainState:
+    return TrainState(
+        step=parts["progress"]["step"],
+        params=parts["params"],
+        opt=parts.get("opt", like.opt),
+        comm=parts.get("comm", like.comm),
+        scale=parts["progress"]["scale"],
+    )
+
+
+def shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """List the paths and shapes of a tree's leaves, whatever its containers are."""
+    return sorted(
+        (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape))
+        for path, x in jax.tree.leaves_with_path(tree)
+    )
+
+
+@jax.jit
+def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Return for each part uint32[], a sum of its bits, the same for every sharding."""
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def digest(tree: Any) -> jax.Array:
+    total = jnp.uint32(0)
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
+        # An odd factor for each leaf, so that two leaves do not change places unseen.
+        total = total * jnp.uint32(3) + jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(
+            2 * index + 1
+        )
+    return total

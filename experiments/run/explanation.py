@@ -1,0 +1,70 @@
+"""What a config's step sends, line by line, beside what its strategy should send."""
+
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from experiments.processes.messages import human
+from experiments.run.build import build, compile_step, empty_rows
+from parallel.cost.closed_forms import cut_of, expected_bytes, expected_kinds
+from parallel.cost.ledger import Entry, ledger
+
+SMALL = 0.01  # of the bytes
+HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
+
+
+def cells(entry: Entry) -> tuple[str, ...]:
+    overlap = "nothing" if entry.overlap is None else f"{entry.overlap} computations"
+    return (
+        entry.kind,
+        " x ".join(entry.axes) or "-",
+        " ".join(entry.dtypes),
+        f"{entry.count:.3g}",
+        human(entry.elements),
+        human(entry.sent_bytes) + "B",
+        overlap,
+        entry.source or "the compiler",
+    )
+
+
+def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
+    kinds = expected_kinds(config.parallel)
+    total = sum(entry.sent_bytes for entry in entries)
+    return [
+        entry
+        for entry in entries
+        if kinds is not None
+        and entry.kind not in kinds
+        and entry.sent_bytes > SMALL * total
+    ]
+
+
+def explain(config: Experiment, mesh: Mesh) -> str:
+    """Return the table of the ledger, its total, and what the closed form says."""
+    task, program = build(config, config.data.vocab_size, mesh)
+    entries = ledger(compile_step(config, program).as_text(), mesh)
+    rows = [HEAD, *map(cells, entries)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    total = sum(entry.sent_bytes for entry in entries)
+    lines += ["", f"a device sends in a step   {human(total)}B"]
+    params = program.abstract_portable.params
+    cut = task.stages and cut_of(task.stages, params, empty_rows(config))
+    expected = expected_bytes(config.parallel, params, mesh, cut)
+    if expected is None:
+        lines.append("closed form                none for this strategy")
+    elif expected:
+        lines.append(
+            f"closed form                {human(expected)}B; the program sends "
+            f"{total / expected - 1:+.2%}"
+        )
+    for entry in unexpected(config, entries):
+        lines.append(
+            f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
+            f"{human(entry.sent_bytes)}B, from {entry.source or 'the compiler'}"
+        )
+    return "\n".join(lines)

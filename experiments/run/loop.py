@@ -1,0 +1,196 @@
+"""The training loop: steps, evaluations, saves, in that order."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+
+from experiments.processes.messages import human, is_main_process, say
+from experiments.run.build import Run, compile_step
+from experiments.run.checkpoint import Checkpoints
+from experiments.run.evaluation import Evaluator
+from experiments.run.log import Log
+from experiments.run.summary import summarize
+from lm.data.rows.order import step_rows, train_batches
+from lm.task import num_parameters
+from parallel.mesh import process_rows
+from parallel.program import TrainState
+
+
+def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
+    """Run, or go on with, the experiment in its workdir; return the state at the end.
+
+    The steps in `profiled` are traced into the workdir.
+
+    Raises OSError if a disk is full or no checkpoint is whole, FloatingPointError if a
+    step is not finite and the config says to stop there.
+    """
+    config, program, clock = run.config, run.program, run.clock
+    evaluate = Evaluator(run.task, run.data, config.data.batch_size, program.mesh)
+    with (
+        Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # Beside the restoring or the making of the state.
+        compiled = pool.submit(compile_step, config, program)
+        with clock("checkpoint"):
+            state = checkpoints.restore(program)
+        start = int(state.step) if state else 0
+        with clock("compile"):
+            if state is None:
+                state = program.init(jax.random.key(config.seed))
+            run = run._replace(program=program._replace(step=compiled.result()))
+        announce(run, start)
+        try:
+            log = Log(
+                run.workdir, start, config.steps, config.spike_sigmas, is_main_process()
+            )
+            with log, stop_signal() as stopped:
+                last = min(config.steps, stop_at or config.steps)
+                state, final = loop(
+                    run, state, start, last, evaluate, checkpoints, log, stopped, profiled
+                )
+            step = int(state.step)
+            with clock("checkpoint"):
+                checkpoints.wait()
+            if step not in checkpoints.steps:
+                raise OSError(f"step {step}, where this run ends, could not be saved")
+        except OSError as error:
+            raise OSError(
+                f"{error}. The complete checkpoints in {checkpoints.folder} are of steps "
+                f"{checkpoints.steps}; make room, and the same command goes on from there"
+            ) from error
+    if step < config.steps:
+        say(f"stopped at step {step}; the same command goes on from there")
+        return state
+    with clock("eval"):
+        params = program.params(state)
+        if final is None:  # killed after the last save: only the end is missing
+            final = evaluate(params)
+        shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
+    summarize(run, state, final, shifted, log)
+    return state
+
+
+def loop(
+    run: Run,
+    state: TrainState,
+    start: int,
+    last: int,
+    evaluate: Evaluator,
+    checkpoints: Checkpoints,
+    log: Log,
+    stopped: Callable[[], bool],
+    profiled: range,
+) -> tuple[TrainState, dict[str, float] | None]:
+    """Take the steps after `start` up to `last`; return the state and the last evaluation.
+
+    A step is followed by its evaluation and then its save, so a restored run repeats
+    neither. The evaluation is None unless the last step of the config was reached here.
+    """
+    config, program, clock = run.config, run.program, run.clock
+    batches = iter(
+        train_batches(
+            run.data.train,
+            config.seed,
+            config.data.batch_size,
+            start,
+            last,
+            *process_rows(program.mesh),
+        )
+    )
+    val = None
+    for step in range(start + 1, last + 1):
+        if step == max(profiled.start, start + 1) and step in profiled:
+            jax.profiler.start_trace(run.workdir / "profile")
+        began = time.perf_counter()
+        with clock("data"):
+            batch = program.place(next(batches))
+        waited = time.perf_counter() - began
+        with clock("step"):
+            state, metrics = program.step(state, batch)
+            handle(log.train(step, metrics, began, waited), run, log)
+
+        ends, val = step == last or stopped(), None
+        if step in profiled and (ends or step + 1 not in profiled):
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            log.say(f"the trace is in {run.workdir / 'profile'}")
+        evaluates = step == config.steps or is_due(step, config.eval_every)
+        saves = ends or is_due(step, config.save_every)
+        if evaluates or saves:
+            with clock("step"):
+                handle(log.flush(), run, log)
+        if evaluates:
+            with clock("eval"):
+                num_batches = 0 if step == config.steps else config.eval_batches
+                val = evaluate(program.params(state), num_batches)
+            log.write({"split": "eval", "step": step, **val})
+            log.say(f"step {step}: validation loss {val['loss']:.4f}")
+        if saves:
+            with clock("checkpoint"):
+                checkpoints.save(step, program, state, val and val["loss"])
+        if ends:
+            break
+    return state, val if int(state.step) == config.steps else None
+
+
+def handle(nonfinite: list[int], run: Run, log: Log) -> None:
+    """Name the step and the rows of a non-finite loss or gradient; stop if so wished."""
+    config = run.config
+    for step in nonfinite:
+        rows = step_rows(
+            len(run.data.train.tokens), config.seed, config.data.batch_size, step - 1
+        )
+        line = (
+            f"step {step}: the loss or a gradient is not finite; the update was skipped "
+            f"on every device. Rows: {rows}"
+        )
+        if config.on_nonfinite == "stop":
+            raise FloatingPointError(f"{line}. on_nonfinite=stop ends the run here")
+        log.say(f"warning: {line}")
+
+
+def announce(run: Run, start: int) -> None:
+    program, train_meta = run.program, run.data.meta["train"]
+    device = program.mesh.devices.flat[0]
+    parameters = num_parameters(program.abstract_portable.params)
+    say(
+        f"{human(parameters)} parameters, {run.config.parallel.strategy} over "
+        f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"
+    )
+    say(
+        f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
+        f"{train_meta['padding']:.2%} padding"
+    )
+    if start:
+        say(f"going on from the checkpoint at step {start}")
+
+
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether SIGTERM or SIGINT asked this run to end.
+
+    A single process saves and ends after its step. Of several, one cannot end alone, so
+    there the signal keeps its usual effect and the last checkpoint serves.
+    """
+    received: list[int] = []
+    if jax.process_count() > 1:
+        yield lambda: False
+        return
+    previous = {
+        number: signal.signal(number, lambda n, frame: received.append(n))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,135 @@
+"""The final block of a run, for people and, in summary.json, for machines."""
+
+import json
+import pathlib
+import platform
+import statistics
+from typing import Any
+
+import flax
+import jax
+import optax
+from tokenizers import Tokenizer
+
+from configs.base import Experiment
+from experiments.costs.machine import are_emulated, cores, peak_memory_bytes
+from experiments.costs.step import compiled_costs
+from experiments.generation.prompts import Inputs, continuations, encode_inputs
+from experiments.processes.files import write_whole
+from experiments.processes.messages import human, is_main_process
+from experiments.run.build import Run, model_flops
+from experiments.run.log import PARTS, Log
+from lm.decoding import Sampling
+from lm.task import num_parameters
+from parallel.program import TrainState
+
+
+def sample_inputs(config: Experiment, tokenizer: Tokenizer) -> Inputs:
+    """Encode the prompt of the sample at the end; ValueError if it is too long."""
+    num_new = min(60, config.data.seq_len // 2)
+    try:
+        return encode_inputs(config, tokenizer, [config.prompt], num_new)
+    except ValueError as error:
+        raise ValueError(f"config.prompt: {error}") from None
+
+
+def summarize(
+    run: Run,
+    state: TrainState,
+    validation: dict[str, float],
+    shifted: dict[str, float] | None,
+    log: Log,
+) -> None:
+    """Generate a sample, write summary.json and print the block.
+
+    `validation` and `shifted` are the evaluations of held-out rows of the training text's
+    kind and of another.
+    """
+    config, data, program = run.config, run.data, run.program
+    params, inputs = program.params(state), sample_inputs(config, data.tokenizer)
+    (sample,) = continuations(
+        run.task, params, data.tokenizer, inputs, Sampling(), config.seed
+    )
+    if not is_main_process():
+        return
+    summary = {
+        "val_loss": validation["loss"],
+        "val_perplexity": validation["perplexity"],
+        "val_bits_per_byte": validation["bits_per_byte"],
+        "shifted_loss": shifted and shifted["loss"],
+        "bigram_loss": data.meta["bigram_loss"],
+        "steps": config.steps,
+        "tokens": log.tokens,
+        "tokens_per_second": statistics.median(log.rates),
+        "skipped_steps": log.skipped,
+        "loss_spikes": log.spikes.count,
+        "padding": data.meta["train"]["padding"],
+        "parameters": num_parameters(program.abstract_portable.params),
+        "seconds": {part: run.clock.seconds[part] for part in PARTS},
+        "core_share": run.clock.core_seconds["step"]
+        / max(run.clock.seconds["step"], 1e-9)
+        / cores(),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "model_flops_per_token": model_flops(config, data.tokenizer.get_vocab_size()),
+        **step_costs(run),
+        "noise_scale": log.noise.value,
+        "emulated": are_emulated(),
+        "strategy": config.parallel.strategy,
+        "devices": program.mesh.size,
+        "device_kind": program.mesh.devices.flat[0].device_kind,
+        "processes": jax.process_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+        },
+        "sample": config.prompt + (" -> " if config.data.source_len else "") + sample,
+    }
+    write_whole(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print_summary(summary)
+
+
+def step_costs(run: Run) -> dict[str, int | float]:
+    """Read them from the compiled step, where there is one."""
+    program = run.program
+    if not isinstance(program.step, jax.stages.Compiled):
+        return {}
+    return compiled_costs(program.step, program.mesh, program.abstract)
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    file = workdir / "summary.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def print_summary(s: dict[str, Any]) -> None:
+    seconds = "  ".join(f"{part} {s['seconds'][part]:.1f}" for part in PARTS)
+    gain = s["bigram_loss"] - s["val_loss"]
+    print(
+        f"""
+validation loss      {s["val_loss"]:.4f} nats a token
+  perplexity         {s["val_perplexity"]:.2f}
+  bits per byte      {s["val_bits_per_byte"]:.4f}
+{shifted_line(s)}\
+bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
+{abs(gain):.4f} {"better" if gain > 0 else "worse"})
+tokens               {human(s["tokens"])} in {s["steps"]} steps, \
+{human(s["tokens_per_second"])} a second
+seconds              {seconds}
+peak memory          {human(s["peak_memory_bytes"])}B
+strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
+skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
+sample
+{indent(s["sample"])}"""
+    )
+
+
+def shifted_line(summary: dict[str, Any]) -> str:
+    if (loss := summary["shifted_loss"]) is None:
+        return ""
+    return f"shifted loss         {loss:.4f} (held-out text of another kind)\n"
+
+
+def indent(text: str) -> str:
+    return "\n".join("  | " + line for line in text.splitlines())

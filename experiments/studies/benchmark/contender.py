@@ -1,0 +1,40 @@
+"""One side of a benchmark, in a process of its own: Lockstep, bare JAX, or a part of them.
+
+python -m experiments.studies.benchmark.contender --contender=lockstep --shape=small
+
+It speaks as experiments/studies/benchmark/turns.py says.
+"""
+
+from functools import partial
+
+from absl import flags
+
+from experiments.processes import join
+from experiments.run import startup
+from experiments.studies.benchmark.shapes import (
+    SHAPES,
+)
+from experiments.studies.benchmark.sides import bare, loader, lockstep, products
+from experiments.studies.benchmark.turns import serve
+
+CONTENDERS = ("lockstep", "bare", "loader", "products")
+join.define_flags()
+CONTENDER = flags.DEFINE_enum("contender", "lockstep", CONTENDERS, "Which side.")
+SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "Of the model and its batch.")
+STRATEGY = flags.DEFINE_string("strategy", "jit", "Of Lockstep.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the loader; 0: a thread.")
+
+
+def main() -> None:
+    join.start_jax()
+    sides = {
+        "lockstep": partial(lockstep, strategy=STRATEGY.value),
+        "bare": bare,
+        "loader": partial(loader, workers=WORKERS.value),
+        "products": products,
+    }
+    serve(sides[CONTENDER.value](SHAPES[SHAPE.value]))
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,49 @@
+"""nanoGPT's side of a benchmark: its model, its optimizer, its step, in PyTorch.
+
+PYTORCH_PYTHON experiments/studies/benchmark/nanogpt.py NANOGPT_FOLDER VARIANT \
+    VOCAB WIDTH LAYERS HEADS T B
+
+A script for an environment that holds PyTorch alone. VARIANT: eager, fused (AdamW),
+compiled. It speaks as turns.py says.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from turns import serve  # a script finds what lies beside it
+
+
+def main(folder: str, variant: str, *numbers: str) -> None:
+    sys.path.insert(0, folder)
+    from model import GPT, GPTConfig
+
+    vocab_size, width, layers, heads, seq_len, batch_size = map(int, numbers)
+    torch.manual_seed(0)
+    config = GPTConfig(seq_len, vocab_size, layers, heads, width)
+    model = GPT(config)
+    optimizer = model.configure_optimizers(0.1, 3e-4, (0.9, 0.95), "cpu")
+    if variant == "fused":
+        groups = [
+            {"params": g["params"], "weight_decay": g["weight_decay"]}
+            for g in optimizer.param_groups
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
+    forward = torch.compile(model) if variant == "compiled" else model
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(0, vocab_size, (batch_size, seq_len + 1)))
+    inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def step() -> float:
+        _, loss = forward(inputs, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    serve(step)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,255 @@
+"""Measure generation: prompts spread over devices, and one text written in parts.
+
+python -m experiments.studies.generation --workdir=runs/tiny --devices=8 \
+    [--judge=runs/judge]
+python -m experiments.launch --processes=2 --module=experiments.studies.generation -- \
+    --workdir=runs/tiny
+
+Adds lines to results/generation.jsonl and makes docs/generation.md of all lines. Prompts
+are beginnings of held-out texts of unequal length, each with a length of its own at which
+it ends; tokens a second count what was asked for. `static` fills all slots, waits until
+the longest of their texts ends and fills them again. `--judge` is a run of a model with a
+lower validation loss; with it, texts written in parts are compared with texts in turn.
+"""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs.base import Experiment
+from experiments.generation.continuous_batching import Batching, generate_spread
+from experiments.generation.parts import write_in_parts, write_in_turn
+from experiments.processes import join
+from experiments.processes.messages import is_main_process, user_errors
+from experiments.run import startup
+from experiments.run.evaluation import Evaluator
+from experiments.run.restore import load_run
+from experiments.sweeps.results import Line, measure_missing, read
+from lm.data.prepare import Data, prepare
+from lm.data.texts import held_out_texts, pack_texts
+from lm.decoding import Sampling, generate
+from lm.task import Params, Task
+from lm.vocabulary import END_ID
+from parallel.mesh import data_mesh
+
+join.define_flags()
+WORKDIR = startup.define_workdir()
+JUDGE = flags.DEFINE_string("judge", None, "The run of a stronger model.")
+RESULTS = flags.DEFINE_string("results", "results/generation.jsonl", "Where lines go.")
+OUT = flags.DEFINE_string("out", "docs/generation.md", "The page to write.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Of turns; medians are kept.")
+
+NUM_PROMPTS, LONGEST_PROMPT, LONGEST_NEW = 128, 48, 64
+SLOTS = (1, 4, 16)  # of all devices together, where they can be divided
+TEXTS, PARTS, PART_TOKENS = 8, 6, 48  # written in parts
+START = "import os\nimport sys"
+
+HEAD = """# Generation, split over devices
+
+Made by `experiments.studies.generation` (its head gives the commands) of
+`results/generation.jsonl`. The model is that of `configs/tiny.py`.
+
+## Many prompts
+
+{prompts} prompts of 1 to {longest} tokens, each continued greedily by 4 to {new} tokens.
+*Slots*: texts at once on all devices together. *Continuous*: a slot is refilled as soon as
+its text ends; *static*: when all have. Devices of one process share its cores, so only more
+processes (of a core each) can be faster; among devices the figures are the cost of
+splitting. What is written is the same, token by token, in every row.
+
+| processes | devices | slots | continuous, tokens/s | static, tokens/s | ratio |
+|---|---|---|---|---|---|
+"""
+SEGMENTS = """
+## One text in parts
+
+{texts} texts of {parts} functions, up to {tokens} tokens a body, temperature 0.8; means.
+*In turn*: each part knows all before it, as far as the context goes. *In parts*: the heads
+in turn, then all bodies at once, in one batch on one device 
+(experiments/generation/parts.py).
+*Judge*: the loss of a model whose validation loss is {judge_loss:.3f} where the writer's is
+{writer_loss:.3f}; beginnings of held-out texts of the same length are judged, too.
+
+| | seconds a text | bytes a text | judge, bits per byte |
+|---|---|---|---|
+"""
+
+
+class Writer(NamedTuple):
+    config: Experiment
+    task: Task
+    params: Params  # on the host, but for `on`
+    data: Data
+
+
+def requests(data: Data) -> tuple[list[list[int]], list[int]]:
+    """Return prompts of unequal length, and how many tokens each is to be continued by."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, LONGEST_PROMPT + 1, NUM_PROMPTS)
+    # Most texts are short and some are long, as those of users are.
+    new = np.clip(rng.geometric(4 / LONGEST_NEW, NUM_PROMPTS) + 3, 4, LONGEST_NEW)
+    rows = rng.choice(data.validation.tokens, NUM_PROMPTS, replace=False)
+    prompts = [
+        [END_ID, *row[: n - 1].tolist()] for row, n in zip(rows, lengths, strict=True)
+    ]
+    return prompts, new.tolist()
+
+
+def on(mesh: Mesh, writer: Writer) -> Writer:
+    """Place the parameters whole on every device of a mesh."""
+    whole = NamedSharding(mesh, P())
+    return writer._replace(params=jax.device_put(writer.params, whole))
+
+
+def rate(write: Callable[[], list[list[int]]]) -> float:
+    start = time.perf_counter()
+    new = write()
+    return sum(map(len, new)) / (time.perf_counter() - start)
+
+
+def spread(writer: Writer, degree: int, slots: int) -> Line:
+    """Measure both ways in turns; RuntimeError if a token differs from the unsplit ones."""
+    prompts, limits = requests(writer.data)
+    mesh, there = data_mesh(degree), on(data_mesh(degree), writer)
+
+    def write(refill: bool) -> list[list[int]]:
+        batching = Batching(slots // degree, refill=refill)
+        return generate_spread(
+            there.task, there.params, prompts, limits, Sampling(0.0), 0, mesh, batching
+        )
+
+    ways = partial(write, True), partial(write, False)
+    whole = generate(writer.task, writer.params, prompts, LONGEST_NEW, Sampling(0.0), 0)
+    expected = [text[:limit] for text, limit in zip(whole, limits, strict=True)]
+    for way in ways:  # compiles, too
+        if way() != expected:
+            raise RuntimeError(f"{degree} devices, {slots} slots: the texts differ")
+    rates = [tuple(map(rate, ways)) for _ in range(ROUNDS.value)]
+    medians = map(statistics.median, zip(*rates, strict=True))
+    return dict(zip(("continuous", "static"), medians, strict=True))
+
+
+def bits_per_byte(judge: Writer, texts: list[str], mesh) -> float:
+    rows = pack_texts(judge.config.data, judge.data.tokenizer, texts)
+    evaluate = Evaluator(judge.task, judge.data, mesh.size, mesh)
+    return evaluate(judge.params, rows=rows)["bits_per_byte"]
+
+
+def validation_loss(writer: Writer, mesh) -> float:
+    return Evaluator(writer.task, writer.data, 16 * mesh.size, mesh)(writer.params)["loss"]
+
+
+def write_with(writer: Writer, seed: int) -> Callable[[list[str], int], list[str]]:
+    """Return what continues texts, all at once; the context sees the end of each."""
+    mesh, tokenizer = data_mesh(1), writer.data.tokenizer
+    context, writer = writer.config.data.seq_len, on(mesh, writer)
+
+    def write(texts: list[str], num_new: int) -> list[str]:
+        encoded = [tokenizer.encode(text).ids[-(context - num_new) :] for text in texts]
+        new = generate_spread(
+            writer.task, writer.params, encoded, num_new, Sampling(0.8), seed, mesh,
+            Batching(len(texts)),
+        )  # fmt: skip
+        return tokenizer.decode_batch(new)
+
+    return write
+
+
+def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
+    """Write texts both ways in turns; return their times, sizes and the judge's loss."""
+    ways = {"in turn": write_in_turn, "in parts": write_in_parts}
+    texts: dict[str, list[str]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for seed in range(-1, TEXTS):  # the first compiles
+        for name, way in ways.items():
+            start = time.perf_counter()
+            text = way(write_with(writer, seed + 1), START, PARTS, PART_TOKENS)
+            if seed >= 0:
+                seconds[name].append(time.perf_counter() - start)
+                texts[name].append(text)
+    real = held_out_texts(writer.config.data, "validation")[:TEXTS]
+    size = int(statistics.fmean(map(len, texts["in turn"])))
+    texts["held-out text"] = [text[:size] for text in real]
+    return {
+        name: {
+            "bits_per_byte": bits_per_byte(judge, found, mesh),
+            "bytes": statistics.fmean(len(text.encode()) for text in found),
+        }
+        | ({"seconds": statistics.fmean(seconds[name])} if name in seconds else {})
+        for name, found in texts.items()
+    }
+
+
+def page(lines: list[Line]) -> str:
+    text = HEAD.format(prompts=NUM_PROMPTS, longest=LONGEST_PROMPT, new=LONGEST_NEW)
+    for x in (x for x in lines if x["measure"] == "spread"):
+        ratio = x["continuous"] / x["static"]
+        figures = f"{x['continuous']:.0f} | {x['static']:.0f} | {ratio:.2f}"
+        text += f"| {x['processes']} | {x['devices']} | {x['slots']} | {figures} |\n"
+    parts = [x for x in lines if x["measure"] == "parts"]
+    if parts:
+        text += SEGMENTS.format(
+            texts=TEXTS, parts=PARTS, tokens=PART_TOKENS,
+            judge_loss=parts[0]["judge_loss"], writer_loss=parts[0]["writer_loss"],
+        )  # fmt: skip
+    for x in parts:
+        seconds = f"{x['seconds']:.2f}" if "seconds" in x else ""
+        figures = f"{seconds} | {x['bytes']:.0f} | {x['bits_per_byte']:.3f}"
+        text += f"| {x['member']} | {figures} |\n"
+    return text
+
+
+def load(workdir: pathlib.Path) -> tuple[Writer, Mesh]:
+    config, task, params, _, mesh = load_run(workdir, "latest")
+    return Writer(config, task, jax.device_get(params), prepare(config.data)), mesh
+
+
+def main() -> None:
+    with user_errors():
+        workdir = startup.workdir(WORKDIR)
+        join.start_jax()
+        writer, mesh = load(workdir)
+        judge = load(pathlib.Path(JUDGE.value))[0] if JUDGE.value else None
+        if writer.task.encode is not None:
+            raise ValueError(f"{workdir}: give a run of a model without an encoder")
+    processes = jax.process_count()
+    degrees = [mesh.size] if processes > 1 else [1, 2, 4, 8]
+    heads = [
+        {"measure": "spread", "processes": processes, "devices": degree, "slots": slots}
+        for degree in degrees
+        for slots in SLOTS
+        if degree <= mesh.size and slots % degree == 0
+    ]
+    file = pathlib.Path(RESULTS.value)
+    measure_missing(
+        file,
+        [{**h, "member": f"{h['devices']} devices, {h['slots']} slots"} for h in heads],
+        lambda head: spread(writer, head["devices"], head["slots"]),
+    )
+    lines = read(file)
+    if judge and not any(x["measure"] == "parts" for x in lines):
+        losses = {
+            "writer_loss": validation_loss(writer, mesh),
+            "judge_loss": validation_loss(judge, mesh),
+        }
+        found = in_parts(writer, judge, mesh)
+        measure_missing(
+            file,
+            [{"measure": "parts", "member": name} for name in found],
+            lambda head: found[head["member"]] | losses,
+        )
+    if is_main_process():
+        pathlib.Path(OUT.value).write_text(page(read(file)))
+
+
+if __name__ == "__main__":
+    startup.run(main)

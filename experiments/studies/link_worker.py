@@ -1,0 +1,70 @@
+"""One process of several joined by measured links: it takes steps as it is told.
+
+Each line of input is a number of steps; the answer is a line of JSON with the seconds of
+each and what this host's interface sent meanwhile. 0 steps wait for a second.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+
+from experiments.processes import join
+from experiments.processes.messages import user_errors
+from experiments.processes.namespaces import INTERFACE
+from experiments.run import startup
+from experiments.run.build import build, check, compile_step
+from lm.data.prepare import prepare
+from lm.data.rows.order import train_batches
+from parallel.cost.ledger import ledger
+
+join.define_flags()
+CONFIG = startup.define_config()
+COUNTERS = pathlib.Path(f"/sys/class/net/{INTERFACE}/statistics")
+TCP = pathlib.Path("/proc/self/net/snmp")  # of the process's own namespace
+SETTLE_SECONDS = 0.2  # until the last packets and their acknowledgements are through
+
+
+def counted() -> dict[str, int]:
+    """Read the bytes and packets that the interface has sent, and segments sent again."""
+    sent, packets = (int((COUNTERS / f"tx_{x}").read_text()) for x in ("bytes", "packets"))
+    names, values = (
+        line.split() for line in TCP.read_text().splitlines() if "Tcp:" in line
+    )
+    again = int(values[names.index("RetransSegs")])
+    return {"sent": sent, "packets": packets, "again": again}
+
+
+def main() -> None:
+    with user_errors():
+        config = startup.load_config(CONFIG)
+        join.start_jax()
+        mesh = check(config)
+        data = prepare(config.data)
+    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    compiled = compile_step(config, program)
+    state = program.init(jax.random.key(config.seed))
+    batches = iter(
+        train_batches(
+            data.train, config.seed, config.data.batch_size, 0, 10**6,
+            jax.process_index(), jax.process_count(),
+        )
+    )  # fmt: skip
+    sent = sum(entry.sent_bytes for entry in ledger(compiled.as_text(), mesh))
+    print(json.dumps({"ledger_bytes": sent}), flush=True)
+    for line in sys.stdin:
+        before, seconds = counted(), []
+        for _ in range(int(line)):
+            batch = program.place(next(batches))
+            start = time.perf_counter()
+            state, _ = jax.block_until_ready(compiled(state, batch))
+            seconds.append(time.perf_counter() - start)
+        time.sleep(SETTLE_SECONDS if seconds else 1.0)
+        since = {key: value - before[key] for key, value in counted().items()}
+        print(json.dumps({"seconds": seconds, **since}), flush=True)
+
+
+if __name__ == "__main__":
+    startup.run(main)

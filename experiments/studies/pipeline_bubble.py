@@ -1,0 +1,217 @@
+"""Measure a pipeline's bubble and memory, beside what its schedule promises.
+
+python -m experiments.studies.pipeline_bubble --devices=4 [--time]
+
+Prints a Markdown table and appends JSON lines to --output. The bubble is counted from the
+schedule that is run (forward 1, backward 3: it computes the forward pass again), with every
+tick waiting for its slowest stage as the program does, and as the papers have it. Memory is
+the compiler's: temporaries of one device, and by how much they grow from one number of
+microbatches to the next, in stashed inputs.
+
+With --time, two processes of one device each take real steps (experiments.launch). For one
+schedule and microbatch size t(m) = a + b m, so the bubble at m is a / (a + b m).
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs.base import Experiment
+from experiments.processes import join
+from experiments.processes.messages import is_main_process, user_errors
+from experiments.run import startup
+from experiments.run.build import build, check, compile_step
+from experiments.sweeps.results import write
+from lm.data.config import DataConfig
+from lm.models.transformer.config import TransformerConfig
+from parallel.mesh import process_rows
+from parallel.pipeline.schedules import (
+    ORDERS,
+    bubble,
+    build_schedule,
+    free_running_bubble,
+    ideal_bubble,
+    promised_inputs,
+)
+from parallel.strategies import ParallelConfig
+
+join.define_flags()
+OUTPUT = flags.DEFINE_string("output", "results/pipeline.jsonl", "Where lines are added.")
+STAGES = flags.DEFINE_list("stages", ["2", "4"], "Numbers of stages.")
+MICROBATCHES = flags.DEFINE_list("microbatches", ["4", "8", "16"], "Microbatches a step.")
+ROWS = flags.DEFINE_integer("rows", 2, "Rows in a microbatch.", lower_bound=1)
+CHUNKS = flags.DEFINE_integer("chunks", 2, "Of each stage, interleaved.", lower_bound=1)
+LAYERS = flags.DEFINE_integer("layers", 8, "Of the model.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 64, "Of the model.", lower_bound=8)
+SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Positions in a row.", lower_bound=1)
+TIME = flags.DEFINE_bool("time", False, "Time steps of two real processes too.")
+STEPS = flags.DEFINE_integer("timed_steps", 10, "Of each point.", lower_bound=1)
+WORKER = flags.DEFINE_bool("worker", False, "Be one of the timed processes.")
+
+VOCAB = 512
+FORWARD_COST, BACKWARD_COST = 1.0, 3.0
+
+
+def experiment(strategy: str, num_stages: int, num_microbatches: int) -> Experiment:
+    return Experiment(
+        data=DataConfig(
+            vocab_size=VOCAB,
+            seq_len=SEQ_LEN.value,
+            batch_size=ROWS.value * num_microbatches,
+        ),
+        model=TransformerConfig(
+            width=WIDTH.value, num_layers=LAYERS.value, num_heads=WIDTH.value // 8
+        ),
+        parallel=ParallelConfig(
+            strategy=strategy,
+            data=1,
+            stage=num_stages,
+            chunks=CHUNKS.value,
+            accumulation=num_microbatches,
+        ),
+    )
+
+
+def points(stages: list[int]) -> list[tuple[str, int, int]]:
+    """List (strategy, stages, microbatches); interleaving wants whole groups."""
+    return [
+        (name, p, m)
+        for name in ORDERS
+        for p in stages
+        for m in map(int, MICROBATCHES.value)
+        if name != "interleaved" or m % p == 0
+    ]
+
+
+def by_schedule(name: str, p: int, m: int) -> dict[str, Any]:
+    v = CHUNKS.value if name == "interleaved" else 1
+    schedule = build_schedule(name, p, m, v)
+    return {
+        "schedule": name,
+        "stages": p,
+        "microbatches": m,
+        "chunks": v,
+        "ticks": schedule.num_ticks,
+        "bubble_slots": bubble(schedule),
+        "bubble_in_step": bubble(schedule, FORWARD_COST, BACKWARD_COST),
+        "bubble_free": free_running_bubble(schedule, FORWARD_COST, BACKWARD_COST),
+        "bubble_theory": ideal_bubble(p, m, v),
+        "stashed_inputs": schedule.num_inputs,
+        "promised_inputs": promised_inputs(name, p, m, v),
+    }
+
+
+def temporaries(config: Experiment) -> int:
+    """Compile the step; return the bytes of one device's temporaries."""
+    _, program = build(config, VOCAB, check(config))
+    return compile_step(config, program).memory_analysis().temp_size_in_bytes
+
+
+def analyse() -> Iterator[dict[str, Any]]:
+    """Compile every point; grown_inputs tells the memory added since the first."""
+    input_bytes = ROWS.value * SEQ_LEN.value * WIDTH.value * 4
+    fewest = {}
+    for name, p, m in points([int(p) for p in STAGES.value]):
+        record = by_schedule(name, p, m)
+        record["temp_bytes"] = temporaries(experiment(name, p, m))
+        base = fewest.setdefault((name, p), record)
+        record["grown_inputs"] = (record["temp_bytes"] - base["temp_bytes"]) / input_bytes
+        record["promised_growth"] = record["stashed_inputs"] - base["stashed_inputs"]
+        yield record
+
+
+def step_seconds(config: Experiment) -> float:
+    """Return the median time of a step, after one that is not counted."""
+    mesh = check(config)
+    _, program = build(config, VOCAB, mesh)
+    step = compile_step(config, program)
+    state = program.init(jax.random.key(0))
+    rows = config.data.batch_size // process_rows(mesh)[1]
+    shape = (rows, config.data.seq_len + 1)
+    tokens = np.random.default_rng(0).integers(0, VOCAB, shape, np.int32)
+    batch = {"tokens": tokens, "row": np.arange(rows, dtype=np.int32)}
+    if config.data.packing == "first_fit":
+        batch["segments"] = np.ones_like(tokens)
+    seconds = []
+    for _ in range(1 + STEPS.value):
+        placed = program.place(batch)
+        began = time.perf_counter()
+        state, metrics = step(state, placed)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def work() -> None:
+    for name, p, m in points([2]):
+        seconds = step_seconds(experiment(name, p, m))
+        line = {"schedule": name, "stages": p, "microbatches": m, "seconds": seconds}
+        if is_main_process():
+            print(json.dumps(line), flush=True)
+
+
+def timed() -> list[dict[str, Any]]:
+    """Time steps over two stages in two processes; add the bubble that follows."""
+    given = [STEPS, MICROBATCHES, ROWS, CHUNKS, LAYERS, WIDTH, SEQ_LEN]
+    command = [
+        *(sys.executable, "-m", "experiments.launch", "--processes=2"),
+        *("--module=experiments.studies.pipeline_bubble", "--", "--worker"),
+        *(flags.FLAGS[flag.name].serialize() for flag in given),
+    ]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    # Gloo writes to standard output, too.
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in lines]
+    for name in ORDERS:
+        mine = [record for record in records if record["schedule"] == name]
+        if len(mine) < 2:
+            continue  # no line through one point
+        m = np.array([record["microbatches"] for record in mine])
+        slope, start = np.polyfit(m, [record["seconds"] for record in mine], 1)
+        for record in mine:
+            v = CHUNKS.value if name == "interleaved" else 1
+            record["bubble_theory"] = ideal_bubble(2, record["microbatches"], v)
+            fitted = start + slope * record["microbatches"]
+            record["bubble_measured"] = float(start / fitted)
+    return records
+
+
+def report(records: Iterable[dict[str, Any]]) -> None:
+    """Print a table and add lines to the output, each as soon as it is there."""
+    path = pathlib.Path(OUTPUT.value)
+    names: list[str] = []
+    for record in records:
+        if not names:
+            names = list(record)
+            print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+        cells = [record.get(name, "") for name in names]
+        cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
+        print("| " + " | ".join(cells) + " |", flush=True)
+        write(path, record)
+    print()
+
+
+def main() -> None:
+    with user_errors():
+        join.start_jax()
+        if WORKER.value:
+            work()
+            return
+        for name, p, m in points([int(p) for p in STAGES.value]):
+            check(experiment(name, p, m))
+    report(analyse())
+    if TIME.value:
+        report(timed())
+
+
+if __name__ == "__main__":
+    startup.run(main)

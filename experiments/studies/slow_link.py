@@ -1,0 +1,87 @@
+"""Seconds to a loss over links of several rates, between real processes.
+
+python -m experiments.studies.slow_link --config=configs/tiny.py \
+    [--only=shard_map,int8,diloco-50]
+
+Linux, as root. Two processes, a core and a namespace each, take steps of each member while
+`tc tbf` limits what either sends; lines go to results/slow_link.jsonl. How many steps a
+member takes to a loss does not depend on the link: that comes from the curves of
+
+python -m experiments.studies.strategies --config=configs/tiny.py --devices=2 \
+    --config.steps=400 --eval_every=10 --seeds=1 --only=... \
+    --results=results/two_devices.jsonl
+
+Members that meet once in H steps are timed with H = 4, so that turns are short, the steps
+with a meeting apart from those without; experiments/sweeps/link_tables.py joins them for
+the H that they train with.
+"""
+
+import pathlib
+import statistics
+
+from absl import flags
+
+from configs.sweeps.strategies import MEMBERS
+from experiments.processes import namespaces
+from experiments.processes.linked import workers
+from experiments.processes.messages import say, user_errors
+from experiments.run import startup
+from experiments.sweeps.link_tables import TIMED_EVERY
+from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.results import Line, read, write
+
+MEMBERS_TIMED = [
+    "shard_map", "bfloat16", "int8", "power_sgd-4", "top_k-1%", "local_sgd-8", "diloco-50",
+    "diloco-50-int4",
+]  # fmt: skip
+CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
+ONLY = flags.DEFINE_list("only", MEMBERS_TIMED, "Members to time.")
+RATES = flags.DEFINE_list(
+    "rates", ["0", "1000", "100", "10", "1"], "Megabits a second; 0: no limit."
+)
+RESULTS = flags.DEFINE_string("results", "results/slow_link.jsonl", "Where lines go.")
+HOSTS = 2
+MOST_STEPS, MOST_SECONDS = 12, 20
+
+
+def measure(member: str, rates: list[float]) -> list[Line]:
+    """Time the steps of one member at each rate."""
+    every = MEMBERS[member].get("parallel.local.every", 0)
+    overrides = MEMBERS[member] | ({"parallel.local.every": TIMED_EVERY} if every else {})
+    config_flags = [f"--config={CONFIG.value}", *as_flags(overrides)]
+    lines = []
+    with (
+        namespaces.network(HOSTS),
+        workers(HOSTS, config_flags) as (started, ledger_bytes),
+    ):
+        started.turn(TIMED_EVERY)
+        for rate in rates:
+            namespaces.set_rate(HOSTS, rate or None)
+            wire = ledger_bytes * 8 / (rate * 1e6) if rate else 0.0
+            steps = max(1, min(MOST_STEPS, int(MOST_SECONDS / (wire + 0.3))))
+            if every:  # whole rounds of steps, the last with a meeting
+                steps = -(-steps // TIMED_EVERY) * TIMED_EVERY
+            turn = started.turn(steps)[0]
+            seconds = [round(x, 4) for x in turn["seconds"]]
+            say(f"{member} at {rate:g} Mbit/s: {statistics.median(seconds):.3f} s a step")
+            lines.append(
+                {"member": member, "rate": rate, "seconds": seconds, "sent": turn["sent"]}
+            )
+    return lines
+
+
+def main() -> None:
+    file = pathlib.Path(RESULTS.value)
+    with user_errors():
+        if not namespaces.available():
+            raise ValueError("network namespaces need Linux, root and the command ip")
+        members = known(ONLY.value)
+    done = {(x["member"], x["rate"]) for x in read(file)}
+    for member in members:
+        rates = [r for r in map(float, RATES.value) if (member, r) not in done]
+        for line in measure(member, rates) if rates else []:
+            write(file, line)
+
+
+if __name__ == "__main__":
+    startup.run(main)

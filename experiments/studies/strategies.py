@@ -1,0 +1,140 @@
+"""Train the same batches under many strategies and codecs, and write what each costs.
+
+python -m experiments.studies.strategies --config=configs/tiny.py --devices=8 \
+    --config.steps=200 [--measure=loss|program|time] [--seeds=3] [--only=int8,diloco-50]
+
+Adds lines to results/strategies.jsonl, a line for each run (its validation losses), each
+program (what a device sends in a step, read from the compiled program, and its memory) and
+each timing. What is there is not measured again, so the command can be ended at any time
+and given again. `time` takes steps in turns with float32 all-reduce: for a quiet machine.
+`python -m experiments.studies.strategies_page` makes docs/strategies.md of the lines.
+"""
+
+import copy
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+from absl import flags
+from tqdm import tqdm
+
+from configs.base import Experiment
+from configs.sweeps.strategies import BASE, MEMBERS
+from experiments.costs.step import compiled_costs
+from experiments.processes import join
+from experiments.processes.messages import say, user_errors
+from experiments.run import startup
+from experiments.run.build import build, check, compile_step
+from experiments.run.evaluation import Evaluator
+from experiments.sweeps.members import known, override
+from experiments.sweeps.results import Line, measure_missing, write
+from lm.data.prepare import Data, prepare
+from lm.data.rows.order import train_batches
+
+join.define_flags()
+CONFIG = startup.define_config()
+MEASURE = flags.DEFINE_enum("measure", "loss", ["loss", "program", "time"], "What.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of each run.", lower_bound=1)
+ONLY = flags.DEFINE_list("only", list(MEMBERS), "Members to measure.")
+RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "Where lines go.")
+EVAL_EVERY = flags.DEFINE_integer("eval_every", 20, "Steps between points of a curve.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Of turns, for --measure=time.")
+STEPS_OF_A_TURN = 5
+
+
+def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
+    member = override(copy.deepcopy(config), MEMBERS[name])
+    member.seed = seed
+    return member
+
+
+def losses(config: Experiment, data: Data) -> Line:
+    """Train from the config's seed; return the validation losses on the way and at last."""
+    mesh = check(config)
+    task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    compiled = compile_step(config, program)
+    evaluate = Evaluator(task, data, config.data.batch_size, mesh)
+    state, curve = program.init(jax.random.key(config.seed)), []
+    batches = train_batches(
+        data.train, config.seed, config.data.batch_size, 0, config.steps
+    )
+    for step, batch in enumerate(tqdm(batches, total=config.steps, leave=False), 1):
+        state, metrics = compiled(state, program.place(batch))
+        # Emulated devices that run ahead of each other may starve one that all wait for.
+        jax.block_until_ready(metrics)
+        if step % EVAL_EVERY.value == 0 and step < config.steps:
+            loss = evaluate(program.params(state), config.eval_batches)["loss"]
+            curve.append([step, round(loss, 5)])
+    return {"loss": evaluate(program.params(state))["loss"], "curve": curve}
+
+
+def costs(config: Experiment, data: Data) -> Line:
+    """Read what a step sends and holds from the compiled program; nothing is run."""
+    mesh = check(config)
+    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
+    compiled = compile_step(config, program)
+    return compiled_costs(compiled, mesh, program.abstract)
+
+
+def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[Line]:
+    """Yield each member's median ratio to the base, taken within a round of turns."""
+    sides = {}
+    for name in {BASE: None} | dict.fromkeys(names):
+        member = member_config(config, name)
+        _, program = build(member, data.tokenizer.get_vocab_size(), check(member))
+        (batch,) = train_batches(data.train, 0, member.data.batch_size, 0, 1)
+        state = program.init(jax.random.key(0))
+        sides[name] = [compile_step(member, program), state, program.place(batch)]
+
+    def turn(name: str) -> float:
+        compiled, state, batch = sides[name]
+        state, _ = jax.block_until_ready(compiled(state, batch))  # not timed
+        start = time.perf_counter()
+        for _ in range(STEPS_OF_A_TURN):
+            state, _ = compiled(state, batch)
+        jax.block_until_ready(state)
+        sides[name][1] = state
+        return time.perf_counter() - start
+
+    rounds = [{name: turn(name) for name in sides} for _ in tqdm(range(ROUNDS.value))]
+    for name in sides:
+        ratio = statistics.median(r[name] / r[BASE] for r in rounds)
+        yield {"measure": "time", "member": name, "ratio": ratio, "rounds": len(rounds)}
+
+
+def main() -> None:
+    with user_errors():
+        config = startup.load_config(CONFIG)
+        join.start_jax()
+        names, file = ONLY.value, pathlib.Path(RESULTS.value)
+        for name in known(names):
+            check(member_config(config, name))
+        data = prepare(config.data)
+    about = {"steps": config.steps, "devices": len(jax.devices())}
+    if MEASURE.value == "time":
+        for line in time_in_turns(config, data, names):
+            write(file, line | about)
+            say(f"{line['member']}: {line['ratio']:.2f} times a step of {BASE}")
+        return
+    if MEASURE.value == "program":
+        heads = [{"measure": "program", "member": name} for name in names]
+        measure_missing(
+            file, heads, lambda head: costs(member_config(config, head["member"]), data)
+        )
+        return
+    heads = [
+        {"measure": "loss", "member": name, "seed": seed} | about
+        for seed in range(SEEDS.value)
+        for name in names
+    ]
+    measure_missing(
+        file,
+        heads,
+        lambda head: losses(member_config(config, head["member"], head["seed"]), data),
+    )
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,69 @@
+"""Hold the ledger against an interface's counter: bytes that really left a host in a step.
+
+python -m experiments.studies.wire --config=configs/tiny.py [--only=shard_map,int8] \
+    [--hosts=2,4]
+
+Linux, as root. Adds lines to results/wire.jsonl and prints a table of what is there.
+"""
+
+import pathlib
+
+from absl import flags
+
+from configs.sweeps.strategies import MEMBERS
+from experiments.processes import namespaces
+from experiments.processes.linked import workers
+from experiments.processes.messages import user_errors
+from experiments.run import startup
+from experiments.sweeps.link_tables import wire_table
+from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.results import measure_missing, read
+
+ONLY = flags.DEFINE_list(
+    "only", ["shard_map", "ring", "jit", "zero1", "fsdp", "int8", "top_k-1%"], "Members."
+)
+HOSTS = flags.DEFINE_list("hosts", ["2", "4"], "Numbers of processes.")
+CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
+RESULTS = flags.DEFINE_string("results", "results/wire.jsonl", "Where lines go.")
+WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds
+
+
+def measure(member: str, num_hosts: int) -> dict:
+    flags_of_config = [f"--config={CONFIG.value}", *as_flags(MEMBERS[member])]
+    with (
+        namespaces.network(num_hosts),
+        workers(num_hosts, flags_of_config) as (started, ledger_bytes),
+    ):
+        started.turn(WARMUP)
+        idle = [started.turn(0) for _ in range(IDLE)]
+        background = sum(x["sent"] for turn in idle for x in turn) / IDLE / num_hosts
+        turn = started.turn(STEPS)
+    seconds = sum(turn[0]["seconds"])
+    sent, packets, again = (
+        sum(x[key] for x in turn) / num_hosts for key in ("sent", "packets", "again")
+    )
+    return {
+        "ledger_bytes": ledger_bytes,
+        "sent_bytes": round((sent - background * seconds) / STEPS),
+        "sent_packets": round(packets / STEPS),
+        "resent_segments": round(again / STEPS, 1),
+        "idle_bytes_per_second": round(background),
+    }
+
+
+def main() -> None:
+    with user_errors():
+        if not namespaces.available():
+            raise ValueError("network namespaces need Linux, root and the command ip")
+        members, file = known(ONLY.value), pathlib.Path(RESULTS.value)
+    heads = [
+        {"member": member, "hosts": int(hosts)}
+        for hosts in HOSTS.value
+        for member in members
+    ]
+    measure_missing(file, heads, lambda head: measure(head["member"], head["hosts"]))
+    print(wire_table(read(file)))
+
+
+if __name__ == "__main__":
+    startup.run(main)

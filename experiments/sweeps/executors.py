@@ -1,0 +1,105 @@
+"""Who runs the members of a sweep: this machine, one after the other, or SLURM."""
+
+import pathlib
+import re
+import signal
+import subprocess
+import time
+from functools import partial
+
+from tqdm import tqdm
+
+from configs.base import Experiment
+from configs.sweeps.combine import Member
+from experiments.processes.children import die_with_parent
+from experiments.processes.messages import say
+from experiments.run.log import read_metrics
+from experiments.run.summary import read_summary
+from experiments.sweeps.members import Sweep, command, total_tokens
+
+POLL_SECONDS = 0.5
+
+
+def done_tokens(workdir: pathlib.Path) -> int:
+    trained = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+    return trained[-1]["tokens"] if trained else 0
+
+
+def last_error(log: pathlib.Path) -> str:
+    """Return the line of a failed run's log that says why."""
+    lines = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines)[-1].removeprefix("error: ")[:500]
+
+
+def run_local(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) -> None:
+    """Run the members one after the other; the bar counts the tokens of all."""
+    total = sum(map(total_tokens, configs.values()))
+    with tqdm(total=total, unit=" tokens", unit_scale=True, dynamic_ncols=True) as bar:
+        before = 0
+        for index, (name, member) in enumerate(sweep.items(), 1):
+            workdir = folder / name
+            bar.set_description_str(f"{index}/{len(sweep)} {name}")
+            if not read_summary(workdir):
+                run_member(member, workdir, bar, before)
+            before += total_tokens(configs[name])
+            bar.update(before - bar.n)
+
+
+def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) -> None:
+    """Train one member; leave its error in error.txt if it fails."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    log, error = (workdir.with_name(f"{workdir.name}.{end}") for end in ("log", "error"))
+    error.unlink(missing_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command(member, workdir),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                bar.update(before + done_tokens(workdir) - bar.n)
+        except BaseException:
+            process.terminate()  # it saves and ends
+            process.wait()
+            raise
+    if process.returncode:
+        error.write_text(last_error(log) + "\n")
+
+
+def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | int]) -> None:
+    """Submit every member that is not complete, and wait for all of them."""
+    import submitit  # needed on clusters only
+
+    executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
+    executor.update_parameters(**parameters)
+    jobs = {}
+    for name, member in sweep.items():
+        if not read_summary(folder / name):
+            (folder / f"{name}.error").unlink(missing_ok=True)
+            # SLURM starts the processes itself, and JAX finds them.
+            single = command({**member, "processes": 1, "cores": 0}, folder / name)
+            executor.update_parameters(
+                name=name[:60], tasks_per_node=member.get("processes", 1)
+            )
+            jobs[name] = executor.submit(submitit.helpers.CommandFunction(single))
+            say(f"submitted {name} as job {jobs[name].job_id}")
+    for name, job in tqdm(jobs.items(), "members", disable=not jobs):
+        try:
+            job.results()
+        except Exception as error:  # whatever ended it is this member's error
+            line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
+            (folder / f"{name}.error").write_text(line[:500] + "\n")
+
+
+def slurm_parameters(given: list[str]) -> dict[str, str | int]:
+    parameters = {}
+    for item in given:
+        name, is_given, value = item.partition("=")
+        if not is_given:
+            raise ValueError(f"--slurm={item}: expected NAME=VALUE, as in partition=gpu")
+        parameters[f"slurm_{name}"] = int(value) if value.isdigit() else value
+    return parameters

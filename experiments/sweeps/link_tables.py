@@ -1,0 +1,102 @@
+"""Tables of what experiments.studies.wire and experiments.studies.slow_link measured."""
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.sweeps.strategies import BASE, MEMBERS
+from experiments.sweeps.results import Line
+
+HEADERS = 66  # bytes of Ethernet, IP and TCP with time stamps, before the payload
+SEGMENT = 1448  # bytes of a TCP segment's payload
+TIMED_EVERY = 4  # H of members that meet rarely, while they are timed
+
+
+def wire_table(lines: list[Line]) -> str:
+    """Return the ledger's bytes beside those that an interface counted."""
+    columns = (
+        *("", "processes", "ledger", "interface", "ratio"),
+        *("packets", "segments sent again", "without both"),
+    )
+    out = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for x in lines:
+        ledger, sent, packets = x["ledger_bytes"], x["sent_bytes"], x["sent_packets"]
+        once = sent - HEADERS * packets - SEGMENT * x["resent_segments"]
+        out.append(
+            f"| {x['member']} | {x['hosts']} | {ledger:,.0f} | {sent:,} | "
+            f"{sent / ledger:.3f} | {packets:,} | {x['resent_segments']} | "
+            f"{once / ledger:.3f} |"
+        )
+    return "\n".join(out)
+
+
+def step_seconds(line: Line) -> float:
+    """Return the mean seconds of a step, meetings as often as the member trains with."""
+    every = MEMBERS[line["member"]].get("parallel.local.every", 0)
+    if not every:
+        return statistics.median(line["seconds"])
+    meeting = statistics.median(line["seconds"][TIMED_EVERY - 1 :: TIMED_EVERY])
+    alone = statistics.median(
+        x for i, x in enumerate(line["seconds"], 1) if i % TIMED_EVERY
+    )
+    return alone + (meeting - alone) / every
+
+
+def steps_to(curve: list[list[float]], target: float) -> float:
+    """Interpolate the step at which a curve of [step, loss] first reaches the target."""
+    for (step, loss), (last_step, last_loss) in zip(curve[1:], curve, strict=False):
+        if loss <= target:
+            share = (last_loss - target) / (last_loss - loss)
+            return last_step + max(share, 0.0) * (step - last_step)
+    return float("inf")
+
+
+def crossing(rates: Sequence[float], ratios: Sequence[float]) -> str:
+    """Return the rate below which a ratio of seconds to the base's is under 1."""
+    order = np.argsort(rates)[::-1]  # fast links first
+    for fast, slow in zip(order, order[1:], strict=False):
+        if ratios[fast] >= 1 > ratios[slow]:
+            share = np.log(ratios[fast]) / np.log(ratios[fast] / ratios[slow])
+            log_rate = (1 - share) * np.log(rates[fast]) + share * np.log(rates[slow])
+            return f"{np.exp(log_rate):.3g}"
+    return "always" if ratios[order[0]] < 1 else "never here"
+
+
+def slow_link_table(lines: list[Line], curves: list[Line]) -> str:
+    """Return the seconds that each takes at each rate: to a loss that all reach, to the
+    median of the members' best."""
+    by_member = {x["member"]: x["curve"] + [[x["steps"], x["loss"]]] for x in curves}
+    timed = {(x["member"], x["rate"]): step_seconds(x) for x in lines}
+    members = [m for m in MEMBERS if m in by_member and any(m == x for x, _ in timed)]
+    best = [min(loss for _, loss in by_member[m]) for m in members]
+    need = {
+        target: {m: steps_to(by_member[m], target) for m in members}
+        for target in (max(best), statistics.median_high(best))
+    }
+    return "\n\n".join(
+        f"To a validation loss of {target:.3f}:\n\n{seconds_table(timed, steps)}"
+        for target, steps in need.items()
+    )
+
+
+def seconds_table(timed: dict[tuple[str, float], float], need: dict[str, float]) -> str:
+    """Tabulate seconds by rate; the last column: below which rate it beats the base."""
+    rates = sorted({rate for _, rate in timed}, key=lambda rate: rate or np.inf)[::-1]
+    head = " | ".join(f"{rate:g} Mbit/s" if rate else "no limit" for rate in rates)
+    out = [
+        f"| | steps | {head} | pays below, Mbit/s |",
+        f"|---|---|{'---|' * len(rates)}---|",
+    ]
+    for m in (m for m in need if np.isfinite(need[m])):
+        here = [rate for rate in rates if (m, rate) in timed and (BASE, rate) in timed]
+        seconds = {rate: need[m] * timed[m, rate] for rate in here}
+        shaped = [
+            (rate, seconds[rate] / (need[BASE] * timed[BASE, rate]))
+            for rate in here
+            if rate
+        ]
+        cells = [f"{seconds[r]:.0f}" if r in seconds else "" for r in rates]
+        pays = "" if m == BASE else crossing(*zip(*shaped, strict=True))
+        out.append(f"| {m} | {need[m]:.0f} | {' | '.join(cells)} | {pays} |")
+    return "\n".join(out)

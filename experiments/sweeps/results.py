@@ -1,0 +1,39 @@
+"""Results as lines of JSON in one file: measured once, added to, never measured again."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments.processes.messages import is_main_process, say
+
+Line = dict[str, Any]
+
+
+def write(file: pathlib.Path, line: Line) -> None:
+    """Add a line, once for all processes."""
+    if not is_main_process():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def read(file: pathlib.Path) -> list[Line]:
+    return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+
+
+def measure_missing(
+    file: pathlib.Path, heads: list[Line], measure: Callable[[Line], Line]
+) -> None:
+    """Measure and write what `heads` name and the file does not hold yet."""
+    there = read(file)
+    heads = [h for h in heads if not any(h.items() <= line.items() for line in there)]
+    began = time.perf_counter()
+    for done, head in enumerate(heads, 1):
+        line = measure(head)
+        write(file, head | line)
+        left = (time.perf_counter() - began) / done * (len(heads) - done) / 60
+        figures = ", ".join(f"{k} {v:.5g}" for k, v in line.items() if k != "curve")
+        say(f"{done}/{len(heads)} {head['member']}: {figures}; {left:.0f} min left")

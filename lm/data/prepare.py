@@ -1,0 +1,123 @@
+"""From documents to rows on disk.
+
+corpus -> clean -> deduplicate -> tokenise -> pack -> rows on disk, cached under a
+fingerprint of everything that made them.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import filelock
+from absl import logging
+from tokenizers import Tokenizer
+
+from lm.data.bigram import bigram_counts, bigram_loss
+from lm.data.cleaning.clean import clean
+from lm.data.config import PAIR_SOURCES, DataConfig
+from lm.data.rows.pairs import pair_splits
+from lm.data.rows.store import Rows, read_rows, write_rows
+from lm.data.sources.corpus import SHIFTED, Corpus
+from lm.data.sources.pairs import (
+    PairCorpus,
+)
+from lm.data.texts import document_splits, open_corpus, sample
+from lm.data.tokenizer import load_tokenizer, train_tokenizer
+
+FORMAT = 2  # part of the fingerprint; changes when the files or their making change
+TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
+
+
+class Data(NamedTuple):
+    train: Rows
+    validation: Rows
+    tokenizer: Tokenizer
+    meta: dict  # fingerprint, padding shares, documents, bigram loss, ...
+    shifted: Rows | None = None  # held-out text of another kind
+
+
+def prepare(config: DataConfig) -> Data:
+    """Return the rows and the tokenizer, making them first where the cache has none.
+
+    Safe to call from many processes at once: one makes them, the others wait.
+    """
+    corpus = open_corpus(config)
+    made_of = {
+        "format": FORMAT,
+        "corpus": corpus.identity,
+        "vocab_size": config.vocab_size,
+        "seq_len": config.seq_len,
+        "packing": config.packing,
+    }
+    if config.tokenizer != "bpe":  # as caches have it that were made before the others
+        made_of["tokenizer"] = config.tokenizer
+    if config.source in PAIR_SOURCES:
+        made_of["source_len"] = config.source_len
+    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    cache = pathlib.Path(config.cache).expanduser()
+    folder = cache / "rows" / fingerprint
+    if not (folder / "meta.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not (folder / "meta.json").exists():
+                partial = folder.with_suffix(".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                make_rows(config, corpus, partial, fingerprint)
+                partial.rename(folder)
+    return load(folder)
+
+
+def make_rows(
+    config: DataConfig,
+    corpus: Corpus | PairCorpus,
+    folder: pathlib.Path,
+    fingerprint: str,
+) -> None:
+    logging.info("preparing %s", json.dumps(corpus.identity)[:200])
+    if isinstance(corpus, PairCorpus):
+        texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
+    else:
+        texts, rows = document_splits(config, corpus)
+    tokenizer = train_tokenizer(
+        config.tokenizer,
+        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS),
+        config.vocab_size,
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    vocab_size = tokenizer.get_vocab_size()
+    meta = {
+        "fingerprint": fingerprint,
+        "vocab_size": vocab_size,
+        "row_len": config.seq_len + 1,
+        "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
+        "segments": config.packing == "first_fit",
+    }
+    for split in corpus.splits:
+        meta[split] = write_rows(rows(tokenizer, split), folder, split, meta)
+        least = config.seq_len if split == "train" else 1
+        if meta[split]["targets"] < least:
+            raise ValueError(
+                f"the {split} text has {meta[split]['targets']} target tokens, too short "
+                f"for one row of data.seq_len {config.seq_len}; give more text, or a "
+                "smaller seq_len"
+            )
+    counts = [
+        bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
+        for split in ("train", "validation")
+    ]
+    meta["bigram_loss"] = bigram_loss(*counts)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+def load(folder: pathlib.Path) -> Data:
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
+    if not meta["segments"]:
+        rows = {split: r._replace(segments=None) for split, r in rows.items()}
+    return Data(tokenizer=tokenizer, meta=meta, **rows)

@@ -1,0 +1,90 @@
+"""The embedded corpus: the source of the running interpreter's standard library.
+
+Real text that every machine with Python already has, as a TFDS dataset: `train` and
+`validation` are library modules (a hash of the path decides), `tests` is the library's own
+test suite, a second held-out corpus where the interpreter ships it.
+"""
+
+import hashlib
+import pathlib
+import sys
+import sysconfig
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from lm.data.sources.corpus import SHIFTED, Corpus
+from lm.data.sources.tfds import tfds_documents
+
+VALIDATION_SHARE = 0.05
+
+
+class Stdlib(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("{}.{}.{}".format(*sys.version_info[:3]))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"path": tfds.features.Text(), "text": tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Source code of the Python standard library.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _split_generators(self, dl_manager):
+        splits: dict[str, list[pathlib.Path]] = {}
+        for path in source_files():
+            splits.setdefault(split_of(path), []).append(path)
+        return {name: examples(paths) for name, paths in splits.items()}
+
+    def _generate_examples(self):
+        raise AssertionError("each split has its own generator")
+
+
+def stdlib_folder() -> pathlib.Path:
+    return pathlib.Path(sysconfig.get_path("stdlib"))
+
+
+def source_files() -> list[pathlib.Path]:
+    """List the library's .py files, relative to its folder, in a fixed order."""
+    folder = stdlib_folder()
+    return sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*.py")
+        if "site-packages" not in path.parts and "dist-packages" not in path.parts
+    )
+
+
+def split_of(path: pathlib.Path) -> str:
+    if any(part in ("test", "tests", "idle_test") for part in path.parts[:-1]):
+        return "tests"
+    digest = hashlib.blake2b(path.as_posix().encode(), digest_size=4).digest()
+    share = int.from_bytes(digest, "big") / 2**32
+    return "validation" if share < VALIDATION_SHARE else "train"
+
+
+def has_tests() -> bool:
+    return any(split_of(path) == "tests" for path in source_files())
+
+
+def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:
+    for path in paths:
+        raw = (stdlib_folder() / path).read_bytes()
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            continue  # a few test files are in other encodings on purpose
+        if text.strip():
+            yield path.as_posix(), {"path": path.as_posix(), "text": text}
+
+
+def stdlib_corpus(cache: pathlib.Path) -> Corpus:
+    # Imported where used: a run whose rows are prepared needs no TFDS.
+    from lm.data.sources.stdlib import Stdlib, has_tests
+
+    builder = Stdlib(data_dir=cache / "tfds", file_format="array_record")
+    names = {"shifted": "tests"}
+    return Corpus(
+        {"source": "stdlib", "version": str(builder.version)},
+        lambda split: tfds_documents(builder, names.get(split, split), "text"),
+        SHIFTED if has_tests() else SHIFTED[:2],
+    )

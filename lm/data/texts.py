@@ -1,0 +1,106 @@
+"""The texts of a split: opened, cleaned, deduplicated, packed."""
+
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from lm.data.classes import encode_classes
+from lm.data.cleaning.clean import clean
+from lm.data.cleaning.dedup import deduplicate
+from lm.data.config import DataConfig
+from lm.data.rows.packing import PACKINGS, Row, SplitRows, Texts
+from lm.data.rows.store import Rows
+from lm.data.sources.corpus import Corpus
+from lm.data.sources.files import jsonl_corpus, text_corpus
+from lm.data.sources.pairs import (
+    PairCorpus,
+    docstring_corpus,
+    gettext_corpus,
+    parallel_corpus,
+)
+from lm.data.sources.stdlib import stdlib_corpus
+from lm.data.sources.tfds import tfds_corpus
+from lm.data.tokenizer import encode_documents
+
+SHIFTED_CHARACTERS = 300_000  # of the shifted text, at most
+
+
+def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
+    c = config
+    if c.source == "docstring":
+        return docstring_corpus()
+    if c.source == "gettext":
+        return gettext_corpus(c.name, c.language, c.validation_share)
+    if c.source == "parallel":
+        return parallel_corpus(c.path, c.target_path, c.validation_share)
+    if c.source == "stdlib":
+        return stdlib_corpus(pathlib.Path(c.cache).expanduser())
+    if c.source == "tfds":
+        splits = {"train": c.split, "validation": c.validation_split}
+        if c.shifted_split:
+            splits["shifted"] = c.shifted_split
+        return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
+    if c.source == "text":
+        return text_corpus(c.path, c.validation_path, c.validation_share, c.shifted_path)
+    return jsonl_corpus(
+        c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path
+    )
+
+
+def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
+    """Yield a split's texts, cleaned; of the shifted one as many as are used."""
+    texts = map(clean, corpus.documents(split))
+    return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
+
+
+def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
+    """Return the functions from a split to its texts and to its rows, training first."""
+    seen: set[bytes] = set()
+
+    def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
+        texts = split_texts(corpus, split)
+        documents = tqdm(texts, f"prepare {split}", unit=" documents")
+        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
+        return PACKINGS[config.packing](encoded, config.seq_len)
+
+    return corpus.documents, rows
+
+
+def training_texts(config: DataConfig) -> Iterator[str]:
+    return split_texts(open_corpus(config), "train")
+
+
+def held_out_texts(config: DataConfig, split: str) -> list[str]:
+    """Return the texts of which the rows of a held-out split were made."""
+    corpus, seen = open_corpus(config), set()
+    for before in corpus.splits:
+        found = list(deduplicate(split_texts(corpus, before), seen))
+        if before == split:
+            return found
+    raise ValueError(f"the corpus has no split {split!r}")
+
+
+def pack_texts(
+    config: DataConfig, tokenizer: Tokenizer, texts: list[str], classes: bool = False
+) -> Rows:
+    """Pack texts into rows in memory, with the classes of their tokens if asked for."""
+    pack = PACKINGS[config.packing]
+
+    def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
+        return [np.stack(x) for x in zip(*pack(encoded, config.seq_len), strict=True)]
+
+    tokens, segments = rows(encode_documents(tokenizer, texts))
+    # Packing goes by lengths alone, so the classes come to lie where their tokens do.
+    found = rows(encode_classes(texts, tokenizer))[0] if classes else None
+    return Rows(tokens, segments, found)
+
+
+def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text
+        characters -= len(text)

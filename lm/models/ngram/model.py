@@ -1,0 +1,179 @@
+"""N-gram language models of orders 1 to 5: counted on any devices, evaluated on them.
+
+The idea: each target with the n - 1 tokens before it is a tuple of integers, counted by
+whoever counts tuples of integers (parallel/counting/table.py); `estimate` turns the
+distinct ones and their counts into tables (lm/models/ngram/smoothing.py), and the Task
+looks targets up in them. N-grams never cross the beginning of a segment: what lies before
+it is a mark of its own, and a target there is predicted from the context that it has.
+
+The bigram model with add-k smoothing at the end is the baseline of the data pipeline: its
+counts are a sparse matrix. Source: Jurafsky and Martin, Speech and Language Processing, 3.
+
+Shapes: B batch, T time, N lookups, n order, V vocabulary, C cache length, M distinct
+n-grams, G grams of one order, H contexts of one length.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.models.ngram.smoothing import (
+    Level,
+    add_k,
+    build_levels,
+    deleted_weights,
+    jelinek_mercer,
+    kneser_ney,
+)
+from lm.models.ngram.tables import probabilities, searchable
+from lm.task import Batch, Key, Params, Sums, Task, targets_mask
+
+SMOOTHINGS = ("kneser_ney", "jelinek_mercer", "add_k")
+MAX_ORDER = 5
+
+
+@dataclass
+class NgramConfig:
+    order: int = 3  # n: a token is predicted from the n - 1 before it
+    smoothing: str = "kneser_ney"  # (modified, interpolated) | jelinek_mercer | add_k
+    k: float = 0.01  # add_k: what is added to each count
+
+    def validate(self, seq_len: int) -> None:
+        if not 1 <= self.order <= MAX_ORDER:
+            raise ValueError(
+                f"model.order is {self.order}; expected 1 (single tokens) to {MAX_ORDER}"
+            )
+        if self.smoothing not in SMOOTHINGS:
+            raise ValueError(
+                f"model.smoothing is {self.smoothing!r}; "
+                f"choose one of {', '.join(SMOOTHINGS)}"
+            )
+        if not self.k > 0:
+            raise ValueError(f"model.k is {self.k}; it must be positive")
+
+
+def grams(batch: Batch, order: int, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """Return each target's n-gram, int32[B * T, n], and whether it counts, bool[B * T]."""
+    batch = {"segments": jnp.ones_like(batch["tokens"])} | batch
+    windows_BTn = windows(batch, order, vocab_size)[:, 1:]
+    return windows_BTn.reshape(-1, order), targets_mask(batch).reshape(-1)
+
+
+def windows(batch: Batch, width: int, vocab_size: int) -> jax.Array:
+    """Return the last `width` tokens up to each place, int32[B, T + 1, width].
+
+    `vocab_size` itself stands for what is before the beginning of the segment.
+    """
+    back = jnp.arange(width - 1, -1, -1)
+    places = jnp.arange(batch["tokens"].shape[1])[:, None] - back
+    tokens, segments = (batch[name][:, jnp.maximum(places, 0)] for name in
+                        ("tokens", "segments"))  # fmt: skip
+    inside = (places >= 0) & (segments == batch["segments"][..., None])
+    return jnp.where(inside, tokens, vocab_size)
+
+
+def first_epoch(batch: Batch, step: jax.Array, batch_size: int, num_rows: int) -> Batch:
+    """Empty the rows that an epoch of `num_rows` rows has already shown.
+
+    Seen twice, a text would only look surer than it is (no n-gram would be seen once, and
+    the discounts of Kneser-Ney would have nothing to go by).
+    """
+    new_B = step * batch_size + batch["row"] < num_rows
+    segments = batch.get("segments", jnp.ones_like(batch["tokens"]))
+    return batch | {"segments": jnp.where(new_B[:, None], segments, 0)}
+
+
+def counted(
+    config: NgramConfig, vocab_size: int, batch_size: int, num_rows: int
+) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return (batch, step) -> its n-grams and which of them count."""
+
+    def tuples(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        new = first_epoch(batch, step, batch_size, num_rows)
+        return grams(new, config.order, vocab_size)
+
+    return tuples
+
+
+def estimate(
+    config: NgramConfig, vocab_size: int, grams_Mn: np.ndarray, counts_M: np.ndarray
+) -> Params:
+    """Return the model of the distinct n-grams and their counts, as the Task takes it."""
+    levels = build_levels(grams_Mn, counts_M, vocab_size)
+    return smooth(config, vocab_size, levels, counts_M)
+
+
+def smooth(
+    config: NgramConfig, vocab_size: int, levels: list[Level], counts_M: np.ndarray
+) -> Params:
+    """Do the rest of `estimate`; the levels may be those of longer n-grams."""
+    levels = levels[: config.order]
+    if config.smoothing == "kneser_ney":
+        tables = kneser_ney(levels)
+    elif config.smoothing == "add_k":
+        tables = add_k(levels, config.k, vocab_size)
+    else:
+        weights = deleted_weights(levels, counts_M, vocab_size)
+        tables = jelinek_mercer(levels, weights)
+    num_parents = [0, *(len(level.labels_H) for level in levels)]
+    return [
+        searchable(level, *table, num)
+        for level, table, num in zip(levels, tables, num_parents, strict=False)
+    ]
+
+
+def ngram_task(config: NgramConfig, vocab_size: int, seq_len: int) -> Task:
+    """Return the Task of looking targets up; its `init` is the model of no text.
+
+    Its parameters are what `estimate` returns. They are counted, not descended to: the
+    loss has no gradient.
+    """
+    del seq_len
+    order, direct = config.order, config.smoothing == "add_k"
+
+    def init(key: Key) -> Params:
+        nothing = np.zeros((0, order), np.int32), np.zeros(0, np.int64)
+        return estimate(config, vocab_size, *nothing)
+
+    def lookup(params: Params, contexts, words) -> jax.Array:
+        return probabilities(params, contexts, words, 1 / vocab_size, direct)
+
+    def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, Sums]:
+        grams_Nn, valid_N = grams(batch, order, vocab_size)
+        p_N = lookup(params, grams_Nn[:, :-1], grams_Nn[:, -1])
+        loss_sum = -jnp.sum(jnp.where(valid_N, jnp.log(p_N), 0.0))
+        tokens = jnp.sum(valid_N, dtype=jnp.float32)
+        return loss_sum, {"loss": loss_sum, "tokens": tokens}
+
+    def all_logits(params: Params, contexts_BTn: jax.Array) -> jax.Array:
+        """Return logits_BTV, a position at a time: each asks for the whole vocabulary."""
+
+        def one(contexts_Bn: jax.Array) -> jax.Array:
+            words_BV = jnp.broadcast_to(
+                jnp.arange(vocab_size), (len(contexts_Bn), vocab_size)
+            )
+            return jnp.log(lookup(params, contexts_Bn, words_BV))
+
+        return jax.lax.map(one, contexts_BTn.swapaxes(0, 1)).swapaxes(0, 1)
+
+    def logits(params: Params, batch: Batch) -> jax.Array:
+        batch = {"segments": jnp.ones_like(batch["tokens"])} | batch
+        return all_logits(params, windows(batch, order - 1, vocab_size)[:, :-1])
+
+    def cache(batch_size: int, length: int) -> jax.Array:
+        return jnp.zeros((batch_size, length), jnp.int32)
+
+    def decode(params: Params, tokens_BC: jax.Array, tokens_BT, start_B):
+        rows_B1 = jnp.arange(len(start_B))[:, None]
+        places_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        tokens_BC = tokens_BC.at[rows_B1, places_BT].set(tokens_BT)
+        back_n = jnp.arange(order - 2, -1, -1)
+        places_BTn = places_BT[..., None] - back_n
+        contexts = tokens_BC[rows_B1[..., None], jnp.maximum(places_BTn, 0)]
+        contexts_BTn = jnp.where(places_BTn >= 0, contexts, vocab_size)
+        return all_logits(params, contexts_BTn), tokens_BC
+
+    return Task(init, loss, logits, cache, decode)

@@ -1,0 +1,132 @@
+"""The recurrent encoder-decoder with attention; see lm/models/seq2seq/task.py.
+
+The encoder's layers run in both directions, whose outputs are added (Amodei et al. 2016,
+Deep Speech 2, 3.3); the last states of each are where the decoder's layer begins. The
+decoder's states over all of the target come first, then each attends to the source by a
+bilinear score (Luong et al. 2015, 3.1, "general"), for all positions at once: what was
+attended to is not fed back.
+
+Shapes: B batch, S source, T target, L length of the cache, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.models.layers import dropout, matmul
+from lm.models.recurrence import Carry, output
+from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
+from lm.models.seq2seq.transformer import source_mask
+
+MASKED = -1e30  # finite: the gradient of an infinity is not a number
+
+
+class BothDirections(nnx.Module):
+    def __init__(self, config: RecurrentConfig, rngs: nnx.Rngs):
+        self.onward, self.backward = Layer(config, rngs), Layer(config, rngs)
+
+    def __call__(self, x_BSD: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, Carry]:
+        """Return the outputs, y_BSD, and the last states of the two directions, added."""
+        zeros = self.onward.zeros(x_BSD.shape[:1], x_BSD.dtype)
+        last_B = jnp.sum(mask_BS, 1) - 1
+        onward = self.onward.states(x_BSD, zeros, None)
+        # Backwards the padding comes first; the state begins anew at the last token.
+        first_BS = jnp.flip(jnp.arange(mask_BS.shape[1]) == last_B[:, None], 1)
+        backward = self.backward.states(jnp.flip(x_BSD, 1), zeros, first_BS)
+
+        def last(onward_BSD: jax.Array, backward_BSD: jax.Array) -> jax.Array:
+            return onward_BSD[jnp.arange(len(last_B)), last_B] + backward_BSD[:, -1]
+
+        y_BSD = output(onward) + jnp.flip(output(backward), 1)
+        return y_BSD, jax.tree.map(last, onward, backward)
+
+
+class GlobalAttention(nnx.Module):
+    """tanh(W [context; state]), the context being a mean of the source (Luong et al.)."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        init = nnx.initializers.xavier_uniform()
+        self.score = nnx.Linear(width, width, use_bias=False, kernel_init=init, rngs=rngs)
+        self.out = nnx.Linear(2 * width, width, use_bias=False, kernel_init=init, rngs=rngs)
+
+    def __call__(self, x_BTD, source_BSD, mask_BS) -> jax.Array:
+        scores_BTS = jnp.einsum("btd,bsd->bts", self.score(x_BTD), source_BSD)
+        scores_BTS = jnp.where(mask_BS[:, None], scores_BTS.astype(jnp.float32), MASKED)
+        weights_BTS = jax.nn.softmax(scores_BTS).astype(x_BTD.dtype)
+        context_BTD = jnp.einsum("bts,bsd->btd", weights_BTS, source_BSD)
+        return jnp.tanh(self.out(jnp.concatenate([context_BTD, x_BTD], -1)))
+
+
+class RecurrentSeq2Seq(nnx.Module):
+    def __init__(
+        self, config: RecurrentConfig, vocab_size: int, source_len: int, rngs: nnx.Rngs
+    ):
+        c = config
+        self.config, self.source_len = c, source_len
+        table_init = nnx.initializers.normal(c.width**-0.5)
+        self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
+        layers = range(c.num_layers)
+        self.encoder = nnx.List([BothDirections(c, rngs) for _ in layers])
+        self.decoder = nnx.List([Layer(c, rngs) for _ in layers])
+        self.attention = GlobalAttention(c.width, rngs)
+        self.output = (
+            None
+            if c.tied
+            else nnx.Linear(
+                c.width, vocab_size, use_bias=False, kernel_init=table_init, rngs=rngs
+            )
+        )
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        return self.embedding[tokens_BT] * embedding_scale(self.config.width)
+
+    def read(self, source_BS: jax.Array, row_keys_B) -> tuple[jax.Array, list[Carry]]:
+        """Return the encoder's output, x_BSD, and its last states layer by layer."""
+        rate, mask_BS, carries = self.config.dropout, source_mask(source_BS), []
+        x_BSD = dropout(self.embed(source_BS), rate, row_keys_B, 0)
+        for index, layer in enumerate(self.encoder):
+            x_BSD, carry = layer(x_BSD, mask_BS)
+            x_BSD = dropout(x_BSD, rate, row_keys_B, index + 1)
+            carries.append(carry)
+        return x_BSD, carries
+
+    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD of the target's positions. No keys: no dropout."""
+        rate, num_sites = self.config.dropout, self.config.num_layers + 1
+        source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
+        source_BSD, carries = self.read(source_BS, row_keys_B)
+        x_BTD = dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
+        for index, layer in enumerate(self.decoder):
+            x_BTD = output(layer.states(x_BTD, carries[index], None))
+            x_BTD = dropout(x_BTD, rate, row_keys_B, num_sites + index + 1)
+        return self.attention(x_BTD, source_BSD, source_mask(source_BS))
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        if self.output is None:
+            return matmul(x_BTD, self.embedding[...].T)
+        return self.output(x_BTD)
+
+    def cache(self, batch_size: int, length: int) -> dict[str, Any]:
+        return {
+            "mask": jnp.zeros((batch_size, self.source_len), bool),
+            "source": jnp.zeros((batch_size, self.source_len, self.config.width)),
+            "target": [layer.zeros((batch_size, 1 + length)) for layer in self.decoder],
+        }
+
+    def encode(self, cache: dict[str, Any], source_BS: jax.Array) -> dict[str, Any]:
+        source_BSD, carries = self.read(source_BS, None)
+        target = jax.tree.map(
+            lambda past, carry: past.at[:, 0].set(carry), cache["target"], carries
+        )
+        return {"mask": source_mask(source_BS), "source": source_BSD, "target": target}
+
+    def decode(self, cache: dict[str, Any], tokens_BT: jax.Array, start_B: jax.Array):
+        """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
+        x_BTD, target = self.embed(tokens_BT), []
+        for layer, past in zip(self.decoder, cache["target"], strict=True):
+            x_BTD, past = layer.decode(x_BTD, past, start_B)
+            target.append(past)
+        x_BTD = self.attention(x_BTD, cache["source"], cache["mask"])
+        return self.head(x_BTD), cache | {"target": target}

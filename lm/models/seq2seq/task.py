@@ -1,0 +1,86 @@
+"""Encoder-decoder models: a source text is read whole, then a target is written.
+
+Both kinds are trained by teacher forcing: the decoder is given the true target so far. In a
+row of T' tokens the first `source_len` are the source, up to its end mark, and the others
+the target (lm/data/sources/pairs.py); `hidden` covers the target alone.
+
+transformer: pre-norm blocks in the shape of Llama (Vaswani et al. 2017; Touvron et al.
+2023), whose decoder attends to itself and then to the encoder's output.
+recurrent: an encoder in both directions and a decoder with attention (Bahdanau et al. 2015;
+Luong et al. 2015, lm/models/seq2seq/recurrent.py).
+
+Shapes: B batch, S source, T target, L length of the decoder's cache, D model width, N
+heads, K head width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from flax import nnx
+
+from lm.models.recurrent import CELLS, RecurrentConfig
+from lm.models.seq2seq.recurrent import RecurrentSeq2Seq
+from lm.models.seq2seq.transformer import TransformerSeq2Seq
+from lm.models.transformer.config import TransformerConfig
+from lm.task import Task, next_token_task
+
+KINDS = ("transformer", "recurrent")
+
+
+@dataclass
+class Seq2SeqConfig:
+    kind: str = "transformer"  # transformer | recurrent
+    width: int = 256  # D
+    num_layers: int = 3  # of the encoder, and as many of the decoder
+    num_heads: int = 4  # transformer: N; the head width is width / num_heads
+    cell: str = "lstm"  # recurrent: rnn | lstm | gru
+    tied: bool = True  # the head is the transposed embedding, common to both sides
+    dropout: float = 0.1
+    label_smoothing: float = 0.1  # share of each label that is spread over the vocabulary
+
+    @property
+    def blocks(self) -> TransformerConfig:
+        return TransformerConfig(
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            activation="swiglu",
+            norm="rmsnorm",
+            positions="rotary",
+            bias=False,
+            dropout=self.dropout,
+            tied=self.tied,
+        )
+
+    @property
+    def cells(self) -> RecurrentConfig:
+        return RecurrentConfig(
+            cell=self.cell,
+            width=self.width,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            tied=self.tied,
+        )
+
+    def validate(self, seq_len: int) -> None:
+        for name, options in [("kind", KINDS), ("cell", CELLS)]:
+            if (value := getattr(self, name)) not in options:
+                raise ValueError(
+                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
+                )
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(
+                f"model.label_smoothing is {self.label_smoothing}; expected 0 <= s < 1"
+            )
+        if self.kind == "transformer":
+            self.blocks.validate(seq_len)
+        else:
+            self.cells.validate(seq_len)
+
+
+def seq2seq_task(config: Seq2SeqConfig, vocab_size: int, source_len: int) -> Task:
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if config.kind == "transformer":
+            return TransformerSeq2Seq(config.blocks, vocab_size, source_len, rngs)
+        return RecurrentSeq2Seq(config.cells, vocab_size, source_len, rngs)
+
+    return next_token_task(build, 0, smoothing=config.label_smoothing)

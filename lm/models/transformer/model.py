@@ -1,0 +1,340 @@
+"""Decoder-only transformer: the GPT-2 and the Llama shape, and what lies between.
+
+Pre-norm residual blocks (Radford et al. 2019; Touvron et al. 2023). Rows may hold several
+documents: attention stays inside a segment and positions restart with it. The module knows
+nothing of devices.
+
+Shapes: B batch, T time, S cache length, D model width, N heads, G key/value heads,
+K head width, F hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.scheduling_groups import xla_metadata_call
+
+from lm.losses import cross_entropy
+from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
+from lm.models.layers import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    Norm,
+    dropout,
+    matmul,
+    one_core_a_device,
+)
+from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
+from lm.task import Stages, Task, inputs, next_token_task, row_keys, targets_mask
+
+
+def transformer_task(
+    config: TransformerConfig, vocab_size: int, seq_len: int, trace_norms: bool = False
+) -> Task:
+    def build(rngs: nnx.Rngs) -> Transformer:
+        return Transformer(config, vocab_size, seq_len, rngs)
+
+    task = next_token_task(
+        build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=trace_norms
+    )
+    return task._replace(
+        stages=transformer_stages(config, build), tensor_dims=config.tensor_dims(vocab_size)
+    )
+
+
+def transformer_stages(
+    config: TransformerConfig, build: Callable[[nnx.Rngs], "Transformer"]
+) -> Stages:
+    """Cut between the blocks; they are stacked, whether the model scans them or not."""
+
+    def without_layers() -> Transformer:
+        module = build(nnx.Rngs(0))
+        module.layers, module.scanned_layers = None, None
+        return module
+
+    outer_graph = nnx.graphdef(nnx.eval_shape(without_layers))
+    block_graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    indices = range(config.num_layers)
+
+    def split(params):
+        outer, stack = dict(params), params.get("scanned_layers")
+        if stack is None:
+            each = outer.pop("layers")
+            return outer, jax.tree.map(lambda *xs: jnp.stack(xs), *map(each.get, indices))
+        del outer["scanned_layers"]
+        return outer, stack
+
+    def join(outer, stack):
+        if config.scan_layers:
+            return outer | {"scanned_layers": stack}
+        return outer | {"layers": {i: jax.tree.map(itemgetter(i), stack) for i in indices}}
+
+    def embed(outer, batch, key) -> jax.Array:
+        return nnx.merge(outer_graph, outer).enter(*inputs(batch), row_keys(batch, key))
+
+    def layer(params, x_BTD, batch, index, key) -> jax.Array:
+        tokens_BT, segments_BT = inputs(batch)
+        positions_BT = positions_in_segment(tokens_BT, segments_BT)
+        keys_B = row_keys(batch, key)
+
+        def run(x_BTD, params):
+            block = nnx.merge(block_graph, params)
+            return run_block(x_BTD, block, index, positions_BT, segments_BT, keys_B)
+
+        if config.remat != "none":
+            run = jax.checkpoint(run, policy=SAVEABLE[config.remat])
+        return checkpoint_name(run(x_BTD, params), RESIDUAL)
+
+    def loss(outer, x_BTD, batch):
+        module = nnx.merge(outer_graph, outer)
+        return cross_entropy(
+            module.final_norm(x_BTD),
+            module.head,
+            batch["tokens"][:, 1:],
+            targets_mask(batch),
+            config.loss_chunk,
+        )
+
+    return Stages(config.num_layers, split, join, embed, layer, loss)
+
+
+def initializer(config: TransformerConfig, residual: bool = False):
+    """Return the initialiser of a weight matrix.
+
+    gpt2: normal 0.02, matrices that write to the residual stream divided by
+    sqrt(2 layers) (Radford et al. 2019, 2.3). The others: INITIALIZERS.
+    """
+    if config.init in INITIALIZERS:
+        return INITIALIZERS[config.init]
+    scale = (2 * config.num_layers) ** -0.5 if residual else 1.0
+    return nnx.initializers.normal(0.02 * scale)
+
+
+def linear(
+    config: TransformerConfig,
+    rngs: nnx.Rngs,
+    num_in: int,
+    num_out: int,
+    residual: bool = False,
+) -> nnx.Linear:
+    return nnx.Linear(
+        num_in,
+        num_out,
+        use_bias=config.bias,
+        kernel_init=initializer(config, residual),
+        dot_general=lambda x, w, *_, **__: matmul(x, w),
+        rngs=rngs,
+    )
+
+
+def unchanged(x_BTD: jax.Array) -> jax.Array:
+    return x_BTD
+
+
+def norm(config: TransformerConfig) -> Callable[[jax.Array], jax.Array]:
+    if config.norm == "none":
+        return unchanged
+    return Norm(config.width, config.norm == "rmsnorm", config.bias)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        c = config
+        self.num_heads = c.num_heads
+        self.num_kv_heads = c.num_kv_heads or c.num_heads
+        self.head_width = c.width // c.num_heads
+        self.rotary_base = c.rotary_base if c.positions == "rotary" else None
+        self.implementation = c.attention
+        kv_width = self.num_kv_heads * self.head_width
+
+        self.query = linear(c, rngs, c.width, c.width)
+        self.key = linear(c, rngs, c.width, kv_width)
+        self.value = linear(c, rngs, c.width, kv_width)
+        self.out = linear(c, rngs, c.width, c.width, residual=True)
+
+    def project(self, x_BTD: jax.Array, positions_BT: jax.Array):
+        batch, time, _ = x_BTD.shape
+        q_BTNK = self.query(x_BTD).reshape(batch, time, self.num_heads, -1)
+        k_BTGK = self.key(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
+        v_BTGK = self.value(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
+        if self.rotary_base is not None:
+            q_BTNK = rotate(q_BTNK, positions_BT, self.rotary_base)
+            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+        return q_BTNK, k_BTGK, v_BTGK
+
+    def __call__(self, x_BTD, positions_BT, segments_BT) -> jax.Array:
+        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
+        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, self.implementation)
+        return self.out(y_BTNK.reshape(x_BTD.shape))
+
+    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
+        """Attend to the cache k_BSGK, v_BSGK after writing these positions into it."""
+        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
+        rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
+        k_BSGK = cache[0].at[rows_B1, positions_BT].set(k_BTGK.astype(cache[0].dtype))
+        v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
+        # Slots beyond a row's own position hold nothing yet, or padding of its prompt.
+        mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
+        y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS)
+        return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        c = config
+        gated = c.activation == "swiglu"
+
+        self.activation = c.activation
+        self.up = linear(c, rngs, c.width, c.hidden_width)
+        self.gate = linear(c, rngs, c.width, c.hidden_width) if gated else None
+        self.down = linear(c, rngs, c.hidden_width, c.width, residual=True)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        h_BTF = self.up(x_BTD)
+        if self.gate is not None:
+            h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
+        else:
+            h_BTF = ACTIVATIONS[self.activation](h_BTF)
+        return self.down(h_BTF)
+
+
+class Block(nnx.Module):
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
+        self.dropout, self.residual = config.dropout, config.residual
+        self.attention_norm = norm(config)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm(config)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
+        y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
+        x_BTD = self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 0))
+        y_BTD = self.mlp(self.mlp_norm(x_BTD))
+        return self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 1))
+
+    def join(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
+        return x_BTD + y_BTD if self.residual else y_BTD
+
+    def decode(self, x_BTD, positions_BT, cache):
+        y_BTD, cache = self.attention.decode(
+            self.attention_norm(x_BTD), positions_BT, cache
+        )
+        x_BTD = self.join(x_BTD, y_BTD)
+        return self.join(x_BTD, self.mlp(self.mlp_norm(x_BTD))), cache
+
+
+def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B):
+    """Run layer number `index`, its dropout drawn from the key of each row and layer."""
+    if row_keys_B is not None:
+        row_keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
+    return block(x_BTD, positions_BT, segments_BT, row_keys_B)
+
+
+class Transformer(nnx.Module):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocab_size: int,
+        seq_len: int,
+        rngs: nnx.Rngs,
+    ):
+        c = config
+        self.config = c
+        # He and Xavier are meant for matrices that sum over their input; a table is read.
+        table_init = nnx.initializers.normal(0.02)
+        # Plain parameters: nnx.Embed would cast them to the type that it was made with.
+        self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
+        self.position_embedding = (
+            nnx.Param(table_init(rngs.params(), (seq_len, c.width)))
+            if c.positions == "learned"
+            else None
+        )
+        # Traced once for all layers: NNX traces in time quadratic in the keys drawn.
+        make_block = jax.jit(lambda key: Block(c, nnx.Rngs(key)))
+        keys_L = jax.random.split(rngs.params(), c.num_layers)
+        if c.scan_layers:
+            self.layers, self.scanned_layers = None, jax.vmap(make_block)(keys_L)
+        else:
+            self.layers = nnx.List([make_block(key) for key in keys_L])
+            self.scanned_layers = None
+        self.final_norm = norm(c)
+        self.output = (
+            None
+            if c.tied
+            else nnx.Linear(
+                c.width, vocab_size, use_bias=False, kernel_init=table_init, rngs=rngs
+            )
+        )
+
+    def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        x_BTD = self.embedding[tokens_BT]
+        if self.position_embedding is not None:
+            x_BTD += self.position_embedding[positions_BT]
+        return x_BTD
+
+    def enter(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD, what the first layer takes in."""
+        x_BTD = self.embed(tokens_BT, positions_in_segment(tokens_BT, segments_BT))
+        return dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
+
+    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD, the final hidden states. No keys: no dropout."""
+        return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
+
+    def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
+        """Return what `hidden` does, and `measure` of each layer's output."""
+        positions_BT = positions_in_segment(tokens_BT, segments_BT)
+        x_BTD = self.enter(tokens_BT, segments_BT, row_keys_B)
+
+        def layer(x_BTD, block: Block, index) -> jax.Array:
+            return run_block(x_BTD, block, index, positions_BT, segments_BT, row_keys_B)
+
+        if self.config.remat != "none":
+            layer = jax.checkpoint(layer, policy=SAVEABLE[self.config.remat])
+        if self.scanned_layers is None:
+            if one_core_a_device():
+                layer = xla_metadata_call(layer, inlineable="false")
+            layer = jax.jit(layer)  # traced once for all layers
+            measured = []
+            for index, block in enumerate(self.layers):
+                x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)
+                measured.append(measure(x_BTD))
+            return self.final_norm(x_BTD), measured
+
+        def body(x_BTD, scanned):
+            x_BTD = checkpoint_name(layer(x_BTD, *scanned), RESIDUAL)
+            return x_BTD, measure(x_BTD)
+
+        scanned_L = self.scanned_layers, jnp.arange(self.config.num_layers)
+        x_BTD, measured_L = jax.lax.scan(body, x_BTD, scanned_L)
+        return self.final_norm(x_BTD), measured_L
+
+    def blocks(self) -> Sequence[Block]:
+        """Return the layers one by one, scanned or not."""
+        if self.scanned_layers is None:
+            return self.layers
+        indices = range(self.config.num_layers)
+        return [jax.tree.map(itemgetter(i), self.scanned_layers) for i in indices]
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        if self.output is None:
+            return matmul(x_BTD, self.embedding[...].T)
+        return self.output(x_BTD)
+
+    def cache(self, batch_size: int, length: int):
+        c = self.config
+        shape = (batch_size, length, c.num_kv_heads or c.num_heads, c.width // c.num_heads)
+        return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(c.num_layers)]
+
+    def decode(self, cache, tokens_BT: jax.Array, start_B: jax.Array):
+        """Return logits_BTV and the cache, with each row's tokens written at start_B."""
+        positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT, positions_BT)
+        new_cache = []
+        for block, layer_cache in zip(self.blocks(), cache, strict=True):
+            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
+            new_cache.append(layer_cache)
+        return self.head(self.final_norm(x_BTD)), new_cache

@@ -1,0 +1,196 @@
+"""Codecs that send few of the elements: top-k, random-k, deep gradient compression.
+
+Each replica's largest elements sit at places of its own, so they are gathered with their
+indices and every replica adds up all of them. Random places drawn from a shared key are the
+same everywhere: only values travel, and they can be summed on the way.
+
+Lin et al. 2018 (deep gradient compression), Stich et al. 2018 (sparsified SGD with memory).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from parallel.exchange.codec import (
+    BY_GATHERING,
+    LINEAR,
+    Across,
+    Axes,
+    Codec,
+    check_share,
+    flatten,
+    from_words,
+    num_elements,
+    ring_bytes,
+    stateless,
+    to_words,
+)
+from parallel.program import Key, Params
+
+WARMUP_SHARE = 0.25  # of the elements kept at first, as in the paper
+WARMUP_STAGES = 4  # in which the share falls to its last value; an epoch each in the paper
+
+
+class Accumulators(NamedTuple):
+    momentum: jax.Array  # float32[n], of this replica's gradients
+    unsent: jax.Array  # float32[n], momenta added up since the element was sent
+    step: jax.Array  # int32[]
+
+
+def top_k(keep: float) -> Codec:
+    """Send the share `keep` of elements that are the largest of this replica's tree."""
+    check_share("top_k", keep)
+
+    def total(tree, state, key, across: Across):
+        x_n, unflatten = flatten(tree)
+        indices_k = largest(x_n, num_kept(x_n.size, keep))
+        total_n = gather_and_add(x_n, indices_k, across.axes)
+        return unflatten(total_n), unflatten(without(x_n, indices_k)), state
+
+    return Codec(stateless, total, partial(gathered_bytes, keep), BY_GATHERING)
+
+
+def random_k(keep: float) -> Codec:
+    """Send the share `keep` of elements, drawn anew in each step, one from each stratum.
+
+    The vector is cut into k parts of nearly equal length, and one element of each is drawn:
+    every element is as likely as another, and nothing is sorted. The total is not divided
+    by `keep`: under error feedback what waits comes later, and a larger total would make
+    the residuals grow; without it, the expected total is `keep` times the sum.
+    """
+    check_share("random_k", keep)
+
+    def total(tree, state, key, across: Across):
+        x_n, unflatten = flatten(tree)
+        indices_k = one_of_each_part(key, x_n.size, num_kept(x_n.size, keep))
+        # A NaN or infinity that is not drawn shows too: 0 times it is NaN.
+        values_k = x_n[indices_k] + 0 * jnp.abs(x_n).max()
+        sums_k = across.all_reduce(values_k, across.axes)
+        total_n = jnp.zeros_like(x_n).at[indices_k].set(sums_k, unique_indices=True)
+        return unflatten(total_n), unflatten(without(x_n, indices_k)), state
+
+    def sent_bytes(params: Params, degree: int) -> float:
+        return ring_bytes(4 * num_kept(num_elements(params), keep), degree)
+
+    return Codec(stateless, total, sent_bytes, LINEAR)
+
+
+def deep_gradient_compression(
+    keep: float, momentum: float = 0.9, warmup_steps: int = 0
+) -> Codec:
+    """Send the largest of each replica's accumulated momenta.
+
+    It takes the place of the optimizer's momentum (use plain SGD after it) and of error
+    feedback: it keeps what it does not send, and its residuals are zeros. Its law is
+    total + sum of unsent = sum of (unsent before + momentum * momentum before + input).
+    Momentum and what waits are forgotten where an element is sent (factor masking). Over
+    `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` is that of
+    the steps after. The paper clips each replica's gradient first: put that before this.
+    """
+    check_share("deep_gradient_compression", keep)
+    if not 0 <= momentum < 1 or warmup_steps < 0:
+        raise ValueError(
+            f"deep_gradient_compression has momentum {momentum} and warmup_steps "
+            f"{warmup_steps}; give a momentum from 0 to below 1, and 0 steps or more"
+        )
+    shares = warmup_shares(keep) if warmup_steps else []
+
+    def init(params: Params) -> Accumulators:
+        zeros = jnp.zeros(num_elements(params), jnp.float32)
+        return Accumulators(zeros, zeros, jnp.int32(0))
+
+    def total(tree, state: Accumulators, key, across: Across):
+        x_n, unflatten = flatten(tree)
+        momentum_n = momentum * state.momentum + x_n
+        unsent_n = state.unsent + momentum_n
+
+        def send(share: float):
+            indices_k = largest(unsent_n, num_kept(x_n.size, share))
+            total_n = gather_and_add(unsent_n, indices_k, across.axes)
+            return total_n, without(momentum_n, indices_k), without(unsent_n, indices_k)
+
+        def send_more(share: float):
+            with jax.named_scope("warmup"):
+                return send(share)
+
+        # The number of elements is part of a program's shapes: a branch for each stage.
+        stages = [partial(send_more, share) for share in shares] + [partial(send, keep)]
+        stage = state.step // max(1, -(-warmup_steps // WARMUP_STAGES))
+        total_n, momentum_n, unsent_n = jax.lax.switch(
+            jnp.minimum(stage, len(shares)), stages
+        )
+        state = Accumulators(momentum_n, unsent_n, state.step + 1)
+        return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
+
+    return Codec(init, total, partial(gathered_bytes, keep), BY_GATHERING)
+
+
+def warmup_shares(keep: float) -> list[float]:
+    """Return the shares of the warm-up's stages: a geometric series that `keep` ends."""
+    if keep >= WARMUP_SHARE:
+        return []
+    ratio = keep / WARMUP_SHARE
+    return [WARMUP_SHARE * ratio ** (i / WARMUP_STAGES) for i in range(WARMUP_STAGES)]
+
+
+def num_kept(num: int, keep: float) -> int:
+    return max(1, round(keep * num))
+
+
+def index_type(num: int):
+    return jnp.uint16 if num <= 2**16 else jnp.uint32
+
+
+def gathered_bytes(keep: float, params: Params, degree: int) -> float:
+    num = num_elements(params)
+    index_bytes = jnp.dtype(index_type(num)).itemsize
+    return (degree - 1) * num_kept(num, keep) * (4 + index_bytes)
+
+
+def largest(x_n: jax.Array, k: int) -> jax.Array:
+    """Return the indices of the k largest |x|, rising; the first of equals, NaN above all.
+
+    Nothing is sorted: 31 counts find the k-th largest bit by bit, for the bits of positive
+    floats are ordered as the floats are.
+    """
+    bits_n = jax.lax.bitcast_convert_type(jnp.abs(x_n), jnp.int32)
+
+    def settle_bit(i, threshold):
+        higher = threshold | (1 << (30 - i))
+        return jnp.where((bits_n >= higher).sum() >= k, higher, threshold)
+
+    threshold = jax.lax.fori_loop(0, 31, settle_bit, jnp.int32(0))
+    above_n, equal_n = bits_n > threshold, bits_n == threshold
+    chosen_n = above_n | (equal_n & (jnp.cumsum(equal_n) <= k - above_n.sum()))
+    # The j-th chosen is where their count reaches j. To look that up takes k log n reads;
+    # to scatter every index to its place takes n writes.
+    return jnp.searchsorted(jnp.cumsum(chosen_n), jnp.arange(1, k + 1))
+
+
+def one_of_each_part(key: Key, num: int, k: int) -> jax.Array:
+    size, longer = divmod(num, k)  # the first `longer` parts have an element more
+    part_k = jnp.arange(k)
+    start_k = part_k * size + jnp.minimum(part_k, longer)
+    return start_k + jax.random.randint(key, (k,), 0, size + (part_k < longer))
+
+
+def without(x_n: jax.Array, indices_k: jax.Array) -> jax.Array:
+    return x_n.at[indices_k].set(0, unique_indices=True)
+
+
+def gather_and_add(x_n: jax.Array, indices_k: jax.Array, axes: Axes) -> jax.Array:
+    """Sum over replicas those elements of x that each has chosen."""
+    dtype, k = index_type(x_n.size), indices_k.size
+    payload = [to_words(x_n[indices_k], dtype), indices_k.astype(dtype)]
+    gathered_WP = jax.lax.all_gather(jnp.concatenate(payload), axes)
+    values_Wk = from_words(gathered_WP[:, :-k], jnp.float32)
+    indices_Wk = gathered_WP[:, -k:].astype(jnp.int32)
+
+    def add_replica(w, total_n):
+        # One replica at a time: its indices differ, so the order of the additions is
+        # settled, and the sum has the same bits everywhere.
+        return total_n.at[indices_Wk[w]].add(values_Wk[w], unique_indices=True)
+
+    return jax.lax.fori_loop(0, values_Wk.shape[0], add_replica, jnp.zeros_like(x_n))

@@ -1,0 +1,107 @@
+"""Law 5 over the whole table: saved and restored is as if never stopped, to the bit."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments.run.checkpoint import Checkpoints
+from parallel.exchange.config import ExchangeConfig
+from parallel.local import LocalConfig
+from parallel.strategies import STRATEGIES
+from tests.parallel.toy import batches, toy_learner, toy_program
+
+STEPS, STOP = 5, 3  # stops between two meetings of the local strategies
+ADAM = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01))
+LOCAL = LocalConfig(every=2, fragments=2, overlap=1)
+EXCHANGES = {codec: {"codec": codec} for codec in ("int8", "dgc", "power_sgd")}
+EXCHANGES["delay"] = {"delay": 2, "compensation": 0.1}
+EXCHANGES["buckets"] = {"codec": "int8", "bucket_bytes": 8192}
+
+
+def program(strategy: str, data: int = 4, **exchange):
+    return toy_program(
+        strategy, toy_learner(ADAM), data=data, local=LOCAL,
+        exchange=ExchangeConfig(**exchange),
+    )  # fmt: skip
+
+
+def take(program, state, start: int, stop: int):
+    for batch in batches(STEPS)[start:stop]:
+        state, metrics = program.step(state, program.place(batch))
+    return state, metrics
+
+
+def save_and_restore(folder, before, state, after):
+    with Checkpoints(folder, 1, write=True) as checkpoints:
+        checkpoints.save(STOP, before, state, None)
+        checkpoints.wait()
+        return checkpoints.restore(after)
+
+
+def assert_goes_on(folder, before):
+    state, _ = take(before, before.init(jax.random.key(1)), 0, STOP)
+    restored = save_and_restore(folder, before, state, before)
+    structure = jax.tree.structure(before.abstract)
+    assert jax.tree.structure(restored) == structure
+    a = jax.device_get(take(before, state, STOP, STEPS)[0])
+    b = jax.device_get(take(before, restored, STOP, STEPS)[0])
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_goes_on(tmp_path, strategy):
+    assert_goes_on(tmp_path, program(strategy))
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_every_exchange_goes_on(tmp_path, name):
+    assert_goes_on(tmp_path, program("shard_map", **EXCHANGES[name]))
+
+
+def test_a_compressed_meeting_goes_on(tmp_path):
+    assert_goes_on(tmp_path, program("streaming_diloco", codec="int4"))
+
+
+@pytest.mark.parametrize("strategy, exchange", [
+    ("streaming_diloco", {}), ("shard_map", {"codec": "int8"}),
+])  # fmt: skip
+def test_another_strategy_and_degree_take_over(tmp_path, strategy, exchange):
+    """What only this strategy knows is left behind; parameters and moments are not."""
+    before = program(strategy, **exchange)
+    state, _ = take(before, before.init(jax.random.key(1)), 0, STOP)
+    params = jax.device_get(before.params(state))
+    opt = jax.device_get(before.portable(state).opt)
+    for number, after in enumerate(
+        [program("fsdp"), program(strategy, data=2, **exchange), program("diloco", data=2)]
+    ):
+        state_after = save_and_restore(tmp_path / str(number), before, state, after)
+        saved = jax.device_get(after.portable(state_after))
+        jax.tree.map(np.testing.assert_array_equal, saved.params, params)
+        jax.tree.map(np.testing.assert_array_equal, saved.opt, opt)
+        assert int(state_after.step) == STOP
+        _, metrics = take(after, state_after, STOP, STEPS)
+        assert np.isfinite(metrics["loss"])
+
+
+def test_layouts_over_other_axes_take_over(tmp_path):
+    """Parameters and moments pass from three axes to one and to a split of layers."""
+    hybrid = toy_program("hybrid", toy_learner(ADAM), data=2, fsdp=2, tensor=2)
+    state, _ = take(hybrid, hybrid.init(jax.random.key(1)), 0, STOP)
+    last, _ = take(hybrid, jax.tree.map(jax.numpy.copy, state), STOP, STEPS)
+    expected = jax.device_get(last.params)
+    before = hybrid
+    for number, after in enumerate(
+        [
+            program("fsdp"),
+            toy_program("tensor", toy_learner(ADAM), data=2, tensor=4),
+            hybrid,
+        ]
+    ):
+        kept = jax.device_get((state.params, state.opt))
+        state = save_and_restore(tmp_path / str(number), before, state, after)
+        restored = jax.device_get((state.params, state.opt))
+        jax.tree.map(np.testing.assert_array_equal, restored, kept)
+        before = after
+    state, _ = take(before, state, STOP, STEPS)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)

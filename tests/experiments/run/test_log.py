@@ -1,0 +1,37 @@
+import json
+import math
+
+from experiments.processes.messages import human
+from experiments.run.log import Spikes, keep_until, read_metrics
+from lm.metrics import perplexity
+
+
+def test_spikes_are_losses_far_above_the_recent_mean():
+    usual = [3.0 + 0.01 * (i % 5) for i in range(50)]
+    spikes = Spikes(6.0, usual)
+    assert spikes.count == 0
+    assert not spikes.add(3.05)
+    assert spikes.add(4.0)
+    assert not spikes.add(math.nan)
+    assert spikes.count == 1
+    early = Spikes(6.0, usual[:5])
+    assert not early.add(100.0), "too few losses to know what is usual"
+    assert not Spikes(0.0, usual).add(100.0), "0 switches it off"
+
+
+def test_records_after_a_checkpoint_and_cut_lines_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    records = [{"split": "train", "step": s, "loss": s * 0.1} for s in range(1, 8)]
+    text = "".join(json.dumps(r) + "\n" for r in records)
+    file.write_text(text + '{"split": "train", "ste')
+    assert len(read_metrics(file)) == 7
+    assert [r["step"] for r in keep_until(file, 5)] == [1, 2, 3, 4, 5]
+    assert file.read_text() == "".join(json.dumps(r) + "\n" for r in records[:5])
+
+
+def test_numbers_for_people():
+    assert [human(x) for x in (0, 12.34, 1234, 5e6, 7.1e9)] == [
+        "0", "12.3", "1.23 k", "5 M", "7.1 G",
+    ]  # fmt: skip
+    assert math.isclose(perplexity(math.log(20)), 20)
+    assert perplexity(1e4) == math.inf

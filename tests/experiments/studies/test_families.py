@@ -1,0 +1,191 @@
+"""Each family of models through the commands: train, go on, evaluate, generate."""
+
+import dataclasses
+import json
+
+import pytest
+
+from configs.base import FAMILIES, Experiment
+from experiments.run.build import FAMILY_OF
+from experiments.run.workdir import family_name, from_dict, read_config
+from lm.models.recurrent import RecurrentConfig
+from lm.models.transformer.config import TransformerConfig
+from tests.experiments.runs import ROOT, losses, run, small, write_corpus
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    write_corpus(folder / "corpus")
+    return folder
+
+
+def flags_of(folder, config: str, **overrides):
+    """Return the flags of a small run of another config file."""
+    flags = small(folder, **overrides)[1:]
+    if config in ("hmm", "ngram"):
+        flags = [flag for flag in flags if "--config.model." not in flag]
+    flags = [flag for flag in flags if "num_heads" not in flag]
+    return [f"--config={ROOT}/configs/{config}.py", *flags]
+
+
+def test_every_family_has_a_name_and_functions():
+    assert set(FAMILIES.values()) == set(FAMILY_OF)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_is_read_as_it_was_written(family, tmp_path):
+    model = FAMILIES[family]()
+    first = dataclasses.fields(model)[0].name
+    setattr(model, first, "changed")
+    config = Experiment(model=model, seed=5)
+    written = dataclasses.asdict(config) | {"family": family_name(config)}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert read_config(tmp_path) == config
+    assert family_name(config) == family
+
+
+def test_a_config_from_before_families_is_a_transformer(tmp_path):
+    written = dataclasses.asdict(Experiment(steps=7))
+    (tmp_path / "config.json").write_text(json.dumps(written | {"fingerprint": "00"}))
+    config = read_config(tmp_path)
+    assert config == Experiment(steps=7)
+    assert isinstance(config.model, TransformerConfig)
+    nested = from_dict(Experiment, {"model": RecurrentConfig(), "optim": {"name": "sgd"}})
+    assert nested.optim.name == "sgd" and nested.model == RecurrentConfig()
+
+
+def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
+    flags = flags_of(folder, "lstm", steps=8, eval_every=0, **{"model.truncate": 8})
+    whole = [*flags, f"--workdir={folder}/whole", "--devices=2"]
+    run("train", *whole)
+    parts = [*flags, f"--workdir={folder}/parts"]
+    run("train", *parts, "--devices=2", "--stop_at=4")
+    run("train", *parts, "--devices=4", "--config.parallel.strategy=fsdp")
+    assert losses(folder / "parts") == pytest.approx(losses(folder / "whole"), rel=1e-5)
+    assert json.loads((folder / "whole" / "config.json").read_text())["family"] == (
+        "recurrent"
+    )
+    result = run(
+        "generate", f"--workdir={folder}/whole", "--prompt=def ", "--max_new_tokens=9"
+    )
+    assert result.stdout.startswith("def ") and len(result.stdout) > 8
+
+
+@pytest.mark.parametrize(
+    ("config", "other"), [("hmm", "zero1"), ("ngram", "pmap"), ("ngram", "jit")]
+)
+def test_counts_go_on_elsewhere_and_generate(folder, config, other):
+    """Expected counts of a hidden Markov model, and counts of n-grams."""
+    flags = flags_of(folder, config, steps=6)
+    whole, parts = folder / f"{config}-{other}", folder / f"{config}-{other}-parts"
+    if config == "hmm":
+        flags.append("--config.model.num_states=8")
+    run("train", *flags, f"--workdir={whole}", "--devices=2")
+    run("train", *flags, f"--workdir={parts}", "--devices=4", "--stop_at=3")
+    run(
+        "train", *flags, f"--workdir={parts}", "--devices=2",
+        f"--config.parallel.strategy={other}",
+    )  # fmt: skip
+    one, two = (losses(workdir, "eval") for workdir in (whole, parts))
+    # Counts have the same bits; expected counts are sums of floats.
+    assert one == (two if config == "ngram" else pytest.approx(two, rel=1e-5))
+    evaluated = run("evaluate", f"--workdir={whole}", "--checkpoint=latest")
+    assert f"{one[6]:.4f}" in evaluated.stdout
+    written = run("generate", f"--workdir={whole}", "--prompt=def ", "--max_new_tokens=9")
+    assert written.stdout.startswith("def ")
+
+
+@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
+def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
+    """The task, to write a line's words in capitals, is one that copying cannot do."""
+    lines = sorted({line for f in (folder / "corpus").iterdir() for line in f.open()})
+    (folder / "sources").write_text("".join(lines))
+    (folder / "targets").write_text("".join(lines).upper())
+    overrides = {
+        "data.source": "parallel", "data.path": folder / "sources", "data.seq_len": 64,
+        "data.target_path": folder / "targets", "data.source_len": 32, "steps": 30,
+        "model.kind": kind, "eval_every": 15, "save_every": 15, "prompt": "def",
+    }  # fmt: skip
+    workdir = folder / kind
+    run(
+        "train", *flags_of(folder, "docstring", **overrides), f"--workdir={workdir}",
+        "--devices=2", "--config.parallel.strategy=shard_map",
+    )  # fmt: skip
+    found = losses(workdir)
+    assert found[30] < found[1]
+    flags = [f"--workdir={workdir}", "--beam=2"]
+    written = run("generate", *flags, "--prompt=def return")
+    assert "def return" not in written.stdout  # the target alone
+    long = run("generate", *flags, f"--prompt={'def ' * 99}", check=False)
+    assert long.returncode == 2 and "the model reads at most 31" in long.stderr
+
+    run("score", *flags, "--num=9", "--length_penalty=1.0")
+    outputs = [json.loads(line) for line in (workdir / "outputs.jsonl").open()]
+    assert len(outputs) == 9
+    assert all(pair["reference"] == pair["source"].upper() for pair in outputs)
+    result = json.loads((workdir / "score.json").read_text())["scores"]
+    assert set(result) == {"model", "copy of the source", "commonest target"}
+    assert all(0 <= value <= 100 for each in result.values() for value in each.values())
+    assert result["copy of the source"]["bleu"] < 1
+
+
+def test_a_model_without_an_encoder_is_not_scored(folder):
+    run("train", *flags_of(folder, "lstm", steps=2), f"--workdir={folder}/words")
+    result = run("score", f"--workdir={folder}/words", check=False)
+    assert result.returncode == 2
+    assert "recurrent family, which has no decoder that writes targets" in result.stderr
+
+
+BAD = {  # overrides of configs/lstm.py -> what the message must say
+    "model.num_heads=2": "model.num_heads is of the transformer, seq2seq family",
+    "model.cel=gru": "the nearest is 'model.cell'",
+    "model.cell=gated": "choose one of rnn, lstm, gru",
+    "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
+    "data.source=docstring data.source_len=9": "RecurrentConfig learns from documents",
+    "data.source_len=9": "data.source 'text' has no source texts",
+    "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
+    "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
+    "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
+}
+
+
+BAD_COUNTS = {
+    "ngram": {
+        "model.order=0": "model.order is 0; expected 1",
+        "model.smoothing=good_turing": "choose one of kneser_ney",
+        "parallel.strategy=fsdp": "has no meaning for a model of counts",
+        "parallel.exchange.codec=int8": "unset parallel.accumulation and parallel.exchange",
+        "precision.compute=bfloat16": "a model of counts computes in float32",
+    },
+    "hmm": {
+        "model.num_states=0": "model.num_states is 0",
+        "optim.name=adamw": "model.training=em and optim.name=adamw do not go together",
+        "model.training=gradient": "do not go together",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "override"), [(c, o) for c, bad in BAD_COUNTS.items() for o in bad]
+)
+def test_what_counting_cannot_do_is_refused(folder, config, override):
+    result = run(
+        "train", *flags_of(folder, config), f"--config.{override}",
+        f"--workdir={folder}/bad", "--devices=2", check=False,
+    )  # fmt: skip
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert BAD_COUNTS[config][override] in result.stderr
+    assert not (folder / "bad").exists()
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_what_the_family_has_not_is_refused(folder, overrides):
+    flags = [f"--config.{override}" for override in overrides.split()]
+    result = run(
+        "train", *flags_of(folder, "lstm"), *flags, f"--workdir={folder}/bad",
+        "--devices=4", check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert BAD[overrides] in result.stderr and "Traceback" not in result.stderr
+    assert not (folder / "bad").exists()

@@ -1,0 +1,204 @@
+"""Law 8 for encoder-decoders: causal in the target, blind to padding, equal decoded."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm.data.rows.pairs import pair_row
+from lm.decoding import Beam, Sampling, generate
+from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.precision import PrecisionConfig, mixed_precision
+from tests.lm.models.overfit import overfit
+
+VOCAB, SOURCE_LEN, TARGET_LEN = 23, 8, 7
+SEQ_LEN = SOURCE_LEN + TARGET_LEN
+KINDS = {
+    "transformer": {"kind": "transformer", "num_heads": 2},
+    "lstm": {"kind": "recurrent", "cell": "lstm", "tied": False},
+    "gru": {"kind": "recurrent", "cell": "gru"},
+}
+
+
+def make(name, **changes):
+    config = Seq2SeqConfig(
+        **{
+            "width": 16,
+            "num_layers": 2,
+            "dropout": 0.0,
+            "label_smoothing": 0.0,
+            **KINDS[name],
+            **changes,
+        }
+    )
+    config.validate(SEQ_LEN)
+    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    params = jax.jit(task.init)(jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 200))
+    return task, jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params
+    )
+
+
+def random_pairs(rows, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def text(longest):
+        return rng.integers(1, VOCAB, rng.integers(1, longest + 1)).tolist()
+
+    return [(text(SOURCE_LEN - 1), text(TARGET_LEN - 1)) for _ in range(rows)]
+
+
+def as_batch(pairs):
+    rows = [pair_row(*pair, SOURCE_LEN, SEQ_LEN) for pair in pairs]
+    tokens, segments = (jnp.asarray(np.stack(side)) for side in zip(*rows, strict=True))
+    return {"tokens": tokens, "segments": segments, "row": jnp.arange(len(rows))}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_future_target_and_every_source_token_changes_a_logit(name):
+    task, params = make(name)
+    logits = jax.jit(task.logits)
+    batch = as_batch([([3, 4, 5, 6], [7, 8, 9, 10, 11]), ([5] * 7, [1, 2, 3, 4, 5])])
+    before = logits(params, batch)
+    assert before.shape == (2, TARGET_LEN, VOCAB)
+    changed = batch["tokens"].at[:, SOURCE_LEN + 3].add(1)
+    after = logits(params, batch | {"tokens": changed})
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert not np.allclose(before[:, 3], after[:, 3])
+    for position in range(4):
+        changed = batch["tokens"].at[:, position].add(1)
+        after = logits(params, batch | {"tokens": changed})
+        assert (np.abs(after - before).max((1, 2)) > 1e-4).all(), position
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_follows_the_source_in_its_row_is_not_seen(name):
+    task, params = make(name)
+    batch = as_batch([([3, 4, 5], [7, 8]), ([5, 6], [1, 2, 3])])
+    before = jax.jit(task.logits)(params, batch)
+    after_end = batch["tokens"].at[0, 4:SOURCE_LEN].set(9).at[1, 3:SOURCE_LEN].set(9)
+    after = jax.jit(task.logits)(params, batch | {"tokens": after_end})
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_decoding_step_by_step_equals_the_whole_target(name):
+    task, params = make(name)
+    batch = as_batch(random_pairs(4))
+    full = jax.jit(task.logits)(params, batch)
+    tokens = batch["tokens"]
+    cache = task.encode(params, task.cache(4, TARGET_LEN), tokens[:, :SOURCE_LEN])
+    decode, parts = jax.jit(task.decode), []
+    for start, end in [(0, 3), *[(i, i + 1) for i in range(3, TARGET_LEN)]]:
+        some = tokens[:, SOURCE_LEN + start : SOURCE_LEN + end]
+        logits, cache = decode(params, cache, some, jnp.full(4, start))
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_of_the_targets_with_their_end_mark():
+    task, params = make("transformer")
+    pairs = random_pairs(5)
+    batch = as_batch(pairs)
+    loss, sums = jax.jit(task.loss, static_argnums=2)(params, batch, None)
+    logits = np.asarray(jax.jit(task.logits)(params, batch), np.float64)
+    expected = 0.0
+    for row, (_, target) in enumerate(pairs):
+        for position, label in enumerate([*target, 0]):
+            log_p = logits[row, position] - np.log(np.exp(logits[row, position]).sum())
+            expected -= log_p[label]
+    assert sums["tokens"] == sum(len(target) + 1 for _, target in pairs)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)
+
+
+def test_smoothed_labels_are_trained_on_and_the_likelihood_is_reported():
+    plain, params = make("lstm")
+    smoothed, _ = make("lstm", label_smoothing=0.2)
+    batch = as_batch(random_pairs(5))
+    loss, sums = jax.jit(smoothed.loss, static_argnums=2)(params, batch, None)
+    logits = jax.jit(plain.logits)(params, batch)
+    labels = jax.nn.one_hot(batch["tokens"][:, -TARGET_LEN:], VOCAB)
+    spread = optax.smooth_labels(labels, 0.2)
+    counts = batch["segments"][:, -TARGET_LEN:] > 0
+    expected = jnp.sum(optax.softmax_cross_entropy(logits, spread) * counts)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], plain.loss(params, batch, None)[0], rtol=1e-5)
+    assert loss != sums["loss"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dropout_is_per_row_and_off_without_key(name):
+    task, params = make(name, dropout=0.5)
+    batch, loss = as_batch(random_pairs(4)), jax.jit(task.loss)
+    whole = loss(params, batch, jax.random.key(3))[0]
+    halves = [
+        loss(params, jax.tree.map(lambda x, s=s: x[s], batch), jax.random.key(3))[0]
+        for s in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(whole, sum(halves), rtol=1e-5)
+    assert abs(whole - loss(params, batch, jax.random.key(4))[0]) > 1e-3
+    without, _ = make(name)
+    np.testing.assert_allclose(
+        task.loss(params, batch, None)[0], without.loss(params, batch, None)[0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_overfits_a_tiny_batch_and_writes_it(name):
+    """So the tokens that decoding is given are those of teacher forcing."""
+    config = Seq2SeqConfig(
+        **{"width": 32, "num_layers": 1, "dropout": 0.0, **KINDS[name]},
+        label_smoothing=0.0,
+    )
+    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    params = jax.jit(task.init)(jax.random.key(0))
+    pairs = random_pairs(4)
+    batch = as_batch(pairs)
+    params = overfit(task, params, batch, rate=1e-2)
+    sources = np.asarray(batch["tokens"][:, :SOURCE_LEN])
+    for method in (Sampling(temperature=0), Beam(3)):
+        new = generate(task, params, [[0]] * 4, TARGET_LEN, method, 0, sources)
+        assert new == [target for _, target in pairs]
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["transformer", "lstm"])
+def test_sixteen_bits_stay_near_and_decode(name, compute):
+    task, params = make(name, dropout=0.1)
+    half = mixed_precision(task, PrecisionConfig(compute=compute))
+    batch = as_batch(random_pairs(3))
+    losses = [jax.jit(t.loss)(params, batch, jax.random.key(0))[0] for t in (half, task)]
+    np.testing.assert_allclose(*losses, rtol=3e-2)
+    assert losses[0] != losses[1]
+    sources = np.asarray(batch["tokens"][:, :SOURCE_LEN])
+    assert len(generate(half, params, [[0]] * 3, 4, Beam(2), 0, sources)) == 3
+
+
+def test_sources_and_encoders_come_together():
+    task, params = make("lstm")
+    with pytest.raises(ValueError, match="needs sources, and this one was given none"):
+        generate(task, params, [[0]], 3, Sampling(), 0)
+    unknown = np.full((1, SOURCE_LEN), VOCAB)
+    with pytest.raises(ValueError, match=f"token {VOCAB} is unknown to the model"):
+        generate(task, params, [[0]], 3, Sampling(), 0, unknown)
+
+
+BAD = {
+    "kind": ("convolutional", "choose one of transformer, recurrent"),
+    "cell": ("gated", "choose one of rnn, lstm, gru"),
+    "label_smoothing": (1.0, "expected 0 <= s < 1"),
+    "num_heads": (3, "num_heads 3 does not divide model.width 256"),
+    "dropout": (-0.1, "expected 0 <= p < 1"),
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_choices_are_refused(field):
+    value, words = BAD[field]
+    with pytest.raises(ValueError, match=words):
+        dataclasses.replace(Seq2SeqConfig(), **{field: value}).validate(SEQ_LEN)

@@ -1,0 +1,323 @@
+"""Law 4: codecs lose nothing but time, and err no more than their bounds."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from parallel.cost.ledger import item_bytes
+from parallel.exchange.codec import Across, hierarchical
+from parallel.exchange.config import CODECS, ExchangeConfig
+
+ARGUMENTS = {
+    "identity": {}, "bfloat16": {}, "int8": {"block": 32}, "int4": {"block": 32},
+    "ternary": {"block": 50}, "sign": {"block": 32}, "majority_vote": {},
+    "top_k": {"keep": 0.1}, "random_k": {"keep": 0.1},
+    "dgc": {"keep": 0.05, "momentum": 0.5, "warmup_steps": 4},
+    "power_sgd": {"rank": 2},
+}  # fmt: skip
+MESHES = {"1": (1,), "2": (2,), "4": (4,), "8": (8,), "2x4": (2, 4), "2x4 flat": (2, 4)}
+DGC = "dgc"
+NONLINEAR = [name for name in CODECS if name not in ("identity", "random_k", "power_sgd")]
+CASES = [
+    (name, mesh) for name in CODECS for mesh in MESHES if mesh != "2x4" or name in NONLINEAR
+]
+SHAPES = {"bias": (7,), "conv": (3, 3, 5, 4), "kernel": (24, 17), "scale": ()}
+
+
+def make(name):
+    return CODECS[name](ExchangeConfig(**ARGUMENTS[name]))
+
+
+def codec_of(name, mesh="8"):
+    codec = make(name)
+    return hierarchical(codec, 4) if mesh == "2x4" else codec
+
+
+def axes_of(mesh):
+    return ("slice", "data")[-len(MESHES[mesh]) :]
+
+
+def draw(mesh, seed=0, shapes=SHAPES):
+    """Draw a tree for every replica, stacked: not centred, and of unequal sizes."""
+    rng, num = np.random.default_rng(seed), math.prod(MESHES[mesh])
+    return {
+        name: rng.standard_t(3, (num, *shape)).astype(np.float32) + np.float32(0.3)
+        for name, shape in shapes.items()
+    }
+
+
+def spread(codec, mesh, all_reduce=jax.lax.psum):
+    """Return the codec's sum over a mesh, of trees and states stacked by replica."""
+    axes = axes_of(mesh)
+    sizes = MESHES[mesh]
+    devices = jax.make_mesh(
+        sizes, axes, devices=jax.devices()[: math.prod(sizes)],
+        axis_types=(AxisType.Auto,) * len(axes),
+    )  # fmt: skip
+
+    def one_replica(stacked, key):
+        tree, state = jax.tree.map(lambda x: x[0], stacked)
+        out = codec.sum(tree, state, key, Across(axes, all_reduce))
+        return jax.tree.map(lambda x: x[None], out)
+
+    return jax.jit(
+        jax.shard_map(
+            one_replica, mesh=devices, in_specs=(P(axes), P()), out_specs=P(axes),
+            check_vma=False,
+        )
+    )  # fmt: skip
+
+
+def initial(codec, stacked):
+    """Return the state of every replica, from shapes alone."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+    num = jax.tree.leaves(stacked)[0].shape[0]
+    return jax.tree.map(lambda x: np.stack([x] * num), codec.init(shapes)), shapes
+
+
+@functools.cache
+def summing(name, mesh):
+    codec = codec_of(name, mesh)
+    return codec, spread(codec, mesh)
+
+
+def run(name, mesh, stacked, state=None, seed=0):
+    codec, summed = summing(name, mesh)
+    state = initial(codec, stacked)[0] if state is None else state
+    return jax.device_get(summed((stacked, state), jax.random.key(seed)))
+
+
+def joined(stacked):
+    """Return [replicas, n], leaves in the order of the tree."""
+    leaves = jax.tree.leaves(stacked)
+    return np.concatenate([np.reshape(x, (x.shape[0], -1)) for x in leaves], axis=1)
+
+
+def assert_conserved(inputs, total, residual, rtol=2e-6):
+    """Check total + sum of residuals = sum of inputs, in units of the largest addend."""
+    expected = inputs.astype(np.float64).sum(0)
+    found = total.astype(np.float64) + residual.astype(np.float64).sum(0)
+    scale = np.abs(inputs).max() * len(inputs)
+    flushed = 2 * len(inputs) * np.finfo(np.float32).tiny  # subnormal numbers become zeros
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * scale + flushed)
+
+
+def assert_same_everywhere(total):
+    for leaf in jax.tree.leaves(total):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+def test_every_codec_is_tested():
+    assert ARGUMENTS.keys() == CODECS.keys()
+
+
+@pytest.mark.parametrize("name, mesh", CASES)
+def test_nothing_is_lost_and_all_replicas_agree(name, mesh):
+    stacked = draw(mesh)
+    total, residual, state = run(name, mesh, stacked)
+    assert_same_everywhere(total)
+    for tree in (total, residual):
+        for x, like in zip(jax.tree.leaves(tree), jax.tree.leaves(stacked), strict=True):
+            assert x.shape == like.shape and x.dtype == like.dtype
+    if name != DGC:
+        assert_conserved(joined(stacked), joined(total)[0], joined(residual))
+    elif mesh != "2x4":
+        assert not joined(residual).any()
+        assert_conserved(joined(stacked), joined(total)[0], state.unsent)
+    else:  # four shards, each held by two devices of different slices
+        assert not joined(residual).any()
+        unsent = state.unsent.reshape(2, -1)[:, : joined(stacked).shape[1]]
+        assert_conserved(joined(stacked), joined(total)[0], unsent)
+    if name == "identity":
+        np.testing.assert_allclose(
+            joined(total)[0], joined(stacked).sum(0), rtol=1e-5, atol=1e-5
+        )
+    else:  # compression that changes nothing would pass the laws
+        error = np.abs(joined(total)[0] - joined(stacked).sum(0)).max()
+        assert error > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name, mesh", [c for c in CASES if c[1] in ("4", "2x4") and c[0] != DGC]
+)
+def test_error_feedback_conserves_over_steps(name, mesh):
+    residual = jax.tree.map(np.zeros_like, draw(mesh))
+    state, inputs, totals = None, 0, 0
+    for step in range(5):
+        fresh = draw(mesh, seed=step)
+        fed = jax.tree.map(np.add, fresh, residual)
+        total, residual, state = run(name, mesh, fed, state, seed=step)
+        inputs, totals = inputs + joined(fresh), totals + joined(total)[0]
+    assert_conserved(inputs, totals, joined(residual), rtol=5e-6)
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows(name, value):
+    stacked = draw("4")
+    stacked["kernel"][2, 11, 3] = value
+    total, _, _ = run(name, "4", stacked)
+    assert not np.isfinite(joined(total)).all()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_zeros_are_summed_to_zeros(name):
+    stacked = jax.tree.map(np.zeros_like, draw("4"))
+    total, residual, _ = run(name, "4", stacked)
+    assert not joined(total).any() and not joined(residual).any()
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("size", [1e36, 1e-30, 1e-36])
+def test_huge_and_tiny_numbers_are_conserved(name, size):
+    stacked = jax.tree.map(lambda x: x / np.abs(x).max() * np.float32(size), draw("4"))
+    total, residual, state = run(name, "4", stacked)
+    left = state.unsent if name == DGC else joined(residual)
+    assert np.isfinite(joined(total)).all()
+    assert_conserved(joined(stacked), joined(total)[0], left)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_one_element(name):
+    stacked = draw("4", shapes={"scale": ()})
+    total, residual, state = run(name, "4", stacked)
+    assert_same_everywhere(total)
+    left = state.unsent if name == DGC else joined(residual)
+    assert_conserved(joined(stacked), joined(total)[0], left)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_leaves_keep_their_types(name):
+    stacked = draw("2")
+    stacked["kernel"] = stacked["kernel"].astype(jnp.bfloat16)
+    total, residual, _ = run(name, "2", stacked)
+    for tree in (total, residual):
+        assert tree["kernel"].dtype == jnp.bfloat16 and tree["conv"].dtype == np.float32
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name not in NONLINEAR])
+def test_linear_codes_are_summed_by_the_algorithm_given(name):
+    codec, stacked = codec_of(name), draw("4")
+    shapes = []
+
+    def gathering(x_n, axes):
+        shapes.append(x_n.shape)
+        return jax.lax.all_gather(x_n, axes).sum(0)
+
+    state, _ = initial(codec, stacked)
+    summed = spread(codec, "4", gathering)
+    lowered = summed.lower((stacked, state), jax.random.key(0)).as_text()
+    assert "stablehlo.all_reduce" not in lowered
+    assert len(shapes) == WIRE[name][1] and all(len(shape) == 1 for shape in shapes)
+    total, _, _ = summed((stacked, state), jax.random.key(0))
+    expected, _, _ = run(name, "4", stacked)
+    np.testing.assert_allclose(joined(total), joined(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_codecs_run_under_pmap():
+    codec = codec_of("int8", "4")
+    stacked = draw("4")
+    summed = jax.pmap(
+        lambda tree, key: codec.sum(tree, (), key, Across(("data",))),
+        axis_name="data", in_axes=(0, None), devices=jax.devices()[:4],
+    )  # fmt: skip
+    total, _, _ = jax.device_get(summed(stacked, jax.random.key(0)))
+    np.testing.assert_array_equal(joined(total), joined(run("int8", "4", stacked)[0]))
+
+
+# What crosses the wire.
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\((.*)"
+)
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+WIRE = {
+    "identity": ({"f32"}, 1), "bfloat16": ({"u16"}, 2), "int8": ({"u8"}, 2),
+    "int4": ({"u8"}, 2), "ternary": ({"u8"}, 2), "sign": ({"u8"}, 2),
+    "majority_vote": ({"u8"}, 2), "top_k": ({"u16"}, 1), "random_k": ({"f32"}, 1),
+    DGC: ({"u16"}, 1), "power_sgd": ({"f32"}, 2),
+}  # fmt: skip
+
+
+def wire(name, mesh, shapes=SHAPES):
+    """Return (kind, element types, bytes a device sends) of each collective compiled."""
+    codec, summed = summing(name, mesh)
+    stacked = draw(mesh, shapes=shapes)
+    state, shapes = initial(codec, stacked)
+    text = summed.lower((stacked, state), jax.random.key(0)).compile().as_text()
+    crossings = []
+    for line in text.splitlines():
+        if not (found := COLLECTIVE.search(line)) or "/warmup/" in line:
+            continue
+        arrays = ARRAY.findall(found[1])
+        num_bytes = sum(
+            item_bytes(dtype) * math.prod(map(int, filter(None, dims.split(","))))
+            for dtype, dims in arrays
+        )
+        degree = group_size(found[3])
+        share = (degree - 1) / degree
+        factor = {"all-reduce": 2 * share, "reduce-scatter": degree - 1}.get(
+            found[2], share
+        )
+        crossings.append((found[2], {dtype for dtype, _ in arrays}, factor * num_bytes))
+    return crossings, codec.sent_bytes(shapes, math.prod(MESHES[mesh]))
+
+
+def group_size(attributes):
+    """Read how many devices a collective spans, in each notation of groups."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes):
+        return int(found[1])
+    degrees, axes = re.search(
+        r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", attributes
+    ).groups()
+    degree_of = dict(pair.split("=") for pair in degrees.split(","))
+    return math.prod(int(degree_of[axis]) for axis in axes.split(","))
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("mesh", ["4", "8"])
+def test_small_types_cross_the_wire_and_the_closed_form_counts_them(name, mesh):
+    crossings, sent_bytes = wire(name, mesh)
+    types, count = WIRE[name]
+    assert len(crossings) == count
+    assert set.union(*(dtypes for _, dtypes, _ in crossings)) == types
+    assert sum(num_bytes for _, _, num_bytes in crossings) == pytest.approx(sent_bytes)
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_hierarchical_bytes_are_float32_within_and_small_between(name):
+    crossings, sent_bytes = wire(name, "2x4")
+    types, count = WIRE[name]
+    within = [dtypes for _, dtypes, _ in crossings if dtypes == {"f32"}]
+    between = [dtypes for _, dtypes, _ in crossings if dtypes != {"f32"}]
+    assert len(within) == 2 and len(between) == count
+    assert set.union(*between) == types
+    assert sum(num_bytes for _, _, num_bytes in crossings) == pytest.approx(sent_bytes)
+
+
+def test_large_arrays_have_wide_indices():
+    shapes = {"embedding": (300, 300)}
+    crossings, sent_bytes = wire("top_k", "4", shapes)
+    assert [(kind, dtypes) for kind, dtypes, _ in crossings] == [("all-gather", {"u32"})]
+    assert crossings[0][2] == sent_bytes == 3 * 9000 * 8
+
+
+@pytest.mark.parametrize(
+    "name, ratio",
+    [("bfloat16", 2), ("int8", 3.93), ("int4", 7.1), ("ternary", 19.2), ("sign", 30.8)],
+)
+def test_default_codes_shrink_a_large_tree_by_their_bits(name, ratio):
+    params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    exact = CODECS["identity"](ExchangeConfig()).sent_bytes(params, 8)
+    assert exact / CODECS[name](ExchangeConfig()).sent_bytes(params, 8) == pytest.approx(
+        ratio, rel=5e-3
+    )
