@@ -6,7 +6,7 @@ is decoupled and follows the schedule (Loshchilov and Hutter 2019).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -72,61 +72,89 @@ SCHEDULES = (
 DECAY_MASKS = ("matrices", "hidden", "all")
 
 
+# Optimizers and schedules, by what is read of their config.
+FIRST_MOMENT = ("momentum", "adam", "adamw", "lamb", "lion", "muon")
+SECOND_MOMENT = ("rmsprop", "adam", "adamw", "lamb", "lion", "muon")
+WITH_EPS = ("adagrad", "rmsprop", "adam", "adamw", "lamb", "muon")
+DECAYED = {"optim.name": tuple(OPTIMIZERS)}
+COUNTED = {"optim.name": tuple(MAXIMIZERS)}
+FALLING = {"optim.schedule": ("linear", "cosine", "wsd", "plateau")}
+ENDING = {"optim.schedule": ("linear", "cosine", "wsd")}
+STAIRS = {"optim.schedule": ("step", "exponential")}
+PLATEAU = {"optim.schedule": ("plateau",)}
+NOT_NEGATIVE = {"at_least": 0}
+SHARE = {"at_least": 0, "at_most": 1}
+DECAY_RATE = {"at_least": 0, "below": 1}
+
+
 @dataclass
 class OptimConfig:
-    name: str = "adamw"
-    learning_rate: float = 1e-3  # the peak
-    b1: float = 0.9  # first-moment decay; the momentum of "momentum"
-    b2: float = 0.95  # second-moment decay
-    eps: float = 1e-8
-    nesterov: bool = False
-    weight_decay: float = 0.1  # L2 for sgd, momentum, adagrad, rmsprop and adam
-    decay_mask: str = "matrices"  # matrices (two dims and more) | hidden | all
-    schedule: str = "cosine"
-    warmup_steps: int = 0  # linear from 0, for every schedule
-    decay_steps: int = 0  # where the schedule ends; 0: the steps of the run
-    final_fraction: float = 0.1  # of the peak: linear, cosine, wsd, plateau's floor
-    decay_every: int = 100  # step and exponential: multiply by decay_rate this often
-    decay_rate: float = 0.5  # step, exponential and plateau
-    cooldown_fraction: float = 0.2  # wsd: the share of steps that decays
-    patience: int = 5  # plateau: windows without gain before the rate falls
-    window: int = 50  # plateau: steps whose training loss is averaged
-    clip_norm: float = 1.0  # global norm; 0: off
-    clip_value: float = 0.0  # each element; 0: off
-    clip_adaptive: float = 0.0  # relative to each unit's parameter norm; 0: off
-    forgetting: float = 0.0  # baum_welch: 0 (each batch by itself) to 1 (remembers all)
-    smoothing: float = 1e-8  # baum_welch: pseudo-counts of each entry, per token
+    # the optimizer
+    name: str = field(default="adamw", metadata={"choices": (*OPTIMIZERS, *MAXIMIZERS)})
+    learning_rate: float = field(default=1e-3, metadata={"above": 0})  # the peak
+    # first-moment decay; the momentum of "momentum"
+    b1: float = field(
+        default=0.9, metadata=DECAY_RATE | {"only": {"optim.name": FIRST_MOMENT}}
+    )
+    # second-moment decay
+    b2: float = field(
+        default=0.95, metadata=DECAY_RATE | {"only": {"optim.name": SECOND_MOMENT}}
+    )
+    # added to the root of the second moment
+    eps: float = field(
+        default=1e-8, metadata={"above": 0, "only": {"optim.name": WITH_EPS}}
+    )
+    # of the momentum
+    nesterov: bool = field(default=False, metadata={"only": {"optim.name": ("momentum",)}})
+    # L2 for sgd, momentum, adagrad, rmsprop and adam; decoupled for the others
+    weight_decay: float = field(default=0.1, metadata=NOT_NEGATIVE | {"only": DECAYED})
+    # matrices: two dims and more; hidden: those inside layers
+    decay_mask: str = field(
+        default="matrices", metadata={"choices": DECAY_MASKS, "only": DECAYED}
+    )
+    # of the learning rate, after the warm-up
+    schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
+    # linear from 0, for every schedule
+    warmup_steps: int = field(default=0, metadata=NOT_NEGATIVE)
+    # where the schedule ends; 0: the steps of the run
+    decay_steps: int = field(default=0, metadata=NOT_NEGATIVE | {"only": ENDING})
+    # of the peak, at the end; plateau's floor
+    final_fraction: float = field(default=0.1, metadata=SHARE | {"only": FALLING})
+    # multiply by decay_rate this often, in steps
+    decay_every: int = field(default=100, metadata={"at_least": 1, "only": STAIRS})
+    # by what the rate is multiplied
+    decay_rate: float = field(
+        default=0.5,
+        metadata={
+            "above": 0,
+            "below": 1,
+            "only": {"optim.schedule": ("step", "exponential", "plateau")},
+        },
+    )
+    # the share of steps that decays
+    cooldown_fraction: float = field(
+        default=0.2, metadata=SHARE | {"only": {"optim.schedule": ("wsd",)}}
+    )
+    # windows without gain before the rate falls
+    patience: int = field(default=5, metadata={"at_least": 1, "only": PLATEAU})
+    # steps whose training loss is averaged
+    window: int = field(default=50, metadata={"at_least": 1, "only": PLATEAU})
+    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)  # global norm; 0: off
+    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)  # each element; 0: off
+    # relative to each unit's parameter norm; 0: off
+    clip_adaptive: float = field(default=0.0, metadata=NOT_NEGATIVE)
+    # 0 (each batch by itself) to 1 (remembers all)
+    forgetting: float = field(default=0.0, metadata=SHARE | {"only": COUNTED})
+    # pseudo-counts of each entry, per token
+    smoothing: float = field(default=1e-8, metadata=NOT_NEGATIVE | {"only": COUNTED})
 
-    def validate(self) -> None:
-        for field, options in [
-            ("name", (*OPTIMIZERS, *MAXIMIZERS)),
-            ("schedule", SCHEDULES),
-            ("decay_mask", DECAY_MASKS),
-        ]:
-            if (value := getattr(self, field)) not in options:
-                raise ValueError(
-                    f"optim.{field} is {value!r}; choose one of {', '.join(options)}"
-                )
-        for field in (
-            "clip_norm", "clip_value", "clip_adaptive", "weight_decay", "smoothing",
-        ):  # fmt: skip
-            if getattr(self, field) < 0:
-                raise ValueError(
-                    f"optim.{field} is {getattr(self, field)}; it must not be negative"
-                )
-        if self.learning_rate <= 0:
+    def validate(self, steps: int) -> None:
+        """Check what needs more than one field; ValueError."""
+        if self.warmup_steps > steps:
             raise ValueError(
-                f"optim.learning_rate is {self.learning_rate}; it must be positive"
+                f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of "
+                "the run; change one of them"
             )
-        if not 0 <= self.forgetting <= 1:
-            raise ValueError(
-                f"optim.forgetting is {self.forgetting}; expected 0 <= forgetting <= 1"
-            )
-        for field in ("decay_every", "patience", "window"):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"optim.{field} is {getattr(self, field)}; it must be at least 1"
-                )
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 
 BATCH = {
@@ -14,7 +14,7 @@ BATCH = {
 
 
 def make(compute):
-    task = transformer_task(TransformerConfig(width=16, num_layers=1, num_heads=2), 20, 12)
+    task = TransformerConfig(width=16, num_layers=1, num_heads=2).task(Setting(20, 12))
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.vocabulary import END_ID
 from parallel.cost.ledger import ledger
 from parallel.exchange.config import ExchangeConfig
@@ -30,7 +31,7 @@ SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
 
 def recurrent(**model):
     config = RecurrentConfig(width=32, dropout=0.2, truncate=8, **model)
-    return recurrent_task(config, VOCAB)
+    return config.task(Setting(VOCAB, 0))
 
 
 SOURCE_LEN = 8
@@ -54,7 +55,7 @@ def pair_batches(num: int) -> list[dict[str, np.ndarray]]:
 
 def seq2seq(**model):
     config = Seq2SeqConfig(width=32, num_layers=1, dropout=0.2, **model)
-    return seq2seq_task(config, VOCAB, SOURCE_LEN)
+    return config.task(Setting(VOCAB, 0, SOURCE_LEN))
 
 
 FAMILIES = {  # name -> (the task's maker, its batches)

@@ -8,9 +8,9 @@ import optax
 import pytest
 from flax import nnx
 
-from lm.models.recurrent import Recurrent, RecurrentConfig, recurrent_task
+from lm.models.recurrent import Recurrent, RecurrentConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.norms import ACTIVATION_SQUARE, GRADIENT_NORM, gradient_norms
 from lm.task import inputs, targets_mask
 from tests.parallel.toy import (
@@ -35,9 +35,11 @@ def transformer_config(**model) -> TransformerConfig:
 @functools.cache
 def traced_task(family: str, trace_norms: bool = True, **model):
     if family == "recurrent":
-        task = recurrent_task(RECURRENT, VOCAB, trace_norms)
+        task = RECURRENT.task(Setting(VOCAB, 0, trace_norms=trace_norms))
     else:
-        task = transformer_task(transformer_config(**model), VOCAB, SEQ_LEN, trace_norms)
+        task = transformer_config(**model).task(
+            Setting(VOCAB, SEQ_LEN, trace_norms=trace_norms)
+        )
     return task._replace(init=drawn_at_once(task.init))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from parallel.strategies import EXACT, STRATEGIES
 from tests.parallel.toy import (
     MODEL,
@@ -59,7 +59,7 @@ def test_parameters_equal_one_device(strategy, degree):
 def own_initialisers():
     """Return those of a model of two layers, and what they draw on one device."""
     config = TransformerConfig(**vars(MODEL) | {"num_layers": 2})
-    init = transformer_task(config, VOCAB, SEQ_LEN).init
+    init = config.task(Setting(VOCAB, SEQ_LEN)).init
     return init, jax.device_get(init(jax.random.key(1)))
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
@@ -49,7 +49,7 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
 def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
     choices = vars(MODEL) | {"dropout": dropout, "remat": remat} | model
     model = TransformerConfig(**choices)
-    task = transformer_task(model, VOCAB, SEQ_LEN)
+    task = model.task(Setting(VOCAB, SEQ_LEN))
     task = task._replace(init=drawn_at_once(task.init))
     return mixed_precision(task, PrecisionConfig(compute=compute))
 

@@ -16,8 +16,8 @@ from lm.models.recurrent import (
     RecurrentConfig,
     each_gate,
     open_forget_gate,
-    recurrent_task,
 )
+from lm.models.setting import Setting
 from lm.precision import PrecisionConfig, mixed_precision
 from tests.lm.models.overfit import overfit
 
@@ -35,7 +35,7 @@ PACKED = [1] * 5 + [2] * 6 + [0] * 2
 def make(name="lstm", **changes):
     config = RecurrentConfig(**{"width": 8, "num_layers": 2, **SHAPES[name], **changes})
     config.validate(SEQ_LEN)
-    task = recurrent_task(config, VOCAB)
+    task = config.task(Setting(VOCAB, 0))
     params = jax.jit(task.init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 100))
     # Nothing is zero and everything matters, the biases included.

@@ -10,7 +10,8 @@ import pytest
 
 from lm.data.rows.pairs import pair_row
 from lm.decoding import Beam, Sampling, generate
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.precision import PrecisionConfig, mixed_precision
 from tests.lm.models.overfit import overfit
 
@@ -35,7 +36,7 @@ def make(name, **changes):
         }
     )
     config.validate(SEQ_LEN)
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return task, jax.tree.map(
@@ -155,7 +156,7 @@ def test_overfits_a_tiny_batch_and_writes_it(name):
         **{"width": 32, "num_layers": 1, "dropout": 0.0, **KINDS[name]},
         label_smoothing=0.0,
     )
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     pairs = random_pairs(4)
     batch = as_batch(pairs)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lm.models.attention import positions_in_segment, rotate
+from lm.models.setting import Setting
 from lm.models.transformer import model as transformer
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import initializer, transformer_task
+from lm.models.transformer.model import initializer
 from lm.task import num_parameters
 from tests.lm.models.overfit import overfit
 
@@ -37,7 +38,7 @@ def make(name="gpt2", **changes):
         **{"width": 16, "num_layers": 2, "num_heads": 4, **SHAPES[name], **changes}
     )
     config.validate(SEQ_LEN)
-    task = transformer_task(config, VOCAB, SEQ_LEN)
+    task = config.task(Setting(VOCAB, SEQ_LEN))
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     # Larger weights than at the start, so that every path matters to the result.
     return config, task, jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
@@ -242,7 +243,7 @@ def test_a_scanned_program_is_as_long_with_more_layers():
 def test_chunked_loss_never_holds_all_logits():
     def temporaries(chunk):
         config = TransformerConfig(width=16, num_layers=1, num_heads=2, loss_chunk=chunk)
-        task = transformer_task(config, 8192, 64)
+        task = config.task(Setting(8192, 64))
         params = jax.eval_shape(task.init, jax.random.key(0))
         batch = {"tokens": jax.ShapeDtypeStruct((4, 65), jnp.int32)}
         grad = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
@@ -312,7 +313,7 @@ def test_gpt2_and_llama_have_their_published_sizes():
 
     for module, millions in [(gpt2_small, 124.4), (llama_1b, 1235.8)]:
         c = module.get_config()
-        task = transformer_task(c.model, c.data.vocab_size, c.data.seq_len)
+        task = c.model.task(Setting(c.data.vocab_size, c.data.seq_len))
         # GPT-2's vocabulary is padded from 50,257 to 50,304.
         shapes = jax.eval_shape(task.init, jax.random.key(0))
         assert num_parameters(shapes) / 1e6 == pytest.approx(millions, abs=0.1)
