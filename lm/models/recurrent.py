@@ -78,7 +78,8 @@ def recurrent_task(
     def build(rngs: nnx.Rngs) -> Recurrent:
         return Recurrent(config, vocab_size, rngs)
 
-    return next_token_task(build, config.loss_chunk, trace_norms=trace_norms)
+    task = next_token_task(build, config.loss_chunk, trace_norms=trace_norms)
+    return task._replace(hidden=("layers",))
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:

@@ -83,4 +83,5 @@ def seq2seq_task(config: Seq2SeqConfig, vocab_size: int, source_len: int) -> Tas
             return TransformerSeq2Seq(config.blocks, vocab_size, source_len, rngs)
         return RecurrentSeq2Seq(config.cells, vocab_size, source_len, rngs)
 
-    return next_token_task(build, 0, smoothing=config.label_smoothing)
+    task = next_token_task(build, 0, smoothing=config.label_smoothing)
+    return task._replace(hidden=("encoder", "decoder", "attention"))
