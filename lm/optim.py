@@ -138,10 +138,10 @@ def optimizer(
     schedule. Raises ValueError if hidden matrices are asked for and the Task has none.
     """
     if needs_hidden(config) and not hidden:
+        given = "name=muon" if config.name == "muon" else "decay_mask=hidden"
         raise ValueError(
-            f"optim.name is {config.name} and optim.decay_mask {config.decay_mask}, but "
-            "muon and hidden are for the matrices inside a network's layers, and this "
-            "model has none; choose another optimizer or another mask"
+            f"optim.{given} acts on the matrices inside a network's layers, but this model "
+            "has none; choose another"
         )
     c = config
     links = []
