@@ -81,7 +81,8 @@ def check_memory(config: Experiment, task: Task) -> None:
         parts["the output of one layer"] = positions * width * 4
     if config.model.trained_by != "counts":
         params = jax.eval_shape(task.init, jax.random.key(0))
-        opt = jax.eval_shape(optimizer(config.optim, config.steps).init, params)
+        tx = optimizer(config.optim, config.steps, task.hidden)
+        opt = jax.eval_shape(tx.init, params)
         parts["parameters"] = whole_bytes(params)
         parts["the optimizer's state"] = whole_bytes(opt)
     available = memory_bytes()
@@ -180,7 +181,7 @@ def build(
     learner = Learner(
         init=task.init,
         loss=task.loss,
-        optimizer=optimizer(config.optim, config.steps),
+        optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=loss_scaling(config.precision),
         learning_rate=learning_rate,
         seed=config.seed,

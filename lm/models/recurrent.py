@@ -68,7 +68,9 @@ class RecurrentConfig:
         def build(rngs: nnx.Rngs) -> Recurrent:
             return Recurrent(self, setting.vocab_size, rngs)
 
-        return next_token_task(build, self.loss_chunk, trace_norms=setting.trace_norms)
+        traced = setting.trace_norms
+        task = next_token_task(build, self.loss_chunk, trace_norms=traced)
+        return task._replace(hidden=("layers",))
 
     def describe(self) -> str:
         return f"{self.cell.upper()}, {self.num_layers} layers of {self.width}"

@@ -89,7 +89,8 @@ class Seq2SeqConfig:
                 return TransformerSeq2Seq(self.blocks, *sizes)
             return RecurrentSeq2Seq(self.cells, *sizes)
 
-        return next_token_task(build, 0, smoothing=self.label_smoothing)
+        task = next_token_task(build, 0, smoothing=self.label_smoothing)
+        return task._replace(hidden=("encoder", "decoder", "attention"))
 
     def describe(self) -> str:
         kind = self.cell.upper() if self.kind == "recurrent" else self.kind

@@ -42,6 +42,7 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     return task._replace(
         stages=transformer_stages(config, build),
         tensor_dims=config.tensor_dims(setting.vocab_size),
+        hidden=("layers", "scanned_layers"),
     )
 
 

@@ -18,6 +18,7 @@ from tests.parallel.toy import (
     oracle,
     toy_learner,
     toy_program,
+    toy_task,
     train,
 )
 
@@ -113,7 +114,8 @@ def test_memory_grows_with_microbatches_in_gpipe_alone():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
     """Every leaf, told apart by its values, comes back to its place."""
-    tx = optimizer(OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau"), STEPS)
+    config = OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau")
+    tx = optimizer(config, STEPS, toy_task().hidden)
     learner = toy_learner(tx, num_layers=LAYERS, scan_layers=scan_layers)
     stacking = build_stacking(learner, np.array([0, 2, 1, 3]))
     values = iter(range(1, 10**6))
@@ -133,7 +135,8 @@ def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
 @pytest.mark.parametrize("name", ["muon"])
 def test_a_pipeline_takes_over_and_hands_back(name):
     """From one device, through a pipeline, to one device: the moments go along."""
-    tx = optimizer(OptimConfig(name=name, schedule="constant"), STEPS)
+    config = OptimConfig(name=name, schedule="constant")
+    tx = optimizer(config, STEPS, toy_task().hidden)
     model = {"num_layers": LAYERS, "scan_layers": True}  # quicker to compile
     pipeline = program("interleaved", accumulation=2, tx=tx, **model)
     plain = toy_program("jit", toy_learner(tx, **model), data=1)
