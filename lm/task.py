@@ -68,6 +68,7 @@ class Task(NamedTuple):
     # from the last, into how many parts it may be cut, the name of that number).
     tensor_dims: tuple[tuple[str, int, int, str], ...] = ()
     stages: Stages | None = None
+    context: int | None = None  # the most tokens of a text; None: any number
 
 
 def next_token_task(

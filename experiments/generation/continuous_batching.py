@@ -204,7 +204,8 @@ def generate_spread(
     lm.decoding.generate.
     """
     limits = [num_new] * len(prompts) if isinstance(num_new, int) else list(num_new)
-    check_inputs(task, params, prompts, min(limits, default=1), source_BS)
+    check_inputs(task, params, prompts, limits, source_BS)
+    sampling.validate()
     batching.validate()
     work = [len(p) + n for p, n in zip(prompts, limits, strict=True)]
     slots = Slots(work, limits, mesh.size)

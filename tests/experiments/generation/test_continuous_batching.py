@@ -108,6 +108,7 @@ def test_devices_get_the_longest_first_and_equally_many():
         ([], 4, Batching(), "of 0 prompts"),
         ([[1], [2]], [4, 0], Batching(), "num_new is 0"),
         ([[VOCAB]], 4, Batching(), f"token {VOCAB} is unknown"),
+        ([[1] * 9, [1]], [16, 3], Batching(), "25 tokens together, .* context is 24"),
         ([[1]], 4, Batching(slots=0), "slots is 0"),
         ([[1]], 4, Batching(chunk=-1), "chunk is -1"),
     ],
