@@ -17,7 +17,13 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
     flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0: all.")
     flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens of this share.")
-    flags.DEFINE_integer("beam", 0, "Search with so many beams; 0: sample.", 0, MOST_BEAMS)
+    flags.DEFINE_integer(
+        "beam",
+        0,
+        "Search with so many beams; 0: sample.",
+        lower_bound=0,
+        upper_bound=MOST_BEAMS,
+    )
     flags.DEFINE_float(
         "length_penalty", 0.6, "Of the beam search: 0 is none, more favours longer texts."
     )
