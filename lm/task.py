@@ -71,6 +71,7 @@ class Task(NamedTuple):
     # The top-level names of the parameters inside layers. A matrix there is hidden: it maps
     # features to features. Tables (embeddings, the head) lie outside.
     hidden: tuple[str, ...] = ()
+    context: int | None = None  # the most tokens of a text; None: any number
 
 
 def next_token_task(

@@ -22,7 +22,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.attention import positions_in_segment
-from lm.models.layers import ACTIVATIONS, INITIALIZERS, dropout, matmul
+from lm.models.layers import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    dropout,
+    matmul,
+    vocabulary_logits,
+)
 from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
 from lm.models.setting import Setting, check_chunk
 from lm.task import Task, next_token_task
@@ -205,9 +211,7 @@ class Recurrent(nnx.Module):
         return x_BTD, measured
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int) -> list[Carry]:
         return [layer.zeros((batch_size, 1 + length)) for layer in self.layers]

@@ -140,6 +140,7 @@ def test_workdirs(folder, mine):
         ("--checkpoint=7", "give best, latest or one of 2"),
         ("--max_new_tokens=99", "more than the context of 32"),
         ("--max_new_tokens=0", "must be at least 1"),
+        ("--prompt=a\udcff", "the prompt 'a\\udcff' is not UTF-8"),
     ]:
         wrong = run(
             "generate", f"--workdir={folder}/mine", "--prompt=def", flag, check=False

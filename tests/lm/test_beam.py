@@ -82,7 +82,9 @@ def test_a_beam_of_one_is_greedy(model):
     assert generate(task, params, PROMPTS, 9, Beam(1), 0) == greedy
 
 
-@pytest.mark.parametrize("beam", [Beam(0), Beam(4, -1.0)])
+@pytest.mark.parametrize(
+    "beam", [Beam(0), *(Beam(4, value) for value in (-1.0, 8.5, np.nan, np.inf))]
+)
 def test_bad_beams_are_refused(beam):
     with pytest.raises(ValueError, match="expected"):
         beam.validate()

@@ -26,6 +26,7 @@ from lm.models.layers import (
     dropout,
     matmul,
     one_core_a_device,
+    vocabulary_logits,
 )
 from lm.models.setting import Setting
 from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
@@ -43,6 +44,7 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
         stages=transformer_stages(config, build),
         tensor_dims=config.tensor_dims(setting.vocab_size),
         hidden=("layers", "scanned_layers"),
+        context=setting.seq_len,
     )
 
 
@@ -321,9 +323,7 @@ class Transformer(nnx.Module):
         return [jax.tree.map(itemgetter(i), self.scanned_layers) for i in indices]
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int):
         c = self.config

@@ -6,7 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.generation.continuous_batching import Batching, Slots, generate_spread
+from experiments.generation.continuous_batching import (
+    Batching,
+    Slots,
+    generate_spread,
+    of_use,
+)
 from lm.decoding import Sampling, generate
 from lm.models.hmm import HmmConfig
 from lm.models.recurrent import RecurrentConfig
@@ -87,6 +92,17 @@ def test_sources_go_with_their_texts(kind):
     assert new == expected and len(set(map(tuple, new))) > 1
 
 
+def test_slots_and_chunks_that_no_text_fills_are_left_out():
+    task, params = model("rotary")
+    huge = Batching(10**12, 10**12, 10**12)
+    expected = generate(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5)
+    write = spread_over(2, huge)
+    assert write(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5) == expected
+    assert of_use(huge, 4, 64) == Batching(4, 64, 64)
+    assert [of_use(huge, n, 64).slots for n in (1, 2, 3, 5)] == [1, 2, 4, 8]
+    assert of_use(Batching(2, 3, 4), 99, 64) == Batching(2, 3, 4)
+
+
 def test_devices_get_the_longest_first_and_equally_many():
     slots = Slots(work=[3, 9, 4, 7, 1], limits=[2] * 5, num_devices=2)
     assert slots.choose(2) == {0: (0, 1), 1: (0, 3)}
@@ -108,6 +124,7 @@ def test_devices_get_the_longest_first_and_equally_many():
         ([], 4, Batching(), "of 0 prompts"),
         ([[1], [2]], [4, 0], Batching(), "num_new is 0"),
         ([[VOCAB]], 4, Batching(), f"token {VOCAB} is unknown"),
+        ([[1] * 9, [1]], [16, 3], Batching(), "25 tokens together, .* context is 24"),
         ([[1]], 4, Batching(slots=0), "slots is 0"),
         ([[1]], 4, Batching(chunk=-1), "chunk is -1"),
     ],
