@@ -27,14 +27,14 @@ class Fault(NamedTuple):
     file: str
     old: str
     new: str
-    tests: str  # files below tests/, those that should catch it first
+    tests: str  # a file below tests/, and which of its tests, as pytest's -k takes it
 
 
 FAULTS = [
     Fault(
         "gradients are not summed over replicas", "parallel/collectives.py",
         "return unflatten(jax.lax.psum(flat, axes))", "return unflatten(flat)",
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py shard_map and parameters",
     ),
     Fault(
         "sharded gradients are not summed over the other axis", "parallel/sharded.py",
@@ -54,19 +54,19 @@ FAULTS = [
         '        share = 16.0 / jnp.maximum(sums["tokens"], 1.0)\n'
         "        grads = jax.tree.map(lambda g: g * share, grads)\n"
         "        return jax.tree.map(jnp.add, total, (grads, sums)), None",
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py accumulation",
     ),
     Fault(
         "an overflow does not skip the step", "parallel/program.py",
         "params=keep(optax.apply_updates(params, updates), params)",
         "params=optax.apply_updates(params, updates)",
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py overflow",
     ),
     Fault(
         "microbatches are runs of rows", "parallel/program.py",
         "return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)",
         "return x.reshape(num, x.shape[0] // num, *x.shape[1:])",
-        "parallel/test_replicas.py",
+        "parallel/test_replicas.py microbatches",
     ),
     Fault(
         "each replica clips before the sum", "parallel/replicas.py",
@@ -75,7 +75,7 @@ FAULTS = [
         "        clip = jnp.minimum(1.0, 20.0 * scale / norm)\n"
         "        grads = jax.tree.map(lambda g: g * clip, grads)\n"
         "        sums = psum_in_one(sums, axes)",
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py shard_map and parameters",
     ),
     Fault(
         "the noise scale divides by the units, not one less", "parallel/program.py",
@@ -85,19 +85,19 @@ FAULTS = [
     Fault(
         "fsdp keeps whole parameters for the backward pass", "parallel/sharded.py",
         'return keeps and primitive.name != "all_gather"', "return keeps",
-        "parallel/test_layout.py",
+        "parallel/test_layout.py gather",
     ),
     Fault(
         "fsdp drops the model's rematerialisation", "parallel/sharded.py",
         "keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)",
         "keeps = True",
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py rematerialisation",
     ),
     Fault(
         "zero1 shards no optimizer state", "parallel/layout.py",
         "ZERO1 = Layout(replicate, replicate, shard_largest)",
         "ZERO1 = Layout(replicate, replicate, replicate)",
-        "parallel/test_layout.py",
+        "parallel/test_layout.py bytes and zero1",
     ),
     Fault(
         "a layer's norm is that of its last array", "lm/norms.py",
@@ -108,7 +108,7 @@ FAULTS = [
         "dropout is keyed by the place on the device", "lm/task.py",
         'jax.random.fold_in(key, row))(batch["row"])',
         'jax.random.fold_in(key, row))(jax.numpy.arange(len(batch["row"])))',
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py dropout and shard_map",
     ),
     Fault(
         "moves at a meeting count alike, whatever the tokens", "parallel/local.py",
@@ -129,49 +129,49 @@ FAULTS = [
         "the residual of error feedback is not kept", "parallel/exchange/transforms.py",
         '"residual": lost if error_feedback else ()}',
         '"residual": comm["residual"]}',
-        "parallel/exchange/test_exchange.py",
+        "parallel/exchange/test_codecs.py feedback",
     ),
     Fault(
         "the owner's rounding is lost", "parallel/exchange/quantise.py",
         "    residual_WBS = residual_WBS.at[own].add(lost_BS)\n", "",
-        "parallel/exchange/test_codecs.py",
+        "parallel/exchange/test_codecs.py feedback",
     ),
     Fault(
         "rounding is to the nearest step", "parallel/exchange/quantise.py",
         "jnp.floor(steps + uniform(key, x_RBS.shape))", "jnp.floor(steps + 0.5)",
-        "parallel/exchange/test_codecs_numpy.py",
+        "parallel/exchange/test_codecs_numpy.py rounding",
     ),
     Fault(
         "top_k sends the same place twice", "parallel/exchange/sparse.py",
         "jnp.arange(1, k + 1))", "jnp.maximum(jnp.arange(1, k + 1), 2))",
-        "parallel/exchange/test_codecs_numpy.py",
+        "parallel/exchange/test_codecs_numpy.py top_k",
     ),
     Fault(
         "PowerSGD starts anew in each step", "parallel/exchange/power_sgd.py",
         "return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)",
         "return old_nr + 0 * scaled_nr",
-        "parallel/exchange/test_codecs_numpy.py",
+        "parallel/exchange/test_codecs_numpy.py power_sgd",
     ),
     Fault(
         "a delay is a step short", "parallel/exchange/transforms.py",
         'slot = comm["step"] % num_steps', 'slot = comm["step"] % max(num_steps - 1, 1)',
-        "parallel/exchange/test_exchange.py",
+        "parallel/exchange/test_exchange.py delay",
     ),
     Fault(
         "the ring adds a chunk twice", "parallel/exchange/algorithms.py",
         "chunks_Nc[(index - step - 1) % degree]", "chunks_Nc[(index - step) % degree]",
-        "parallel/exchange/test_algorithms.py",
+        "parallel/exchange/test_algorithms.py ring",
     ),
     Fault(
         "devices beyond a power of two are left out", "parallel/exchange/algorithms.py",
         "x_n = x_n + send(x_n, axes, [(power + i, i) for i in rest])", "pass",
-        "parallel/exchange/test_algorithms.py",
+        "parallel/exchange/test_algorithms.py sum and tree",
     ),
     Fault(
         "an algorithm's bytes are half of what it sends", "parallel/exchange/algorithms.py",
         "return 2 * -(-num // degree) * (degree - 1)",
         "return -(-num // degree) * (degree - 1)",
-        "parallel/exchange/test_algorithms.py",
+        "parallel/exchange/test_algorithms.py ledger",
     ),
     Fault(
         "1f1b runs one forward too many ahead", "parallel/pipeline/schedules.py",
@@ -187,12 +187,12 @@ FAULTS = [
     Fault(
         "a stage draws the dropout of another layer", "parallel/pipeline/gradients.py",
         "start + jnp.arange(per_chunk)", "jnp.arange(per_chunk)",
-        "parallel/pipeline/test_pipeline.py",
+        "parallel/pipeline/test_pipeline.py every_model",
     ),
     Fault(
         "moments go back to the wrong layers", "parallel/pipeline/stacking.py",
         "found[leaves[0]] = x[np.argsort(order)]", "found[leaves[0]] = x",
-        "parallel/pipeline/test_pipeline.py",
+        "parallel/pipeline/test_pipeline.py state_goes",
     ),
     Fault(
         "a tuple is sent to its neighbour's owner too", "parallel/counting/table.py",
@@ -208,66 +208,66 @@ FAULTS = [
         "documents in a row see each other", "lm/models/attention.py",
         "        mask = (mask & same_BTS)[:, None, None]",
         "        mask = (mask | same_BTS & mask)[:, None, None]",
-        "lm/models/test_attention.py lm/models/test_transformer.py",
+        "lm/models/test_transformer.py packed",
     ),
     Fault(
         "a query sees the next key", "lm/models/attention.py",
         "jnp.arange(start, end)[:, None] >= jnp.arange(end)",
         "jnp.arange(start, end)[:, None] + 1 >= jnp.arange(end)",
-        "lm/models/test_attention.py",
+        "lm/models/test_attention.py blockwise",
     ),
     Fault(
         "splash lets documents see each other", "lm/models/attention.py",
         "kernel(*heads_first, segment_ids=ids)", "kernel(*heads_first)",
-        "lm/models/test_attention.py",
+        "lm/models/test_attention.py splash",
     ),
     Fault(
         "query heads split over devices share other keys", "lm/models/attention.py",
         "jnp.repeat(x, repeats, axis=2)", "jnp.tile(x, (1, 1, repeats, 1))",
-        "lm/models/test_attention.py",
+        "lm/models/test_attention.py heads",
     ),
     Fault(
         "positions do not restart", "lm/models/attention.py",
         "return index_T - start_BT", "return index_T + 0 * start_BT",
-        "lm/models/test_transformer.py",
+        "lm/models/test_transformer.py packed or positions",
     ),
     Fault(
         "a cached position is read one too early", "lm/models/transformer/model.py",
         "jnp.arange(k_BSGK.shape[1]) <= positions_BT",
         "jnp.arange(k_BSGK.shape[1]) < positions_BT",
-        "lm/models/test_transformer.py",
+        "lm/models/test_transformer.py cache",
     ),
     Fault(
         "padding counts as a target", "lm/task.py",
         "== segments[:, :-1]) & (segments[:, 1:] > 0)", "== segments[:, :-1])",
-        "lm/models/test_transformer.py",
+        "lm/models/test_transformer.py loss_counts",
     ),
     Fault(
         "the state goes on into the next document", "lm/models/recurrent.py",
         "positions_in_segment(tokens_BT, segments_BT) == 0",
         "positions_in_segment(tokens_BT, segments_BT) < 0",
-        "lm/models/test_recurrent.py",
+        "lm/models/test_recurrent.py packed",
     ),
     Fault(
         "the weights' gradient sees the state a step late", "lm/models/recurrence.py",
         "jnp.concatenate([start_BD[None], h_TBD[:-1]])", "h_TBD",
-        "lm/models/test_recurrent.py",
+        "lm/models/test_recurrent.py truncated",
     ),
     Fault(
         "a source's padding is read", "lm/models/seq2seq/transformer.py",
         "ends_BS = (source_BS == END_ID).astype(jnp.int32)",
         "ends_BS = (source_BS < END_ID).astype(jnp.int32)",
-        "lm/models/test_seq2seq.py",
+        "lm/models/test_seq2seq.py follows",
     ),
     Fault(
         "expected counts are forgotten too fast", "lm/baum_welch.py",
         "(state.count + 1.0) ** -forgetting", "(state.count + 2.0) ** -forgetting",
-        "lm/models/test_hmm.py",
+        "lm/models/test_hmm.py stepwise",
     ),
     Fault(
         "the highest order has the counts of a lower one", "lm/models/ngram/smoothing.py",
         "    if order == len(levels):", "    if order >= len(levels) - 1:",
-        "lm/models/test_ngram.py",
+        "lm/models/test_ngram.py textbooks",
     ),
     Fault(
         "the initialiser's variance is that of the wrong dim", "lm/models/layers.py",
@@ -278,7 +278,7 @@ FAULTS = [
         "the schedule is a step late", "lm/optim.py",
         "optax.linear_schedule(peak / c.warmup_steps, peak, c.warmup_steps - 1)",
         "optax.linear_schedule(0.0, peak, c.warmup_steps)",
-        "lm/test_optim.py",
+        "lm/test_optim.py schedule or warm",
     ),
     Fault(
         "each process reads the same rows", "lm/data/rows/order.py",
@@ -306,7 +306,7 @@ FAULTS = [
         "a checkpoint's moments are not restored", "experiments/run/checkpoint.py",
         'opt=parts.get("opt", like.opt)',
         'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
-        "experiments/run/test_checkpoint.py",
+        "experiments/run/test_checkpoint.py shard_map or zero",
     ),
 ]  # fmt: skip
 
@@ -331,10 +331,11 @@ def caught_by(fault: Fault, tree: pathlib.Path) -> str | None:
         return f"ERROR: the text stands {text.count(fault.old)} times in {fault.file}"
     file.write_text(text.replace(fault.old, fault.new))
     try:
-        tests = [f"tests/{name}" for name in fault.tests.split()]
+        test, *words = fault.tests.split(" ", 1)
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "--tb=line"]
+        command += [f"tests/{test}", *(("-k", *words) if words else ())]
         done = subprocess.run(
-            [*command, *tests], cwd=tree, capture_output=True, text=True, timeout=SECONDS
+            command, cwd=tree, capture_output=True, text=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired:
         return f"ERROR: not done after {SECONDS} s"
@@ -342,7 +343,7 @@ def caught_by(fault: Fault, tree: pathlib.Path) -> str | None:
         file.write_text(text)
     if done.returncode == 0:
         return None
-    failed = re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^FAILED tests/(.+?)(?: - |$)", done.stdout, re.MULTILINE)
     if done.returncode != 1 or not failed:  # such as a fault that is no Python
         return "ERROR: " + " ".join((done.stdout + done.stderr).splitlines()[-3:])
     return failed[1]
