@@ -117,10 +117,9 @@ class ExchangeConfig:
             )
 
 
-# Under error_feedback=auto these have none. dgc keeps by itself
-# what it does not send, and ternary's rounding is unbiased but can err by more than the
-# gradient is long: fed back, such errors grow (Karimireddy et al. 2019, 4, ask for a
-# contraction).
+# Under error_feedback=auto these have none. dgc keeps by itself what it does not send.
+# ternary's rounding is unbiased, but can err by more than the gradient is long: fed back,
+# such errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
 WITHOUT_FEEDBACK = ("dgc", "ternary")
 
 

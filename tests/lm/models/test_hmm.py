@@ -155,8 +155,7 @@ def learner(task, tx) -> Learner:
 
 STATES, ITERATIONS = 6, 3
 TASK = HmmConfig(STATES).task(Setting(VOCAB, 0))
-PLACES = [(name, n) for name in ("jit", "pmap", "shard_map") for n in (1, 2, 8)]
-PLACES += [(name, 8) for name in ("zero1", "zero2", "fsdp")]
+PLACES = [("shard_map", 1), *[(name, 8) for name in ("jit", "pmap", "shard_map", "fsdp")]]
 
 
 @pytest.mark.parametrize("strategy, degree", PLACES)
@@ -184,15 +183,11 @@ def test_viterbi_and_likelihood_equal_hmmlearns():
     assert jnp.sum(logp_B) == pytest.approx(best, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "strategy, config",
-    [("shard_map", {"accumulation": 2}), ("jit", {"accumulation": 2})],
-)
-def test_stepwise_em_averages_the_counts(strategy, config):
+def test_stepwise_em_averages_the_counts():
     """Different batches; the statistics by the recursion of Cappe and Moulines."""
     smoothing, forgetting = 1e-3, 0.7
     tx = baum_welch(forgetting, smoothing)
-    program = toy_program(strategy, learner(TASK, tx), data=4, **config)
+    program = toy_program("shard_map", learner(TASK, tx), data=4, accumulation=2)
     _, params, _ = train(program, 4)
     expected, statistics = TASK.init(jax.random.key(1)), 0.0
     for k, batch in enumerate(batches(4)):
@@ -260,10 +255,10 @@ def test_samples_follow_the_model():
 @pytest.mark.parametrize(
     "validate, words",
     [
-        (lambda: HmmConfig(0).validate(8), "model.num_states is 0"),
-        (lambda: HmmConfig(4, "viterbi").validate(8), "choose one of em, gradient"),
-        (lambda: OptimConfig(forgetting=1.5).validate(), "optim.forgetting is 1.5"),
-        (lambda: OptimConfig(smoothing=-1.0).validate(), "optim.smoothing is -1.0"),
+        (lambda: HmmConfig(0).validate(8), "model.num_states .*0"),
+        (lambda: HmmConfig(4, "viterbi").validate(8), "em, gradient"),
+        (lambda: OptimConfig(forgetting=1.5).validate(), "optim.forgetting .*1.5"),
+        (lambda: OptimConfig(smoothing=-1.0).validate(), "optim.smoothing .*-1.0"),
     ],
 )
 def test_bad_config_is_refused(validate, words):
