@@ -32,10 +32,13 @@ def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "The folder of the run.")
 
 
-def run(main: Callable[..., None], argument: str | None = None) -> None:
+def run(
+    main: Callable[..., None], argument: str | None = None, several: bool = False
+) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2.
 
-    `argument` describes what `main` takes where it takes one besides the flags.
+    `argument` describes what `main` takes where it takes one, or `several`, besides the
+    flags.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -45,7 +48,7 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
             logging.set_verbosity(logging.FATAL)
         with user_errors():
             expected = 2 if argument else 1
-            if len(argv) > expected:
+            if len(argv) > expected and not several:
                 given = argv[expected]
                 raise ValueError(f"{given!r} is not a flag; did you mean --{given}?")
             if len(argv) < expected:
