@@ -17,6 +17,7 @@ from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.run.build import build, check
+from experiments.sweeps.tables import line, markdown
 from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches
 from lm.precision import DTYPES
@@ -55,8 +56,7 @@ def main() -> None:
         check(config)
         data = prepare(config.data)
     degrees = [d for d in (1, 2, 4, 8) if d <= len(jax.devices())]
-    print("| precision | strategy | " + " | ".join(map(str, degrees)) + " |")
-    print("|---|---|" + "---|" * len(degrees))
+    print(markdown(["precision", "strategy", *degrees], []))
     one_device = {
         compute: train_losses(variant(config, compute, "jit", 1), data, NUM_STEPS.value)
         for compute in DTYPES
@@ -68,7 +68,7 @@ def main() -> None:
             losses = train_losses(config_here, data, NUM_STEPS.value)
             worst = max(abs(a - b) / b for a, b in zip(losses, one, strict=True))
             cells.append(f"{worst:.1e}")
-        print(f"| {compute} | {strategy} | " + " | ".join(cells) + " |", flush=True)
+        print(line([compute, strategy, *cells]), flush=True)
     for compute, losses in one_device.items():
         print(f"one device, {compute}: loss {losses[0]:.5f} -> {losses[-1]:.5f}")
 

@@ -23,6 +23,7 @@ from experiments.run import startup
 from experiments.run.evaluation import score, scored_rows
 from experiments.run.restore import load_run
 from experiments.sweeps.rows import Row, read_rows
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import Data, prepare
 from lm.decoding import Beam, Sampling, generate
 from lm.models.hmm import HmmConfig
@@ -137,9 +138,9 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def line(row: Row, found: dict[str, Any]) -> str:
+def cells(row: Row, found: dict[str, Any]) -> list[str]:
     s = row.summary
-    cells = [
+    return [
         found["name"],
         human(s["parameters"]),
         human(s["tokens"]),
@@ -153,27 +154,25 @@ def line(row: Row, found: dict[str, Any]) -> str:
         human(s["tokens_per_second"]),
         human(found["rate"]) if "rate" in found else "",
     ]
-    return f"| {' | '.join(cells)} |\n"
 
 
 def table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
     """Return one table, the worst first."""
     pairs = sorted(pairs, key=lambda pair: -pair[1]["bits_per_byte"])
-    head = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    return head + "".join(line(*pair) for pair in pairs)
+    return markdown(COLUMNS, [cells(*pair) for pair in pairs]) + "\n"
 
 
 def written_table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
     """Return BLEU and chrF of what encoder-decoders write, by task, baselines last."""
-    lines: dict[str, dict[str, str]] = {}
+    lines: dict[str, dict[str, list[str]]] = {}
     for row, found in pairs:
         task = row.config["data.source"]
         for writer, scores in found["written"].items():
             shown = found["name"] if writer == "model" else writer
-            cells = f"{scores['bleu']:.1f} | {scores['chrf']:.1f}"
-            lines.setdefault(task, {})[shown] = f"| {task} | {shown} | {cells} |\n"
-    head = "| task | | BLEU | chrF |\n|---|---|---|---|\n"
-    return head + "".join("".join(each.values()) for each in lines.values())
+            figures = [f"{scores['bleu']:.1f}", f"{scores['chrf']:.1f}"]
+            lines.setdefault(task, {})[shown] = [task, shown, *figures]
+    body = [cells for each in lines.values() for cells in each.values()]
+    return markdown(["task", "", "BLEU", "chrF"], body) + "\n"
 
 
 def main(folder: str) -> None:

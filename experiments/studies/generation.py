@@ -34,6 +34,7 @@ from experiments.run import startup
 from experiments.run.evaluation import Evaluator
 from experiments.run.restore import load_run
 from experiments.sweeps.results import Line, measure_missing, read
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import Data, prepare
 from lm.data.texts import held_out_texts, pack_texts
 from lm.decoding import Sampling, generate
@@ -66,8 +67,6 @@ its text ends; *static*: when all have. Devices of one process share its cores, 
 processes (of a core each) can be faster; among devices the figures are the cost of
 splitting. What is written is the same, token by token, in every row.
 
-| processes | devices | slots | continuous, tokens/s | static, tokens/s | ratio |
-|---|---|---|---|---|---|
 """
 SEGMENTS = """
 ## One text in parts
@@ -79,8 +78,6 @@ in turn, then all bodies at once, in one batch on one device
 *Judge*: the loss of a model whose validation loss is {judge_loss:.3f} where the writer's is
 {writer_loss:.3f}; beginnings of held-out texts of the same length are judged, too.
 
-| | seconds a text | bytes a text | judge, bits per byte |
-|---|---|---|---|
 """
 
 
@@ -191,21 +188,36 @@ def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
 
 def page(lines: list[Line]) -> str:
     text = HEAD.format(prompts=NUM_PROMPTS, longest=LONGEST_PROMPT, new=LONGEST_NEW)
-    for x in (x for x in lines if x["measure"] == "spread"):
-        ratio = x["continuous"] / x["static"]
-        figures = f"{x['continuous']:.0f} | {x['static']:.0f} | {ratio:.2f}"
-        text += f"| {x['processes']} | {x['devices']} | {x['slots']} | {figures} |\n"
+    text += spread_table([x for x in lines if x["measure"] == "spread"]) + "\n"
     parts = [x for x in lines if x["measure"] == "parts"]
     if parts:
         text += SEGMENTS.format(
             texts=TEXTS, parts=PARTS, tokens=PART_TOKENS,
             judge_loss=parts[0]["judge_loss"], writer_loss=parts[0]["writer_loss"],
         )  # fmt: skip
-    for x in parts:
-        seconds = f"{x['seconds']:.2f}" if "seconds" in x else ""
-        figures = f"{seconds} | {x['bytes']:.0f} | {x['bits_per_byte']:.3f}"
-        text += f"| {x['member']} | {figures} |\n"
+        text += parts_table(parts) + "\n"
     return text
+
+
+def spread_table(lines: list[Line]) -> str:
+    head = ["processes", "devices", "slots"]
+    head += ["continuous, tokens/s", "static, tokens/s", "ratio"]
+    body = [
+        [x["processes"], x["devices"], x["slots"], f"{x['continuous']:.0f}",
+         f"{x['static']:.0f}", f"{x['continuous'] / x['static']:.2f}"]
+        for x in lines
+    ]  # fmt: skip
+    return markdown(head, body)
+
+
+def parts_table(lines: list[Line]) -> str:
+    head = ["", "seconds a text", "bytes a text", "judge, bits per byte"]
+    body = [
+        [x["member"], f"{x['seconds']:.2f}" if "seconds" in x else "",
+         f"{x['bytes']:.0f}", f"{x['bits_per_byte']:.3f}"]
+        for x in lines
+    ]  # fmt: skip
+    return markdown(head, body)
 
 
 def load(workdir: pathlib.Path) -> tuple[Writer, Mesh]:

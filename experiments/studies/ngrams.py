@@ -23,6 +23,7 @@ from experiments.run.evaluation import Evaluator
 from experiments.run.ngram_counts import ngram_counting
 from experiments.sweeps import results
 from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import Data, prepare
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows
@@ -86,14 +87,11 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
 
 def table(lines: list[Line]) -> str:
     """Make Markdown of the losses, an order a column."""
-    orders = range(1, MAX_ORDER + 1)
-    head = f"| smoothing | {' | '.join(map(str, orders))} |\n|{'---|' * (MAX_ORDER + 1)}\n"
-    return head + "\n".join(
-        f"| {smoothing} | "
-        + " | ".join(f"{x['loss']:.4f}" for x in lines if x["smoothing"] == smoothing)
-        + " |"
+    body = [
+        [smoothing, *(f"{x['loss']:.4f}" for x in lines if x["smoothing"] == smoothing)]
         for smoothing in SMOOTHINGS
-    )
+    ]
+    return markdown(["smoothing", *range(1, MAX_ORDER + 1)], body)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.build import build, check, compile_step
 from experiments.sweeps.results import write
+from experiments.sweeps.tables import line, markdown
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
 from parallel.mesh import process_rows
@@ -192,10 +193,10 @@ def report(records: Iterable[dict[str, Any]]) -> None:
     for record in records:
         if not names:
             names = list(record)
-            print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+            print(markdown(names, []))
         cells = [record.get(name, "") for name in names]
-        cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        cells = [f"{c:.4g}" if isinstance(c, float) else c for c in cells]
+        print(line(cells), flush=True)
         write(path, record)
     print()
 

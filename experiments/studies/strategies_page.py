@@ -16,6 +16,7 @@ from experiments.processes.messages import size, user_errors
 from experiments.run import startup
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.results import Line, read
+from experiments.sweeps.tables import markdown
 
 RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "What to read.")
 OUT = flags.DEFINE_string("out", "docs/strategies.md", "The page to write.")
@@ -132,10 +133,9 @@ def cell(num_bytes: float | None) -> str:
 
 
 def table(shown: list[Row], base: Row) -> str:
-    out = [
-        "| | seeds | loss | against float32 | sent | fewer | state | temporary | step |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["", "seeds", "loss", "against float32", "sent"]
+    head += ["fewer", "state", "temporary", "step"]
+    body = []
     for row in shown:
         fewer = f"{base.sent / row.sent:.4g}" if row.sent and base.sent else ""
         cells = [
@@ -149,8 +149,8 @@ def table(shown: list[Row], base: Row) -> str:
             cell(row.temporary),
             f"{row.ratio:.2f}" if row.ratio else "",
         ]
-        out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
+        body.append(cells)
+    return markdown(head, body)
 
 
 def verdict(shown: list[Row], base: Row) -> str:
@@ -249,12 +249,11 @@ def further_sections(folder: pathlib.Path) -> list[str]:
 
 def plain_table(records: list[Line]) -> str:
     names = list(records[0])
-    out = [f"| {' | '.join(names).replace('_', ' ')} |", f"|{'---|' * len(names)}"]
-    for record in records:
-        cells = [record.get(name, "") for name in names]
-        cells = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in cells]
-        out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
+    body = [
+        [f"{x:.3g}" if isinstance(x, float) else x for x in map(record.get, names)]
+        for record in records
+    ]
+    return markdown([name.replace("_", " ") for name in names], body)
 
 
 def main() -> None:

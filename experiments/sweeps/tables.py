@@ -36,8 +36,9 @@ class Table(NamedTuple):
 
 
 def escape(cell: Any) -> str:
-    """Write a cell: a `|` or a line break in it would end the cell or the table."""
-    return " ".join(str(cell).splitlines()).replace("|", r"\|")
+    """Write a cell, None as an empty one: `|` and line breaks would end it or the table."""
+    text = "" if cell is None else str(cell)
+    return " ".join(text.splitlines()).replace("|", r"\|")
 
 
 def line(cells: Iterable[Any]) -> str:
