@@ -54,8 +54,10 @@ class Row(NamedTuple):
 
     @property
     def gap(self) -> float | None:
-        """Validation loss over training loss, nats."""
-        return None if self.train_loss is None else self.loss - self.train_loss
+        """Validation loss over training loss, nats; None if one of them is not a number."""
+        if self.train_loss is None or not math.isfinite(self.loss):
+            return None
+        return self.loss - self.train_loss
 
     def of(self, split: str) -> list[dict[str, Any]]:
         return [r for r in self.records if r["split"] == split]

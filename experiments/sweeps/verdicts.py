@@ -138,7 +138,7 @@ def generalisation_verdict(row: Row, base: Row) -> str:
         words.append(compare(shifted, there))
         said.append(f"loss elsewhere {digits(shifted)} against {digits(there)}")
     if not words:
-        return "Not measured: no training loss and no text of another kind."
+        return "Not measured: a loss is missing or not finite."
     if row is base:
         said = [part.rpartition(" against ")[0] for part in said]
         return f"{', '.join(said).capitalize()}."

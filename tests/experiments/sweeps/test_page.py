@@ -52,6 +52,31 @@ def test_what_is_in_a_name_cannot_break_the_page(tmp_path):
     assert r"a=<b>\|é |" in text
 
 
+def test_a_report_of_runs_that_diverged_or_only_counted(tmp_path):
+    counted = row("counted", loss=2.0, curve=[(10, 2.0)])
+    for record in counted.records:
+        if record["split"] == "train":
+            record["loss"] = None
+    lost = {"val_loss": None, "val_perplexity": None, "shifted_loss": None}
+    diverged = row("diverged", batch=16, **lost)
+    page = write_report(write_sweep(tmp_path / "sweep", [diverged, counted]))
+    text = page.with_suffix(".md").read_text("utf-8")
+    (line,) = [x for x in text.splitlines() if x.startswith("| diverged | 16 |")]
+    assert "not finite" in line
+    assert "counted has the lowest, 2.000" in text
+
+
+def test_plot_draws_a_run_and_refuses_what_is_no_picture(tmp_path):
+    curve = [(10, 5.0), (20, 4.0)]
+    workdir = write_run(tmp_path / "run", row(curve=curve))
+    run("plot", f"--workdir={workdir}", f"--out={tmp_path}/loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for out in ("loss.xyz", "nowhere/loss.png"):
+        flags = f"--workdir={workdir}", f"--out={tmp_path}/{out}"
+        result = run("plot", *flags, check=False)
+        assert result.returncode == 2 and f"--out={tmp_path}/{out}" in result.stderr
+
+
 def test_diff_of_a_sweep_and_of_workdirs(folder, tmp_path):
     said = diff([folder])
     head = said.splitlines()[0]
