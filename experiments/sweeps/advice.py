@@ -184,7 +184,7 @@ def degree_advice(rows: list[Row], base_of: dict[str, Row]) -> str:
 def loss_advice(rows: list[Row]) -> str:
     """Name the lowest loss, or say that runs tie for it."""
     if len({row.config.get("fingerprint") for row in rows}) > 1:
-        return "Loss: not compared, for the runs differ in text or tokenizer."
+        return "Loss: not compared, for the runs differ in text, tokenizer or row length."
     best, *others = sorted(rows, key=lambda row: row.loss)
     if not others:
         return f"Loss: {digits(best.loss)} nats a token, of the only run, {best.name}."
