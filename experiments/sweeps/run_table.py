@@ -166,6 +166,8 @@ def runs_table(rows: list[Row], limit: float | None = None) -> Table:
 def cell(row: Row, column: Column, value: Value) -> str:
     if value is None:
         return ""
+    if not math.isfinite(value):
+        return "not finite"
     early = column.name == "noise scale" and why_not_yet(row)
     return column.shown(value) + (" (too early)" if early else "")
 

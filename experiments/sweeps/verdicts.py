@@ -49,6 +49,8 @@ def efficiency(row: Row, base: Row) -> float:
 
 
 def time_verdict(row: Row, base: Row) -> str:
+    if not math.isfinite(row.rate / base.rate):
+        return "Not measured: the records of the steps were lost."
     rate = f"{human(row.rate)} tokens/s"
     if row is base:
         return f"{rate}."

@@ -15,7 +15,8 @@ def row(
     summary = {
         "devices": devices, "emulated": emulated, "tokens_per_second": rate,
         "val_loss": loss, "val_perplexity": math.exp(min(loss, 99.0)), "shifted_loss": 4.0,
-        "bigram_loss": 3.5, "model_flops_per_token": 10.0, "device_kind": "cpu",
+        "bigram_loss": 3.5, "val_bits_per_byte": loss / 2, "steps": 1000,
+        "model_flops_per_token": 10.0, "device_kind": "cpu",
         "core_share": 0.5, "tokens": 1000, "peak_memory_bytes": 2e9,
         "seconds": {"step": 1.0}, "versions": {"python": "3", "jax": "0"},
     }  # fmt: skip

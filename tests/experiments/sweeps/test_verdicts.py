@@ -47,6 +47,12 @@ def test_time():
     assert "55 tokens/s against 100" in emulated
 
 
+def test_a_speed_that_is_not_known_is_no_speed():
+    lost, known = row("lost", rate=math.nan), row("known", devices=2)
+    for one, base in [(lost, lost), (known, lost), (lost, known)]:
+        assert time_verdict(one, base).startswith("Not measured")
+
+
 def test_weak_scaling_has_a_baseline_of_another_batch():
     one, two = row("one", batch=8), row("two", devices=2, batch=16)
     assert baselines([one, two]) == {"one": one, "two": one}
