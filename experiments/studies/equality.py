@@ -2,9 +2,10 @@
 
 python -m experiments.studies.equality --config=configs/tiny.py --devices=8 --num_steps=8
 
-The strategies are the exact ones whose only degree is parallel.data. A run's difference is the largest relative difference of a step's loss from that of one
-device under `jit` in the same precision. Adds lines to results/equality.jsonl, then fills
-in the table of docs/questions/is-it-exact.md from all lines there.
+The strategies are the exact ones whose whole degree is parallel.data. A run's difference is
+the largest relative difference of a step's loss from that of one device under `jit` in the
+same precision. Adds lines to results/equality.jsonl, then fills in the table of
+docs/questions/is-it-exact.md from all lines there.
 """
 
 import dataclasses
@@ -32,7 +33,6 @@ CONFIG = startup.define_config()
 RESULTS = flags.DEFINE_string("results", "results/equality.jsonl", "Where lines go.")
 PAGE = define_page("docs/questions/is-it-exact.md")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of each run.", lower_bound=1)
-# Those that only spread the batch: `parallel.data` is their whole degree.
 DATA_PARALLEL = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
 
 
