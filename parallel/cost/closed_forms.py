@@ -1,7 +1,7 @@
-"""What each strategy should send, on paper: to be held beside the ledger of what it does.
+"""The bytes that each strategy should send, on paper; the ledger has what it does send.
 
 Bytes that one device sends in a step, for P parameters of 4 bytes, N devices and k
-microbatches; the formulas stand beside the strategies (parallel/sharded.py,
+microbatches. The formulas are explained beside the strategies (parallel/sharded.py,
 parallel/exchange/algorithms.py, the codecs' `sent_bytes`).
 """
 
@@ -43,7 +43,7 @@ BY_ALGORITHM = {
 
 
 class Cut(NamedTuple):
-    """What of a task is known to who splits its layers, or cuts between them."""
+    """What must be known of a task to split its layers, or to cut between them."""
 
     num_layers: int
     outer: float  # bytes of the parameters outside the layers
@@ -67,10 +67,10 @@ def num_bytes(tree: Any) -> float:
 def split_bytes(config: ParallelConfig, mesh: Mesh, size: float, cut: Cut | None) -> float:
     """Return what hsdp, tensor and hybrid send; `size` is 4 P.
 
-    Over fsdp as ZeRO-3 does, an all-reduce over data of what is left, and over tensor two
-    sums of the carry forward and two backward in each layer (Shoeybi et al. 2019, 3), one
-    after the embedding and one before the head. Parameters of no split dim, norms, are
-    taken as if they had one.
+    Over fsdp it sends as ZeRO-3 does, over data an all-reduce of what is left. Over tensor
+    it sums the carry twice forward and twice backward in each layer (Shoeybi et al. 2019,
+    3), once after the embedding and once before the head. Parameters without a split dim,
+    the norms, count as if they had one.
     """
     fsdp, tensor = (mesh.shape.get(axis, 1) for axis in (FSDP, TENSOR))
     degree = batch_degree(mesh)
@@ -85,10 +85,10 @@ def split_bytes(config: ParallelConfig, mesh: Mesh, size: float, cut: Cut | None
 
 
 def pipeline_bytes(mesh: Mesh, cut: Cut, num_chunks: int) -> float:
-    """Return what a stage sends on average: the carry and its gradient, and sums.
+    """Return what a stage sends on average: carries, their gradients, and sums.
 
-    Every stage but the last hands on, in each of its chunks; layers are summed over data,
-    what is outside them over all devices.
+    Every stage but the last sends the carry on, in each of its chunks. The gradients of
+    layers are summed over data, all other gradients over all devices.
     """
     stages, data = mesh.shape[STAGE], batch_degree(mesh)
     crossings = (stages * num_chunks - 1) / stages
@@ -100,10 +100,10 @@ def pipeline_bytes(mesh: Mesh, cut: Cut, num_chunks: int) -> float:
 def expected_bytes(
     config: ParallelConfig, params: Params, mesh: Mesh, cut: Cut | None = None
 ) -> float | None:
-    """Return the bytes of a strategy's closed form; None where it has none.
+    """Return the bytes of a strategy's closed form; None if it has none.
 
-    `params` are shapes. Metrics, and scales of gradients' norms, are not counted. Without
-    the task's `cut` pipelines have none, and so has what splits layers.
+    `params` are shapes. Metrics and the scales of gradients' norms are not counted. Without
+    the task's `cut`, pipelines and strategies that split layers have no closed form.
     """
     name, degree = config.strategy, batch_degree(mesh)
     size = num_bytes(params)
@@ -140,7 +140,7 @@ def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:
 
 
 def expected_kinds(config: ParallelConfig) -> set[str] | None:
-    """Return the kinds of collectives that may carry more than metrics; None: not known."""
+    """Return the kinds of collectives that may carry more than metrics; None if unknown."""
     if config.strategy in KINDS:
         return KINDS[config.strategy]
     if config.strategy not in (*PLANS, "shard_map", "pmap"):

@@ -1,4 +1,4 @@
-"""The choices that make an exchange, what is wrong with some of them, and its making."""
+"""The config of an exchange, its checks, and `build_exchange`, which makes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class ExchangeConfig:
 
     @property
     def exact(self) -> bool:
-        """Whether what comes back is this step's sum, up to rounding."""
+        """Whether the result is the sum of this step's gradients, up to rounding."""
         return self.codec in ("none", "identity") and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:

@@ -1,14 +1,14 @@
 """Exchange of gradients between replicas, as optax transformations that compose.
 
-`init(params) -> comm`, `update(grads, comm, params, weight=, key=) -> (grads, comm)`: given
-one replica's summed gradients, return the sum over replicas. It runs where the mesh axes
-are bound (inside shard_map or pmap). `comm` may differ from replica to replica. `weight`
-is what turns a mean gradient into this sum (global tokens times the loss scale); `key` is
-another one in each step and the same on every replica.
+`init(params) -> comm`, `update(grads, comm, params, weight=, key=) -> (grads, comm)`: takes
+one replica's summed gradients and returns the sum over replicas. It runs where the mesh
+axes are bound (inside shard_map or pmap). `comm` may differ from replica to replica.
+`weight` is the factor from a mean gradient to this sum: the global tokens times the loss
+scale. `key` is a new one in each step and the same on every replica.
 
-What keeps something from step to step (a residual, late gradients) belongs inside
-`in_means`, for the numbers of tokens and the loss scale change. `build_exchange`
-(parallel/exchange/config.py) composes what a config asks for.
+An exchange that keeps something from step to step (a residual, late gradients) belongs
+inside `in_means`, because the number of tokens and the loss scale change. `build_exchange`
+(parallel/exchange/config.py) composes the exchange that a config asks for.
 """
 
 from functools import partial
@@ -40,10 +40,10 @@ def all_reduce(algorithm: str = "psum", axes: Axes = (AXIS,)) -> Exchange:
 
 
 def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
-    """Exchange the leaves in buckets of about `num_bytes`, each by itself.
+    """Exchange the leaves in buckets of about `num_bytes`, each on its own.
 
-    The last leaves go first, for the backward pass finishes them first: a bucket can travel
-    while the gradients of the next are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
+    The last leaves go first, because the backward pass finishes them first. So a bucket can
+    travel while the next gradients are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
     """
 
     def buckets(tree) -> list[list[int]]:
@@ -83,10 +83,11 @@ def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
 
 
 def in_means(inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:
-    """Let an `inner` that keeps something see mean gradients, and know of an overflow.
+    """Give `inner` mean gradients instead of sums, and tell it of an overflow.
 
-    Divide by `weight` before it and multiply after it. If one replica's gradient is not
-    finite the sum is made so on all: `inner` might hide it, or keep it for later.
+    Divide by `weight` before `inner` and multiply after it. If one replica's gradient is
+    not finite, make the sum not finite on all replicas: `inner` might hide the overflow, or
+    keep it for later.
     """
 
     def update(grads, comm, params=None, *, weight, key=None):
@@ -106,12 +107,10 @@ def compressed(
     algorithm: str = "psum",
     error_feedback: bool = True,
 ) -> Exchange:
-    """Sum what the codec lets through; keep what it lost for the next time.
+    """Sum with a codec; with feedback, add what it lost to the next gradient.
 
-    `algorithm` sums what a linear codec sends; other codecs know their own way.
-
-    Error feedback (Seide et al. 2014; Karimireddy et al. 2019): what was lost is added to
-    the next gradient, so that over time nothing is.
+    `algorithm` sums what a linear codec sends; other codecs have their own way. Over time
+    error feedback loses nothing (Seide et al. 2014; Karimireddy et al. 2019).
     """
 
     across = Across(axes, ALGORITHMS[algorithm])
@@ -132,9 +131,9 @@ def compressed(
 def delayed(num_steps: int, inner: Exchange, compensation: float = 0.0) -> Exchange:
     """Return the sum of `num_steps` steps ago, zeros at first; 0 is `inner` itself.
 
-    With `compensation` the late gradient g of the parameters w' is corrected to first order
-    for those of today, g + compensation * g * g * (w - w') in means (DC-ASGD, Zheng et al.
-    2017, 4).
+    `compensation` corrects the late gradient g, taken at the parameters w', to first order
+    for today's parameters w: g + compensation * g * g * (w - w'), in means (DC-ASGD, Zheng
+    et al. 2017, 4).
     """
     if num_steps == 0:
         return inner
