@@ -69,7 +69,9 @@ def main(argv: list[str]) -> None:
         code = processes[failed].returncode
         end(processes, GRACE_SECONDS)
         if failed and processes[0].returncode != code:
-            sys.stderr.write(files[failed].read_text(errors="replace")[-3000:])
+            sys.stderr.write(
+                files[failed].read_text(errors="replace", encoding="utf-8")[-3000:]
+            )
         print(
             f"error: process {failed} of {PROCESSES.value} {describe(code)}; ended the "
             "others. The same command goes on from the last complete checkpoint",

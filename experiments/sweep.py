@@ -56,7 +56,10 @@ def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) 
             "cores": 0,
         }  # the same devices, emulated in one process
         result = subprocess.run(
-            command(single, folder / name, "--dry_run"), capture_output=True, text=True
+            command(single, folder / name, "--dry_run"),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         lines = result.stdout.splitlines()
         peak = next((x.split()[-2:] for x in lines if x.startswith("peak")), ["failed"])
@@ -77,13 +80,13 @@ def describe_machine(folder: pathlib.Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "experiments.studies.machine"],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     if result.returncode:
         return
     found = json.loads(result.stdout.strip().splitlines()[-1])
     if file.exists():
-        known = json.loads(file.read_text())
+        known = json.loads(file.read_text(encoding="utf-8"))
         found["product_limit"] = max(found["product_limit"], known["product_limit"])
     write_whole(file, json.dumps(found) + "\n")
 
@@ -96,7 +99,8 @@ def print_table(sweep: Sweep, folder: pathlib.Path) -> None:
             rate = human(summary["tokens_per_second"])
             print(f"{summary['val_loss']:8.4f} {rate:>9}  {name}")
         elif error.exists():
-            print(f"{'failed':>8} {'':>9}  {name}: {error.read_text().strip()}")
+            why = error.read_text(encoding="utf-8").strip()
+            print(f"{'failed':>8} {'':>9}  {name}: {why}")
         else:
             print(f"{'stopped':>8} {'':>9}  {name}")
 
@@ -120,7 +124,7 @@ def record(sweep: Sweep, folder: pathlib.Path) -> None:
     ValueError if a member of that name was another one.
     """
     file = folder / "sweep.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, member in sweep.items():
         if known.get(name, member) != member:
             raise ValueError(

@@ -59,4 +59,4 @@ def is_wanted(argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path
 def is_loaded() -> bool:
     """Tell whether mimalloc really serves this process."""
     maps = pathlib.Path("/proc/self/maps")
-    return maps.exists() and "libmimalloc" in maps.read_text()
+    return maps.exists() and b"libmimalloc" in maps.read_bytes()

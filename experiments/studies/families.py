@@ -134,7 +134,7 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         else:
             result["rate"] = generation_rate(task, params, data)
         write_whole(file, json.dumps(result, indent=1) + "\n")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def line(row: Row, found: dict[str, Any]) -> str:
@@ -190,7 +190,7 @@ def main(folder: str) -> None:
     text = HEAD + table([pair for pair in pairs if "written" not in pair[1]])
     if with_encoder:
         text += PAIRS_HEAD + table(with_encoder) + "\n" + written_table(with_encoder)
-    pathlib.Path(OUT.value).write_text(text)
+    pathlib.Path(OUT.value).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

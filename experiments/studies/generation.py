@@ -248,7 +248,7 @@ def main() -> None:
             lambda head: found[head["member"]] | losses,
         )
     if is_main_process():
-        pathlib.Path(OUT.value).write_text(page(read(file)))
+        pathlib.Path(OUT.value).write_text(page(read(file)), encoding="utf-8")
 
 
 if __name__ == "__main__":

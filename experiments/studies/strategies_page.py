@@ -268,7 +268,7 @@ def main() -> None:
         out = pathlib.Path(OUT.value)
         out.parent.mkdir(exist_ok=True)
     page = sections(lines, out) + further_sections(file.parent)
-    out.write_text("\n\n".join(page) + "\n")
+    out.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def done_tokens(workdir: pathlib.Path) -> int:
 
 def last_error(log: pathlib.Path) -> str:
     """Return the line of a failed run's log that says why."""
-    lines = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())
+    lines = re.split(r"[\r\n]+", log.read_text(errors="replace", encoding="utf-8").strip())
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines)[-1].removeprefix("error: ")[:500]
 
@@ -67,7 +67,7 @@ def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) ->
             process.wait()
             raise
     if process.returncode:
-        error.write_text(last_error(log) + "\n")
+        error.write_text(last_error(log) + "\n", encoding="utf-8")
 
 
 def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | int]) -> None:
@@ -92,7 +92,7 @@ def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | in
             job.results()
         except Exception as error:  # whatever ended it is this member's error
             line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
-            (folder / f"{name}.error").write_text(line[:500] + "\n")
+            (folder / f"{name}.error").write_text(line[:500] + "\n", encoding="utf-8")
 
 
 def slurm_parameters(given: list[str]) -> dict[str, str | int]:

@@ -119,7 +119,7 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     if not rows:
         raise ValueError(f"{folder} has no complete run yet: {missing}")
     file = folder / "machine.json"
-    machine = json.loads(file.read_text()) if file.exists() else None
+    machine = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     limit = machine and machine["product_limit"]
     tables = [verdicts_table(rows, limit), figures_table(rows, limit)]
     if missing:
@@ -135,5 +135,5 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     for kind in ("html", "md"):
         environment = jinja2.Environment(loader=loader, autoescape=kind == "html")
         page = environment.get_template(f"report.{kind}.jinja").render(content)
-        (folder / f"report.{kind}").write_text(page)
+        (folder / f"report.{kind}").write_text(page, encoding="utf-8")
     return folder / "report.html"

@@ -98,14 +98,15 @@ def read_rows(folder: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
             f"{folder} holds no sweep.json; python -m experiments.sweep makes one"
         )
     rows, missing = [], {}
-    for name in json.loads(file.read_text()):
+    for name in json.loads(file.read_text(encoding="utf-8")):
         if summary := read_summary(folder / name):
-            config = flatten(json.loads((folder / name / "config.json").read_text()))
+            config = (folder / name / "config.json").read_text(encoding="utf-8")
             records = read_metrics(folder / name / "metrics.jsonl")
-            rows.append(Row(name, config, summary, records))
+            rows.append(Row(name, flatten(json.loads(config)), summary, records))
         else:
             error = folder / f"{name}.error"
-            missing[name] = error.read_text().strip() if error.exists() else "not run yet"
+            why = error.read_text(encoding="utf-8") if error.exists() else "not run yet"
+            missing[name] = why.strip()
     return rows, missing
 
 

@@ -111,11 +111,11 @@ def make_rows(
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
 def load(folder: pathlib.Path) -> Data:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
     if not meta["segments"]:
