@@ -96,7 +96,7 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         else:
             result["rate"] = generation_rate(task, params, data)
         write_whole(file, json.dumps(result, indent=1) + "\n")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def cells(row: Row, found: dict[str, Any]) -> list[str]:

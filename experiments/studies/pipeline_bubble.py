@@ -171,7 +171,7 @@ def timed() -> list[dict[str, Any]]:
         *("--module=experiments.studies.pipeline_bubble", "--", "--worker"),
         *(flags.FLAGS[flag.name].serialize() for flag in given),
     ]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8")
     # Gloo writes to standard output, too.
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     records = [json.loads(line) for line in lines]

@@ -91,7 +91,7 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
 def read_machine(folder: pathlib.Path) -> dict | None:
     """Return what was measured of the machine of a sweep."""
     file = folder / "machine.json"
-    return json.loads(file.read_text("utf-8")) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def diff(paths: list[pathlib.Path]) -> str:

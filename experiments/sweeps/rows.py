@@ -98,7 +98,7 @@ def read_row(name: str, workdir: pathlib.Path) -> Row | None:
     summary = read_summary(workdir)
     if not summary:
         return None
-    config = flatten(json.loads((workdir / "config.json").read_text("utf-8")))
+    config = flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
     return Row(name, config, summary, read_metrics(workdir / "metrics.jsonl"))
 
 
@@ -113,13 +113,15 @@ def read_rows(folder: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
             f"{folder} holds no sweep.json; python -m experiments.sweep makes one"
         )
     rows, missing = [], {}
-    for name in json.loads(file.read_text("utf-8")):
+    for name in json.loads(file.read_text(encoding="utf-8")):
         if row := read_row(name, folder / name):
             rows.append(row)
         else:
             error = folder / f"{name}.error"
             there = error.exists()
-            missing[name] = error.read_text("utf-8").strip() if there else "not run yet"
+            missing[name] = (
+                error.read_text(encoding="utf-8").strip() if there else "not run yet"
+            )
     return rows, missing
 
 
