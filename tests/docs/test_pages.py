@@ -8,8 +8,8 @@ import re
 
 import pytest
 
+from experiments.run.python_file import call_function
 from experiments.sweeps.link_tables import slow_link_table, wire_table
-from experiments.sweeps.members import import_file
 from experiments.sweeps.pages import tables
 from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read
@@ -137,7 +137,7 @@ def names_in(tree: ast.AST) -> list[str]:
 
 @functools.cache
 def fields_of(file: str) -> frozenset[str]:
-    return frozenset(dotted(import_file(str(ROOT / file)).get_config()))
+    return frozenset(dotted(call_function(str(ROOT / file), "get_config")))
 
 
 @functools.cache
