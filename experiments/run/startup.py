@@ -4,6 +4,7 @@ Bad input ends here, before anything is allocated, with exit code 2 and a line t
 what was given, what was expected and what to change.
 """
 
+import copy
 import dataclasses
 import difflib
 import pathlib
@@ -18,34 +19,79 @@ from ml_collections import config_flags
 
 from configs.base import FAMILIES, Experiment
 from experiments.processes.messages import user_errors
+from experiments.run.python_file import call_function
 
 flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
 
 
+class ConfigParser(flags.ArgumentParser):
+    """Reads a config file; ml_collections' own parser shows a traceback."""
+
+    def parse(self, file: str) -> Experiment:
+        return read_config_file(file)
+
+
 def define_config() -> flags.FlagHolder:
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config", None, "A config file, such as configs/tiny.py.", lock_config=False
     )
+    flags.FLAGS["config"].parser = ConfigParser()
+    return holder
+
+
+def read_config_file(file: str) -> Experiment:
+    """Return a copy of the config of a file; ValueError, in a line, if it has none."""
+    if not file:
+        raise ValueError("no --config given; for example --config=configs/tiny.py")
+    config = call_function(file, "get_config")
+    if not isinstance(config, Experiment):
+        raise ValueError(
+            f"{file}: get_config() returns a value of type {type(config).__name__}; "
+            "expected an Experiment"
+        )
+    try:
+        check_types(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return copy.deepcopy(config)
+
+
+def check_types(config: Any, prefix: str = "") -> None:
+    """Raise ValueError for a field whose value is not of its type."""
+    for field in dataclasses.fields(config):
+        name, value = prefix + field.name, getattr(config, field.name)
+        # A whole number will do for a real one; True and False are no numbers.
+        fits = int | float if field.type is float else field.type
+        is_bool = isinstance(value, bool) and field.type is not bool
+        if is_bool or not isinstance(value, fits):
+            expected = getattr(field.type, "__name__", field.type)
+            raise ValueError(f"{name} is {value!r}; expected a value of type {expected}")
+        if dataclasses.is_dataclass(value):
+            check_types(value, name + ".")
 
 
 def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "The folder of the run.")
 
 
-def run(main: Callable[..., None], argument: str | None = None) -> None:
+def run(
+    main: Callable[..., None], argument: str | None = None, several: bool = False
+) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2.
 
-    `argument` describes what `main` takes where it takes one besides the flags.
+    `argument` describes what `main` takes where it takes one, or `several`, besides the
+    flags.
     """
 
     def guarded(argv: list[str]) -> None:
         quiet_readers()
+        print_everything()
         if not flags.FLAGS["verbosity"].present:
             # Orbax logs a failed save five times with tracebacks; we tell it in a line.
             logging.set_verbosity(logging.FATAL)
         with user_errors():
             expected = 2 if argument else 1
-            if len(argv) > expected:
+            if len(argv) > expected and not several:
                 given = argv[expected]
                 raise ValueError(f"{given!r} is not a flag; did you mean --{given}?")
             if len(argv) < expected:
@@ -53,6 +99,13 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
         main(*argv[1:])
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def print_everything() -> None:
+    """Print letters that the terminal does not know as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_readers() -> None:
@@ -89,9 +142,7 @@ def named_config(argv: list[str]) -> Experiment:
         match = re.fullmatch(r"--?config(=(.*))?", argument)
         if match and "config" in flags.FLAGS:
             path = match[2] if match[1] else "".join(argv[index + 1 : index + 2])
-            config = flags.FLAGS["config"].parser.parse(path)
-            # A file that is missing is told by `load_config`.
-            return config if isinstance(config, Experiment) else Experiment()
+            return read_config_file(path)
     return Experiment()
 
 
@@ -143,13 +194,7 @@ def explain_value(message: str, config: Experiment) -> str:
 def load_config(flag: flags.FlagHolder) -> Experiment:
     if flag.value is None:
         raise ValueError("no --config given; for example --config=configs/tiny.py")
-    config = flag.value
-    if not isinstance(config, Experiment):
-        raise ValueError(
-            f"--config={flags.FLAGS['config'].config_filename}: the file is missing, or "
-            "its get_config() does not return an Experiment"
-        )
-    return config
+    return flag.value
 
 
 def workdir(flag: flags.FlagHolder) -> pathlib.Path:
