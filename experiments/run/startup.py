@@ -5,8 +5,6 @@ what was given, what was expected and what to change.
 """
 
 import copy
-import dataclasses
-import difflib
 import pathlib
 import re
 import sys
@@ -17,6 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.processes.messages import user_errors
 from experiments.run.python_file import call_function
@@ -50,24 +49,10 @@ def read_config_file(file: str) -> Experiment:
             "expected an Experiment"
         )
     try:
-        check_types(config)
+        fields.check_types(config)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return copy.deepcopy(config)
-
-
-def check_types(config: Any, prefix: str = "") -> None:
-    """Raise ValueError for a field whose value is not of its type."""
-    for field in dataclasses.fields(config):
-        name, value = prefix + field.name, getattr(config, field.name)
-        # A whole number will do for a real one; True and False are no numbers.
-        fits = int | float if field.type is float else field.type
-        is_bool = isinstance(value, bool) and field.type is not bool
-        if is_bool or not isinstance(value, fits):
-            expected = getattr(field.type, "__name__", field.type)
-            raise ValueError(f"{name} is {value!r}; expected a value of type {expected}")
-        if dataclasses.is_dataclass(value):
-            check_types(value, name + ".")
 
 
 def define_workdir() -> flags.FlagHolder:
@@ -146,26 +131,19 @@ def named_config(argv: list[str]) -> Experiment:
     return Experiment()
 
 
-def config_fields(config: Any, prefix: str = "") -> dict[str, type]:
-    """Map the dotted name of every field of a config to its type."""
-    names = {}
-    for field in dataclasses.fields(config):
-        name, value = prefix + field.name, getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            names |= config_fields(value, name + ".")
-        else:
-            names[name] = field.type
-    return names
+def field_types(config: Any, prefix: str = "") -> dict[str, type]:
+    """Map the name of every field that is no config to its type."""
+    walked = fields.walk(config, prefix)
+    return {field.name: field.spec.type for field in walked if not field.is_config}
 
 
 def check_override_names(argv: list[str], config: Experiment) -> None:
-    known = config_fields(config)
+    known = field_types(config)
     for argument in argv[1:]:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
-            near = difflib.get_close_matches(match[2], known, 1, 0.0)
             raise ValueError(
-                f"config has no field {match[2]!r}; the nearest is {near[0]!r}"
+                f"config has no field {match[2]!r}{fields.nearest(match[2], known)}"
                 + of_another_family(match[2], config)
             )
 
@@ -175,7 +153,7 @@ def of_another_family(name: str, config: Experiment) -> str:
     names = [
         family
         for family, model in FAMILIES.items()
-        if name in config_fields(model(), "model.")
+        if name in field_types(model(), "model.")
     ]
     if not names:
         return ""
@@ -187,7 +165,7 @@ def explain_value(message: str, config: Experiment) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
     if not match:
         return message
-    expected = config_fields(config)[match[1]].__name__
+    expected = field_types(config)[match[1]].__name__
     return f"config.{match[1]} is {match[2]!r}; expected a value of type {expected}"
 
 

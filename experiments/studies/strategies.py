@@ -21,6 +21,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
+from configs import fields
 from configs.base import Experiment
 from configs.sweeps.strategies import BASE, MEMBERS
 from experiments.costs.step import compiled_costs
@@ -29,7 +30,7 @@ from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.build import build, check, compile_step
 from experiments.run.evaluation import Evaluator
-from experiments.sweeps.members import known, override
+from experiments.sweeps.members import known
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read, write
 from experiments.sweeps.strategy_tables import draw_all, strategy_tables, table_names
@@ -51,7 +52,7 @@ STEPS_OF_A_TURN = 5
 
 
 def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
-    member = override(copy.deepcopy(config), MEMBERS[name])
+    member = fields.override(copy.deepcopy(config), MEMBERS[name])
     member.seed = seed
     return member
 

@@ -4,23 +4,12 @@ import pathlib
 import sys
 from typing import Any
 
+from configs import fields
 from configs.base import Experiment
 from configs.sweeps.combine import LAUNCH, Member, names
 from configs.sweeps.strategies import MEMBERS
 from experiments.run.python_file import call_function
-from experiments.run.startup import check_types, read_config_file
-
-
-def override(config: Experiment, overrides: Member) -> Experiment:
-    """Set dotted fields of a config in place; AttributeError if it has no such field."""
-    for name, value in overrides.items():
-        *path, last = name.split(".")
-        node = config
-        for part in path:
-            node = getattr(node, part)
-        getattr(node, last)
-        setattr(node, last, value)
-    return config
+from experiments.run.startup import read_config_file
 
 
 def as_flags(overrides: Member) -> list[str]:
@@ -85,10 +74,9 @@ def member_config(name: str, member: Member) -> Experiment:
         if not (isinstance(file, str) and pathlib.Path(file).is_file()):
             raise ValueError(f"there is no config file {file!r}")
         check_launch(member)
-        config = override(read_config_file(file), overrides(member))
-        check_types(config)
+        config = fields.override(read_config_file(file), overrides(member))
         config.validate()
-    except (AttributeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"member {name}: {error}") from None
     return config
 
