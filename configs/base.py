@@ -32,6 +32,7 @@ class Experiment:
     save_every: int = 100  # steps; 0: at the end only
     keep: int = 2  # latest checkpoints kept, besides the best
     on_nonfinite: str = "skip"  # a non-finite loss or gradient: skip the step | stop
+    max_skipped: int = 100  # skip: so many skipped steps in a row end the run
     spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
     trace_norms: bool = False  # log norms of gradients and activations by layer
     prompt: str = "def "  # of the sample at the end

@@ -1,9 +1,12 @@
 """Files that a kill leaves whole."""
 
+import contextlib
 import json
 import math
 import pathlib
 from typing import Any
+
+from experiments.processes.messages import say
 
 
 def write_whole(file: pathlib.Path, text: str) -> None:
@@ -16,10 +19,19 @@ def write_whole(file: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, or on a read-only disk
+            partial.unlink()
         raise OSError(
             error.errno, f"{file} could not be written: {error.strerror}"
         ) from error
+
+
+def write_if_possible(file: pathlib.Path, text: str) -> None:
+    """Write what has been printed, too; in a read-only folder, say that it is not."""
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        say(f"warning: {error}")
 
 
 def json_line(value: Any, indent: int | None = None) -> str:

@@ -72,6 +72,20 @@ def check(config: Experiment) -> Mesh:
     return mesh
 
 
+def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
+    """Check the vocabulary that the text gave, which may be smaller than asked for."""
+    if vocab_size == config.data.vocab_size:
+        return
+    learned = dataclasses.replace(config.data, vocab_size=vocab_size)
+    try:
+        FAMILY_OF[type(config.model)].check(dataclasses.replace(config, data=learned), mesh)
+    except ValueError as error:
+        raise ValueError(
+            f"the text gives a vocabulary of {vocab_size} tokens where data.vocab_size "
+            f"allows {config.data.vocab_size}: {error}"
+        ) from None
+
+
 def check_trace(config: Experiment) -> None:
     """Check that there is one sum of gradients, and layers whose outputs leave the loss."""
     strategy, model = config.parallel.strategy, type(config.model)

@@ -17,13 +17,13 @@ from absl import flags
 from configs.base import Experiment
 from experiments.generation.targets import score as score_targets
 from experiments.processes import join
-from experiments.processes.files import write_whole
+from experiments.processes.files import json_line, write_whole
 from experiments.processes.messages import human, say, user_errors
 from experiments.run import startup
-from experiments.run.evaluation import score, scored_rows
-from experiments.run.restore import load_run
+from experiments.run.evaluation import held_out_rows, score
+from experiments.run.restore import load_run, run_data
 from experiments.sweeps.rows import Row, read_rows
-from lm.data.prepare import Data, prepare
+from lm.data.prepare import Data
 from lm.decoding import Beam, Sampling, generate
 from lm.models.hmm import HmmConfig
 from lm.models.ngram.model import NgramConfig
@@ -124,16 +124,16 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
     file = folder / row.name / "family.json"
     if not file.exists():
         config, task, params, _, mesh = load_run(folder / row.name, "latest")
-        data = prepare(config.data)
-        rows, usual = scored_rows(config.data, data, "validation")
-        result = score(task, params, data, rows, usual, mesh)
+        data = run_data(folder / row.name, config)
+        rows, usual = held_out_rows(config.data, data, "validation")
+        result = score(task, params, data.tokenizer, rows, usual, mesh)
         result["name"] = name(config)
         if task.encode:
             table, _ = score_targets(config, task, params, data, PAIRS, BEAM)
             result["written"] = table
         else:
             result["rate"] = generation_rate(task, params, data)
-        write_whole(file, json.dumps(result, indent=1) + "\n")
+        write_whole(file, json_line(result, indent=1))
     return json.loads(file.read_text())
 
 

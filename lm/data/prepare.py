@@ -62,6 +62,11 @@ def load_prepared(config: DataConfig, fingerprint: str) -> Data | None:
     return load(folder) if (folder / "meta.json").exists() else None
 
 
+def current_fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of the rows that the corpus gives as it is now."""
+    return fingerprint_of(config, open_corpus(config))
+
+
 def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     """Return a hash of everything that decides the rows."""
     fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")

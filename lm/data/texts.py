@@ -100,7 +100,13 @@ def pack_texts(
     pack = PACKINGS[config.packing]
 
     def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
-        return [np.stack(x) for x in zip(*pack(encoded, config.seq_len), strict=True)]
+        packed = list(pack(encoded, config.seq_len))
+        if not packed:
+            raise ValueError(
+                f"the text is too short for one row of data.seq_len {config.seq_len}; "
+                "give more text"
+            )
+        return [np.stack(x) for x in zip(*packed, strict=True)]
 
     tokens, segments = rows(encode_documents(tokenizer, texts))
     # Packing goes by lengths alone, so the classes come to lie where their tokens do.
