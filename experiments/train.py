@@ -53,7 +53,7 @@ def main() -> None:
             # Rather now than after the workdir is claimed, or at the end.
             check_learned(config, data.tokenizer.get_vocab_size(), mesh)
             sample_inputs(config, data.tokenizer)
-            change = new_end(folder, config)
+            change = new_end(folder, config, data)
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
                 say(f"{folder} is complete; more steps, or another --workdir, train on")

@@ -5,17 +5,19 @@ import pathlib
 from configs.base import Experiment
 from experiments.run.build import FAMILY_OF
 from experiments.run.log import read_metrics
-from experiments.run.workdir import read_config, saved_steps
+from experiments.run.workdir import check_own, read_config, saved_steps
+from lm.data.prepare import Data
 from lm.optim import schedule
 
 
-def new_end(workdir: pathlib.Path, config: Experiment) -> str:
+def new_end(workdir: pathlib.Path, config: Experiment, data: Data) -> str:
     """Say what the run in `workdir` does differently from here on; "" if nothing.
 
-    Raises ValueError if it cannot end at `config.steps`.
+    Raises ValueError if it is another run, or cannot end at `config.steps`.
     """
     if not (workdir / "config.json").exists():
         return ""
+    check_own(workdir, config, data)
     before, done = read_config(workdir).steps, max(saved_steps(workdir), default=0)
     if config.steps == before:
         return ""

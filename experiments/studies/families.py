@@ -17,7 +17,7 @@ from absl import flags
 from configs.base import Experiment
 from experiments.generation.targets import score as score_targets
 from experiments.processes import join
-from experiments.processes.files import json_line, write_whole
+from experiments.processes.files import write_whole
 from experiments.processes.messages import human, say, user_errors
 from experiments.run import startup
 from experiments.run.evaluation import held_out_rows, score
@@ -133,7 +133,7 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
             result["written"] = table
         else:
             result["rate"] = generation_rate(task, params, data)
-        write_whole(file, json_line(result, indent=1))
+        write_whole(file, json.dumps(result, indent=1) + "\n")
     return json.loads(file.read_text())
 
 

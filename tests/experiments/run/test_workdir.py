@@ -183,25 +183,33 @@ def test_a_run_keeps_its_own_data(tmp_path, config, monkeypatch):
 
 
 def test_other_ends_of_a_run(tmp_path, config):
-    workdir = tmp_path / "run"
-    assert new_end(workdir, config) == ""
+    workdir, data = tmp_path / "run", prepare(config.data)
+    assert new_end(workdir, config, data) == ""
     start(workdir, config, step=8)
-    assert new_end(workdir, config) == ""
+    assert new_end(workdir, config, data) == ""
     with pytest.raises(ValueError, match="steps is 7, but .* has taken 8 steps"):
-        new_end(workdir, changed(config, steps=7))
+        new_end(workdir, changed(config, steps=7), data)
+    with pytest.raises(ValueError, match="belongs to another config: seed is 0 there"):
+        new_end(workdir, changed(config, steps=7, seed=1), data)
 
     def cosine(end):
         return 1e-3 * (0.9 * (1 + math.cos(math.pi * min(8 / end, 1))) / 2 + 0.1)
 
     for steps in (8, 24):
-        said = new_end(workdir, changed(config, steps=steps))
+        said = new_end(workdir, changed(config, steps=steps), data)
         assert f"was to end at step 12 and now ends at {steps}" in said
         assert f"jumps from {cosine(12):.3g} to {cosine(steps):.3g} after step 8" in said
-    constant = changed(config, steps=24, optim=OptimConfig(schedule="constant"))
-    assert "the learning rate stays 0.001 after step 8" in new_end(workdir, constant)
-    counts = changed(config, steps=24, model=NgramConfig())
+    fixed = dataclasses.replace(config.optim, decay_steps=10)
+    start(tmp_path / "fixed", changed(config, optim=fixed), step=8)
+    said = new_end(tmp_path / "fixed", changed(config, steps=24, optim=fixed), data)
+    assert f"the learning rate stays {cosine(10):.3g} after step 8" in said
+
+
+def test_tables_of_counts_have_no_room_for_more_steps(tmp_path, config):
+    workdir, config = tmp_path / "run", changed(config, model=NgramConfig())
+    start(workdir, config, step=8)
     with pytest.raises(ValueError, match="have room for what 12 steps count"):
-        new_end(workdir, counts)
+        new_end(workdir, changed(config, steps=24), prepare(config.data))
 
 
 def test_the_summary_of_a_shorter_run_is_set_apart(tmp_path, config):
