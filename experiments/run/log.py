@@ -105,10 +105,11 @@ class Log:
         self.file = workdir / "metrics.jsonl"
         records = keep_until(self.file, start) if write else []
         trained = [r for r in records if r["split"] == "train"]
-        if write and start and not trained:
+        known = trained[-1]["step"] if trained else 0
+        if write and known < start:
             say(
-                f"warning: {self.file} has no records of the steps up to {start}; tokens, "
-                "skipped steps and spikes are counted from there"
+                f"warning: {self.file} has no records of the steps after {known} up to "
+                f"{start}; tokens, skipped steps and spikes are counted without them"
             )
         self.epochs_per_step = epochs_per_step
         self.skipped_in_a_row = 0  # in this process, so that all processes agree

@@ -75,7 +75,10 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         if final is None:  # killed after the last save: only the end is missing
             final = evaluate(params)
         shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
-    summarize(run, state, final, shifted, log, epochs(run, step))
+    try:
+        summarize(run, state, final, shifted, log, epochs(run, step))
+    except OSError as error:
+        raise OSError(f"{error}; make room, and the same command writes it") from error
     return state
 
 

@@ -249,7 +249,8 @@ def read_description(workdir: pathlib.Path) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: there is no {file}")
     values = read_object(file, PUT_BACK)
-    missing = [x for x in ("family", "fingerprint", "model", "data") if x not in values]
+    kinds = {"family": str, "fingerprint": str, "model": dict, "data": dict, "steps": int}
+    missing = [x for x, kind in kinds.items() if not isinstance(values.get(x), kind)]
     if missing or values["family"] not in FAMILIES:
         reason = f"no {', '.join(missing)}" if missing else f"family {values['family']!r}"
         raise ValueError(f"{file} is not a run's of this version ({reason}); {PUT_BACK}")

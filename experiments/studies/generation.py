@@ -221,7 +221,7 @@ def main() -> None:
         workdir = startup.workdir(WORKDIR)
         join.start_jax()
         writer, mesh = load(workdir)
-        judge = load(pathlib.Path(JUDGE.value))[0] if JUDGE.value else None
+        judge = load(pathlib.Path(JUDGE.value).expanduser())[0] if JUDGE.value else None
         if writer.task.encode is not None:
             raise ValueError(f"{workdir}: give a run of a model without an encoder")
     processes = jax.process_count()

@@ -51,6 +51,10 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
+    if "://" in config.cache:
+        raise ValueError(
+            f"data.cache is {config.cache!r}, an address; give a folder of this machine"
+        )
     try:
         return pathlib.Path(config.cache).expanduser()
     except RuntimeError as error:

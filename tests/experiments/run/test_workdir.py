@@ -12,6 +12,7 @@ from experiments.processes import files
 from experiments.processes.files import json_line, write_if_possible, write_whole
 from experiments.run import startup
 from experiments.run.extension import new_end
+from experiments.run.log import Log
 from experiments.run.restore import run_data
 from experiments.run.summary import FIGURES, read_summary
 from experiments.run.workdir import claimed, read_config, read_tokenizer
@@ -97,6 +98,7 @@ def test_damaged_files_are_named_and_left_as_they_are(tmp_path, config):
         ("config.json", '{"steps": ', "put back a copy"),
         ("config.json", "[]", "put back a copy"),
         ("config.json", "{}", "put back a copy"),
+        ("config.json", '{"family": "hmm", "model": 3, "steps": "4"}', "put back a copy"),
         ("summary.json", "", "remove it"),
         ("summary.json", "{}", "remove it"),
         ("tokenizer.json", "", "remove it"),
@@ -135,6 +137,8 @@ def test_paths_may_move_but_not_the_text(tmp_path, config, monkeypatch):
     (tmp_path / "moved" / "0.txt").write_text("another text\n")
     with pytest.raises(ValueError, match="its prepared data is .* so the text"):
         start(workdir, changed(config, path="moved"))
+    with pytest.raises(ValueError, match="data.cache is 'gs://a/b', an address"):
+        prepare(changed(config, path="moved", cache="gs://a/b").data)
     home = changed(config, path="moved", cache="~/cache")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     start(tmp_path / "other", home)
@@ -221,6 +225,18 @@ def test_the_summary_of_a_shorter_run_is_set_apart(tmp_path, config):
     start(workdir, changed(config, steps=24))
     assert read_summary(workdir) is None and read_config(workdir).steps == 24
     assert json.loads((workdir / "summary-12.json").read_text())["steps"] == 12
+
+
+def test_lost_records_are_told(tmp_path, capsys):
+    record = {"split": "train", "step": 5, "loss": 2.0, "tokens": 9, "skipped": 0}
+    record |= {"tokens_per_second": 1.0}
+    for lines, known in ([], 0), ([record], 5), ([record, record | {"step": 8}], None):
+        (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, lines)))
+        with Log(tmp_path, 8, 12, 6.0, epochs_per_step=1.0, write=True):
+            pass
+        said = capsys.readouterr().err
+        lost = f"has no records of the steps after {known} up to 8; tokens"
+        assert (lost in said) if known is not None else ("no records" not in said)
 
 
 def test_json_has_no_word_for_what_is_not_finite(tmp_path):
