@@ -25,7 +25,8 @@ def main() -> None:
         records = read_metrics(workdir / "metrics.jsonl")
         if not records:
             raise ValueError(f"{workdir} holds no metrics.jsonl with a whole line")
-    draw(records, read_summary(workdir), pathlib.Path(OUT.value))
+        summary = read_summary(workdir)
+    draw(records, summary, pathlib.Path(OUT.value))
 
 
 def draw(records: list[dict], summary: dict | None, out: pathlib.Path) -> None:

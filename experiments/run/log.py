@@ -122,7 +122,7 @@ class Log:
         self.noise = NoiseScale(trained)
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
-        self.stream = self.file.open("a", encoding="utf-8") if write else None
+        self.stream = None  # opened by the first record: an empty file would be damage
         self.board = Board(workdir / "tensorboard", start + 1) if write else None
         self.bar = tqdm(
             total=steps, initial=start, desc="train", unit="step", disable=not write,
@@ -190,8 +190,10 @@ class Log:
         return Skipped(step, loss, m["grad_norm"], self.skipped_in_a_row)
 
     def write(self, record: dict[str, Any]) -> None:
-        if self.stream is None:
+        if self.board is None:
             return
+        if self.stream is None:
+            self.stream = self.file.open("a", encoding="utf-8")
         self.stream.write(json_line(record))
         self.stream.flush()
         self.board.write(without_nonfinite(record))
@@ -207,6 +209,7 @@ class Log:
         self.bar.close()
         if self.stream is not None:
             self.stream.close()
+        if self.board is not None:
             self.board.close()
 
 
@@ -254,7 +257,8 @@ def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
 def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step` (steps that will be taken again); return the rest."""
     kept = read_metrics(file, step)
-    write_whole(file, "".join(map(json_line, kept)))
+    if file.exists():
+        write_whole(file, "".join(map(json_line, kept)))
     return kept
 
 

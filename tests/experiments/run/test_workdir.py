@@ -231,12 +231,16 @@ def test_lost_records_are_told(tmp_path, capsys):
     record = {"split": "train", "step": 5, "loss": 2.0, "tokens": 9, "skipped": 0}
     record |= {"tokens_per_second": 1.0}
     for lines, known in ([], 0), ([record], 5), ([record, record | {"step": 8}], None):
-        (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, lines)))
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        if lines:
+            (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, lines)))
         with Log(tmp_path, 8, 12, 6.0, epochs_per_step=1.0, write=True):
             pass
         said = capsys.readouterr().err
         lost = f"has no records of the steps after {known} up to 8; tokens"
         assert (lost in said) if known is not None else ("no records" not in said)
+        # An empty file would be refused as damaged from then on.
+        assert (tmp_path / "metrics.jsonl").exists() == bool(lines)
 
 
 def test_json_has_no_word_for_what_is_not_finite(tmp_path):
