@@ -30,7 +30,6 @@ from lm.data.sources.pairs import (
 from lm.data.texts import cache_folder, document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
-FORMAT = 2  # part of the fingerprint; changes when the files or their making change
 SILENT_SECONDS = 5.0  # after which a wait is told
 FORMAT = 3  # part of the fingerprint; changes when the files or their making change
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from configs.base import FAMILIES, Experiment
+from configs.fields import from_dict
 from experiments.run.build import FAMILY_OF
-from experiments.run.workdir import family_name, from_dict, read_config
+from experiments.run.workdir import family_name, read_config
 from lm.models.recurrent import RecurrentConfig
 from tests.experiments.runs import ROOT, losses, run, small, write_corpus
 
