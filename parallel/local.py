@@ -20,7 +20,7 @@ are estimated from the replica that reports them, times the number of replicas.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,39 +41,37 @@ from parallel.program import (
     Params,
     Program,
     TrainState,
+    divided,
     gradients,
+    total_weight,
     update,
 )
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
+OUTER = {"parallel.strategy": ("diloco", "streaming_diloco")}
+STREAMING = {"parallel.strategy": ("streaming_diloco",)}
+
 
 @dataclass
 class LocalConfig:
-    every: int = 50  # H, the steps from meeting to meeting
-    first: int = 0  # post_local_sgd: steps that exchange gradients before the first alone
-    learning_rate: float = 0.7  # of the outer optimizer; diloco, streaming_diloco
-    momentum: float = 0.9  # of the outer optimizer, Nesterov's
-    fragments: int = 4  # streaming_diloco: parts of the parameters that meet apart
-    overlap: int = 5  # streaming_diloco: steps until what was agreed arrives
-    mix: float = 0.5  # streaming_diloco: the share of a replica's own parameters kept then
-
-    def validate(self, strategy: str) -> None:
-        for name, least in [("every", 1), ("first", 0), ("fragments", 1), ("overlap", 0)]:
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"parallel.local.{name} is {getattr(self, name)}; "
-                    f"it must be at least {least}"
-                )
-        for name, value in [("momentum", self.momentum), ("mix", self.mix)]:
-            if not 0 <= value < 1:
-                raise ValueError(
-                    f"parallel.local.{name} is {value}; expected 0 <= {name} < 1"
-                )
-        if self.learning_rate <= 0:
-            raise ValueError(
-                f"parallel.local.learning_rate is {self.learning_rate}; it must be positive"
-            )
-        PLANS[strategy](self).validate()
+    every: int = field(default=50, metadata={"at_least": 1})  # H, steps between meetings
+    # steps at the start in which every step exchanges gradients
+    first: int = field(
+        default=100,
+        metadata={"at_least": 0, "only": {"parallel.strategy": ("post_local_sgd",)}},
+    )
+    # of the outer optimizer
+    learning_rate: float = field(default=0.7, metadata={"above": 0, "only": OUTER})
+    # of the outer optimizer, Nesterov's
+    momentum: float = field(
+        default=0.9, metadata={"at_least": 0, "below": 1, "only": OUTER}
+    )
+    # parts of the parameters that meet apart
+    fragments: int = field(default=4, metadata={"at_least": 1, "only": STREAMING})
+    # steps until what was agreed arrives
+    overlap: int = field(default=5, metadata={"at_least": 0, "only": STREAMING})
+    # the share of a replica's own parameters that is kept when it arrives
+    mix: float = field(default=0.5, metadata={"at_least": 0, "below": 1, "only": STREAMING})
 
 
 class Plan(NamedTuple):
@@ -207,7 +205,8 @@ def own_step(
     )
     tokens = sums["tokens"]
     grads, sums = sum_early(state.step, (grads, sums))
-    state, metrics = update(learner, state, state.params, grads, sums)
+    means = divided(grads, total_weight(sums, state.scale))
+    state, metrics = update(learner, state, state.params, means, sums)
     comm = [f._replace(tokens=f.tokens + tokens) for f in state.comm]
     return state._replace(comm=comm), metrics
 
@@ -277,10 +276,9 @@ def exchange_moves(
         (agreed - x) * fragment.tokens
         for agreed, x in zip(fragment.agreed, own, strict=True)
     ]
-    moves, comm = exchange.update(
+    means, comm = exchange.update(
         moves, fragment.comm, fragment.agreed, weight=total, key=key
     )
-    means = [move / total for move in moves]
     return means, fragment._replace(comm=comm, tokens=jnp.zeros_like(fragment.tokens))
 
 

@@ -146,17 +146,25 @@ def split_rows(x: jax.Array, num: int) -> jax.Array:
     return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)
 
 
+def total_weight(sums: Metrics, scale: Any) -> jax.Array:
+    """Return what a sum of scaled gradients is divided by: the tokens, the loss scale."""
+    return jnp.maximum(sums["tokens"], 1.0) * scale.value
+
+
+def divided(sums: Params, weight: jax.Array) -> Params:
+    inverse = 1.0 / weight
+    return jax.tree.map(lambda x: x * inverse, sums)
+
+
 def update(
     learner: Learner, state: TrainState, params: Params, grads: Params, sums: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """Apply one step, given the sums over the whole global batch.
+    """Apply one step, given the mean gradient and the sums over the whole global batch.
 
     A non-finite loss or gradient changes nothing but the step count and the loss scale, on
     every device together: all of them see the same sums. `params` is `state.params` in the
     layout of the optimizer state.
     """
-    inverse = 1.0 / (jnp.maximum(sums["tokens"], 1.0) * state.scale.value)
-    grads = jax.tree.map(lambda g: g * inverse, grads)
     norm = optax.tree.norm(grads)
     loss = sums["loss"] / jnp.maximum(sums["tokens"], 1.0)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)

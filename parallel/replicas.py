@@ -32,8 +32,10 @@ from parallel.program import (
     Params,
     Program,
     TrainState,
+    divided,
     gradients,
     split_rows,
+    total_weight,
     update,
 )
 
@@ -52,7 +54,7 @@ def exchanged_gradients(
     axes: tuple[str, ...],
     measure_noise: bool,
 ) -> tuple[Params, Metrics, Any]:
-    """Return gradient and sums over all replicas, and the exchange's new state.
+    """Return the mean gradient, the sums over replicas, and the exchange's new state.
 
     The gradients of `every` microbatches are added up before they are exchanged (delayed
     update, Ott et al. 2018, 3.2); it divides `accumulation`.
@@ -70,18 +72,18 @@ def exchanged_gradients(
             measure_noise=measure_noise,
         )
         sums = psum_in_one(sums, axes)
-        grads, comm = exchange.update(
+        means, comm = exchange.update(
             grads,
             comm,
             state.params,
-            weight=jnp.maximum(sums["tokens"], 1.0) * scale,
+            weight=total_weight(sums, state.scale),
             key=jax.random.fold_in(key, index),
         )
-        return (grads, sums), comm
+        return (means, sums), comm
 
     if every == accumulation:
-        (grads, sums), comm = one(batch, state.comm, 0)
-        return grads, sums, comm
+        (means, sums), comm = one(batch, state.comm, 0)
+        return means, sums, comm
 
     num_groups = accumulation // every
     groups = jax.tree.map(partial(split_rows, num=num_groups), batch)
@@ -92,13 +94,15 @@ def exchanged_gradients(
 
     def body(carry, numbered):
         (total, comm), (group, index) = carry, numbered
-        found, comm = one(group, comm, index)
-        return (jax.tree.map(jnp.add, total, found), comm), None
+        (means, sums), comm = one(group, comm, index)
+        # Groups have different numbers of tokens: their means are weighted by them.
+        part = divided(means, 1.0 / total_weight(sums, state.scale)), sums
+        return (jax.tree.map(jnp.add, total, part), comm), None
 
-    ((grads, sums), comm), _ = jax.lax.scan(
+    ((total, sums), comm), _ = jax.lax.scan(
         body, (zeros, state.comm), (groups, jnp.arange(num_groups))
     )
-    return grads, sums, comm
+    return divided(total, total_weight(sums, state.scale)), sums, comm
 
 
 def replica_step(
@@ -112,10 +116,10 @@ def replica_step(
     """Return the step as one replica sees it: its rows in, the common update out."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums, comm = exchanged_gradients(
+        means, sums, comm = exchanged_gradients(
             learner, exchange, state, batch, accumulation, every, axes, measure_noise
         )
-        new, metrics = update(learner, state, state.params, grads, sums)
+        new, metrics = update(learner, state, state.params, means, sums)
         # What a skipped step brought is not to be remembered.
         keep = partial(jnp.where, metrics["finite"])
         return new._replace(comm=jax.tree.map(keep, comm, state.comm)), metrics

@@ -41,7 +41,9 @@ from parallel.program import (
     Program,
     TrainState,
     abstract,
+    divided,
     gradients,
+    total_weight,
     update,
 )
 
@@ -175,7 +177,8 @@ def layout_program(
         grads, sums = sum_gradients(state, batch)
         # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
-        state, metrics = update(learner, state, params, grads, sums)
+        means = divided(grads, total_weight(sums, state.scale))
+        state, metrics = update(learner, state, params, means, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
         return state._replace(params=gather_updated(params)), metrics
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from absl import flags
 
-from configs.base import Experiment
 from experiments.generation.targets import score as score_targets
 from experiments.processes import join
 from experiments.processes.files import write_whole
@@ -23,12 +22,9 @@ from experiments.run import startup
 from experiments.run.evaluation import score, scored_rows
 from experiments.run.restore import load_run
 from experiments.sweeps.rows import Row, read_rows
+from lm.beam import Beam
 from lm.data.prepare import Data, prepare
-from lm.decoding import Beam, Sampling, generate
-from lm.models.hmm import HmmConfig
-from lm.models.ngram.model import NgramConfig
-from lm.models.recurrent import RecurrentConfig
-from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.decoding import Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
 
@@ -91,21 +87,6 @@ COLUMNS = (
 )
 
 
-def name(config: Experiment) -> str:
-    model = config.model
-    if isinstance(model, NgramConfig):
-        return f"{model.order}-gram, {model.smoothing.replace('_', ' ')}"
-    if isinstance(model, HmmConfig):
-        how = {"em": "Baum-Welch", "gradient": "by gradient"}[model.training]
-        return f"hidden Markov, {model.num_states} states, {how}"
-    if isinstance(model, RecurrentConfig):
-        return f"{model.cell.upper()}, {model.num_layers} layers of {model.width}"
-    if isinstance(model, Seq2SeqConfig):
-        kind = model.cell.upper() if model.kind == "recurrent" else model.kind
-        return f"{kind} with an encoder, {model.num_layers} + {model.num_layers} layers"
-    return f"transformer, {model.num_layers} layers of {model.width}"
-
-
 def generation_rate(task: Task, params: Params, data: Data) -> float:
     """Return tokens a second, those that were asked for, compilation apart."""
     prompt = [END_ID, *data.tokenizer.encode("def ").ids]
@@ -127,7 +108,7 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
         data = prepare(config.data)
         rows, usual = scored_rows(config.data, data, "validation")
         result = score(task, params, data, rows, usual, mesh)
-        result["name"] = name(config)
+        result["name"] = config.model.describe()
         if task.encode:
             table, _ = score_targets(config, task, params, data, PAIRS, BEAM)
             result["written"] = table

@@ -20,14 +20,15 @@ from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.run.evaluation import Evaluator
-from experiments.run.ngram_counts import ngram_counting
+from experiments.run.ngram_counts import check_counting, ngram_counting
 from experiments.sweeps import results
 from experiments.sweeps.results import Line
 from lm.data.prepare import Data, prepare
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows
-from lm.models.ngram.model import MAX_ORDER, SMOOTHINGS, NgramConfig, ngram_task, smooth
+from lm.models.ngram.model import MAX_ORDER, SMOOTHINGS, NgramConfig, smooth
 from lm.models.ngram.smoothing import build_levels
+from lm.models.setting import Setting
 from parallel.counting.program import counting_program
 from parallel.mesh import process_rows
 from parallel.program import Program, TrainState
@@ -67,7 +68,7 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
             began = time.perf_counter()
             params = smooth(model, vocab_size, levels, counts_M)
             estimated = time.perf_counter()
-            task = ngram_task(model, vocab_size, seq_len)
+            task = model.task(Setting(vocab_size, seq_len))
             found = Evaluator(task, data, config.data.batch_size, mesh)(params)
             lines.append(
                 {
@@ -100,7 +101,8 @@ def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         join.start_jax()
-        config.data.validate()
+        config.validate()
+        check_counting(config)
         mesh = config.parallel.mesh()
         batch_size = -(-ROWS.value // mesh.size) * mesh.size
         data = prepare(config.data)

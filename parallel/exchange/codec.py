@@ -77,27 +77,6 @@ def ring_bytes(num_bytes: float, degree: int) -> float:
     return 2 * num_bytes * (degree - 1) / degree
 
 
-def check_share(codec: str, keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise ValueError(
-            f"{codec} keeps a share of {keep} of the elements; give more than 0, at most 1"
-        )
-
-
-def identity() -> Codec:
-    """Sum exactly: the limit that the others are compared with."""
-
-    def total(tree, state, key, across: Across):
-        x_n, unflatten = flatten(tree)
-        total_n = across.all_reduce(x_n, across.axes)
-        return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
-
-    def sent_bytes(params: Params, degree: int) -> float:
-        return ring_bytes(4 * num_elements(params), degree)
-
-    return Codec(stateless, total, sent_bytes, LINEAR)
-
-
 def hierarchical(codec: Codec, fast_degree: int) -> Codec:
     """Use a codec between groups of devices alone, on sums that are exact within a group.
 

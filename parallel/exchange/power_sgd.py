@@ -25,8 +25,6 @@ def power_sgd(rank: int) -> Codec:
     Leaves of more than two dims become the matrix of fewest rows + columns that keeps their
     dims in order. A step has two all-reduces: all P with the uncompressed leaves, all Q.
     """
-    if rank < 1:
-        raise ValueError(f"power_sgd has rank {rank}; it must be at least 1")
 
     def init(params: Params) -> list[jax.Array]:
         """Draw the same Q_nr for every replica, of each leaf that is compressed."""

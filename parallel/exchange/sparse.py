@@ -19,7 +19,6 @@ from parallel.exchange.codec import (
     Across,
     Axes,
     Codec,
-    check_share,
     flatten,
     from_words,
     num_elements,
@@ -41,7 +40,6 @@ class Accumulators(NamedTuple):
 
 def top_k(keep: float) -> Codec:
     """Send the share `keep` of elements that are the largest of this replica's tree."""
-    check_share("top_k", keep)
 
     def total(tree, state, key, across: Across):
         x_n, unflatten = flatten(tree)
@@ -60,7 +58,6 @@ def random_k(keep: float) -> Codec:
     by `keep`: under error feedback what waits comes later, and a larger total would make
     the residuals grow; without it, the expected total is `keep` times the sum.
     """
-    check_share("random_k", keep)
 
     def total(tree, state, key, across: Across):
         x_n, unflatten = flatten(tree)
@@ -89,12 +86,6 @@ def deep_gradient_compression(
     `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` is that of
     the steps after. The paper clips each replica's gradient first: put that before this.
     """
-    check_share("deep_gradient_compression", keep)
-    if not 0 <= momentum < 1 or warmup_steps < 0:
-        raise ValueError(
-            f"deep_gradient_compression has momentum {momentum} and warmup_steps "
-            f"{warmup_steps}; give a momentum from 0 to below 1, and 0 steps or more"
-        )
     shares = warmup_shares(keep) if warmup_steps else []
 
     def init(params: Params) -> Accumulators:

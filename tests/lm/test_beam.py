@@ -9,9 +9,9 @@ import pytest
 
 from lm.beam import Beam
 from lm.decoding import Sampling, generate
-from lm.models.recurrent import RecurrentConfig, recurrent_task
+from lm.models.recurrent import RecurrentConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.task import Task
 from lm.vocabulary import END_ID
 
@@ -22,10 +22,10 @@ PROMPTS = [[1, 2], [3], [2, 2, 1]]
 @pytest.fixture(scope="module", params=["transformer", "gru"])
 def model(request):
     if request.param == "gru":
-        task = recurrent_task(RecurrentConfig(cell="gru", width=8), VOCAB)
+        task = RecurrentConfig(cell="gru", width=8).task(Setting(VOCAB, 0))
     else:
         config = TransformerConfig(width=8, num_layers=1, num_heads=2)
-        task = transformer_task(config, VOCAB, 16)
+        task = config.task(Setting(VOCAB, 16))
     params = task.init(jax.random.key(3))
     return task, jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lm.decoding import Sampling, generate, sample
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.vocabulary import END_ID
 
 VOCAB, SEQ_LEN = 40, 24
@@ -22,7 +22,7 @@ def model():
     config = TransformerConfig(
         width=16, num_layers=2, num_heads=4, num_kv_heads=2, positions="rotary"
     )
-    task = transformer_task(config, VOCAB, SEQ_LEN)
+    task = config.task(Setting(VOCAB, SEQ_LEN))
     params = jax.device_get(jax.jit(task.init)(jax.random.key(2)))
     return task, jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 
 BATCH = {
@@ -21,7 +21,7 @@ VOCAB, SMALL = 20, TransformerConfig(width=16, num_layers=1, num_heads=2)
 
 
 def make(compute):
-    task = transformer_task(SMALL, VOCAB, 12)
+    task = SMALL.task(Setting(VOCAB, 12))
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
@@ -60,12 +60,12 @@ def test_computes_in_sixteen_bits_over_float32_parameters(compute):
 
 
 MODELS = {
-    "tied": lambda: transformer_task(SMALL, VOCAB, 12),
-    "untied": lambda: transformer_task(dataclasses.replace(SMALL, tied=False), VOCAB, 12),
-    "recurrent": lambda: recurrent_task(RecurrentConfig(width=16), VOCAB),
-    "seq2seq": lambda: seq2seq_task(Seq2SeqConfig(width=16, num_layers=1), VOCAB, 6),
-    "seq2seq-recurrent": lambda: seq2seq_task(
-        Seq2SeqConfig("recurrent", width=16, num_layers=1), VOCAB, 6
+    "tied": lambda: SMALL.task(Setting(VOCAB, 12)),
+    "untied": lambda: dataclasses.replace(SMALL, tied=False).task(Setting(VOCAB, 12)),
+    "recurrent": lambda: RecurrentConfig(width=16).task(Setting(VOCAB, 0)),
+    "seq2seq": lambda: Seq2SeqConfig(width=16, num_layers=1).task(Setting(VOCAB, 0, 6)),
+    "seq2seq-recurrent": lambda: Seq2SeqConfig("recurrent", width=16, num_layers=1).task(
+        Setting(VOCAB, 0, 6)
     ),
 }
 

@@ -13,23 +13,23 @@ from experiments.generation.continuous_batching import (
     trimmed,
 )
 from lm.decoding import Sampling, generate
-from lm.models.hmm import HmmConfig, hmm_task
-from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.hmm import HmmConfig
+from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from parallel.mesh import data_mesh
 from tests.lm.models.greedy import assert_greedy
 
 VOCAB, SEQ_LEN, SOURCE_LEN = 40, 24, 6
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 4}
 MODELS = {
-    "rotary": lambda: transformer_task(
-        TransformerConfig(**SMALL, positions="rotary", num_kv_heads=2), VOCAB, SEQ_LEN
+    "rotary": lambda: TransformerConfig(**SMALL, positions="rotary", num_kv_heads=2).task(
+        Setting(VOCAB, SEQ_LEN)
     ),
-    "learned": lambda: transformer_task(TransformerConfig(**SMALL), VOCAB, SEQ_LEN),
-    "lstm": lambda: recurrent_task(RecurrentConfig(width=16), VOCAB),
-    "hmm": lambda: hmm_task(HmmConfig(num_states=5), VOCAB, SEQ_LEN),
+    "learned": lambda: TransformerConfig(**SMALL).task(Setting(VOCAB, SEQ_LEN)),
+    "lstm": lambda: RecurrentConfig(width=16).task(Setting(VOCAB, 0)),
+    "hmm": lambda: HmmConfig(num_states=5).task(Setting(VOCAB, SEQ_LEN)),
 }
 PROMPTS = [[3, 7, 9], [5], [8, 1, 30, 22, 11, 2], [4, 4], [17], [9, 2, 2, 31, 6], [12, 1]]
 SHAPES = [(1, Batching(1, 4, 3)), (2, Batching(2, 2, 1)), (8, Batching(1, 32, 16))]
@@ -79,7 +79,7 @@ def test_sources_go_with_their_texts(kind):
     config = Seq2SeqConfig(
         kind="transformer" if kind == "transformer" else "recurrent", width=16, num_layers=1
     )
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda x: x + rng.normal(0, 0.4, x.shape).astype(np.float32),
