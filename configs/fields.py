@@ -65,8 +65,14 @@ def flatten(config: Any) -> dict[str, Any]:
     return {field.name: field.value for field in walk(config) if not field.is_config}
 
 
-def override(config: Any, name: str, value: Any) -> None:
-    """Set a field in place; ValueError, with the nearest name, if there is none."""
+def override(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """Set fields in place; ValueError, with the nearest name, for one that is not there."""
+    for name, value in overrides.items():
+        set_field(config, name, value)
+    return config
+
+
+def set_field(config: Any, name: str, value: Any) -> None:
     known = flatten(config)
     if name not in known:
         raise ValueError(f"config has no field {name!r}{nearest(name, known)}")
@@ -120,16 +126,21 @@ def check(config: Any, prefix: str = "") -> None:
         check_effect(field, fields)
 
 
+def check_types(config: Any) -> None:
+    """Raise ValueError for a field whose value is not of its type."""
+    for field in walk(config):
+        check_type(field)
+
+
 def check_type(field: Field) -> None:
     expected = field.spec.type
-    if not isinstance(expected, type):
-        return  # a union, of which its owner knows more
     # A whole number will do for a real one; True and False are no numbers.
     fits = (int, float) if expected is float else expected
     is_bool = isinstance(field.value, bool) and expected is not bool
     if is_bool or not isinstance(field.value, fits):
+        kind = getattr(expected, "__name__", expected)
         raise ValueError(
-            f"{field.name} is {field.value!r}; expected a value of type {expected.__name__}"
+            f"{field.name} is {field.value!r}; expected a value of type {kind}"
         )
 
 

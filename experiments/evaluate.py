@@ -38,7 +38,9 @@ def main() -> None:
         result["bigram_loss"] = data.meta["bigram_loss"]
     if is_main_process():
         print_scores(result)
-        (workdir / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        (workdir / "evaluation.json").write_text(
+            json.dumps(result, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def print_scores(result: dict[str, Any]) -> None:

@@ -47,8 +47,10 @@ def main() -> None:
     for name, values in table.items():
         print(f"{name:20} BLEU {values['bleu']:6.2f}   chrF {values['chrf']:6.2f}")
     result = {"step": step, "pairs": len(pairs), "method": str(method), "scores": table}
-    (workdir / "score.json").write_text(json.dumps(result, indent=2) + "\n")
-    with (workdir / "outputs.jsonl").open("w") as lines:
+    (workdir / "score.json").write_text(
+        json.dumps(result, indent=2) + "\n", encoding="utf-8"
+    )
+    with (workdir / "outputs.jsonl").open("w", encoding="utf-8") as lines:
         for source, reference, output in pairs:
             record = {"source": source, "reference": reference, "output": output}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")

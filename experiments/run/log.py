@@ -98,7 +98,7 @@ class Log:
         self.noise = NoiseScale(trained)
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
-        self.stream = self.file.open("a") if write else None
+        self.stream = self.file.open("a", encoding="utf-8") if write else None
         self.board = Board(workdir / "tensorboard", start + 1) if write else None
         self.bar = tqdm(
             total=steps, initial=start, desc="train", unit="step", disable=not write,
@@ -237,7 +237,7 @@ def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
 def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict]:
     """Read the records of a metrics.jsonl up to a step; none if there is no file."""
     records = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -100,7 +100,7 @@ def step_costs(run: Run) -> dict[str, int | float]:
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     file = workdir / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def print_summary(s: dict[str, Any]) -> None:

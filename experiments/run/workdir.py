@@ -69,7 +69,7 @@ def claim(
     }
     if file.exists():
         ours = flatten(mine)
-        theirs = flatten(json.loads(file.read_text()))
+        theirs = flatten(json.loads(file.read_text(encoding="utf-8")))
         differing = [
             f"{name} is {value!r} there and {ours.get(name)!r} here"
             for name, value in theirs.items()
@@ -106,7 +106,7 @@ def read_config(workdir: pathlib.Path) -> Experiment:
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: there is no {file}")
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     # Runs from before there were families are transformers.
     family = FAMILIES[values.get("family", "transformer")]
     return from_dict(Experiment, values | {"model": from_dict(family, values["model"])})

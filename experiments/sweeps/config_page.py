@@ -2,6 +2,7 @@
 
 from configs import fields
 from configs.base import FAMILIES, Experiment
+from experiments.sweeps.tables import markdown
 
 HEAD = """# Every field of a config
 
@@ -32,10 +33,7 @@ def section(title: str, config, prefix: str, decides: set[str]) -> str:
 
     Of the whole Experiment, the configs inside have sections of their own.
     """
-    head = f"## {title}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-    return head + "".join(
-        f"| {' | '.join(cells)} |\n" for cells in rows(config, prefix, decides)
-    )
+    return f"## {title}\n\n{markdown(COLUMNS, rows(config, prefix, decides))}\n"
 
 
 def rows(config, prefix: str, decides: set[str]) -> list[list[str]]:
@@ -56,7 +54,7 @@ def rows(config, prefix: str, decides: set[str]) -> list[list[str]]:
                 values(field),
                 only(field),
                 "" if field.name in decides else "yes",
-                told[inside].replace("|", "\\|"),
+                told[inside],
             ]
         )
     return found

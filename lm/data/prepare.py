@@ -4,10 +4,13 @@ corpus -> clean -> deduplicate -> tokenise -> pack -> rows on disk, cached under
 fingerprint of everything that made them.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import filelock
@@ -27,6 +30,7 @@ from lm.data.texts import document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 FORMAT = 2  # part of the fingerprint; changes when the files or their making change
+SILENT_SECONDS = 5.0  # after which a wait is told
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
 
@@ -61,8 +65,7 @@ def prepare(config: DataConfig) -> Data:
     cache = pathlib.Path(config.cache).expanduser()
     folder = cache / "rows" / fingerprint
     if not (folder / "meta.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
+        with locked(folder):
             if not (folder / "meta.json").exists():
                 partial = folder.with_suffix(".partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -70,6 +73,28 @@ def prepare(config: DataConfig) -> Data:
                 make_rows(config, corpus, partial, fingerprint)
                 partial.rename(folder)
     return load(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a folder of the cache; say so if another process has it for long."""
+    lock = filelock.FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=SILENT_SECONDS)
+    except filelock.Timeout:
+        line = f"waiting for the process that prepares {folder}, until it is done or ends"
+        print(line, file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"the prepared data cannot be kept in {folder.parent} ({error}); give another "
+            "folder by --config.data.cache"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_rows(
@@ -111,11 +136,11 @@ def make_rows(
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
 def load(folder: pathlib.Path) -> Data:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
     if not meta["segments"]:

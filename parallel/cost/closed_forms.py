@@ -1,4 +1,4 @@
-"""What each strategy should send, on paper: to be held beside the ledger of what it does.
+"""The bytes that each strategy should send, on paper; the ledger has what it does send.
 
 Bytes that one device sends in a step, for P parameters of 4 bytes, N devices and k
 microbatches. Each function is the closed form of a row of parallel/strategies.py; the
@@ -29,7 +29,7 @@ BY_ALGORITHM = {
 
 
 class Cut(NamedTuple):
-    """What of a task is known to who splits its layers, or cuts between them."""
+    """What must be known of a task to split its layers, or to cut between them."""
 
     num_layers: int
     outer: float  # bytes of the parameters outside the layers
@@ -73,10 +73,10 @@ def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> flo
     """Return what hsdp, tensor and hybrid send; None where a layer is split, but no cut
     of the task is known.
 
-    Over fsdp as ZeRO-3 does, an all-reduce over data of what is left, and over tensor two
-    sums of the carry forward and two backward in each layer (Shoeybi et al. 2019, 3), one
-    after the embedding and one before the head. Parameters of no split dim, norms, are
-    taken as if they had one.
+    Over fsdp it sends as ZeRO-3 does, over data an all-reduce of what is left. Over tensor
+    it sums the carry twice forward and twice backward in each layer (Shoeybi et al. 2019,
+    3), once after the embedding and once before the head. Parameters without a split dim,
+    the norms, count as if they had one.
     """
     fsdp, tensor = (mesh.shape.get(axis, 1) for axis in (FSDP, TENSOR))
     if tensor > 1 and cut is None:
@@ -95,8 +95,8 @@ def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> flo
 def pipeline_bytes(mesh: Mesh, cut: Cut | None, num_chunks: int) -> float | None:
     """Return what a stage sends on average: the carry and its gradient, and sums.
 
-    Every stage but the last hands on, in each of its chunks; layers are summed over data,
-    what is outside them over all devices.
+    Every stage but the last sends the carry on, in each of its chunks. The gradients of
+    layers are summed over data, all other gradients over all devices.
     """
     if cut is None:
         return None

@@ -1,16 +1,17 @@
 """A codec: how one replica's tree of gradients is summed over replicas in fewer bytes.
 
-`sum` returns (total, residual, state). The total is (nearly) the sum over replicas, the
-same bits on each; the residual is what of this replica's input the total lacks, so that
+`sum` returns (total, residual, state). The total is nearly the sum over replicas, with the
+same bits on each replica. The residual is the part of this replica's input that the total
+lacks, so that
 
     total + sum over replicas of residual = sum over replicas of input
 
-up to float32 rounding. Adding the last residual to the next input is error feedback (Seide
-et al. 2014), and by this law nothing is ever lost under it, only late. Arithmetic is in
-float32; the leaves that come back have the types that they came with.
+up to float32 rounding. Error feedback adds the last residual to the next input (Seide et
+al. 2014). By the law above it loses nothing; some of the gradient only comes later.
+Arithmetic is in float32, and the leaves keep their types.
 
-A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap.
-A NaN or an infinity in any replica's input makes some of the total NaN or infinite.
+A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap. If
+any replica's input has a NaN or an infinity, the total has one, too.
 Letters: n elements of the whole tree, W replicas, k elements kept.
 """
 

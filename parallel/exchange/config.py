@@ -1,4 +1,4 @@
-"""The choices that make an exchange, what is wrong with some of them, and its making."""
+"""The config of an exchange, its checks, and `build_exchange`, which makes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ class ExchangeConfig:
 
     @property
     def exact(self) -> bool:
-        """Whether what comes back is this step's sum, up to rounding."""
+        """Whether the result is the mean of this step's gradients, up to rounding."""
         return self.codec == "none" and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:

@@ -43,10 +43,10 @@ def all_reduce(algorithm: str = "psum", axes: Axes = (AXIS,)) -> Exchange:
 
 
 def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
-    """Exchange the leaves in buckets of about `num_bytes`, each by itself.
+    """Exchange the leaves in buckets of about `num_bytes`, each on its own.
 
-    The last leaves go first, for the backward pass finishes them first: a bucket can travel
-    while the gradients of the next are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
+    The last leaves go first, because the backward pass finishes them first. So a bucket can
+    travel while the next gradients are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
     """
 
     def buckets(tree) -> list[list[int]]:
@@ -133,8 +133,9 @@ def compressed(
 def delayed(num_steps: int, inner: Exchange, compensation: float = 0.0) -> Exchange:
     """Return the mean of `num_steps` steps ago, zeros at first; 0 is `inner` itself.
 
-    With `compensation` the late gradient g of the parameters w' is corrected to first order
-    for those of today, g + compensation * g * g * (w - w') (DC-ASGD, Zheng et al. 2017, 4).
+    `compensation` corrects the late gradient g, taken at the parameters w', to first order
+    for today's parameters w: g + compensation * g * g * (w - w') (DC-ASGD, Zheng
+    et al. 2017, 4).
     """
     if num_steps == 0:
         return inner

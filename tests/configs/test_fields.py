@@ -37,7 +37,7 @@ def changed(config: Experiment, name: str, value, **more) -> Experiment:
             wanted |= {n: v[0] for n, v in parent.metadata.get("only", {}).items()}
     for other, its_value in (wanted | {name: value} | more).items():
         assert other in known
-        fields.override(config, other, its_value)
+        fields.override(config, {other: its_value})
     return config
 
 
@@ -132,7 +132,7 @@ def test_a_field_without_effect_is_refused_and_one_with_effect_is_not():
         value = another(field)
         fields.check(changed(config, field.name, value))
         alone = copy.deepcopy(config)
-        fields.override(alone, field.name, value)
+        fields.override(alone, {field.name: value})
         only = field.metadata.get("only", {})
         now = {f.name: f.value for f in fields.walk(alone)}
         if any(now[name] not in values for name, values in only.items()):
@@ -160,10 +160,10 @@ def test_names_overrides_and_reading_back():
         )
         assert rebuilt == config
     config = Experiment()
-    fields.override(config, "parallel.local.every", 7)
+    fields.override(config, {"parallel.local.every": 7})
     assert config.parallel.local.every == 7
     with pytest.raises(ValueError, match="'optim.learnin_rate'.*'optim.learning_rate'"):
-        fields.override(config, "optim.learnin_rate", 1.0)
+        fields.override(config, {"optim.learnin_rate": 1.0})
     with pytest.raises(ValueError, match="has no field old"):
         fields.from_dict(Experiment, {"old": 1})
 

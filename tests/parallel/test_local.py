@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs import fields
 from parallel.local import PLANS, LocalConfig, fragment_of_leaves
+from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
     assert_equal,
@@ -108,7 +110,7 @@ def diloco_by_hand(every: int, rate: float, momentum: float):
 )
 def test_replicas_train_as_by_hand(strategy, rate, momentum):
     steps, every = 8, 3  # ends between two meetings
-    local = LocalConfig(every=every)
+    local = LocalConfig(every=every, first=0)
     program = toy_program(strategy, toy_learner(SGD), data=4, local=local)
     state, params, _ = train(program, steps)
     assert_equal(params, by_hand(4, steps, diloco_by_hand(every, rate, momentum)))
@@ -226,4 +228,6 @@ def test_an_overflow_on_one_replica_is_its_own():
 )
 def test_bad_config_is_refused(strategy, local, words):
     with pytest.raises(ValueError, match=words):
-        toy_program(strategy, toy_learner(SGD), data=4, local=LocalConfig(**local))
+        config = ParallelConfig(strategy, data=4, local=LocalConfig(**local))
+        fields.check(config, "parallel.")
+        config.validate(BATCH, config.mesh())

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import fields
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig, optimizer
@@ -118,7 +117,6 @@ def learner_of(
 
 def toy_program(strategy: str, learner: Learner, **config) -> Program:
     config = ParallelConfig(strategy=strategy, **config)
-    fields.check(config, "parallel.")
     mesh = config.mesh()
     config.validate(BATCH, mesh)
     return build_program(config, learner, mesh)

@@ -2,7 +2,7 @@
 
 Both kinds are trained by teacher forcing: the decoder is given the true target so far. In a
 row of T' tokens the first `source_len` are the source, up to its end mark, and the others
-the target (lm/data/sources/pairs.py); `hidden` covers the target alone.
+the target (lm/data/rows/pairs.py); `hidden` covers the target alone.
 
 transformer: pre-norm blocks in the shape of Llama (Vaswani et al. 2017; Touvron et al.
 2023), whose decoder attends to itself and then to the encoder's output.

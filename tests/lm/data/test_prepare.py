@@ -5,7 +5,10 @@ import hashlib
 import json
 import math
 import random
+import threading
+import time
 
+import filelock
 import numpy as np
 import pytest
 
@@ -242,6 +245,29 @@ def test_bad_files_are_named(tmp_path):
         path = bad_text(tmp_path, content, "bad.jsonl")
         with pytest.raises(ValueError, match=words):
             prepare(config(tmp_path, source="jsonl", path=path))
+
+
+def test_a_wait_for_another_process_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preparation, "SILENT_SECONDS", 0.05)
+    held, released = threading.Event(), threading.Event()
+
+    def other():
+        with filelock.FileLock(tmp_path / "rows.lock"):
+            held.set()
+            time.sleep(0.3)
+            released.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with preparation.locked(tmp_path / "rows"):
+        assert released.is_set()
+    thread.join()
+    told = capsys.readouterr().err
+    assert told.count("waiting for the process that prepares") == 1
+    with preparation.locked(tmp_path / "rows"):
+        pass
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

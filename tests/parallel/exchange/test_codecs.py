@@ -93,7 +93,7 @@ def summing(name, mesh):
     exchange = compressed(codec, axes_of(mesh))
 
     def one_replica(tree, comm, key):
-        return exchange.update(tree, comm, key=key)
+        return exchange.update(tree, comm, weight=1.0, key=key)
 
     return codec, exchange, spread(one_replica, mesh)
 

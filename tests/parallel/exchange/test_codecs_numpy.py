@@ -319,11 +319,6 @@ def test_what_a_codec_travels_by():
         ("int4", {"block": 33}, "int4 .* 33 .* 2"),
         ("ternary", {"block": 256}, "256 .* 10"),
         ("sign", {"block": 12}, "12 .* 8"),
-        ("top_k", {"keep": 0.0}, "top_k .* 0.0"),
-        ("random_k", {"keep": 1.5}, "random_k .* 1.5"),
-        (DGC, {"keep": 0.1, "momentum": 1.0}, "momentum 1.0 .* warmup_steps 0"),
-        (DGC, {"keep": 0.1, "warmup_steps": -1}, "warmup_steps -1"),
-        ("power_sgd", {"rank": 0}, "power_sgd .* rank 0"),
     ],
 )
 def test_bad_arguments_are_refused(name, arguments, words):
