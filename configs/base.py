@@ -42,6 +42,11 @@ class Experiment:
     on_nonfinite: str = field(
         default="skip", metadata={"choices": ("skip", "stop"), "decides": False}
     )
+    # this many skipped steps in a row end the run
+    max_skipped: int = field(
+        default=100,
+        metadata={"at_least": 1, "only": {"on_nonfinite": ("skip",)}, "decides": False},
+    )
     # a loss this far above its recent mean is a spike
     spike_sigmas: float = field(default=6.0, metadata=EVERY)
     # log norms of gradients and activations by layer

@@ -7,17 +7,17 @@ Prints a table and writes evaluation.json into the workdir. Classes of tokens ar
 the text is Python: the embedded corpus, or files that end in .py.
 """
 
-import json
 from typing import Any
 
 from absl import flags
 
 from experiments.processes import join
+from experiments.processes.files import json_line, write_if_possible
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.evaluation import score, scored_rows
-from experiments.run.restore import define_checkpoint, load_run
-from lm.data.prepare import prepare
+from experiments.run.evaluation import file_rows, held_out_rows, score
+from experiments.run.restore import define_checkpoint, load_run, run_data
+from experiments.run.workdir import read_description, read_tokenizer
 
 join.define_flags()
 WORKDIR = startup.define_workdir()
@@ -30,17 +30,20 @@ def main() -> None:
         workdir = startup.workdir(WORKDIR)
         join.start_jax()
         config, task, params, step, mesh = load_run(workdir, CHECKPOINT.value)
-        data = prepare(config.data)
-        rows, usual = scored_rows(config.data, data, ON.value)
+        tokenizer, baseline = read_tokenizer(workdir), {}
+        if ON.value in ("validation", "shifted"):
+            data = run_data(workdir, config)
+            rows, usual = held_out_rows(config.data, data, ON.value)
+            if ON.value == "validation":
+                baseline["bigram_loss"] = data.meta["bigram_loss"]
+        else:
+            fingerprint = read_description(workdir)["fingerprint"]
+            rows, usual = file_rows(config.data, tokenizer, fingerprint, ON.value)
     result = {"step": step, "on": ON.value}
-    result |= score(task, params, data, rows, usual, mesh)
-    if ON.value == "validation":
-        result["bigram_loss"] = data.meta["bigram_loss"]
+    result |= score(task, params, tokenizer, rows, usual, mesh) | baseline
     if is_main_process():
         print_scores(result)
-        (workdir / "evaluation.json").write_text(
-            json.dumps(result, indent=2) + "\n", encoding="utf-8"
-        )
+        write_if_possible(workdir / "evaluation.json", json_line(result, indent=2))
 
 
 def print_scores(result: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ def main() -> None:
         records = read_metrics(workdir / "metrics.jsonl")
         if not records:
             raise ValueError(f"{workdir} holds no metrics.jsonl with a whole line")
-        out = picture(OUT.value)
-    draw(records, read_summary(workdir), out)
+        summary, out = read_summary(workdir), picture(OUT.value)
+    draw(records, summary, out)
 
 
 def picture(name: str) -> pathlib.Path:

@@ -14,11 +14,11 @@ from absl import flags
 from experiments.generation.method import chosen_method, define_flags
 from experiments.generation.targets import check_scorer, score
 from experiments.processes import join
+from experiments.processes.files import json_line, write_if_possible
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.restore import define_checkpoint, load_run
+from experiments.run.restore import define_checkpoint, load_run, run_data
 from experiments.run.workdir import family_name
-from lm.data.prepare import prepare
 
 join.define_flags()
 define_flags()
@@ -39,7 +39,7 @@ def main() -> None:
                 f"{workdir} is of the {family_name(config)} family, which has no decoder "
                 "that writes targets of sources; give a run of the seq2seq family"
             )
-        data = prepare(config.data)
+        data = run_data(workdir, config)
     table, pairs = score(config, task, params, data, NUM.value, method)
     if not is_main_process():
         return
@@ -47,13 +47,11 @@ def main() -> None:
     for name, values in table.items():
         print(f"{name:20} BLEU {values['bleu']:6.2f}   chrF {values['chrf']:6.2f}")
     result = {"step": step, "pairs": len(pairs), "method": str(method), "scores": table}
-    (workdir / "score.json").write_text(
-        json.dumps(result, indent=2) + "\n", encoding="utf-8"
-    )
-    with (workdir / "outputs.jsonl").open("w", encoding="utf-8") as lines:
-        for source, reference, output in pairs:
-            record = {"source": source, "reference": reference, "output": output}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    write_if_possible(workdir / "score.json", json_line(result, indent=2))
+    names = ("source", "reference", "output")
+    records = (dict(zip(names, pair, strict=True)) for pair in pairs)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    write_if_possible(workdir / "outputs.jsonl", "".join(lines))
 
 
 if __name__ == "__main__":

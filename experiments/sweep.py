@@ -189,6 +189,8 @@ def main() -> None:
             dry_run(sweep, configs, folder)
             return
         slurm = slurm_asked_for(folder)
+        for name in sweep:
+            read_summary(folder / name)  # a damaged one is told before any run
         lock = own(folder)
         record(sweep, folder)
     signal.signal(signal.SIGTERM, stop)

@@ -4,21 +4,24 @@ python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny --devic
     [--config.parallel.strategy=fsdp --config.optim.learning_rate=3e-4 ...]
 
 The same command goes on from the last complete checkpoint, on any number of devices and
-under any strategy. --dry_run prints what the run would take; --stop_at ends it early, to be
-continued.
+under any strategy. With more --config.steps, a complete run is trained on. --dry_run prints
+what the run would take; --stop_at ends it early, to be continued.
 """
+
+import contextlib
 
 from absl import flags
 
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import Run, build, check
+from experiments.run.build import Run, build, check, check_learned
 from experiments.run.dry_run import dry_run
+from experiments.run.extension import new_end
 from experiments.run.log import Clock
 from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
-from experiments.run.workdir import claim
+from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
 
 join.define_flags()
@@ -37,30 +40,34 @@ PROFILE = flags.DEFINE_string(
 
 def main() -> None:
     clock = Clock()
-    with user_errors():
-        config = startup.load_config(CONFIG)
-        folder = None if DRY_RUN.value else startup.workdir(WORKDIR)
-        profiled = profiled_steps(PROFILE.value)
-        join.start_jax()
-        mesh = check(config)
-        if folder is None:
-            dry_run(config, mesh)
-            return
-        with clock("prepare"):
-            data = prepare(config.data)
-        sample_inputs(config, data.tokenizer)  # rather now than at the end
-        lock = claim(folder, config, data, write=is_main_process())
-        if summary := read_summary(folder):
-            say(f"{folder} is complete; give another --workdir to train again")
-            print_summary(summary)
-            return
-    num_rows = len(data.train.tokens)
-    task, program = build(config, data.tokenizer.get_vocab_size(), mesh, num_rows)
-    run = Run(config, folder, data, task, program, clock)
-    with user_errors(OSError, FloatingPointError):
-        train(run, STOP_AT.value, profiled)
-    if lock:
-        lock.release()
+    with contextlib.ExitStack() as held:
+        with user_errors():
+            config = startup.load_config(CONFIG)
+            folder = None if DRY_RUN.value else startup.workdir(WORKDIR)
+            profiled = profiled_steps(PROFILE.value)
+            join.start_jax()
+            mesh = check(config)
+            if folder is None:
+                dry_run(config, mesh)
+                return
+            with clock("prepare"):
+                data = prepare(config.data)
+            # Rather now than after the workdir is claimed, or at the end.
+            check_learned(config, data.tokenizer.get_vocab_size(), mesh)
+            sample_inputs(config, data.tokenizer)
+            change = new_end(folder, config, data)
+            held.enter_context(claimed(folder, config, data, write=is_main_process()))
+            if summary := read_summary(folder):
+                say(f"{folder} is complete; more steps, or another --workdir, train on")
+                print_summary(summary)
+                return
+        if change:
+            say(change)
+        num_rows = len(data.train.tokens)
+        task, program = build(config, data.tokenizer.get_vocab_size(), mesh, num_rows)
+        run = Run(config, folder, data, task, program, clock)
+        with user_errors(OSError, FloatingPointError):
+            train(run, STOP_AT.value, profiled)
 
 
 def profiled_steps(flag: str | None) -> range:

@@ -1,10 +1,58 @@
 """Files that a kill leaves whole."""
 
+import contextlib
+import json
+import math
 import pathlib
+from typing import Any
+
+from experiments.processes.messages import say
 
 
 def write_whole(file: pathlib.Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one, whole."""
+    """Write a file so that a kill or a full disk leaves the old one or the new one, whole.
+
+    Raises OSError that names the file.
+    """
     partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # it is not there, or on a read-only disk
+            partial.unlink()
+        raise OSError(
+            error.errno, f"{file} could not be written: {error.strerror}"
+        ) from error
+
+
+def write_if_possible(file: pathlib.Path, text: str) -> None:
+    """Write what has been printed, too; in a read-only folder, say that it is not."""
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        say(f"warning: {error}")
+
+
+def json_line(value: Any, indent: int | None = None) -> str:
+    """Return JSON that every reader takes, and a line end: NaN and infinity become null."""
+    return json.dumps(without_nonfinite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nonfinite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nonfinite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_object(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object; ValueError that names the file and the remedy if it is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # what is not UTF-8 is one, too
+        raise ValueError(f"{file} is damaged ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is damaged (it holds no JSON object); {remedy}")
+    return value

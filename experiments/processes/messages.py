@@ -34,7 +34,7 @@ def say(line: str) -> None:
 def human(number: float) -> str:
     """Format with three digits and a unit: 12.3 k, 4.56 M."""
     for unit in ("", " k", " M", " G", " T"):
-        if abs(number) < 1000:
+        if abs(number) < 1000 or number != number:  # NaN is not less than anything
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} P"

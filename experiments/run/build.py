@@ -100,6 +100,19 @@ def whole_bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
+    """Check the vocabulary that the text gave, which may be smaller than asked for."""
+    if vocab_size == config.data.vocab_size:
+        return
+    try:
+        check_task(config, build_task(config, vocab_size), mesh)
+    except ValueError as error:
+        raise ValueError(
+            f"the text gives a vocabulary of {vocab_size} tokens where data.vocab_size "
+            f"allows {config.data.vocab_size}: {error}"
+        ) from None
+
+
 def check_trace(config: Experiment) -> None:
     """Check that there is one sum of gradients, and layers whose outputs leave the loss."""
     model = type(config.model)

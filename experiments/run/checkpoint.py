@@ -1,5 +1,10 @@
 """Checkpoints by Orbax: asynchronous, the last few and the best, restored anywhere.
 
+The best is the one with the lowest validation loss among those whose loss is of as many
+rows as that of the newest one. All evaluations of a run have the same rows for this: the
+last one, of all rows, counts its first `eval_batches` batches alone. A loss that is not
+finite never counts.
+
 A state is restored with the *target* program's shardings, so a run goes on under another
 strategy or number of devices. Each checkpoint carries a digest of the state's bits, an
 integer sum that no sharding changes; a checkpoint that does not load, or loads other bits,
@@ -7,10 +12,12 @@ is damaged, and the newest whole one is used.
 """
 
 import contextlib
+import math
 import pathlib
 import shutil
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +30,35 @@ from parallel.program import Program, TrainState
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
+class Score(NamedTuple):
+    """What checkpoints are compared by."""
+
+    val_loss: float
+    rows: int  # that the loss is of
+
+
+def best_step(checkpoints: Sequence[Any]) -> int | None:
+    """Return the step of the best checkpoint; each has a `step` and `metrics` or None."""
+    scores = {
+        checkpoint.step: Score(**checkpoint.metrics)
+        for checkpoint in checkpoints
+        if checkpoint.metrics
+    }
+    scores = {step: s for step, s in scores.items() if math.isfinite(s.val_loss)}
+    if not scores:
+        return None
+    rows = scores[max(scores)].rows
+    return min((s.val_loss, step) for step, s in scores.items() if s.rows == rows)[1]
+
+
+class KeepBest:
+    """Orbax asks it which checkpoints to keep."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context) -> list[bool]:
+        best = best_step(checkpoints)
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager.
 
@@ -32,17 +68,11 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int, write: bool):
         policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["val_loss"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
         self.folder = folder.absolute()
         self.checkpointer = ocp.training.Checkpointer(
             self.folder,
             preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), best]
+                [policies.LatestN(keep), KeepBest()]
             ),
             cleanup_tmp_directories=write,
         )
@@ -66,19 +96,14 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self.checkpointer.checkpoints]
 
     def best_step(self) -> int | None:
-        scored = [
-            (checkpoint.metrics["val_loss"], checkpoint.step)
-            for checkpoint in self.checkpointer.checkpoints
-            if checkpoint.metrics
-        ]
-        return min(scored)[1] if scored else None
+        return best_step(self.checkpointer.checkpoints)
 
     def save(
-        self, step: int, program: Program, state: TrainState, val_loss: float | None
+        self, step: int, program: Program, state: TrainState, score: Score | None
     ) -> None:
         """Start to save; the arrays are copied to the host before this returns."""
         self.wait()
-        metrics = None if val_loss is None else {"val_loss": val_loss}
+        metrics = score and score._asdict()
         parts = split_state(program.portable(state))
         try:
             response = self.checkpointer.save_checkpointables_async(

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
+from experiments.processes.messages import say
 from lm.data.classes import CLASSES, usual_classes
 from lm.data.cleaning.clean import clean
-from lm.data.config import DataConfig
-from lm.data.prepare import Data
+from lm.data.config import PAIR_SOURCES, DataConfig
+from lm.data.prepare import Data, current_fingerprint
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows, target_bytes
 from lm.data.sources.files import list_files, read_text
@@ -26,23 +28,25 @@ from parallel.mesh import (
     process_rows,
 )
 
+BatchSums = tuple[dict[str, np.ndarray], int]  # (sums, bytes of text of the targets)
 LOGITS = 1 << 24  # that exist at once on a device, about
 USUAL_CHARACTERS = 2_000_000  # of training text, that tell a token's usual class
 
 
 class Evaluator:
-    """Sums over the validation rows on the devices, one division at the end."""
+    """Sums over held-out rows on the devices, one division at the end."""
 
     def __init__(
         self,
         task: Task,
-        data: Data,
+        tokenizer: Tokenizer,
+        rows: Rows,
         batch_size: int,
         mesh: Mesh,
         more_sums: Callable[[Params, Batch], Sums] = lambda params, batch: {},
     ):
-        self.rows = data.validation
-        self.token_bytes = token_bytes(data.tokenizer)
+        self.rows = rows
+        self.token_bytes = token_bytes(tokenizer)
         degree = batch_degree(mesh)
         self.batch_size = -(-batch_size // degree) * degree
         self.mesh = mesh
@@ -55,35 +59,43 @@ class Evaluator:
     def __call__(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
     ) -> dict[str, float]:
-        """Evaluate on `num_batches` batches (0: all rows) of validation, or other rows."""
-        sums, num_bytes = self.totals(params, num_batches, rows)
-        return likelihood(sums, num_bytes)
+        """Evaluate on `num_batches` batches (0: all rows) of its rows, or of other rows."""
+        return likelihood(self.batches(params, num_batches, rows))
 
-    def totals(
+    def batches(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Return the sums over the batches, and the bytes of text of their targets."""
+    ) -> list[BatchSums]:
+        """Return each batch's sums; the first ones are the same for any `num_batches`."""
         index, count = process_rows(self.mesh)
         local = self.batch_size // count
         mine = slice(index * local, (index + 1) * local)
-        sums, num_bytes = [], 0
+        sums, num_bytes = [], []
         rows = self.rows if rows is None else rows
         for batch in validation_batches(rows, self.batch_size, num_batches):
-            num_bytes += target_bytes(batch, self.token_bytes)
+            num_bytes.append(target_bytes(batch, self.token_bytes))
             placed = place_rows(self.mesh, {k: v[mine] for k, v in batch.items()})
             sums.append(self.sums(params, placed))
             # Emulated devices that run far ahead of each other starve those that wait.
             jax.block_until_ready(sums[-2:][0])
+        return list(zip(jax.device_get(sums), num_bytes, strict=True))
 
-        def add(*parts: np.ndarray) -> np.ndarray:
-            whole = np.issubdtype(parts[0].dtype, np.integer)
-            return np.sum(parts, 0, dtype=np.int64 if whole else np.float64)
+    def num_rows(self, num_batches: int) -> int:
+        """Return how many rows an evaluation of `num_batches` batches has."""
+        whole = len(self.rows.tokens)
+        return min(num_batches * self.batch_size, whole) if num_batches else whole
 
-        return jax.tree.map(add, *jax.device_get(sums)), num_bytes
+
+def total(batches: list[BatchSums]) -> dict[str, np.ndarray]:
+    def add(*parts: np.ndarray) -> np.ndarray:
+        whole = np.issubdtype(parts[0].dtype, np.integer)
+        return np.sum(parts, 0, dtype=np.int64 if whole else np.float64)
+
+    return jax.tree.map(add, *(sums for sums, _ in batches))
 
 
-def likelihood(sums: dict[str, np.ndarray], num_bytes: int) -> dict[str, float]:
-    """Divide the sums of an evaluation whose targets stand for `num_bytes` bytes."""
+def likelihood(batches: list[BatchSums]) -> dict[str, float]:
+    """Divide the sums over all batches by their tokens and by their bytes of text."""
+    sums, num_bytes = total(batches), sum(num_bytes for _, num_bytes in batches)
     loss = float(sums["loss"] / sums["tokens"])
     return {
         "loss": loss,
@@ -94,10 +106,15 @@ def likelihood(sums: dict[str, np.ndarray], num_bytes: int) -> dict[str, float]:
 
 
 def score(
-    task: Task, params: Params, data: Data, rows: Rows, usual: np.ndarray | None, mesh: Mesh
+    task: Task,
+    params: Params,
+    tokenizer: Tokenizer,
+    rows: Rows,
+    usual: np.ndarray | None,
+    mesh: Mesh,
 ) -> dict[str, Any]:
     """Evaluate everything on `rows`; `usual` is each token's usual class, if any."""
-    length, vocab_size = rows.tokens.shape[1], data.tokenizer.get_vocab_size()
+    length, vocab_size = rows.tokens.shape[1], tokenizer.get_vocab_size()
     batch_size = batch_degree(mesh) * max(LOGITS // (length * vocab_size), 1)
 
     def predictions(params: Params, batch: Batch) -> Sums:
@@ -113,28 +130,60 @@ def score(
             len(CLASSES),
         )
 
-    evaluate = Evaluator(task, data, batch_size, mesh, predictions)
-    sums, num_bytes = evaluate.totals(params, rows=rows)
-    return likelihood(sums, num_bytes) | metrics(sums, CLASSES)
+    evaluate = Evaluator(task, tokenizer, rows, batch_size, mesh, predictions)
+    batches = evaluate.batches(params)
+    return likelihood(batches) | metrics(total(batches), CLASSES)
 
 
-def scored_rows(
-    config: DataConfig, data: Data, source: str
+def held_out_rows(
+    config: DataConfig, data: Data, split: str
 ) -> tuple[Rows, np.ndarray | None]:
-    """Return the rows to score and, of Python text, the class of each token usually.
+    """Return a split's rows and, of the embedded corpus, the usual class of each token.
 
-    ValueError if the run has no such rows, or the files cannot be read.
+    ValueError if the run has no such rows.
     """
-    if source == "shifted" and data.shifted is None:
-        raise ValueError("--on=shifted: the data of this run has no text of another kind")
-    if source in ("validation", "shifted"):
-        if config.source != "stdlib":
-            return getattr(data, source), None
-        texts = held_out_texts(config, source)
-    else:
-        files = list_files("--on", source)
-        texts = [clean(read_text(file)) for file in files]
-        if not all(file.suffix == ".py" for file in files):
-            return pack_texts(config, data.tokenizer, texts), None
-    usual = usual_classes(sample(training_texts(config), USUAL_CHARACTERS), data.tokenizer)
+    rows = getattr(data, split)
+    if rows is None:
+        raise ValueError(f"--on={split}: the data of this run has no text of another kind")
+    if config.source != "stdlib":
+        return rows, None
+    usual = usual_in_training(config, data.tokenizer, data.meta["fingerprint"])
+    if usual is None:
+        return rows, None
+    texts = held_out_texts(config, split)
     return pack_texts(config, data.tokenizer, texts, classes=True), usual
+
+
+def file_rows(
+    config: DataConfig, tokenizer: Tokenizer, fingerprint: str, pattern: str
+) -> tuple[Rows, np.ndarray | None]:
+    """Return the rows of files and, of Python files, the usual class of each token.
+
+    `fingerprint` is that of the run's data. ValueError if the files cannot be read.
+    """
+    if config.source in PAIR_SOURCES:
+        raise ValueError(
+            f"--on={pattern}: a run that learnt from pairs is not evaluated on files; give "
+            "--on=validation"
+        )
+    files = list_files("--on", pattern)
+    texts = [clean(read_text(file)) for file in files]
+    usual = None
+    if all(file.suffix == ".py" for file in files):
+        usual = usual_in_training(config, tokenizer, fingerprint)
+    return pack_texts(config, tokenizer, texts, classes=usual is not None), usual
+
+
+def usual_in_training(
+    config: DataConfig, tokenizer: Tokenizer, fingerprint: str
+) -> np.ndarray | None:
+    """Count each token's usual class in the training text; None if that has changed."""
+    try:
+        if (found := current_fingerprint(config)) == fingerprint:
+            texts = sample(training_texts(config), USUAL_CHARACTERS)
+            return usual_classes(texts, tokenizer)
+        reason = f"it gives the prepared data {found}, and the run has {fingerprint}"
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    say(f"classes of tokens are left out: the training text has changed ({reason})")
+    return None

@@ -12,7 +12,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tensorboardX.event_file_writer import EventsWriter
@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from experiments.processes.files import write_whole
+from experiments.processes.files import json_line, without_nonfinite, write_whole
 from experiments.processes.messages import human, say
 from experiments.run.noise_scale import NoiseScale
 from lm.metrics import perplexity
@@ -71,6 +71,21 @@ class Spikes:
         return spike
 
 
+class Skipped(NamedTuple):
+    """A step whose update was skipped, and why."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    in_a_row: int  # with those skipped just before it
+
+    @property
+    def reason(self) -> str:
+        if not math.isfinite(self.loss):
+            return f"the loss is {self.loss}"
+        return f"the loss is {self.loss:.4g}, but the gradient's norm is {self.grad_norm}"
+
+
 class Log:
     """Writes the records of one run; goes on where a killed run's records end.
 
@@ -84,11 +99,20 @@ class Log:
         start: int,
         steps: int,
         spike_sigmas: float,
+        epochs_per_step: float,
         write: bool,
     ):
         self.file = workdir / "metrics.jsonl"
         records = keep_until(self.file, start) if write else []
         trained = [r for r in records if r["split"] == "train"]
+        known = trained[-1]["step"] if trained else 0
+        if write and known < start:
+            say(
+                f"warning: {self.file} has no records of the steps after {known} up to "
+                f"{start}; tokens, skipped steps and spikes are counted without them"
+            )
+        self.epochs_per_step = epochs_per_step
+        self.skipped_in_a_row = 0  # in this process, so that all processes agree
         self.tokens = trained[-1]["tokens"] if trained else 0
         self.skipped = sum(r["skipped"] for r in trained)
         self.rates = [r["tokens_per_second"] for r in trained]
@@ -98,7 +122,7 @@ class Log:
         self.noise = NoiseScale(trained)
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
-        self.stream = self.file.open("a", encoding="utf-8") if write else None
+        self.stream = None  # opened by the first record: an empty file would be damage
         self.board = Board(workdir / "tensorboard", start + 1) if write else None
         self.bar = tqdm(
             total=steps, initial=start, desc="train", unit="step", disable=not write,
@@ -107,20 +131,20 @@ class Log:
 
     def train(
         self, step: int, metrics: dict[str, jax.Array], began: float, waited: float
-    ) -> list[int]:
+    ) -> Skipped | None:
         """Take a launched step's metrics; finish the step before it.
 
         `began` is when the host turned to this step, `waited` the seconds it waited for
-        its batch. Returns the steps (none or one) found to be non-finite.
+        its batch. Returns the finished step if its update was skipped.
         """
-        nonfinite = self.flush()
+        skipped = self.flush()
         self.pending = (step, metrics, began, waited)
-        return nonfinite
+        return skipped
 
-    def flush(self) -> list[int]:
+    def flush(self) -> Skipped | None:
         """Wait for the pending step and write its record."""
         if self.pending is None:
-            return []
+            return None
         step, arrays, began, waited = self.pending
         self.pending = None
         m = {name: x.item() for name, x in jax.device_get(arrays).items()}
@@ -130,6 +154,7 @@ class Log:
         loss = m["loss"] / max(m["tokens"], 1)
         self.tokens += int(m["tokens"])
         self.skipped += not m["finite"]
+        self.skipped_in_a_row = 0 if m["finite"] else self.skipped_in_a_row + 1
         self.rates.append(m["tokens"] / seconds)
         estimates = {n: m[n] for n in ("grad_variance", "grad_square") if n in m}
         if estimates:
@@ -141,6 +166,7 @@ class Log:
                 "loss": loss,
                 "perplexity": perplexity(loss),
                 "tokens": self.tokens,
+                "epochs": step * self.epochs_per_step,
                 "tokens_per_second": m["tokens"] / seconds,
                 "step_seconds": seconds,
                 "data_wait_seconds": waited,
@@ -159,17 +185,18 @@ class Log:
         self.bar.set_postfix_str(
             f"{told}{human(m['tokens'] / seconds)} tokens/s", refresh=False
         )
-        return [] if m["finite"] else [step]
+        if m["finite"]:
+            return None
+        return Skipped(step, loss, m["grad_norm"], self.skipped_in_a_row)
 
     def write(self, record: dict[str, Any]) -> None:
-        if self.stream is None:
+        if self.board is None:
             return
-        for name, value in record.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                record[name] = None  # JSON has no word for it
-        self.stream.write(json.dumps(record) + "\n")
+        if self.stream is None:
+            self.stream = self.file.open("a", encoding="utf-8")
+        self.stream.write(json_line(record))
         self.stream.flush()
-        self.board.write(record)
+        self.board.write(without_nonfinite(record))
 
     def say(self, line: str) -> None:
         self.bar.clear()
@@ -182,6 +209,7 @@ class Log:
         self.bar.close()
         if self.stream is not None:
             self.stream.close()
+        if self.board is not None:
             self.board.close()
 
 
@@ -229,22 +257,30 @@ def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
 def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
     """Drop the records after `step` (steps that will be taken again); return the rest."""
     kept = read_metrics(file, step)
-    lines = "".join(json.dumps(record) + "\n" for record in kept)
-    write_whole(file, lines)
+    if file.exists():
+        write_whole(file, "".join(map(json_line, kept)))
     return kept
 
 
-def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict]:
-    """Read the records of a metrics.jsonl up to a step; none if there is no file."""
+def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Read the records of a metrics.jsonl up to a step; none if there is no file.
+
+    A kill may have cut the last line: it is left out. ValueError for any other damage.
+    """
+    lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that a kill cut off
-        if last_step is None or record["step"] <= last_step:
+            step, _ = int(record["step"]), record["split"]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{file} is damaged: line {number} is no record; {REMOVE_METRICS}"
+            ) from None
+        if last_step is None or step <= last_step:
             records.append(record)
     return records
 
 
+REMOVE_METRICS = "put back a copy of it, or remove it to go on without earlier records"
 PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")  # of a run's seconds

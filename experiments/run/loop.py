@@ -10,14 +10,16 @@ import jax
 
 from experiments.processes.messages import human, is_main_process, say
 from experiments.run.build import Run, compile_step
-from experiments.run.checkpoint import Checkpoints
-from experiments.run.evaluation import Evaluator
-from experiments.run.log import Log
+from experiments.run.checkpoint import Checkpoints, Score
+from experiments.run.evaluation import Evaluator, likelihood
+from experiments.run.log import Log, Skipped
 from experiments.run.summary import summarize
 from lm.data.rows.order import step_rows, train_batches
 from lm.task import num_parameters
 from parallel.mesh import process_rows
 from parallel.program import TrainState
+
+MAX_EPOCHS = 4  # Muennighoff et al. 2023: until then, seen text is about as good as new
 
 
 def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
@@ -29,7 +31,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
     step is not finite and the config says to stop there.
     """
     config, program, clock = run.config, run.program, run.clock
-    evaluate = Evaluator(run.task, run.data, config.data.batch_size, program.mesh)
+    tokenizer, rows = run.data.tokenizer, run.data.validation
+    evaluate = Evaluator(run.task, tokenizer, rows, config.data.batch_size, program.mesh)
     with (
         Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints,
         ThreadPoolExecutor(1) as pool,
@@ -46,8 +49,9 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         announce(run, start)
         try:
             log = Log(
-                run.workdir, start, config.steps, config.spike_sigmas, is_main_process()
-            )
+                run.workdir, start, config.steps, config.spike_sigmas,
+                epochs(run, 1), is_main_process(),
+            )  # fmt: skip
             with log, stop_signal() as stopped:
                 last = min(config.steps, stop_at or config.steps)
                 state, final = loop(
@@ -71,7 +75,10 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         if final is None:  # killed after the last save: only the end is missing
             final = evaluate(params)
         shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
-    summarize(run, state, final, shifted, log)
+    try:
+        summarize(run, state, final, shifted, log, epochs(run, step))
+    except OSError as error:
+        raise OSError(f"{error}; make room, and the same command writes it") from error
     return state
 
 
@@ -102,7 +109,7 @@ def loop(
             *process_rows(program.mesh),
         )
     )
-    val = None
+    val = score = None
     for step in range(start + 1, last + 1):
         if step == max(profiled.start, start + 1) and step in profiled:
             jax.profiler.start_trace(run.workdir / "profile")
@@ -114,7 +121,7 @@ def loop(
             state, metrics = program.step(state, batch)
             handle(log.train(step, metrics, began, waited), run, log)
 
-        ends, val = step == last or stopped(), None
+        ends, val, score = step == last or stopped(), None, None
         if step in profiled and (ends or step + 1 not in profiled):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
@@ -126,32 +133,57 @@ def loop(
                 handle(log.flush(), run, log)
         if evaluates:
             with clock("eval"):
-                num_batches = 0 if step == config.steps else config.eval_batches
-                val = evaluate(program.params(state), num_batches)
+                val, score = evaluated(run, state, evaluate, whole=step == config.steps)
             log.write({"split": "eval", "step": step, **val})
             log.say(f"step {step}: validation loss {val['loss']:.4f}")
         if saves:
             with clock("checkpoint"):
-                checkpoints.save(step, program, state, val and val["loss"])
+                checkpoints.save(step, program, state, score)
         if ends:
             break
     return state, val if int(state.step) == config.steps else None
 
 
-def handle(nonfinite: list[int], run: Run, log: Log) -> None:
-    """Name the step and the rows of a non-finite loss or gradient; stop if so wished."""
-    config = run.config
-    for step in nonfinite:
-        rows = step_rows(
-            len(run.data.train.tokens), config.seed, config.data.batch_size, step - 1
+def evaluated(
+    run: Run, state: TrainState, evaluate: Evaluator, whole: bool
+) -> tuple[dict[str, float], Score]:
+    """Evaluate on `eval_batches` batches, or on the `whole`; return that and the score.
+
+    The score is of the first `eval_batches` batches each time, so that the checkpoints of
+    a run can be compared.
+    """
+    few = run.config.eval_batches
+    batches = evaluate.batches(run.program.params(state), 0 if whole else few)
+    compared = likelihood(batches[: few or None])["loss"]
+    return likelihood(batches), Score(compared, evaluate.num_rows(few))
+
+
+def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
+    """Name the step, the reason and the rows of a skipped update; stop if so wished."""
+    if skipped is None:
+        return
+    config, step = run.config, skipped.step
+    rows = step_rows(
+        len(run.data.train.tokens), config.seed, config.data.batch_size, step - 1
+    )
+    line = (
+        f"step {step}: the loss or a gradient is not finite ({skipped.reason}); the update "
+        f"was skipped on every device. Rows: {rows}"
+    )
+    if config.on_nonfinite == "stop":
+        raise FloatingPointError(f"{line}. on_nonfinite=stop ends the run here")
+    if skipped.in_a_row >= config.max_skipped:
+        raise FloatingPointError(
+            f"{line}. This is skipped step {skipped.in_a_row} in a row, and max_skipped "
+            f"ends the run at {config.max_skipped}; lower the learning rate, or look at "
+            f"the rows of step {step - skipped.in_a_row + 1}, the first"
         )
-        line = (
-            f"step {step}: the loss or a gradient is not finite; the update was skipped "
-            f"on every device. Rows: {rows}"
-        )
-        if config.on_nonfinite == "stop":
-            raise FloatingPointError(f"{line}. on_nonfinite=stop ends the run here")
-        log.say(f"warning: {line}")
+    log.say(f"warning: {line}")
+
+
+def epochs(run: Run, steps: int) -> float:
+    """Return how often so many steps see the whole text."""
+    return steps * run.config.data.batch_size / len(run.data.train.tokens)
 
 
 def announce(run: Run, start: int) -> None:
@@ -166,8 +198,24 @@ def announce(run: Run, start: int) -> None:
         f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
         f"{train_meta['padding']:.2%} padding"
     )
+    warn_of_repetition(run)
     if start:
         say(f"going on from the checkpoint at step {start}")
+
+
+def warn_of_repetition(run: Run) -> None:
+    seen, batch_size = epochs(run, run.config.steps), run.config.data.batch_size
+    if seen > MAX_EPOCHS:
+        say(
+            f"warning: this run sees its text {seen:.3g} times; what is seen more than "
+            f"{MAX_EPOCHS} times teaches less and less (Muennighoff et al. 2023): take "
+            "more text, or fewer steps"
+        )
+    if batch_size > (num_rows := len(run.data.train.tokens)):
+        say(
+            f"warning: data.batch_size {batch_size} is more than the {num_rows} rows of "
+            "the text, so that a step sees rows more than once"
+        )
 
 
 def is_due(step: int, every: int) -> bool:

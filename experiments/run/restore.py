@@ -1,4 +1,4 @@
-"""Load a run's checkpoint for use: its config, its task, its parameters."""
+"""Load what a run was trained with: its config, tokenizer and data, and a checkpoint."""
 
 import pathlib
 from collections.abc import Callable
@@ -13,12 +13,10 @@ from configs.base import Experiment
 from experiments.run.build import build_task
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.ngram_counts import config_counting, model_of, saved_counts
-from experiments.run.workdir import read_config
-from lm.data.tokenizer import load_tokenizer
+from experiments.run.workdir import read_config, read_description, read_tokenizer
+from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, rows_folder
 from lm.task import Params, Task
-from parallel.mesh import (
-    data_mesh,
-)
+from parallel.mesh import data_mesh
 
 flags.disclaim_key_flags()  # it is shown as that of the command that asks for it
 
@@ -36,18 +34,56 @@ def load_run(
     """
     config = read_config(workdir)
     mesh = data_mesh(-1)
-    tokenizer = load_tokenizer(workdir / "tokenizer.json")
-    vocab_size = tokenizer.get_vocab_size()
+    vocab_size = read_tokenizer(workdir).get_vocab_size()
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():  # Orbax would make it
+        raise ValueError(f"{folder} holds no checkpoint yet")
     task = build_task(config, vocab_size)
     shapes, finish = saved_params(config, task, vocab_size, mesh)
     replicated = NamedSharding(mesh, P())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
     )
-    with Checkpoints(workdir / "checkpoints", config.keep, write=False) as checkpoints:
+    with Checkpoints(folder, config.keep, write=False) as checkpoints:
         step = choose_step(checkpoints, checkpoint)
         params = finish(checkpoints.load(step, {"params": abstract})["params"])
         return config, task, params, step, mesh
+
+
+def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
+    """Return the prepared rows and the tokenizer that the run was trained with.
+
+    They come from the cache, whatever became of the text since, else they are made anew of
+    the same text. Raises ValueError where neither gives the run's own.
+    """
+    fingerprint = read_description(workdir)["fingerprint"]
+    data = load_prepared(config.data, fingerprint)
+    if data is None:
+        check_text(workdir, config, fingerprint)
+        data = prepare(config.data)
+    if data.tokenizer.to_str() != read_tokenizer(workdir).to_str():
+        raise ValueError(
+            f"{workdir / 'tokenizer.json'} is not the tokenizer in "
+            f"{rows_folder(config.data, fingerprint)}, which another version of what "
+            "prepares text has made; put back the data that the run was trained with"
+        )
+    return data
+
+
+def check_text(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> None:
+    """Check that the run's text, prepared now, gives the rows that it was trained on."""
+    folder = rows_folder(config.data, fingerprint)
+    remedy = f"put the text back as it was, or a copy of {folder}"
+    try:
+        found = current_fingerprint(config.data)
+    except ValueError as error:
+        raise ValueError(f"{error}; {workdir} was trained on it: {remedy}") from None
+    if found != fingerprint:
+        raise ValueError(
+            f"{workdir} was trained on the prepared data {fingerprint}, but its text now "
+            f"gives {found} (files were added, changed or removed, or the version of "
+            f"Python, the dataset or this code is another); {remedy}"
+        )
 
 
 def saved_params(

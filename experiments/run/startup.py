@@ -178,4 +178,12 @@ def load_config(flag: flags.FlagHolder) -> Experiment:
 def workdir(flag: flags.FlagHolder) -> pathlib.Path:
     if not flag.value:
         raise ValueError("no --workdir given; for example --workdir=runs/tiny")
-    return pathlib.Path(flag.value)
+    if "://" in flag.value:
+        raise ValueError(
+            f"--workdir={flag.value} is an address; expected a folder of this machine. "
+            "Mount the storage (as with gcsfuse), or copy the run there when it is complete"
+        )
+    try:
+        return pathlib.Path(flag.value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"--workdir={flag.value}: {error}; give a whole path") from None

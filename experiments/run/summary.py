@@ -1,6 +1,6 @@
 """The final block of a run, for people and, in summary.json, for machines."""
 
-import json
+import math
 import pathlib
 import platform
 import statistics
@@ -15,13 +15,19 @@ from configs.base import Experiment
 from experiments.costs.machine import are_emulated, cores, peak_memory_bytes
 from experiments.costs.step import compiled_costs
 from experiments.generation.prompts import Inputs, continuations, encode_inputs
-from experiments.processes.files import write_whole
+from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
 from experiments.run.log import PARTS, Log
 from lm.decoding import Sampling
 from lm.task import num_parameters
 from parallel.program import TrainState
+
+FIGURES = (
+    "val_loss", "val_perplexity", "val_bits_per_byte", "bigram_loss", "tokens_per_second",
+    "steps",
+)  # fmt: skip
+REMOVE_SUMMARY = "remove it, and the command that trained the run writes it anew"
 
 
 def sample_inputs(config: Experiment, tokenizer: Tokenizer) -> Inputs:
@@ -39,11 +45,12 @@ def summarize(
     validation: dict[str, float],
     shifted: dict[str, float] | None,
     log: Log,
+    epochs: float,
 ) -> None:
     """Generate a sample, write summary.json and print the block.
 
     `validation` and `shifted` are the evaluations of held-out rows of the training text's
-    kind and of another.
+    kind and of another; `epochs` is how often the training text was seen.
     """
     config, data, program = run.config, run.data, run.program
     params, inputs = program.params(state), sample_inputs(config, data.tokenizer)
@@ -60,7 +67,9 @@ def summarize(
         "bigram_loss": data.meta["bigram_loss"],
         "steps": config.steps,
         "tokens": log.tokens,
-        "tokens_per_second": statistics.median(log.rates),
+        "epochs": epochs,
+        # Nothing is known of it where the records of all steps were lost.
+        "tokens_per_second": statistics.median(log.rates or [math.nan]),
         "skipped_steps": log.skipped,
         "loss_spikes": log.spikes.count,
         "padding": data.meta["train"]["padding"],
@@ -86,7 +95,7 @@ def summarize(
         },
         "sample": config.prompt + (" -> " if config.data.source_len else "") + sample,
     }
-    write_whole(run.workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(run.workdir / "summary.json", json_line(summary, indent=2))
     print_summary(summary)
 
 
@@ -99,8 +108,20 @@ def step_costs(run: Run) -> dict[str, int | float]:
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Read the final block; None if the run is not complete.
+
+    JSON has no word for a figure that is not finite: it is read as NaN, so that all can
+    compare and print it. ValueError if the file is damaged.
+    """
     file = workdir / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if not file.exists():
+        return None
+    summary = read_object(file, REMOVE_SUMMARY)
+    if missing := [name for name in FIGURES if name not in summary]:
+        raise ValueError(
+            f"{file} is damaged (there is no {', '.join(missing)}); {REMOVE_SUMMARY}"
+        )
+    return summary | {name: math.nan for name in FIGURES if summary[name] is None}
 
 
 def print_summary(s: dict[str, Any]) -> None:
@@ -114,7 +135,7 @@ validation loss      {s["val_loss"]:.4f} nats a token
 {shifted_line(s)}\
 bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
 {abs(gain):.4f} {"better" if gain > 0 else "worse"})
-tokens               {human(s["tokens"])} in {s["steps"]} steps, \
+tokens               {human(s["tokens"])} in {s["steps"]} steps{epochs_seen(s)}, \
 {human(s["tokens_per_second"])} a second
 seconds              {seconds}
 peak memory          {human(s["peak_memory_bytes"])}B
@@ -123,6 +144,10 @@ skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
 sample
 {indent(s["sample"])}"""
     )
+
+
+def epochs_seen(summary: dict[str, Any]) -> str:
+    return f" ({summary['epochs']:.3g} epochs)" if "epochs" in summary else ""
 
 
 def shifted_line(summary: dict[str, Any]) -> str:

@@ -7,24 +7,37 @@ lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
 summary.json     the final block; it is there when the run is complete
+summary-N.json   that of a run which was complete at step N and was then trained on
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import filelock
 from jax.experimental import multihost_utils
+from tokenizers import Tokenizer
 
 from configs.base import FAMILIES, Experiment
-from experiments.processes.files import write_whole
+from experiments.processes.files import read_object, write_whole
+from experiments.run.log import REMOVE_METRICS, read_metrics
+from experiments.run.summary import read_summary
 from lm.data.prepare import Data
+from lm.data.tokenizer import load_tokenizer
 
-# What may differ when a run goes on: how it is spread, what is watched and where caches
-# lie. Everything else decides the numbers.
+# What may differ when a run goes on: how it is spread, what is watched and where files
+# lie (the fingerprint tells whether the text is the same). Everything else decides the
+# numbers. Other `steps` move the end of the run: experiments/run/extension.py.
 MAY_DIFFER = (
     "parallel.",
+    "data.path",
+    "data.target_path",
+    "data.validation_path",
+    "data.shifted_path",
     "data.cache",
     "data.tfds_dir",
     "eval_every",
@@ -32,6 +45,7 @@ MAY_DIFFER = (
     "save_every",
     "keep",
     "on_nonfinite",
+    "max_skipped",
     "spike_sigmas",
     "trace_norms",
     "prompt",
@@ -39,9 +53,22 @@ MAY_DIFFER = (
     "model.attention",
     "model.loss_chunk",
 )
+PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
 
 # What a run that was killed at its very start may leave.
 FIRST_FILES = ("lock", "config.partial")
+# What a start makes, in the order in which a failed one removes it.
+OWN = (
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "tokenizer.json",
+    "config.json",
+    "lock",
+)
+
+PUT_BACK = "put back a copy of it, or give another --workdir"
+REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -54,62 +81,186 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(
+@contextlib.contextmanager
+def claimed(
     workdir: pathlib.Path, config: Experiment, data: Data, write: bool
-) -> filelock.FileLock | None:
-    """Make the workdir this run's, or check that it is (ValueError if not).
+) -> Iterator[None]:
+    """Hold the workdir for this run; ValueError, and nothing written, if it is not its own.
 
-    `write` is false in all processes but one; that one holds the returned lock for as long
-    as it lives, so that no two runs share a workdir.
+    `write` is false in all processes but one; that one holds the lock, so that no two runs
+    share a workdir. A new run that fails before its first step leaves nothing.
     """
-    file = workdir / "config.json"
-    mine = dataclasses.asdict(config) | {
-        "family": family_name(config),
-        "fingerprint": data.meta["fingerprint"],
-    }
-    if file.exists():
-        ours = flatten(mine)
-        theirs = flatten(json.loads(file.read_text(encoding="utf-8")))
-        differing = [
-            f"{name} is {value!r} there and {ours.get(name)!r} here"
-            for name, value in theirs.items()
-            if ours.get(name) != value and not name.startswith(MAY_DIFFER)
-        ]
-        if differing:
-            raise ValueError(
-                f"{workdir} belongs to another config: {'; '.join(differing)}. "
-                "Give another --workdir, or the config it was made with"
-            )
-    elif workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
-        raise ValueError(
-            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
-            "give another --workdir"
-        )
+    is_new = not (workdir / "config.json").exists()
+    check_free(workdir) if is_new else check_own(workdir, config, data)
     # Else a process that is late could find the files of one that is early.
     multihost_utils.sync_global_devices("workdir checked")
     if not write:
-        return None
+        yield
+        return
+    made = [each for each in (workdir, *workdir.parents) if not each.exists()]
+    with locked(workdir):
+        try:
+            set_summary_apart(workdir, config.steps)
+            write_files(workdir, config, data)
+            yield
+        except BaseException:
+            if is_new and not has_begun(workdir):
+                remove_own(workdir, made)
+            raise
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(workdir / "lock", timeout=5)
     try:
-        lock.acquire()
+        with filelock.FileLock(workdir / "lock", timeout=5):
+            yield
     except filelock.Timeout:
         raise ValueError(
             f"{workdir} is in use by another run; give another --workdir"
         ) from None
-    write_whole(file, json.dumps(mine, indent=2) + "\n")
-    write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
-    return lock
 
 
-def read_config(workdir: pathlib.Path) -> Experiment:
+def check_free(workdir: pathlib.Path) -> None:
+    if workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
+        raise ValueError(
+            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
+            "give another --workdir"
+        )
+
+
+def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
+    """Check that the run in the workdir is this one, and that its files are whole."""
+    ours = flatten(described(config, data))
+    theirs = flatten(read_description(workdir))
+    differing = [
+        f"{name} is {value!r} there and {ours.get(name)!r} here"
+        for name, value in theirs.items()
+        if ours.get(name) != value
+        and name not in ("steps", "fingerprint")
+        and not name.startswith(MAY_DIFFER)
+    ]
+    there, here = theirs["fingerprint"], ours["fingerprint"]
+    if there != here and not differing:
+        differing = [
+            f"its prepared data is {there} and that of data.* is {here} now, so the text "
+            "or the version of what prepares it has changed"
+        ]
+    if differing:
+        raise ValueError(
+            f"{workdir} belongs to another config: {'; '.join(differing)}. "
+            "Give another --workdir, or the config it was made with"
+        )
+    check_tokenizer(workdir, data)
+    read_summary(workdir)
+    check_records(workdir)
+
+
+def described(config: Experiment, data: Data) -> dict[str, Any]:
+    """Return what config.json holds; its paths mean the same from every folder."""
+    paths = {name: absolute(getattr(config.data, name)) for name in PATHS}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
+    return dataclasses.asdict(config) | {
+        "family": family_name(config),
+        "fingerprint": data.meta["fingerprint"],
+    }
+
+
+def absolute(path: str) -> str:
+    if not path or path.startswith("~") or "://" in path:
+        return path
+    return str(pathlib.Path(path).absolute())
+
+
+def write_files(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
+    write_whole(
+        workdir / "config.json", json.dumps(described(config, data), indent=2) + "\n"
+    )
+    if not (workdir / "tokenizer.json").exists():
+        write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
+
+
+def has_begun(workdir: pathlib.Path) -> bool:
+    """Tell whether a run has taken a step here."""
+    records = workdir / "metrics.jsonl"
+    return bool(saved_steps(workdir)) or records.exists() and records.stat().st_size > 0
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """List the steps of the complete checkpoints, by their folders' names alone."""
+    names = [folder.name for folder in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def remove_own(workdir: pathlib.Path, made: list[pathlib.Path]) -> None:
+    """Remove what a failed start has written, and the folders that it made."""
+    for name in OWN:
+        if (workdir / name).is_dir():
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        else:
+            (workdir / name).unlink(missing_ok=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # someone else's file is in it
+            folder.rmdir()
+
+
+def set_summary_apart(workdir: pathlib.Path, steps: int) -> None:
+    """Rename the summary of a complete run that is to go on: it is no longer complete."""
+    summary = read_summary(workdir)
+    if summary and summary["steps"] != steps:
+        (workdir / "summary.json").rename(workdir / f"summary-{summary['steps']}.json")
+
+
+def check_tokenizer(workdir: pathlib.Path, data: Data) -> None:
+    if not (workdir / "tokenizer.json").exists():
+        return
+    if read_tokenizer(workdir).to_str() != data.tokenizer.to_str():
+        raise ValueError(
+            f"{workdir / 'tokenizer.json'} is not the tokenizer of the prepared data "
+            f"{data.meta['fingerprint']}, which was made anew by another version of what "
+            "prepares it; put back the data that the run was trained with"
+        )
+
+
+def check_records(workdir: pathlib.Path) -> None:
+    file, saved = workdir / "metrics.jsonl", saved_steps(workdir)
+    if file.exists() and not read_metrics(file) and saved:
+        raise ValueError(
+            f"{file} is empty, but there is a checkpoint of step {saved[-1]}; "
+            f"{REMOVE_METRICS}"
+        )
+
+
+def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
+    file = workdir / "tokenizer.json"
+    if not file.exists():
+        raise ValueError(
+            f"{file} is missing; the command that trains the run writes it anew"
+        )
+    try:
+        return load_tokenizer(file)
+    except Exception as error:  # of the library's own kind, which has no name
+        raise ValueError(f"{file} is damaged ({error}); {REMOVE_TOKENIZER}") from None
+
+
+def read_description(workdir: pathlib.Path) -> dict[str, Any]:
+    """Read config.json: the fields of the config, `family` and `fingerprint`."""
     file = workdir / "config.json"
     if not file.exists():
         raise ValueError(f"{workdir} holds no run: there is no {file}")
-    values = json.loads(file.read_text(encoding="utf-8"))
-    # Runs from before there were families are transformers.
-    family = FAMILIES[values.get("family", "transformer")]
-    return from_dict(Experiment, values | {"model": from_dict(family, values["model"])})
+    values = read_object(file, PUT_BACK)
+    kinds = {"family": str, "fingerprint": str, "model": dict, "data": dict, "steps": int}
+    missing = [x for x, kind in kinds.items() if not isinstance(values.get(x), kind)]
+    if missing or values["family"] not in FAMILIES:
+        reason = f"no {', '.join(missing)}" if missing else f"family {values['family']!r}"
+        raise ValueError(f"{file} is not a run's of this version ({reason}); {PUT_BACK}")
+    return values
+
+
+def read_config(workdir: pathlib.Path) -> Experiment:
+    values = read_description(workdir)
+    model = from_dict(FAMILIES[values["family"]], values["model"])
+    return from_dict(Experiment, values | {"model": model})
 
 
 def family_name(config: Experiment) -> str:

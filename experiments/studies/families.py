@@ -17,14 +17,13 @@ from experiments.processes import join
 from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.evaluation import score, scored_rows
-from experiments.run.restore import load_run
+from experiments.run.evaluation import held_out_rows, score
+from experiments.run.restore import load_run, run_data
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.rows import Row, read_rows
 from experiments.sweeps.tables import markdown
-from lm.beam import Beam
-from lm.data.prepare import Data, prepare
-from lm.decoding import Sampling, generate
+from lm.data.prepare import Data
+from lm.decoding import Beam, Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
 
@@ -67,9 +66,9 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
     file = folder / row.name / "family.json"
     if not file.exists():
         config, task, params, _, mesh = load_run(folder / row.name, "latest")
-        data = prepare(config.data)
-        rows, usual = scored_rows(config.data, data, "validation")
-        result = score(task, params, data, rows, usual, mesh)
+        data = run_data(folder / row.name, config)
+        rows, usual = held_out_rows(config.data, data, "validation")
+        result = score(task, params, data.tokenizer, rows, usual, mesh)
         result["name"] = config.model.describe()
         if task.encode:
             table, _ = score_targets(config, task, params, data, PAIRS, BEAM)

@@ -33,11 +33,11 @@ from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.evaluation import Evaluator
-from experiments.run.restore import load_run
+from experiments.run.restore import load_run, run_data
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read
 from experiments.sweeps.tables import markdown
-from lm.data.prepare import Data, prepare
+from lm.data.prepare import Data
 from lm.data.texts import held_out_texts, pack_texts
 from lm.decoding import Sampling, generate
 from lm.task import Params, Task
@@ -113,12 +113,14 @@ def spread(writer: Writer, degree: int, slots: int) -> Line:
 
 def bits_per_byte(judge: Writer, texts: list[str], mesh) -> float:
     rows = pack_texts(judge.config.data, judge.data.tokenizer, texts)
-    evaluate = Evaluator(judge.task, judge.data, mesh.size, mesh)
-    return evaluate(judge.params, rows=rows)["bits_per_byte"]
+    evaluate = Evaluator(judge.task, judge.data.tokenizer, rows, mesh.size, mesh)
+    return evaluate(judge.params)["bits_per_byte"]
 
 
 def validation_loss(writer: Writer, mesh) -> float:
-    return Evaluator(writer.task, writer.data, 16 * mesh.size, mesh)(writer.params)["loss"]
+    tokenizer, rows = writer.data.tokenizer, writer.data.validation
+    evaluate = Evaluator(writer.task, tokenizer, rows, 16 * mesh.size, mesh)
+    return evaluate(writer.params)["loss"]
 
 
 def write_with(writer: Writer, seed: int) -> Callable[[list[str], int], list[str]]:
@@ -195,7 +197,8 @@ def parts_table(lines: list[Line]) -> str:
 
 def load(workdir: pathlib.Path) -> tuple[Writer, Mesh]:
     config, task, params, _, mesh = load_run(workdir, "latest")
-    return Writer(config, task, jax.device_get(params), prepare(config.data)), mesh
+    data = run_data(workdir, config)
+    return Writer(config, task, jax.device_get(params), data), mesh
 
 
 def main() -> None:
@@ -203,7 +206,7 @@ def main() -> None:
         workdir = startup.workdir(WORKDIR)
         join.start_jax()
         writer, mesh = load(workdir)
-        judge = load(pathlib.Path(JUDGE.value))[0] if JUDGE.value else None
+        judge = load(pathlib.Path(JUDGE.value).expanduser())[0] if JUDGE.value else None
         if writer.task.encode is not None:
             raise ValueError(f"{workdir}: give a run of a model without an encoder")
         if PAGE.value:

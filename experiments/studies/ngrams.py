@@ -72,7 +72,10 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
             params = smooth(model, vocab_size, levels, counts_M)
             estimated = time.perf_counter()
             task = model.task(Setting(vocab_size, seq_len))
-            found = Evaluator(task, data, config.data.batch_size, mesh)(params)
+            evaluate = Evaluator(
+                task, data.tokenizer, data.validation, config.data.batch_size, mesh
+            )
+            found = evaluate(params)
             lines.append(
                 {
                     "smoothing": smoothing,

@@ -62,7 +62,9 @@ def losses(config: Experiment, data: Data) -> Line:
     mesh = check(config)
     task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
     compiled = compile_step(config, program)
-    evaluate = Evaluator(task, data, config.data.batch_size, mesh)
+    evaluate = Evaluator(
+        task, data.tokenizer, data.validation, config.data.batch_size, mesh
+    )
     state, curve = program.init(jax.random.key(config.seed)), []
     batches = train_batches(
         data.train, config.seed, config.data.batch_size, 0, config.steps

@@ -24,7 +24,11 @@ POLL_SECONDS = 0.5
 
 
 def done_tokens(workdir: pathlib.Path) -> int:
-    trained = [r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+    try:
+        records = read_metrics(workdir / "metrics.jsonl")
+    except ValueError:  # the run itself refuses damaged records
+        return 0
+    trained = [r for r in records if r["split"] == "train"]
     return trained[-1]["tokens"] if trained else 0
 
 

@@ -5,6 +5,7 @@ fingerprint of everything that made them.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import pathlib
@@ -19,18 +20,20 @@ from tokenizers import Tokenizer
 
 from lm.data.bigram import bigram_counts, bigram_loss
 from lm.data.cleaning.clean import clean
-from lm.data.config import PAIR_SOURCES, DataConfig
+from lm.data.config import DataConfig
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import (
     PairCorpus,
 )
-from lm.data.texts import document_splits, open_corpus, sample
+from lm.data.texts import cache_folder, document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 FORMAT = 2  # part of the fingerprint; changes when the files or their making change
 SILENT_SECONDS = 5.0  # after which a wait is told
+FORMAT = 3  # part of the fingerprint; changes when the files or their making change
+FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
 
@@ -48,30 +51,12 @@ def prepare(config: DataConfig) -> Data:
     Safe to call from many processes at once: one makes them, the others wait.
     """
     corpus = open_corpus(config)
-    made_of = {
-        "format": FORMAT,
-        "corpus": corpus.identity,
-        "vocab_size": config.vocab_size,
-        "seq_len": config.seq_len,
-        "packing": config.packing,
-    }
-    if config.tokenizer != "bpe":  # as caches have it that were made before the others
-        made_of["tokenizer"] = config.tokenizer
-    if config.source in PAIR_SOURCES:
-        made_of["source_len"] = config.source_len
-    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    cache = pathlib.Path(config.cache).expanduser()
-    folder = cache / "rows" / fingerprint
+    fingerprint = fingerprint_of(config, corpus)
+    folder = rows_folder(config, fingerprint)
     if not (folder / "meta.json").exists():
         with locked(folder):
             if not (folder / "meta.json").exists():
-                partial = folder.with_suffix(".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                make_rows(config, corpus, partial, fingerprint)
-                partial.rename(folder)
+                fill_cache(config, corpus, folder, fingerprint)
     return load(folder)
 
 
@@ -97,6 +82,50 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         lock.release()
 
 
+def load_prepared(config: DataConfig, fingerprint: str) -> Data | None:
+    """Return the rows of this fingerprint from the cache, whatever the corpus is now."""
+    folder = rows_folder(config, fingerprint)
+    return load(folder) if (folder / "meta.json").exists() else None
+
+
+def current_fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of the rows that the corpus gives as it is now."""
+    return fingerprint_of(config, open_corpus(config))
+
+
+def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
+    """Return a hash of everything that decides the rows."""
+    fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")
+    made_of = {"format": FORMAT, "corpus": corpus.identity}
+    made_of |= {name: getattr(config, name) for name in fields}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def rows_folder(config: DataConfig, fingerprint: str) -> pathlib.Path:
+    return cache_folder(config) / "rows" / fingerprint
+
+
+def fill_cache(
+    config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path, fingerprint: str
+) -> None:
+    """Make the rows beside `folder`, then put them there; a failure leaves nothing."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    try:
+        partial.mkdir()
+        make_rows(config, corpus, partial, fingerprint)
+        partial.rename(folder)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"the prepared data could not be written to {folder} ({error}); make room "
+            "there, or set data.cache"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def make_rows(
     config: DataConfig,
     corpus: Corpus | PairCorpus,
@@ -113,7 +142,7 @@ def make_rows(
         sample(map(clean, texts("train")), TOKENIZER_CHARACTERS),
         config.vocab_size,
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     vocab_size = tokenizer.get_vocab_size()
     meta = {
         "fingerprint": fingerprint,
@@ -140,9 +169,16 @@ def make_rows(
 
 
 def load(folder: pathlib.Path) -> Data:
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
-    if not meta["segments"]:
-        rows = {split: r._replace(segments=None) for split, r in rows.items()}
-    return Data(tokenizer=tokenizer, meta=meta, **rows)
+    """Read prepared rows; ValueError if their files are damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        tokenizer = load_tokenizer(folder / "tokenizer.json")
+        rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
+        if not meta["segments"]:
+            rows = {split: r._replace(segments=None) for split, r in rows.items()}
+        return Data(tokenizer=tokenizer, meta=meta, **rows)
+    except Exception as error:  # each library that reads has kinds of its own
+        raise ValueError(
+            f"the prepared data in {folder} is damaged ({error}); remove that folder, and "
+            "it is made anew"
+        ) from error

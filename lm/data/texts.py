@@ -37,7 +37,7 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
     if c.source == "parallel":
         return parallel_corpus(c.path, c.target_path, c.validation_share)
     if c.source == "stdlib":
-        return stdlib_corpus(pathlib.Path(c.cache).expanduser())
+        return stdlib_corpus(cache_folder(c))
     if c.source == "tfds":
         splits = {"train": c.split, "validation": c.validation_split}
         if c.shifted_split:
@@ -48,6 +48,20 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
     return jsonl_corpus(
         c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path
     )
+
+
+def cache_folder(config: DataConfig) -> pathlib.Path:
+    if "://" in config.cache:
+        raise ValueError(
+            f"data.cache is {config.cache!r}, an address; give a folder of this machine"
+        )
+    try:
+        return pathlib.Path(config.cache).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"data.cache is {config.cache!r}, but there is no home directory ({error}); "
+            "set data.cache to another folder"
+        ) from None
 
 
 def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
@@ -90,7 +104,13 @@ def pack_texts(
     pack = PACKINGS[config.packing]
 
     def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
-        return [np.stack(x) for x in zip(*pack(encoded, config.seq_len), strict=True)]
+        packed = list(pack(encoded, config.seq_len))
+        if not packed:
+            raise ValueError(
+                f"the text is too short for one row of data.seq_len {config.seq_len}; "
+                "give more text"
+            )
+        return [np.stack(x) for x in zip(*packed, strict=True)]
 
     tokens, segments = rows(encode_documents(tokenizer, texts))
     # Packing goes by lengths alone, so the classes come to lie where their tokens do.

@@ -166,6 +166,18 @@ def mine(folder):
     return flags
 
 
+def test_a_vocabulary_smaller_than_asked_for_is_seen_before_the_claim(folder):
+    flags = small(folder, **{
+        "data.vocab_size": 600, "data.tokenizer": "word",
+        "parallel.strategy": "tensor", "parallel.tensor": 2,
+    })  # fmt: skip
+    result = run(
+        "train", *flags, f"--workdir={folder}/learnt/new", "--devices=2", check=False
+    )
+    assert_refused(result, "where data.vocab_size allows 600: the vocabulary size 283")
+    assert not (folder / "learnt").exists()
+
+
 def test_workdirs(folder, mine):
     other = run("train", *mine, f"--workdir={folder}/other", check=False)
     assert_refused(other, "so it is not a run's")
@@ -211,6 +223,15 @@ def test_nonfinite_names_the_step_and_rows_and_may_end_the_run(folder):
         f"--workdir={folder}/stops", "--devices=2", check=False,
     )  # fmt: skip
     assert_refused(stopping, f"step {skipped[0]}: the loss or a gradient is not finite")
+    giving_up = run(
+        "train", *small(folder, **overrides, max_skipped=2),
+        f"--workdir={folder}/gives-up", "--devices=2", check=False,
+    )  # fmt: skip
+    first, second = skipped[:2]
+    assert_refused(giving_up, f"step {second}: the loss or a gradient is not finite (the l")
+    assert "skipped step 2 in a row, and max_skipped ends the run at 2" in giving_up.stderr
+    assert f"the rows of step {first}, the first" in giving_up.stderr
+    assert "Infinity" not in (folder / "skips" / "summary.json").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -2,11 +2,24 @@
 
 import json
 import math
+import os
+import subprocess
 
 import numpy as np
 import pytest
 
-from tests.experiments.runs import ROOT, losses, run, small, write_corpus
+from experiments.run.checkpoint import Checkpoints
+from experiments.run.evaluation import Evaluator
+from experiments.run.restore import load_run, run_data
+from tests.experiments.runs import (
+    ROOT,
+    command,
+    losses,
+    run,
+    run_together,
+    small,
+    write_corpus,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +27,9 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
     write_corpus(folder / "corpus", 30)
     overrides = {"steps": 60, "eval_every": 20, "save_every": 20, "model.width": 64}
-    run("train", *small(folder, **overrides), f"--workdir={folder}/run", "--devices=4")
+    flags = [*small(folder, **overrides), f"--workdir={folder}/run", "--devices=4"]
+    told = run("train", *flags)
+    assert " epochs), " in told.stdout
     return folder
 
 
@@ -28,6 +43,10 @@ def test_workdir_holds_what_it_should(folder):
     assert [r["step"] for r in evals] == [20, 40, 60]
     assert all(r["perplexity"] == pytest.approx(math.exp(r["loss"])) for r in records)
     assert train[-1]["tokens"] == summary["tokens"] > 60 * 16 * 20
+    (rows,) = (folder / "cache" / "rows").glob("*/meta.json")
+    epochs = 16 / json.loads(rows.read_text())["train"]["rows"]
+    assert [r["epochs"] for r in train[::59]] == pytest.approx([epochs, 60 * epochs])
+    assert summary["epochs"] == train[-1]["epochs"]
     assert {"grad_norm", "learning_rate", "step_seconds", "data_wait_seconds"} < set(
         train[0]
     )
@@ -77,6 +96,47 @@ def test_evaluate_finds_the_loss_of_the_summary(folder):
     )
     assert evaluation["step"] == 60
     assert "perplexity" in result.stdout
+
+
+def test_checkpoints_are_compared_by_the_same_rows(folder):
+    """The last evaluation is of all rows, its score of as many as those before it."""
+    workdir = folder / "run"
+    config, task, params, _, mesh = load_run(workdir, "60")
+    data = run_data(workdir, config)
+    evaluate = Evaluator(task, data.tokenizer, data.validation, 16, mesh)
+    with Checkpoints(workdir / "checkpoints", 2, write=False) as checkpoints:
+        found = {x.step: x.metrics for x in checkpoints.checkpointer.checkpoints}
+    assert [score["rows"] for score in found.values()] == [16, 16]
+    assert found[40]["val_loss"] == losses(workdir, "eval")[40]
+    few, whole = (evaluate(params, num)["loss"] for num in (1, 0))
+    assert found[60]["val_loss"] == pytest.approx(few, rel=1e-5)
+    assert abs(few - whole) > 1e-4
+    assert losses(workdir, "eval")[60] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
+def test_evaluate_a_read_only_run_after_its_text_has_changed(folder):
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    new, frozen = folder / "corpus" / "new.txt", folder / "frozen"
+    frozen.mkdir()
+    subprocess.run(["mount", "--bind", folder / "run", frozen], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", frozen], check=True)
+        new.write_text("a file of words that nobody knew before\n" * 40)
+        result, python = run_together(
+            [
+                (command("evaluate", f"--workdir={frozen}", "--devices=2", *flags), {})
+                for flags in (["--checkpoint=latest"], [f"--on={ROOT}/lm/task.py"])
+            ]
+        )
+    finally:
+        subprocess.run(["umount", frozen], check=True)
+        new.unlink(missing_ok=True)
+    told = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert float(told["loss"]) == pytest.approx(summary["val_loss"], abs=1e-4)
+    assert "evaluation.json could not be written: Read-only" in result.stderr
+    assert "classes of tokens are left out: the training text has changed" in python.stderr
+    assert "keyword" not in python.stdout and "accuracy" in python.stdout
 
 
 def test_evaluate_on_python_tells_classes(folder):
@@ -178,7 +238,6 @@ def test_dry_run_tells_the_memory_and_leaves_nothing(folder):
 
 
 def test_importing_the_trainer_is_quick():
-    import subprocess
     import sys
     import time
 

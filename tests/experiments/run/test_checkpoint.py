@@ -1,11 +1,14 @@
 """Law 5 over the whole table: saved and restored is as if never stopped, to the bit."""
 
+import math
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from experiments.run.checkpoint import Checkpoints
+from experiments.run.checkpoint import Checkpoints, KeepBest, Score, best_step
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.strategies import STRATEGIES
@@ -105,3 +108,40 @@ def test_layouts_over_other_axes_take_over(tmp_path):
         before = after
     state, _ = take(before, state, STOP, STEPS)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)
+
+
+FEW, ALL = 8, 90  # rows of an evaluation
+BEST = [  # the scores of steps 1, 2, ... -> the best step
+    ([(2.0, FEW), (1.0, FEW), (3.0, FEW), (1.5, FEW)], 2),
+    ([(2.0, FEW), (math.nan, FEW), (math.inf, FEW), (-math.inf, FEW), (3.0, FEW)], 1),
+    ([(2.0, FEW), None, None, None], 1),
+    ([(1.0, FEW), (1.0, FEW), (1.0, FEW)], 1),
+    ([(math.nan, FEW), None, (math.nan, FEW)], None),
+    ([(1.0, FEW), (2.0, ALL), (3.0, ALL)], 2),
+    ([(1.0, FEW), (2.0, FEW), (math.nan, ALL)], 1),
+    ([], None),
+]
+
+
+def test_the_best_checkpoint_is_finite_and_compared_with_like():
+    for scores, best in BEST:
+        checkpoints = [
+            SimpleNamespace(step=step, metrics=score and Score(*score)._asdict())
+            for step, score in enumerate(scores, 1)
+        ]
+        assert best_step(checkpoints) == best, scores
+        kept = KeepBest().should_preserve(checkpoints, context=None)
+        assert kept == [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def test_the_best_checkpoint_stays(tmp_path):
+    before = program("jit", data=1)
+    state = before.init(jax.random.key(1))
+    for scores, best in BEST[1:2] + BEST[5:6]:
+        folder = tmp_path / str(len(scores))
+        with Checkpoints(folder, 1, write=True) as checkpoints:
+            for step, score in enumerate(scores, 1):
+                checkpoints.save(step, before, state, Score(*score))
+        with Checkpoints(folder, 1, write=False) as checkpoints:  # as another process
+            assert checkpoints.best_step() == best
+            assert checkpoints.steps == [best, len(scores)]

@@ -1,8 +1,11 @@
 import json
 import math
 
+import numpy as np
+import pytest
+
 from experiments.processes.messages import human
-from experiments.run.log import Spikes, keep_until, read_metrics
+from experiments.run.log import Log, Spikes, keep_until, read_metrics
 from lm.metrics import perplexity
 
 
@@ -35,3 +38,25 @@ def test_numbers_for_people():
     ]  # fmt: skip
     assert math.isclose(perplexity(math.log(20)), 20)
     assert perplexity(1e4) == math.inf
+
+
+def test_records_are_json_and_skipped_steps_are_counted_in_a_row(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    finite = [False, False, True, False]
+    found = []
+    with Log(tmp_path, 0, 4, 6.0, epochs_per_step=0.25, write=True) as log:
+        for step, fine in enumerate(finite, 1):
+            metrics = {
+                "loss": 2.0 if fine else math.nan, "tokens": 1.0, "finite": fine,
+                "grad_norm": 1.0 if fine else math.inf, "learning_rate": 0.1,
+                "loss_scale": 1.0,
+            }  # fmt: skip
+            arrays = {name: np.asarray(value) for name, value in metrics.items()}
+            found += [log.train(step, arrays, 0.0, 0.0)]
+        found = [*found[1:], log.flush()]
+    assert [skipped and skipped.in_a_row for skipped in found] == [1, 2, None, 1]
+    assert found[0].reason == "the loss is nan"
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [r["loss"] for r in records] == [None, None, 2.0, None]
+    assert [r["epochs"] for r in records] == [0.25, 0.5, 0.75, 1.0]

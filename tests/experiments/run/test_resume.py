@@ -1,5 +1,6 @@
 """Law 5: a run that dies and goes on equals the run that never died."""
 
+import json
 import os
 import random
 import shutil
@@ -114,6 +115,25 @@ def test_a_complete_run_is_left_alone(folder, uninterrupted):
     assert "is complete" in again.stderr
     assert "validation loss" in again.stdout
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_complete_run_is_trained_on(folder, uninterrupted):
+    """With a schedule whose end is given, as if it had always had so many steps."""
+    workdir = folder / "longer"
+    flags = [f"--workdir={workdir}", "--devices=8"]
+    for steps in (6, 12):
+        overrides = {"optim.decay_steps": 12, "steps": steps}
+        said = run("train", *small(folder, **overrides), *flags).stderr
+    assert "was to end at step 6 and now ends at 12; the learning rate stays" in said
+    assert "going on from the checkpoint at step 6" in said
+    assert losses(workdir) == losses(uninterrupted)
+    for steps in (6, 12):
+        name = f"summary-{steps}.json" if steps == 6 else "summary.json"
+        summary = json.loads((workdir / name).read_text())
+        assert summary["steps"] == steps
+        assert summary["val_loss"] == losses(workdir, "eval")[steps]
+    fewer = run("train", *small(folder, **overrides | {"steps": 8}), *flags, check=False)
+    assert fewer.returncode == 2 and "has taken 12 steps" in fewer.stderr
 
 
 def test_two_processes_train_as_one(folder, uninterrupted):

@@ -1,9 +1,10 @@
 """No token lost, none twice, and the batch of step k a function of (seed, k)."""
 
 import collections
-import hashlib
+import errno
 import json
 import math
+import pathlib
 import random
 import threading
 import time
@@ -118,18 +119,6 @@ def test_each_tokenizer_has_its_own_cache(folder):
         for kind, least in LEAST_VOCAB_SIZE.items()
     ]
     assert len(set(made)) == len(made)
-
-
-def test_caches_of_the_default_tokenizer_stay_valid(folder):
-    """Their fingerprint says nothing of the tokenizer, as before there were others."""
-    made = prepare(config(folder)).meta["fingerprint"]
-    corpus = text_corpus(str(folder / "corpus"), "", 0.05)
-    made_of = {
-        "format": preparation.FORMAT, "corpus": corpus.identity, "vocab_size": 300,
-        "seq_len": 32, "packing": "first_fit",
-    }  # fmt: skip
-    text = json.dumps(made_of, sort_keys=True).encode()
-    assert made == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_prepared_rows_are_reused_and_follow_the_text(folder, monkeypatch):
@@ -283,3 +272,43 @@ def test_a_wait_for_another_process_is_told(tmp_path, monkeypatch, capsys):
 def test_bad_config_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         DataConfig(**changes).validate()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A corpus and a cache for one test to damage."""
+    write_corpus(tmp_path / "corpus")
+    return config(tmp_path)
+
+
+def test_prepared_rows_are_loaded_by_their_fingerprint_alone(own):
+    first = prepare(own)
+    pathlib.Path(own.path, "0.txt").write_text("another text\n")
+    loaded = preparation.load_prepared(own, first.meta["fingerprint"])
+    np.testing.assert_array_equal(loaded.train.tokens, first.train.tokens)
+    assert loaded.tokenizer.to_str() == first.tokenizer.to_str()
+    assert preparation.load_prepared(own, "0" * 16) is None
+
+
+def test_a_damaged_cache_is_refused_and_named(own):
+    made = prepare(own)
+    cache = preparation.rows_folder(own, made.meta["fingerprint"])
+    for name, text in [("meta.json", ""), ("tokenizer.json", "{}"), ("train.tokens", "x")]:
+        whole = (cache / name).read_bytes()
+        (cache / name).write_text(text)
+        with pytest.raises(ValueError, match=rf"{cache.name} is damaged .*remove that"):
+            prepare(own)
+        (cache / name).write_bytes(whole)
+    assert prepare(own).meta == made.meta
+
+
+def test_a_full_disk_leaves_no_half_of_a_cache(own, monkeypatch):
+    def full(config, corpus, made, fingerprint):
+        (made / "train.tokens").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(preparation, "make_rows", full)
+    with pytest.raises(OSError, match="No space left.*make room there, or set data.cache"):
+        prepare(own)
+    kept = pathlib.Path(own.cache, "rows").iterdir()
+    assert [file.suffix for file in kept] == [".lock"]

@@ -1,0 +1,55 @@
+"""What the loop says of steps that are skipped, and of text that is seen often."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from configs.base import Experiment
+from experiments.run.log import Skipped
+from experiments.run.loop import epochs, handle, warn_of_repetition
+from lm.data.config import DataConfig
+
+
+def run_of(num_rows: int, batch_size: int, **fields) -> SimpleNamespace:
+    train = SimpleNamespace(tokens=np.zeros((num_rows, 3)))
+    config = Experiment(data=DataConfig(batch_size=batch_size), **fields)
+    return SimpleNamespace(config=config, data=SimpleNamespace(train=train))
+
+
+def test_text_that_is_seen_often_is_warned_of(capsys):
+    for num_rows, steps, words in [
+        (100, 40, []),  # 4 epochs of 10 rows a step
+        (100, 41, ["sees its text 4.1 times", "Muennighoff et al. 2023"]),
+        (9, 2, ["data.batch_size 10 is more than the 9 rows"]),
+        (9, 9, ["sees its text 10 times", "more than the 9 rows"]),
+    ]:
+        run = run_of(num_rows, 10, steps=steps)
+        assert epochs(run, steps) == pytest.approx(10 * steps / num_rows)
+        warn_of_repetition(run)
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == sum("warning" in x for x in said.splitlines())
+        assert all(word in said for word in words) and bool(said) == bool(words)
+
+
+def test_skipping_ends_after_so_many_steps_in_a_row():
+    said = []
+    log = SimpleNamespace(say=said.append)
+    run = run_of(20, 4, max_skipped=3)
+    handle(None, run, log)
+    for in_a_row in (1, 2):
+        handle(Skipped(6 + in_a_row, math.nan, math.nan, in_a_row), run, log)
+    assert len(said) == 2 and "step 7: " in said[0] and "(the loss is nan)" in said[0]
+    with pytest.raises(FloatingPointError) as ended:
+        handle(Skipped(9, 3.25, math.inf, 3), run, log)
+    for words in (
+        "step 9: ",
+        "the loss is 3.25, but the gradient's norm is inf",
+        "This is skipped step 3 in a row, and max_skipped ends the run at 3",
+        "the rows of step 7, the first",
+    ):
+        assert words in str(ended.value)
+    stopping = run_of(20, 4, on_nonfinite="stop")
+    with pytest.raises(FloatingPointError, match="on_nonfinite=stop ends the run here"):
+        handle(Skipped(9, math.nan, 1.0, 1), stopping, log)
