@@ -36,7 +36,7 @@ def losses(folder, strategy: str, devices: int) -> dict[tuple[str, int], float]:
     file = folder / f"{strategy}.jsonl"
     overrides = {"parallel.strategy": strategy}
     result = run(
-        "ngrams", *small(folder, **overrides), f"--devices={devices}", "--rows=48",
+        "studies.ngrams", *small(folder, **overrides), f"--devices={devices}", "--rows=48",
         f"--results={file}",
     )  # fmt: skip
     assert "| kneser_ney | " in result.stdout
@@ -104,7 +104,7 @@ def test_a_bigram_over_each_tokenizer_is_that_by_hand(accented, kind):
 
 def test_a_strategy_without_a_meaning_is_refused(folder):
     flags = small(folder, **{"parallel.strategy": "fsdp"})
-    result = run("ngrams", *flags, "--devices=2", check=False)
+    result = run("studies.ngrams", *flags, "--devices=2", check=False)
     assert result.returncode == 2
     assert "fsdp has no meaning for a model of counts; choose one of jit" in result.stderr
 
