@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from parallel.collectives import psum_in_one
 from parallel.pipeline.schedules import Schedule
-from parallel.pipeline.stacking import STACK
+from parallel.pipeline.stacking import STACK, outer_of
 from parallel.program import STAGE, Batch, Key, Learner, Metrics, Params, split_rows
 
 Carry = Any  # what goes from layer to layer
@@ -40,7 +40,7 @@ def pipeline_gradients(
     and the sums are those of all devices.
     """
     chunks = schedule.num_chunks
-    outer = {name: child for name, child in params.items() if name != STACK}
+    outer = outer_of(params)
     layers = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), params[STACK])
     microbatches = jax.tree.map(partial(split_rows, num=schedule.num_microbatches), batch)
     work = stage_work(learner, schedule, outer, layers, microbatches, key, scale)
