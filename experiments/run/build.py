@@ -117,10 +117,10 @@ def check_transformer(config: Experiment, mesh: Mesh) -> None:
 
 
 def check_whole(config: Experiment, mesh: Mesh) -> None:
-    """Check a model of which no layer and no stage is split over devices."""
+    """Check a model of which no single layer is split over devices."""
     check_texts(config)
     validate_tensor_dims((), mesh.shape.get(TENSOR, 1))
-    config.parallel.validate_layers(None, mesh)
+    config.parallel.validate_layers(getattr(config.model, "num_layers", None), mesh)
 
 
 def check_hmm(config: Experiment, mesh: Mesh) -> None:

@@ -145,7 +145,7 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
     "data.source=docstring data.source_len=9": "RecurrentConfig learns from documents",
     "data.source_len=9": "data.source 'text' has no source texts",
     "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
-    "parallel.strategy=gpipe parallel.stage=2": "cannot be cut into stages",
+    "model.num_layers=3 parallel.strategy=gpipe parallel.stage=2": "num_layers 3 is not",
     "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
 }
 
@@ -162,6 +162,7 @@ BAD_COUNTS = {
         "model.num_states=0": "model.num_states is 0",
         "optim.name=adamw": "model.training=em and optim.name=adamw do not go together",
         "model.training=gradient": "do not go together",
+        "parallel.strategy=gpipe": "cannot be cut into stages",
     },
 }
 
