@@ -23,7 +23,7 @@ from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
 from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import transformer_task
 from lm.norms import gradient_norms
-from lm.optim import MAXIMIZERS, learning_rate, optimizer
+from lm.optim import MAXIMIZERS, learning_rate, needs_hidden, optimizer
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
 from parallel.counting.program import STRATEGIES as COUNTING
@@ -67,6 +67,9 @@ def check(config: Experiment) -> Mesh:
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
     FAMILY_OF[type(config.model)].check(config, mesh)
+    if needs_hidden(config.optim):
+        task = build_task(config, config.data.vocab_size)
+        optimizer(config.optim, config.steps, task.hidden)
     if config.trace_norms:
         check_trace(config)
     return mesh
@@ -233,7 +236,7 @@ def build(
     learner = Learner(
         init=task.init,
         loss=task.loss,
-        optimizer=optimizer(config.optim, config.steps),
+        optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=loss_scaling(config.precision),
         learning_rate=learning_rate,
         seed=config.seed,

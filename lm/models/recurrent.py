@@ -87,7 +87,7 @@ def recurrent_task(
         return Recurrent(config, vocab_size, rngs)
 
     task = next_token_task(build, config.loss_chunk, trace_norms=trace_norms)
-    return task._replace(stages=recurrent_stages(config, build))
+    return task._replace(stages=recurrent_stages(config, build), hidden=("layers",))
 
 
 def recurrent_stages(

@@ -89,7 +89,7 @@ def toy_learner(
 def whole_matrix_optimizer(name: str, rate: float, num_steps: int):
     """Return the same value for the same arguments, so that `oracle` trains once."""
     config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
-    return optimizer(config, num_steps)
+    return optimizer(config, num_steps, toy_task().hidden)
 
 
 def learner_of(

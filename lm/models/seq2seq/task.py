@@ -100,7 +100,10 @@ def seq2seq_task(config: Seq2SeqConfig, vocab_size: int, source_len: int) -> Tas
         return RecurrentSeq2Seq(config.cells, vocab_size, source_len, rngs)
 
     task = next_token_task(build, 0, smoothing=config.label_smoothing)
-    return task._replace(stages=seq2seq_stages(config, build, source_len))
+    return task._replace(
+        stages=seq2seq_stages(config, build, source_len),
+        hidden=("encoder", "layers", "attention"),
+    )
 
 
 def seq2seq_stages(

@@ -48,7 +48,9 @@ def transformer_task(
         build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=trace_norms
     )
     return task._replace(
-        stages=transformer_stages(config, build), tensor_dims=config.tensor_dims(vocab_size)
+        stages=transformer_stages(config, build),
+        tensor_dims=config.tensor_dims(vocab_size),
+        hidden=("layers", "scanned_layers"),
     )
 
 

@@ -108,6 +108,7 @@ def test_a_pipeline_takes_over_and_hands_back():
 @pytest.mark.parametrize("family", WHOLLY)
 def test_the_state_goes_to_the_ordinary_tree_and_back(family):
     for name in ("muon", "adafactor"):
-        tx = optimizer(OptimConfig(name=name, clip_adaptive=0.1), STEPS)
-        learner = learner_of(task_of(family), tx)
+        task = task_of(family)
+        tx = optimizer(OptimConfig(name=name, clip_adaptive=0.1), STEPS, task.hidden)
+        learner = learner_of(task, tx)
         assert_round_trip(build_stacking(learner, np.array([0, 2, 1, 3])))

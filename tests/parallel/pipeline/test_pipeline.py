@@ -18,6 +18,7 @@ from tests.parallel.toy import (
     oracle,
     toy_learner,
     toy_program,
+    toy_task,
     train,
 )
 
@@ -129,7 +130,8 @@ def assert_round_trip(stacking):
     "name, scan_layers", [*((n, False) for n in OPTIMIZERS), ("muon", True)]
 )
 def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
-    tx = optimizer(OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau"), STEPS)
+    config = OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau")
+    tx = optimizer(config, STEPS, toy_task().hidden)
     learner = toy_learner(tx, num_layers=LAYERS, scan_layers=scan_layers)
     assert_round_trip(build_stacking(learner, np.array([0, 2, 1, 3])))
 
@@ -144,7 +146,8 @@ def test_an_optimizer_that_mixes_layers_is_refused():
 @pytest.mark.parametrize("name", ["muon"])
 def test_a_pipeline_takes_over_and_hands_back(name):
     """From one device, through a pipeline, to one device: the moments go along."""
-    tx = optimizer(OptimConfig(name=name, schedule="constant"), STEPS)
+    config = OptimConfig(name=name, schedule="constant")
+    tx = optimizer(config, STEPS, toy_task().hidden)
     model = {"num_layers": LAYERS, "scan_layers": True}  # quicker to compile
     pipeline = program("interleaved", accumulation=2, tx=tx, **model)
     plain = toy_program("jit", toy_learner(tx, **model), data=1)
