@@ -24,37 +24,37 @@ from tests.parallel.toy import (
     train,
 )
 
-STEPS, LAYERS, SIZE = 3, 4, 0.2
+STEPS, SIZE = 3, 0.2
 SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
 
 
-def recurrent(cell):
-    config = RecurrentConfig(
-        cell=cell, width=16, num_layers=LAYERS, dropout=0.2, truncate=8
-    )
+def lstm():
+    config = RecurrentConfig(width=16, num_layers=4, dropout=0.2, truncate=8)
     return recurrent_task(config, VOCAB)
 
 
-def seq2seq(kind, cell="lstm"):
+def seq2seq(kind, num_layers):
     config = Seq2SeqConfig(
-        kind=kind, cell=cell, width=16, num_layers=LAYERS, num_heads=2, dropout=0.2
+        kind=kind, width=16, num_layers=num_layers, num_heads=2, dropout=0.2
     )
     return seq2seq_task(config, VOCAB, SOURCE_LEN)
 
 
 FAMILIES = {  # name -> (the task's maker, its batches)
-    "rnn": (lambda: recurrent("rnn"), batches),
-    "lstm": (lambda: recurrent("lstm"), batches),
-    "gru": (lambda: recurrent("gru"), batches),
-    "seq2seq lstm": (lambda: seq2seq("recurrent"), pair_batches),
-    "seq2seq transformer": (lambda: seq2seq("transformer"), pair_batches),
+    "lstm": (lstm, batches),
+    "seq2seq lstm": (lambda: seq2seq("recurrent", 4), pair_batches),
+    "seq2seq transformer": (lambda: seq2seq("transformer", 2), pair_batches),
 }
-# strategy, data, stage, microbatches; each stage of `interleaved` has one layer a chunk
-FOUR, TWO, CHUNKS = ("gpipe", 1, 4, 4), ("1f1b", 2, 2, 4), ("interleaved", 1, 2, 4)
-WHOLLY = ("lstm", "seq2seq lstm", "seq2seq transformer")
-# Cells differ in nothing that is cut: one is tried in all ways, the others in one.
-CASES = [(family, *case) for family in WHOLLY for case in (FOUR, TWO, CHUNKS)]
-CASES += [("gru", "1f1b", 1, 4, 4), ("rnn", *CHUNKS)]
+# strategy, data, stage, microbatches. What a schedule does to a plain transformer it does
+# to all (test_pipeline.py); here what is cut differs.
+CASES = [
+    ("lstm", "gpipe", 1, 4, 4),
+    ("lstm", "1f1b", 2, 2, 4),
+    ("lstm", "interleaved", 1, 2, 4),
+    ("seq2seq lstm", "gpipe", 1, 4, 4),
+    ("seq2seq lstm", "interleaved", 1, 2, 4),
+    ("seq2seq transformer", "1f1b", 2, 2, 4),
+]
 
 
 @functools.cache
@@ -70,10 +70,8 @@ def one_device(family):
 
 
 def program(family, strategy, data=1, stage=2, accumulation=4, tx=SGD):
-    return toy_program(
-        strategy, learner_of(task_of(family), tx), data=data, stage=stage,
-        accumulation=accumulation, chunks=LAYERS // stage,
-    )  # fmt: skip
+    learner = learner_of(task_of(family), tx)
+    return toy_program(strategy, learner, data=data, stage=stage, accumulation=accumulation)
 
 
 @pytest.mark.parametrize("family, strategy, data, stage, accumulation", CASES)
@@ -91,6 +89,7 @@ def test_a_pipeline_takes_over_and_hands_back():
     tx = optimizer(OptimConfig(name="adamw", schedule="constant"), STEPS)
     pipeline = program(family, "gpipe", tx=tx)
     plain = toy_program("jit", learner_of(task_of(family), tx), data=1)
+    expected = train(plain, STEPS, pair_batches)[2][-1]
     state = plain.init(jax.random.key(1))
     first, second, third = pair_batches(STEPS)
     state, _ = plain.step(state, plain.place(first))
@@ -101,14 +100,14 @@ def test_a_pipeline_takes_over_and_hands_back():
         jax.device_get(pipeline.portable(state)), shardings_of(plain.abstract)
     )
     state, metrics = plain.step(state, plain.place(third))
-    _, losses = oracle_of(task_of(family), tx, STEPS, pair_batches)
-    assert float(metrics["loss"] / metrics["tokens"]) == pytest.approx(losses[-1], rel=1e-5)
+    assert float(metrics["loss"] / metrics["tokens"]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", WHOLLY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_state_goes_to_the_ordinary_tree_and_back(family):
     for name in ("muon", "adafactor"):
         task = task_of(family)
         tx = optimizer(OptimConfig(name=name, clip_adaptive=0.1), STEPS, task.hidden)
         learner = learner_of(task, tx)
-        assert_round_trip(build_stacking(learner, np.array([0, 2, 1, 3])))
+        order = np.roll(np.arange(task.stages.num_layers), 1)
+        assert_round_trip(build_stacking(learner, order))

@@ -133,7 +133,7 @@ def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
     config = OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau")
     tx = optimizer(config, STEPS, toy_task().hidden)
     learner = toy_learner(tx, num_layers=LAYERS, scan_layers=scan_layers)
-    assert_round_trip(build_stacking(learner, np.array([0, 2, 1, 3])))
+    assert_round_trip(build_stacking(learner, np.array([2, 0, 3, 1])))
 
 
 def test_an_optimizer_that_mixes_layers_is_refused():
