@@ -40,6 +40,7 @@ def small(folder: pathlib.Path, **overrides: object) -> list[str]:
         "model.num_layers": 1,
         "model.num_heads": 2,
         "steps": 12,
+        "optim.warmup_steps": 2,
         "eval_every": 4,
         "eval_batches": 1,
         "save_every": 2,
