@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from configs import fields
 from lm.data.config import DataConfig
 from lm.models.hmm import HmmConfig
 from lm.models.ngram.model import NgramConfig
@@ -12,7 +13,6 @@ from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.strategies import ParallelConfig
 
-ON_NONFINITE = ("skip", "stop")
 FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "transformer": TransformerConfig,
     "recurrent": RecurrentConfig,
@@ -23,19 +23,35 @@ FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
 Model = TransformerConfig | RecurrentConfig | Seq2SeqConfig | HmmConfig | NgramConfig
 
 
+EVERY = {"at_least": 0, "decides": False}
+FREE = {"decides": False}
+
+
 @dataclass
 class Experiment:
-    steps: int = 400  # optimizer updates
-    seed: int = 0  # of the initial parameters, the data order and dropout
-    eval_every: int = 100  # steps; 0: at the end only
-    eval_batches: int = 8  # of each evaluation on the way; the last takes all rows
-    save_every: int = 100  # steps; 0: at the end only
-    keep: int = 2  # latest checkpoints kept, besides the best
-    on_nonfinite: str = "skip"  # a non-finite loss or gradient: skip the step | stop
-    max_skipped: int = 100  # skip: so many skipped steps in a row end the run
-    spike_sigmas: float = 6.0  # a loss this far above its recent mean is a spike
-    trace_norms: bool = False  # log norms of gradients and activations by layer
-    prompt: str = "def "  # of the sample at the end
+    steps: int = field(default=400, metadata={"at_least": 1})  # optimizer updates
+    # of the initial parameters, the data order and dropout
+    seed: int = field(default=0, metadata={"at_least": 0, "below": 2**32})
+    eval_every: int = field(default=100, metadata=EVERY)  # steps; 0: at the end only
+    # batches of each evaluation on the way; 0: all rows, as the last one takes
+    eval_batches: int = field(default=8, metadata=EVERY)
+    save_every: int = field(default=100, metadata=EVERY)  # steps; 0: at the end only
+    # latest checkpoints kept, besides the best
+    keep: int = field(default=2, metadata={"at_least": 1, "decides": False})
+    # a non-finite loss or gradient: skip the step, or stop
+    on_nonfinite: str = field(
+        default="skip", metadata={"choices": ("skip", "stop"), "decides": False}
+    )
+    # skipped steps in a row that end the run
+    max_skipped: int = field(
+        default=100,
+        metadata={"at_least": 1, "decides": False, "only": {"on_nonfinite": ("skip",)}},
+    )
+    # a loss this far above its recent mean is a spike
+    spike_sigmas: float = field(default=6.0, metadata=EVERY)
+    # log norms of gradients and activations by layer
+    trace_norms: bool = field(default=False, metadata=FREE)
+    prompt: str = field(default="def ", metadata=FREE)  # of the sample at the end
     data: DataConfig = field(default_factory=DataConfig)
     model: Model = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -43,25 +59,12 @@ class Experiment:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def validate(self) -> None:
-        for name in ("eval_every", "eval_batches", "save_every", "spike_sigmas"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must not be negative"
-                )
-        for name in ("steps", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        if self.on_nonfinite not in ON_NONFINITE:
-            raise ValueError(
-                f"on_nonfinite is {self.on_nonfinite!r}; "
-                f"choose one of {', '.join(ON_NONFINITE)}"
-            )
+        """Check every field by itself, then what needs more than one; ValueError."""
         if type(self.model) not in FAMILIES.values():
             names = ", ".join(cls.__name__ for cls in FAMILIES.values())
             raise ValueError(
                 f"config.model is a {type(self.model).__name__}; expected one of {names}"
             )
+        fields.check(self)
         self.data.validate()
-        self.model.validate(self.data.seq_len)
-        self.optim.validate()
-        self.precision.validate()
+        self.optim.validate(self.steps)

@@ -10,16 +10,17 @@ Sampled (and greedy) texts are spread over the devices, --slots of them at once 
 experiments/generation/continuous_batching.py. How they are spread does not change a text.
 """
 
+import pathlib
+
 from absl import flags
 
 from experiments.generation.continuous_batching import Batching, generate_spread
 from experiments.generation.method import chosen_method, define_flags
-from experiments.generation.prompts import continuations, encode_inputs
+from experiments.generation.prompts import continuations, encode_inputs, read_prompts
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.restore import define_checkpoint, load_run
-from lm.data.sources.files import list_files, read_text
 from lm.data.tokenizer import load_tokenizer
 from lm.decoding import Beam
 
@@ -32,22 +33,23 @@ PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file, a prompt a lin
 NUM_NEW = flags.DEFINE_integer("max_new_tokens", 100, "Tokens to add at the most.")
 SLOTS = flags.DEFINE_integer("slots", 8, "Texts at once on a device.")
 CHUNK = flags.DEFINE_integer("chunk", 32, "Tokens of a prompt that are read at once.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the sampling.", lower_bound=0, upper_bound=2**32 - 1
+)
 
 
-def read_prompts() -> list[str]:
+def given_prompts() -> list[str]:
     if (PROMPT.value is None) == (PROMPTS_FILE.value is None):
         raise ValueError("give either --prompt or --prompts_file")
     if PROMPT.value is not None:
         return [PROMPT.value]
-    (file,) = list_files("--prompts_file", PROMPTS_FILE.value)
-    return read_text(file).splitlines()
+    return read_prompts(pathlib.Path(PROMPTS_FILE.value).expanduser())
 
 
 def main() -> None:
     with user_errors():
         workdir = startup.workdir(WORKDIR)
-        prompts = read_prompts()
+        prompts = given_prompts()
         method = chosen_method()
         batching = Batching(SLOTS.value, CHUNK.value)
         batching.validate()

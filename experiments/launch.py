@@ -7,6 +7,7 @@ On a TPU pod, SLURM, Kubernetes or MPI no launcher is needed: start experiments.
 a process there, and JAX finds the others.
 """
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -23,8 +24,13 @@ from experiments.processes.children import (
     settle,
     wait,
 )
+from experiments.processes.messages import user_errors
 
-PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
+MOST_PROCESSES = 256
+
+PROCESSES = flags.DEFINE_integer(
+    "processes", 2, "How many.", lower_bound=1, upper_bound=MOST_PROCESSES
+)
 DEVICES = flags.DEFINE_integer(
     "devices_per_process", 1, "Emulated CPU devices of each.", lower_bound=1
 )
@@ -32,6 +38,25 @@ CORES = flags.DEFINE_integer(
     "cores_per_process", 0, "CPU cores of each; 0: an equal share of all.", lower_bound=0
 )
 MODULE = flags.DEFINE_string("module", "experiments.train", "What each one runs.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    with user_errors(flags.Error):
+        try:
+            return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            raise flags.Error(f"{error}; flags of what it starts come after --") from None
+
+
+def check_module(name: str) -> None:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # no such package; no name of a module at all
+        found = None
+    if found is None:
+        raise ValueError(
+            f"--module={name}: there is no such module; for example experiments.train"
+        )
 
 
 def start(index: int, port: int, arguments: list[str], output) -> subprocess.Popen:
@@ -52,7 +77,22 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
     )
 
 
+def explain(failed: int, code: int, log: str) -> None:
+    """Say which process failed first, and why; `log` is what it said and nobody saw."""
+    if code == 2:  # an error of use: its own line says all
+        sys.stderr.write(log[max(log.rfind("error: "), 0) :])
+        return
+    sys.stderr.write(log[-3000:])
+    print(
+        f"error: process {failed} of {PROCESSES.value} {describe(code)}; ended the "
+        "others. The same command goes on from the last complete checkpoint",
+        file=sys.stderr,
+    )
+
+
 def main(argv: list[str]) -> None:
+    with user_errors():
+        check_module(MODULE.value)
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         # Process 0 speaks; what the others say is shown if they are the ones that fail.
@@ -68,15 +108,11 @@ def main(argv: list[str]) -> None:
             return
         code = processes[failed].returncode
         end(processes, GRACE_SECONDS)
-        if failed and processes[0].returncode != code:
-            sys.stderr.write(files[failed].read_text(errors="replace")[-3000:])
-        print(
-            f"error: process {failed} of {PROCESSES.value} {describe(code)}; ended the "
-            "others. The same command goes on from the last complete checkpoint",
-            file=sys.stderr,
-        )
+        is_new = failed and processes[0].returncode != code
+        log = files[failed].read_text(encoding="utf-8", errors="replace") if is_new else ""
+        explain(failed, code, log)
         raise SystemExit(2 if code == 2 else 1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -12,7 +12,7 @@ import json
 from absl import flags
 
 from experiments.generation.method import chosen_method, define_flags
-from experiments.generation.targets import score
+from experiments.generation.targets import check_scorer, score
 from experiments.processes import join
 from experiments.processes.files import json_line, write_if_possible
 from experiments.processes.messages import is_main_process, user_errors
@@ -24,13 +24,14 @@ join.define_flags()
 define_flags()
 WORKDIR = startup.define_workdir()
 CHECKPOINT = define_checkpoint()
-NUM = flags.DEFINE_integer("num", 500, "Validation pairs to score; 0: all.")
+NUM = flags.DEFINE_integer("num", 500, "Validation pairs to score; 0: all.", lower_bound=0)
 
 
 def main() -> None:
     with user_errors():
         workdir = startup.workdir(WORKDIR)
         method = chosen_method()
+        check_scorer()
         join.start_jax()
         config, task, params, step, _ = load_run(workdir, CHECKPOINT.value)
         if task.encode is None:

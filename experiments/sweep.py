@@ -12,13 +12,16 @@ On a cluster, --executor=slurm hands the members to SLURM through submitit; what
 is told by --slurm='partition=gpu,gpus_per_node=8,time=60'.
 """
 
+import contextlib
 import fnmatch
 import json
+import os
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import filelock
 from absl import flags
@@ -28,7 +31,7 @@ from experiments.processes.files import write_whole
 from experiments.processes.messages import human, say, user_errors
 from experiments.run import startup
 from experiments.run.summary import read_summary
-from experiments.sweeps.executors import run_local, run_slurm, slurm_parameters
+from experiments.sweeps.executors import run_local, run_slurm, slurm_executor
 from experiments.sweeps.members import (
     Sweep,
     command,
@@ -56,7 +59,10 @@ def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) 
             "cores": 0,
         }  # the same devices, emulated in one process
         result = subprocess.run(
-            command(single, folder / name, "--dry_run"), capture_output=True, text=True
+            command(single, folder / name, "--dry_run"),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         lines = result.stdout.splitlines()
         peak = next((x.split()[-2:] for x in lines if x.startswith("peak")), ["failed"])
@@ -65,7 +71,7 @@ def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) 
         tokens = human(total_tokens(configs[name]))
         print(f"{tokens:>8} {' '.join(peak):>14} {sizes:>12}  {name}", flush=True)
         if result.returncode:
-            print(result.stderr.strip().splitlines()[-1])
+            print((result.stderr.strip() or "it was killed").splitlines()[-1])
 
 
 def describe_machine(folder: pathlib.Path) -> None:
@@ -77,13 +83,13 @@ def describe_machine(folder: pathlib.Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "experiments.studies.machine"],
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     if result.returncode:
         return
     found = json.loads(result.stdout.strip().splitlines()[-1])
-    if file.exists():
-        known = json.loads(file.read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or damaged
+        known = json.loads(file.read_text(encoding="utf-8"))
         found["product_limit"] = max(found["product_limit"], known["product_limit"])
     write_whole(file, json.dumps(found) + "\n")
 
@@ -96,13 +102,20 @@ def print_table(sweep: Sweep, folder: pathlib.Path) -> None:
             rate = human(summary["tokens_per_second"])
             print(f"{summary['val_loss']:8.4f} {rate:>9}  {name}")
         elif error.exists():
-            print(f"{'failed':>8} {'':>9}  {name}: {error.read_text().strip()}")
+            why = error.read_text(encoding="utf-8").strip()
+            print(f"{'failed':>8} {'':>9}  {name}: {why}")
         else:
             print(f"{'stopped':>8} {'':>9}  {name}")
 
 
 def own(folder: pathlib.Path) -> filelock.FileLock:
-    """Take the sweep's folder; ValueError if another sweep command has it."""
+    """Take the sweep's folder; ValueError if it is not a sweep's, or in use."""
+    others = set(os.listdir(folder)) - {"lock"} if folder.exists() else set()
+    if others and "sweep.json" not in others:
+        raise ValueError(
+            f"{folder} is not empty and holds no sweep.json, so it is not a sweep's; give "
+            "another --workdir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "lock", timeout=1)
     try:
@@ -120,7 +133,7 @@ def record(sweep: Sweep, folder: pathlib.Path) -> None:
     ValueError if a member of that name was another one.
     """
     file = folder / "sweep.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = read_members(file)
     for name, member in sweep.items():
         if known.get(name, member) != member:
             raise ValueError(
@@ -128,6 +141,17 @@ def record(sweep: Sweep, folder: pathlib.Path) -> None:
                 f"and is {member} in --sweep={SWEEP.value}; give another --workdir"
             )
     write_whole(file, json.dumps(known | sweep, indent=1) + "\n")
+
+
+def read_members(file: pathlib.Path) -> Sweep:
+    """Return the members of earlier commands; ValueError if the file is damaged."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:  # what is not UTF-8 is one, too
+        raise ValueError(f"{file} is damaged ({error}); give another --workdir") from None
+    if not isinstance(known, dict):
+        raise ValueError(f"{file} is damaged (no object); give another --workdir")
+    return known
 
 
 def chosen(sweep: Sweep, patterns: list[str]) -> Sweep:
@@ -143,6 +167,15 @@ def chosen(sweep: Sweep, patterns: list[str]) -> Sweep:
     }
 
 
+def slurm_asked_for(folder: pathlib.Path) -> Any:
+    """Return the executor of --executor=slurm; ValueError for what it cannot do."""
+    if EXECUTOR.value == "slurm":
+        return slurm_executor(folder, SLURM.value)
+    if SLURM.value:
+        raise ValueError(f"--slurm={','.join(SLURM.value)} needs --executor=slurm")
+    return None
+
+
 def stop(number: int, frame) -> None:
     raise KeyboardInterrupt
 
@@ -155,18 +188,19 @@ def main() -> None:
         if DRY_RUN.value:
             dry_run(sweep, configs, folder)
             return
-        slurm = slurm_parameters(SLURM.value)
+        slurm = slurm_asked_for(folder)
         for name in sweep:
             read_summary(folder / name)  # a damaged one is told before any run
         lock = own(folder)
         record(sweep, folder)
     signal.signal(signal.SIGTERM, stop)
     try:
-        describe_machine(folder)
-        if EXECUTOR.value == "slurm":
-            run_slurm(sweep, folder, slurm)
-        else:
-            run_local(sweep, configs, folder)
+        with user_errors(OSError):  # a full disk, or a folder that was taken away
+            describe_machine(folder)
+            if slurm:
+                run_slurm(sweep, folder, slurm)
+            else:
+                run_local(sweep, configs, folder)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise SystemExit(130) from None

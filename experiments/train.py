@@ -28,7 +28,9 @@ join.define_flags()
 CONFIG = startup.define_config()
 WORKDIR = startup.define_workdir()
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print size and memory, and end.")
-STOP_AT = flags.DEFINE_integer("stop_at", None, "Save and end after this step.")
+STOP_AT = flags.DEFINE_integer(
+    "stop_at", None, "Save and end after this step.", lower_bound=1
+)
 PROFILE = flags.DEFINE_string(
     "profile",
     None,

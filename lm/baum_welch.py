@@ -1,13 +1,13 @@
 """The M-step of Baum-Welch as an optax transformation: counts in, log-probabilities out.
 
-Where the gradient of a loss with respect to log-probabilities is minus their expected
-counts (lm/models/hmm.py), expectation maximisation is an optimizer like any other: it sees
-only the sum over examples, whoever summed it and however that travelled.
+The gradient of the loss with respect to log-probabilities is minus their expected counts
+(lm/models/hmm.py). So expectation maximisation is an optimizer like any other: it sees only
+the sum over examples, no matter which devices summed it.
 
-A batch that is not the whole corpus changes the counts by a step size, (k + 1)^-forgetting
-after k steps: stepwise EM (Cappe and Moulines 2009; Liang and Klein 2009). A learning rate
-other than 1 stretches the step in log space: over-relaxed EM (Salakhutdinov and Roweis
-2003).
+If a batch is not the whole corpus, the step moves the counts by a step size,
+(k + 1)^-forgetting after k steps: stepwise EM (Cappe and Moulines 2009; Liang and Klein
+2009). A learning rate other than 1 stretches the step in log space: over-relaxed EM
+(Salakhutdinov and Roweis 2003).
 """
 
 from typing import NamedTuple
@@ -25,10 +25,11 @@ class BaumWelchState(NamedTuple):
 def baum_welch(forgetting: float, smoothing: float) -> optax.GradientTransformation:
     """Set parameters to the log of normalised expected counts, over the last dim.
 
-    forgetting 0 forgets all earlier counts (EM on each batch, exact where the batch is the
-    corpus), 1 forgets none; between 0.5 and 1 stepwise EM converges. `smoothing` is added
-    to each count, in the unit of the gradients (pseudo-counts per token where they are
-    divided by the number of tokens). A distribution without counts stays as it is.
+    With `forgetting` 0 all earlier counts are forgotten: EM on each batch, exact if the
+    batch is the corpus. With 1 none is forgotten. Between 0.5 and 1 stepwise EM converges.
+    `smoothing` is added to each count, in the unit of the gradients: pseudo-counts per
+    token if those are divided by the number of tokens. A distribution without counts stays
+    as it is.
     """
 
     def init(params: optax.Params) -> BaumWelchState:
@@ -48,7 +49,7 @@ def baum_welch(forgetting: float, smoothing: float) -> optax.GradientTransformat
 
 
 def log_normalised(counts: jax.Array, otherwise: jax.Array, smoothing: float) -> jax.Array:
-    """Return log(counts / their sum) over the last dim; `otherwise` where all are zero."""
+    """Return log(counts / their sum) over the last dim; `otherwise` if all are zero."""
     counts = jnp.maximum(counts, 0.0)  # a lossy codec can make them negative
     counted = jnp.sum(counts, -1, keepdims=True) > 0
     tiny = jnp.finfo(counts.dtype).tiny  # the log of 0 must stay a number

@@ -12,6 +12,8 @@ ended; where none has, the best that goes on is taken. A beam of 1 is greedy dec
 Shapes: B batch, S source, P longest prompt, N new tokens, V vocabulary, K beams.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -31,12 +33,17 @@ class Sampling:
     top_p: float = 1.0  # keep the likeliest that hold this share (Holtzman et al. 2020)
 
     def validate(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected >= 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}; expected a number >= 0 (0: greedy)"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; expected >= 0 (0: all tokens)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected 0 < p <= 1")
+
+
+MOST_PENALTY = 8  # beyond it, float32 does not hold the penalty of 400,000 tokens
 
 
 @dataclass(frozen=True)
@@ -47,26 +54,37 @@ class Beam:
     def validate(self) -> None:
         if self.size < 1:
             raise ValueError(f"the beam's size is {self.size}; expected at least 1")
-        if self.length_penalty < 0:
-            raise ValueError(f"length_penalty is {self.length_penalty}; expected >= 0")
+        if not 0 <= self.length_penalty <= MOST_PENALTY:
+            raise ValueError(
+                f"length_penalty is {self.length_penalty}; expected 0 to {MOST_PENALTY}"
+            )
 
 
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw one token, int32[]."""
+    """Draw one token, int32[]; of equally likely ones, top-k and top-p keep the first."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_V).astype(jnp.int32)
-    logits_V = logits_V.astype(jnp.float32) / sampling.temperature
-    order_V = jnp.argsort(-logits_V)
-    ranked_V = logits_V[order_V]
-    kept_V = jnp.ones(ranked_V.shape, bool)
-    if sampling.top_k:
-        kept_V &= jnp.arange(ranked_V.size) < sampling.top_k
-    if sampling.top_p < 1:
-        share_V = jax.nn.softmax(jnp.where(kept_V, ranked_V, -jnp.inf))
-        # What lies before a token decides, so the likeliest is always kept.
-        kept_V &= jnp.cumsum(share_V) - share_V < sampling.top_p
-    rank = jax.random.categorical(key, jnp.where(kept_V, ranked_V, -jnp.inf))
-    return order_V[rank].astype(jnp.int32)
+    vocab_size = logits_V.size
+    num_kept = min(sampling.top_k or vocab_size, vocab_size)
+    if num_kept == vocab_size and sampling.top_p == 1:
+        tempered_V = tempered(logits_V, sampling.temperature)
+        return jax.random.categorical(key, tempered_V).astype(jnp.int32)
+    # Only here is anything sorted: it takes longer than all the rest.
+    ranked_k, token_k = jax.lax.top_k(logits_V, num_kept)
+    ranked_k = tempered(ranked_k, sampling.temperature)
+    share_k = jax.nn.softmax(ranked_k)
+    # What lies before a token decides; the likeliest, with nothing before it, is kept.
+    kept_k = (jnp.cumsum(share_k) - share_k < sampling.top_p).at[0].set(True)
+    rank = jax.random.categorical(key, jnp.where(kept_k, ranked_k, -jnp.inf))
+    return token_k[rank]
+
+
+def tempered(logits_V: jax.Array, temperature: float) -> jax.Array:
+    """Divide by the temperature: the largest logit is 0, however small the temperature."""
+    logits_V = logits_V.astype(jnp.float32)
+    float32 = np.finfo(np.float32)
+    representable = np.clip(temperature, float32.tiny, float32.max)
+    return (logits_V - jnp.max(logits_V)) / representable
 
 
 def generate(
@@ -82,7 +100,8 @@ def generate(
 
     A model with an encoder needs a source for each. Raises what `check_inputs` does.
     """
-    check_inputs(task, params, prompts, num_new, source_BS)
+    check_inputs(task, params, prompts, [num_new] * len(prompts), source_BS)
+    method.validate()
     lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
     prompts_BP = np.zeros((len(prompts), lengths_B.max()), np.int32)
     for row, prompt in enumerate(prompts):
@@ -111,13 +130,14 @@ def check_inputs(
     task: Task,
     params: Params,
     prompts: list[list[int]],
-    num_new: int,
+    limits: Sequence[int],
     source_BS: np.ndarray | None,
 ) -> None:
-    """Raise ValueError for what cannot be continued.
+    """Raise ValueError for what cannot be continued; `limits` are the tokens to add.
 
-    No prompt, or one without a token, or nothing to add; tokens that the vocabulary does
-    not have; sources where there is no encoder, or none where there is one.
+    No prompt, or one without a token, or nothing to add; texts longer than the context;
+    tokens that the vocabulary does not have; sources where there is no encoder, or none
+    where there is one.
     """
     if not prompts or not all(prompts):
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
@@ -125,15 +145,26 @@ def check_inputs(
             f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
             "least one (the end-of-text mark begins a text)"
         )
-    if num_new < 1:
-        raise ValueError(f"num_new is {num_new}; it must be at least 1")
+    if min(limits) < 1:
+        raise ValueError(f"num_new is {min(limits)}; it must be at least 1")
+    longest = max(len(p) + num_new for p, num_new in zip(prompts, limits, strict=True))
+    if task.context is not None and longest > task.context:
+        raise ValueError(
+            f"a prompt and its new tokens are {longest} tokens together, and the model's "
+            f"context is {task.context}; shorten the prompt or num_new"
+        )
     if (source_BS is None) != (task.encode is None):
         raise ValueError(
             "a model with an encoder needs sources, and this one was given none"
             if source_BS is None
             else "sources were given, but this model has no encoder that would read them"
         )
-    vocab_size = vocabulary(task, params)
+    check_tokens(vocabulary(task, params), prompts, source_BS)
+
+
+def check_tokens(
+    vocab_size: int, prompts: list[list[int]], source_BS: np.ndarray | None
+) -> None:
     rows = prompts if source_BS is None else [*prompts, *source_BS]
     unknown = [t for row in rows for t in row if not 0 <= t < vocab_size]
     if unknown:

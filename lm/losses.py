@@ -1,8 +1,8 @@
 """Cross-entropy from hidden states, in chunks of positions.
 
-The logits of a large vocabulary are the largest array of a language model. Here they
-exist for one chunk of positions at a time, in the forward pass and, recomputed, in the
-backward pass.
+With a large vocabulary the logits are the largest array of a language model. Here they
+exist for one chunk of positions at a time: in the forward pass, and again in the backward
+pass, which computes them anew.
 
 Shapes: B batch, T time, C positions in a chunk, D model width, V vocabulary.
 """
@@ -23,10 +23,10 @@ def cross_entropy(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum the negative log likelihood (nats) of the labels that the mask selects.
 
-    `head` maps x_BCD to logits_BCV; `chunk` (0: all) divides T. Returns the sum and
-    {"loss": the same sum, "tokens": how many labels count}. With `smoothing` the first sum,
-    the one to be minimised, is against labels of which that share is spread over the whole
-    vocabulary (Szegedy et al. 2016, 7); "loss" stays the negative log likelihood.
+    `head` maps x_BCD to logits_BCV; `chunk` (0: all) divides T. Returns the sum to be
+    minimised and {"loss": the negative log likelihood, "tokens": how many labels count}.
+    The two sums are equal without `smoothing`. With it, the first one is against labels of
+    which that share is spread over the whole vocabulary (Szegedy et al. 2016, 7).
     """
     if mask_BT is None:
         mask_BT = jnp.ones(labels_BT.shape, bool)

@@ -30,15 +30,17 @@ def prediction_sums(
 ) -> dict[str, jax.Array]:
     """Return the sums, int32 but for `confidence`, from which `metrics` divides.
 
-    `confusion` is [C, C]: the true class of a target, the class of what was predicted.
+    `confusion` is [C, C + 1]: the true class of a target, the class of what was predicted.
+    The last column counts positions that predict nothing, for their logits hold a NaN or an
+    infinity that no softmax takes: such a position is wrong, with a confidence of 0.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
-    label_logits_BT1 = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)
-    # Ties count against the label, so that equal logits are not all correct.
-    others_BT = jnp.sum(logits_BTV >= label_logits_BT1, -1) - 1
-    best_BT = jnp.argmax(logits_BTV, -1)
     confidence_BT = jnp.max(jax.nn.softmax(logits_BTV), -1)
-    correct_BT = best_BT == labels_BT
+    predicts_BT = jnp.isfinite(confidence_BT)
+    confidence_BT = jnp.where(predicts_BT, confidence_BT, 0.0)
+    best_BT = jnp.argmax(logits_BTV, -1)
+    correct_BT = predicts_BT & (best_BT == labels_BT)
+    high_BT = predicts_BT & (ranks(logits_BTV, labels_BT) < TOP_K)
     bins_BT = jnp.clip(jnp.ceil(confidence_BT * NUM_BINS) - 1, 0, NUM_BINS - 1)
     bins_BT = jnp.where(mask_BT, bins_BT, NUM_BINS).astype(jnp.int32)
 
@@ -51,17 +53,30 @@ def prediction_sums(
     sums = {
         "targets": count(mask_BT),
         "correct": count(correct_BT),
-        "correct_top_k": count(others_BT < TOP_K),
+        "correct_top_k": count(high_BT),
         "bin_counts": by_bin(jnp.ones_like(bins_BT)),
         "bin_correct": by_bin(correct_BT.astype(jnp.int32)),
         "bin_confidence": by_bin(confidence_BT),
     }
     if classes_BT is not None:
-        pairs_BT = classes_BT * num_classes + jnp.asarray(class_of_V)[best_BT]
-        pairs_BT = jnp.where(mask_BT, pairs_BT, num_classes**2)
-        flat = jnp.zeros(num_classes**2 + 1, jnp.int32).at[pairs_BT].add(1)
-        sums["confusion"] = flat[:-1].reshape(num_classes, num_classes)
+        predicted_BT = jnp.asarray(class_of_V)[best_BT]
+        predicted_BT = jnp.where(predicts_BT, predicted_BT, num_classes)
+        none = jnp.zeros((num_classes, num_classes + 1), jnp.int32)
+        sums["confusion"] = none.at[classes_BT, predicted_BT].add(mask_BT)
     return sums
+
+
+def ranks(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
+    """Count the tokens before each label, likeliest first; of equals the first, as argmax.
+
+    So one of two equal logits is right, and of equal logits everywhere TOP_K in V are.
+    """
+    label_logits_BT1 = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)
+    earlier_BTV = jnp.arange(logits_BTV.shape[-1]) < labels_BT[..., None]
+    before_BTV = jnp.where(
+        earlier_BTV, logits_BTV >= label_logits_BT1, logits_BTV > label_logits_BT1
+    )
+    return jnp.sum(before_BTV, -1)
 
 
 def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -81,11 +96,10 @@ def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[
     if "confusion" not in sums:
         return found
     confusion = sums["confusion"].astype(np.int64)
-    hits = np.diag(confusion)
-    precision = divide(hits, confusion.sum(0))
-    recall = divide(hits, confusion.sum(1))
-    f1 = divide(2 * hits, confusion.sum(0) + confusion.sum(1))
-    there = confusion.sum(0) + confusion.sum(1) > 0  # a class that never occurs is none
+    hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)[:-1]
+    precision, recall = divide(hits, predicted), divide(hits, true)
+    f1 = divide(2 * hits, predicted + true)
+    there = predicted + true > 0  # a class that never occurs is none
     for name, values in [("precision", precision), ("recall", recall), ("f1", f1)]:
         found[f"macro_{name}"] = float(values[there].mean())
     found["micro_f1"] = float(hits.sum() / max(confusion.sum(), 1))
@@ -94,7 +108,7 @@ def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[
             "precision": float(precision[i]),
             "recall": float(recall[i]),
             "f1": float(f1[i]),
-            "targets": int(confusion[i].sum()),
+            "targets": int(true[i]),
         }
         for i, name in enumerate(classes)
         if there[i]

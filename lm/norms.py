@@ -1,9 +1,9 @@
-"""Norms of gradients and activations by layer: what vanishes or explodes with depth, seen.
+"""Norms of gradients and activations by layer: they show what vanishes or explodes.
 
 A step logs, for each part of the model (a layer, the embedding, ...), the norm of its
 gradient, and for each layer the root mean square of its outputs at the positions that count
 (Glorot and Bengio 2010, 4.2, figures 6 and 7). The gradient is that of the whole batch,
-before clipping; of the outputs only sums leave the loss, so devices and microbatches add up
+before clipping. Only sums over outputs leave the loss, so devices and microbatches add up
 to what one device would find.
 
 Shapes: B batch, T time, D width, L layers.
@@ -21,7 +21,7 @@ ACTIVATION_RMS = "activation_rms/"  # + layer: its root mean, in the log
 
 
 def square(mask_BT: jax.Array | None, x_BTD: jax.Array) -> jax.Array:
-    """Sum over counted positions the mean over D of x^2, float32[]; no mask: all count."""
+    """Sum the mean of x^2 over D, over the positions that count (no mask: all)."""
     x_BTD = jax.lax.stop_gradient(x_BTD).astype(jnp.float32)
     squares_BT = jnp.mean(x_BTD * x_BTD, -1)
     return jnp.sum(squares_BT if mask_BT is None else jnp.where(mask_BT, squares_BT, 0))

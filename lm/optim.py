@@ -1,12 +1,16 @@
-"""Optimizers, learning-rate schedules and clipping, all from optax, as one chain.
+"""Optimizers, learning-rate schedules and clipping, as one chain of optax's.
 
 clip -> optimizer at learning rate 1 -> schedule [-> reduce on plateau]. Every optimizer
-here is linear in its learning rate, so one schedule link serves them all, and weight decay
-is decoupled and follows the schedule (Loshchilov and Hutter 2019).
+here is linear in its learning rate, so one schedule link serves them all.
+
+Weight decay is L2 regularisation for sgd, momentum, adagrad, rmsprop and adam: it is added
+to the gradient, so the optimizer scales it as it scales the gradient. For the others it is
+decoupled: it is added to the update, and follows the schedule (Loshchilov and Hutter 2019).
+lamb adds it before its trust ratio, as its paper does.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -14,50 +18,45 @@ import optax
 from optax import contrib
 
 from lm.baum_welch import baum_welch
+from lm.task import Params
 
+Selection = Callable[[Params], Params]  # params -> bool tree
+# Each takes the config, and two Selections: what decays, and the hidden matrices.
 OPTIMIZERS = {
-    "sgd": lambda c, mask: optax.chain(decay(c, mask), optax.sgd(1.0)),
-    "momentum": lambda c, mask: optax.chain(
-        decay(c, mask), optax.sgd(1.0, momentum=c.b1, nesterov=c.nesterov)
+    "sgd": lambda c, decays, hidden: optax.sgd(1.0),
+    "momentum": lambda c, decays, hidden: optax.sgd(
+        1.0, momentum=c.b1, nesterov=c.nesterov
     ),
-    "adagrad": lambda c, mask: optax.chain(decay(c, mask), optax.adagrad(1.0, eps=c.eps)),
-    "rmsprop": lambda c, mask: optax.chain(
-        decay(c, mask), optax.rmsprop(1.0, decay=c.b2, eps=c.eps)
+    "adagrad": lambda c, decays, hidden: adagrad(c.eps),
+    # eps is added to the root: in it, 1e-8 would hide gradients below 1e-4.
+    "rmsprop": lambda c, decays, hidden: optax.rmsprop(
+        1.0, decay=c.b2, eps=c.eps, eps_in_sqrt=False
     ),
-    "adam": lambda c, mask: optax.chain(
-        decay(c, mask), optax.adam(1.0, b1=c.b1, b2=c.b2, eps=c.eps)
+    "adam": lambda c, decays, hidden: optax.adam(1.0, b1=c.b1, b2=c.b2, eps=c.eps),
+    "adamw": lambda c, decays, hidden: optax.adamw(
+        1.0, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decays
     ),
-    "adamw": lambda c, mask: optax.adamw(
-        1.0, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=mask
+    "lamb": lambda c, decays, hidden: optax.lamb(
+        1.0, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decays
     ),
-    "lamb": lambda c, mask: optax.lamb(
-        1.0, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=mask
+    "lion": lambda c, decays, hidden: optax.lion(
+        1.0, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decays
     ),
-    "lion": lambda c, mask: optax.lion(
-        1.0, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=mask
-    ),
-    "adafactor": lambda c, mask: optax.adafactor(
+    "adafactor": lambda c, decays, hidden: optax.adafactor(
         1.0,
         min_dim_size_to_factor=32,
         weight_decay_rate=c.weight_decay or None,
-        weight_decay_mask=mask,
+        weight_decay_mask=decays,
     ),
-    "muon": lambda c, mask: optax.chain(
-        contrib.muon(
-            1.0,
-            adam_b1=c.b1,
-            adam_b2=c.b2,
-            # Match the size of an AdamW update, so that one learning rate suits the
-            # matrices and what is left to Adam (Liu et al. 2025, 2.2).
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=hidden_matrices,
-        ),
+    "muon": lambda c, decays, hidden: optax.chain(
+        muon(c, hidden),
         # Muon's own decay takes no mask for what is left to Adam.
-        optax.add_decayed_weights(-c.weight_decay, mask),
+        optax.add_decayed_weights(-c.weight_decay, decays),
     ),
 }
+L2 = ("sgd", "momentum", "adagrad", "rmsprop", "adam")  # whose decay is not decoupled
 # No descent, but a closed form: for tasks whose gradients are expected counts.
-MAXIMIZERS = {"baum_welch": lambda c, mask: baum_welch(c.forgetting, c.smoothing)}
+MAXIMIZERS = {"baum_welch": lambda c, decays, hidden: baum_welch(c.forgetting, c.smoothing)}
 
 SCHEDULES = (
     "constant",
@@ -70,70 +69,108 @@ SCHEDULES = (
     "plateau",
 )
 DECAY_MASKS = ("matrices", "hidden", "all")
+UNSTACKED = "layers"  # the name under which `per_layer` shows one layer of a stack
+
+
+# Optimizers and schedules, by what is read of their config.
+FIRST_MOMENT = ("momentum", "adam", "adamw", "lamb", "lion", "muon")
+SECOND_MOMENT = ("rmsprop", "adam", "adamw", "lamb", "lion", "muon")
+WITH_EPS = ("adagrad", "rmsprop", "adam", "adamw", "lamb", "muon")
+DECAYED = {"optim.name": tuple(OPTIMIZERS)}
+COUNTED = {"optim.name": tuple(MAXIMIZERS)}
+FALLING = {"optim.schedule": ("linear", "cosine", "wsd", "plateau")}
+ENDING = {"optim.schedule": ("linear", "cosine", "wsd")}
+STAIRS = {"optim.schedule": ("step", "exponential")}
+PLATEAU = {"optim.schedule": ("plateau",)}
+NOT_NEGATIVE = {"at_least": 0}
+SHARE = {"at_least": 0, "at_most": 1}
+DECAY_RATE = {"at_least": 0, "below": 1}
 
 
 @dataclass
 class OptimConfig:
-    name: str = "adamw"
-    learning_rate: float = 1e-3  # the peak
-    b1: float = 0.9  # first-moment decay; the momentum of "momentum"
-    b2: float = 0.95  # second-moment decay
-    eps: float = 1e-8
-    nesterov: bool = False
-    weight_decay: float = 0.1  # L2 for sgd, momentum, adagrad, rmsprop and adam
-    decay_mask: str = "matrices"  # matrices (two dims and more) | hidden | all
-    schedule: str = "cosine"
-    warmup_steps: int = 0  # linear from 0, for every schedule
-    decay_steps: int = 0  # where the schedule ends; 0: the steps of the run
-    final_fraction: float = 0.1  # of the peak: linear, cosine, wsd, plateau's floor
-    decay_every: int = 100  # step and exponential: multiply by decay_rate this often
-    decay_rate: float = 0.5  # step, exponential and plateau
-    cooldown_fraction: float = 0.2  # wsd: the share of steps that decays
-    patience: int = 5  # plateau: windows without gain before the rate falls
-    window: int = 50  # plateau: steps whose training loss is averaged
-    clip_norm: float = 1.0  # global norm; 0: off
-    clip_value: float = 0.0  # each element; 0: off
-    clip_adaptive: float = 0.0  # relative to each unit's parameter norm; 0: off
-    forgetting: float = 0.0  # baum_welch: 0 (each batch by itself) to 1 (remembers all)
-    smoothing: float = 1e-8  # baum_welch: pseudo-counts of each entry, per token
+    # the optimizer
+    name: str = field(default="adamw", metadata={"choices": (*OPTIMIZERS, *MAXIMIZERS)})
+    learning_rate: float = field(default=1e-3, metadata={"above": 0})  # the peak
+    # first-moment decay; the momentum of "momentum"
+    b1: float = field(
+        default=0.9, metadata=DECAY_RATE | {"only": {"optim.name": FIRST_MOMENT}}
+    )
+    # second-moment decay
+    b2: float = field(
+        default=0.95, metadata=DECAY_RATE | {"only": {"optim.name": SECOND_MOMENT}}
+    )
+    # added to the root of the second moment
+    eps: float = field(
+        default=1e-8, metadata={"above": 0, "only": {"optim.name": WITH_EPS}}
+    )
+    # of the momentum
+    nesterov: bool = field(default=False, metadata={"only": {"optim.name": ("momentum",)}})
+    # L2 for sgd, momentum, adagrad, rmsprop and adam; decoupled for the others
+    weight_decay: float = field(default=0.1, metadata=NOT_NEGATIVE | {"only": DECAYED})
+    # matrices: two dims and more; hidden: those inside layers
+    decay_mask: str = field(
+        default="matrices", metadata={"choices": DECAY_MASKS, "only": DECAYED}
+    )
+    # of the learning rate, after the warm-up
+    schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
+    # linear from 0, for every schedule
+    warmup_steps: int = field(default=0, metadata=NOT_NEGATIVE)
+    # where the schedule ends; 0: the steps of the run
+    decay_steps: int = field(default=0, metadata=NOT_NEGATIVE | {"only": ENDING})
+    # of the peak, at the end; plateau's floor
+    final_fraction: float = field(default=0.1, metadata=SHARE | {"only": FALLING})
+    # multiply by decay_rate this often, in steps
+    decay_every: int = field(default=100, metadata={"at_least": 1, "only": STAIRS})
+    # by what the rate is multiplied
+    decay_rate: float = field(
+        default=0.5,
+        metadata={
+            "above": 0,
+            "below": 1,
+            "only": {"optim.schedule": ("step", "exponential", "plateau")},
+        },
+    )
+    # the share of steps that decays
+    cooldown_fraction: float = field(
+        default=0.2, metadata=SHARE | {"only": {"optim.schedule": ("wsd",)}}
+    )
+    # windows without gain before the rate falls
+    patience: int = field(default=5, metadata={"at_least": 1, "only": PLATEAU})
+    # steps whose training loss is averaged
+    window: int = field(default=50, metadata={"at_least": 1, "only": PLATEAU})
+    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)  # global norm; 0: off
+    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)  # each element; 0: off
+    # relative to each unit's parameter norm; 0: off
+    clip_adaptive: float = field(default=0.0, metadata=NOT_NEGATIVE)
+    # 0 (each batch by itself) to 1 (remembers all)
+    forgetting: float = field(default=0.0, metadata=SHARE | {"only": COUNTED})
+    # pseudo-counts of each entry, per token
+    smoothing: float = field(default=1e-8, metadata=NOT_NEGATIVE | {"only": COUNTED})
 
-    def validate(self) -> None:
-        for field, options in [
-            ("name", (*OPTIMIZERS, *MAXIMIZERS)),
-            ("schedule", SCHEDULES),
-            ("decay_mask", DECAY_MASKS),
-        ]:
-            if (value := getattr(self, field)) not in options:
-                raise ValueError(
-                    f"optim.{field} is {value!r}; choose one of {', '.join(options)}"
-                )
-        for field in (
-            "clip_norm", "clip_value", "clip_adaptive", "weight_decay", "smoothing",
-        ):  # fmt: skip
-            if getattr(self, field) < 0:
-                raise ValueError(
-                    f"optim.{field} is {getattr(self, field)}; it must not be negative"
-                )
-        if self.learning_rate <= 0:
+    def validate(self, steps: int) -> None:
+        """Check what needs more than one field; ValueError."""
+        if self.warmup_steps > steps:
             raise ValueError(
-                f"optim.learning_rate is {self.learning_rate}; it must be positive"
+                f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of "
+                "the run; change one of them"
             )
-        if not 0 <= self.forgetting <= 1:
-            raise ValueError(
-                f"optim.forgetting is {self.forgetting}; expected 0 <= forgetting <= 1"
-            )
-        for field in ("decay_every", "patience", "window"):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"optim.{field} is {getattr(self, field)}; it must be at least 1"
-                )
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    config: OptimConfig, steps: int, hidden: tuple[str, ...] = ()
+) -> optax.GradientTransformationExtraArgs:
     """Chain clipping, the optimizer and its schedule for a run of `steps` steps.
 
-    `update` takes the step's mean loss as `value=`, for the plateau schedule.
+    `hidden` is the Task's. `update` takes the step's mean loss as `value=`, for the plateau
+    schedule. Raises ValueError if hidden matrices are asked for and the Task has none.
     """
+    if needs_hidden(config) and not hidden:
+        given = "name=muon" if config.name == "muon" else "decay_mask=hidden"
+        raise ValueError(
+            f"optim.{given} acts on the matrices inside a network's layers, but this model "
+            "has none; choose another"
+        )
     c = config
     links = []
     if c.clip_value:
@@ -142,7 +179,11 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
         links.append(per_layer(optax.adaptive_grad_clip(c.clip_adaptive)))
     if c.clip_norm:
         links.append(optax.clip_by_global_norm(c.clip_norm))
-    links.append(per_layer((OPTIMIZERS | MAXIMIZERS)[c.name](c, decay_mask(c))))
+    decays = decay_mask(c, hidden)
+    if c.name in L2:
+        links.append(per_layer(optax.add_decayed_weights(c.weight_decay, decays)))
+    make = (OPTIMIZERS | MAXIMIZERS)[c.name]
+    links.append(per_layer(make(c, decays, hidden_matrices(hidden))))
     links.append(
         # Injected, so that the state holds the rate in force and the log can show it.
         optax.inject_hyperparams(optax.scale_by_learning_rate, static_args="flip_sign")(
@@ -153,7 +194,9 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
         links.append(
             contrib.reduce_on_plateau(
                 factor=c.decay_rate,
-                patience=c.patience,
+                # Optax lowers the rate at this many windows without gain; PyTorch, whose
+                # meaning of patience we take, at the one after them.
+                patience=c.patience + 1,
                 accumulation_size=c.window,
                 min_scale=c.final_fraction,
             )
@@ -171,7 +214,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     def split(tree):
         rest = {name: child for name, child in tree.items() if name != "scanned_layers"}
-        return rest, {"layers": tree["scanned_layers"]}
+        return rest, {UNSTACKED: tree["scanned_layers"]}
 
     def init(params):
         if "scanned_layers" not in params:
@@ -185,7 +228,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         (updates, stack), (params, stacked_params) = split(updates), split(params)
         updates, rest_state = tx.update(updates, state[0], params)
         stack, stack_state = jax.vmap(tx.update)(stack, state[1], stacked_params)
-        return updates | {"scanned_layers": stack["layers"]}, (rest_state, stack_state)
+        return updates | {"scanned_layers": stack[UNSTACKED]}, (rest_state, stack_state)
 
     return optax.GradientTransformation(init, update)
 
@@ -209,26 +252,30 @@ def learning_rate(state: optax.OptState) -> jax.Array:
 
 
 def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Return the learning rate as a function of the number of updates done."""
+    """Return the learning rate as a function of the number of updates done.
+
+    Let updates be numbered from 1 to n. Update t of the warm-up has the rate peak x t /
+    warmup_steps, so its last has the peak; without warm-up, the first of the run has it.
+    From there the rate falls; update n has the final rate of linear, cosine and wsd.
+    """
     c = config
-    total = max((c.decay_steps or steps) - c.warmup_steps, 1)
     peak, final = c.learning_rate, c.learning_rate * c.final_fraction
-    cooldown = max(int(total * c.cooldown_fraction), 1)
-    after_warmup = {
+    peak_at = max(c.warmup_steps, 1)
+    span = max((c.decay_steps or steps) - peak_at, 1)  # updates from the peak to the end
+    cooldown = max(round(span * c.cooldown_fraction), 1)
+    after_peak = {
         "constant": lambda: optax.constant_schedule(peak),
         "plateau": lambda: optax.constant_schedule(peak),
         "step": lambda: optax.exponential_decay(
             peak, c.decay_every, c.decay_rate, staircase=True
         ),
         "exponential": lambda: optax.exponential_decay(peak, c.decay_every, c.decay_rate),
-        "linear": lambda: optax.linear_schedule(peak, final, total),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, total, c.final_fraction),
-        # Vaswani et al. 2017, 5.3, written so that the peak is at the end of warm-up.
+        "linear": lambda: optax.linear_schedule(peak, final, span),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, span, c.final_fraction),
+        # Vaswani et al. 2017, 5.3, whose constant makes the peak what it is here.
         "inverse_sqrt": lambda: (
             # Joined schedules are also asked about counts before they begin.
-            lambda count: (
-                peak * (1 + jnp.maximum(count, 0) / max(c.warmup_steps, 1)) ** -0.5
-            )
+            lambda count: peak * (1 + jnp.maximum(count, 0) / peak_at) ** -0.5
         ),
         # Warmup-stable-decay: Hu et al. 2024, 4.
         "wsd": lambda: optax.join_schedules(
@@ -236,43 +283,80 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array
                 optax.constant_schedule(peak),
                 optax.linear_schedule(peak, final, cooldown),
             ],
-            [total - cooldown],
+            [span - cooldown],
         ),
     }[c.schedule]()
-    if not c.warmup_steps:
-        return after_warmup
+    if peak_at == 1:
+        return after_peak
     # From 1/n, not 0: a first step at rate 0 would be a step without effect.
-    warmup = optax.linear_schedule(peak / c.warmup_steps, peak, c.warmup_steps - 1)
-    return optax.join_schedules([warmup, after_warmup], [c.warmup_steps])
+    warmup = optax.linear_schedule(peak / peak_at, peak, peak_at - 1)
+    return optax.join_schedules([warmup, after_peak], [peak_at - 1])
 
 
-def decay(config: OptimConfig, mask) -> optax.GradientTransformation:
-    """L2 regularisation: the decay is part of the gradient that follows it."""
-    return optax.add_decayed_weights(config.weight_decay, mask)
+def adagrad(eps: float) -> optax.GradientTransformation:
+    """Divide by the root of the sum of all squared gradients (Duchi et al. 2011, fig. 1).
+
+    Optax's starts the sum at 0.1 and adds eps inside the root. Either is larger than a
+    language model's squared gradients, and would leave plain descent.
+    """
+
+    def init(params: Params) -> Params:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(grads: Params, sums: Params, params: Params = None) -> tuple[Params, Params]:
+        sums = jax.tree.map(lambda s, g: s + g * g, sums, grads)
+        return jax.tree.map(lambda g, s: -g / (jnp.sqrt(s) + eps), grads, sums), sums
+
+    return optax.GradientTransformation(init, update)
 
 
-def decay_mask(config: OptimConfig):
-    """Return params -> bool tree: which parameters decay.
+def muon(config: OptimConfig, hidden: Selection) -> optax.GradientTransformation:
+    """Muon for hidden matrices (Jordan et al. 2024), Adam for the rest.
+
+    Muon's momentum is 0.95. Muon and this Adam take Nesterov's momentum in the form of
+    Dozat 2016: the mean of past gradients and the newest gradient are each divided by the
+    sum of their weights so far. Jordan et al. do not divide. So here the newest gradient
+    weighs 1.46 times as much as theirs at the second update, 1.07 times at the tenth, and
+    in the end the same.
+    """
+
+    def dimensions(params: Params):
+        return jax.tree.map(
+            lambda ours: contrib.MuonDimensionNumbers() if ours else None, hidden(params)
+        )
+
+    return contrib.muon(
+        1.0,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        # Match the size of an AdamW update, so that one learning rate suits the matrices
+        # and what is left to Adam (Liu et al. 2025, 2.2).
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+
+
+def needs_hidden(config: OptimConfig) -> bool:
+    return config.name == "muon" or config.decay_mask == "hidden"
+
+
+def hidden_matrices(names: tuple[str, ...]) -> Selection:
+    """Select the matrices under these names of a Task, and those of its stacked layers."""
+
+    def is_hidden(path, x: jax.Array) -> bool:
+        return x.ndim == 2 and path[0].key in (*names, UNSTACKED)
+
+    return lambda params: jax.tree.map_with_path(is_hidden, params)
+
+
+def decay_mask(config: OptimConfig, hidden: tuple[str, ...] = ()) -> Selection:
+    """Select the parameters that decay.
 
     matrices: two dims and more; hidden: those inside layers (no embedding, no head).
     """
-    if config.decay_mask == "all":
-        return lambda params: jax.tree.map(lambda _: True, params)
-    if config.decay_mask == "matrices":
-        return lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-    return lambda params: jax.tree.map_with_path(is_hidden_matrix, params)
-
-
-def is_hidden_matrix(path, x: jax.Array) -> bool:
-    names = {str(getattr(entry, "key", entry)) for entry in path}
-    return x.ndim == 2 and "layers" in names
-
-
-def hidden_matrices(params):
-    """Tell Muon which matrices are its own; the rest is left to its Adam."""
-    return jax.tree.map_with_path(
-        lambda path, x: (
-            contrib.MuonDimensionNumbers() if is_hidden_matrix(path, x) else None
-        ),
-        params,
-    )
+    return {
+        "all": lambda params: jax.tree.map(lambda _: True, params),
+        "matrices": lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+        "hidden": hidden_matrices(hidden),
+    }[config.decay_mask]

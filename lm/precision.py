@@ -7,7 +7,7 @@ before the backward pass and the scale follows the overflows (Micikevicius et al
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -20,26 +20,18 @@ DTYPES = {
     "bfloat16": jnp.bfloat16,
     "float16": jnp.float16,
 }
+HALF = {"precision.compute": ("float16",)}  # has few exponents: its loss is scaled
 
 
 @dataclass
 class PrecisionConfig:
-    compute: str = "float32"  # float32 | bfloat16 | float16; parameters are float32
-    # float16 only. The scale multiplies the loss *sum*, so it is small beside the usual
-    # 2**15 of a mean: a step of 2**12 tokens at 2**6 is a mean scaled by 2**18.
-    loss_scale: float = 64.0
-    growth_interval: int = 1000  # finite steps before the scale doubles
-
-    def validate(self) -> None:
-        if self.compute not in DTYPES:
-            raise ValueError(
-                f"precision.compute is {self.compute!r}; choose one of {', '.join(DTYPES)}"
-            )
-        if self.loss_scale <= 0 or self.growth_interval < 1:
-            raise ValueError(
-                f"precision.loss_scale {self.loss_scale} must be positive and "
-                f"precision.growth_interval {self.growth_interval} at least 1"
-            )
+    # of products and activations; parameters are float32
+    compute: str = field(default="float32", metadata={"choices": tuple(DTYPES)})
+    # The scale multiplies the loss *sum*, so it is small beside the usual 2**15 of a mean:
+    # a step of 2**12 tokens at 2**6 is a mean scaled by 2**18.
+    loss_scale: float = field(default=64.0, metadata={"above": 0, "only": HALF})
+    # finite steps before the scale doubles
+    growth_interval: int = field(default=1000, metadata={"at_least": 1, "only": HALF})
 
 
 class LossScale(NamedTuple):

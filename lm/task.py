@@ -68,6 +68,10 @@ class Task(NamedTuple):
     # from the last, into how many parts it may be cut, the name of that number).
     tensor_dims: tuple[tuple[str, int, int, str], ...] = ()
     stages: Stages | None = None
+    # The top-level names of the parameters inside layers. A matrix there is hidden: it maps
+    # features to features. Tables (embeddings, the head) lie outside.
+    hidden: tuple[str, ...] = ()
+    context: int | None = None  # the most tokens of a text; None: any number
 
 
 def next_token_task(

@@ -1,11 +1,11 @@
 """Layouts: where each array of the training state lives, as data.
 
-A rule picks the dim of a leaf that is sharded over the shard axis: `fsdp` where the mesh
-has it, else `data`. A Layout is three rules, for the parameters, for the accumulated
-gradients and for the optimizer state; the stages of ZeRO (Rajbhandari et al. 2020) are the
-four values at the end of this file. Over further axes of the batch the state is replicated
-(hybrid sharding, Zhao et al. 2023). A model's table of tensor dims shards the same leaves
-over the axis `tensor` as well (Shoeybi et al. 2019, Megatron-LM).
+A rule picks which dim of a leaf is sharded. The dim is sharded over `fsdp` if the mesh
+has this axis, else over `data`. A Layout is three rules: for the parameters, for the
+accumulated gradients and for the optimizer state. The four values at the end of this file
+are the stages of ZeRO (Rajbhandari et al. 2020). Over the other axes of the batch the state
+is replicated (hybrid sharding, Zhao et al. 2023). A model's table of tensor dims shards the
+same leaves over the axis `tensor` as well (Shoeybi et al. 2019, Megatron-LM).
 """
 
 import math
@@ -40,7 +40,7 @@ def replicate(path: tuple, shape: tuple[int, ...], degree: int, taken: int | Non
 def shard_largest(
     path: tuple, shape: tuple[int, ...], degree: int, taken: int | None = None
 ) -> int | None:
-    """Pick the largest dim that the degree divides and no other axis has; else none."""
+    """Pick the largest dim that the degree divides and that is not taken; else none."""
     dims = [dim for dim, size in enumerate(shape) if size % degree == 0 and dim != taken]
     if not dims or degree == 1 or math.prod(shape) < MIN_SHARDED_SIZE:
         return None
@@ -52,10 +52,10 @@ def shard_axis(degrees: Degrees) -> str:
 
 
 def tensor_dim(path: tuple, shape: tuple[int, ...], table: TensorDims, degree: int):
-    """Return the dim that lies over `tensor` by the first pattern found in the path.
+    """Return the dim that is split over `tensor`: that of the first matching pattern.
 
-    Optimizer state has the paths of the parameters but may have fewer dims (factored
-    moments): what the dim or the degree does not fit is replicated.
+    Optimizer state has the paths of the parameters, but it may have fewer dims (factored
+    moments). A leaf is replicated if it lacks the dim or if the degree does not divide it.
     """
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     entry = next((entry for entry in table if re.search(entry[0], name)), None)
@@ -95,7 +95,7 @@ def specs(rule: Rule, tree, degrees: Degrees, tensor_dims: TensorDims = ()):
 
 
 def only(axes: Collection[str], specs):
-    """Leave out of a tree of specs every axis but these."""
+    """Keep only these axes in a tree of specs."""
     return jax.tree.map(
         lambda spec: P(*[axis if axis in axes else None for axis in spec]),
         specs,

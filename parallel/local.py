@@ -1,26 +1,26 @@
 """Fewer meetings: replicas train by themselves and meet once in many steps.
 
-Each replica has parameters and optimizer state of its own. At a meeting the replicas
-exchange how far each has moved from where they last agreed, and an outer optimizer takes
-that as its gradient. One construction gives all of them:
+Each replica has its own parameters and optimizer state. At a meeting the replicas exchange
+how far each has moved since the last meeting, and an outer optimizer takes the mean move as
+its gradient. One construction gives four strategies:
 
   local_sgd         the outer step is the average (McMahan et al. 2017; Stich 2019)
-  post_local_sgd    as every step exchanges gradients at first (Lin et al. 2020)
+  post_local_sgd    local_sgd, after first steps that exchange gradients (Lin et al. 2020)
   diloco            the outer optimizer is Nesterov momentum (Douillard et al. 2023)
-  streaming_diloco  the parameters meet in fragments, one after the other, and what they
-                    agree on arrives some steps later (Douillard et al. 2025)
+  streaming_diloco  fragments of the parameters meet one after the other, and the result of
+                    a meeting arrives some steps later (Douillard et al. 2025)
 
-What crosses at a meeting goes through the same Exchange as gradients do elsewhere, so it
-can be compressed, with error feedback.
+Moves go through the same Exchange as gradients do in other strategies, so they can be
+compressed, with error feedback.
 
-Only sums cross: a replica's move counts as often as it has seen tokens since the last
-meeting, so that one plain SGD step between meetings is the step of the whole batch however
-uneven the rows are. Between meetings nothing is exchanged, metrics neither: those of a step
-are estimated from the replica that reports them, times the number of replicas.
+Only sums cross. A replica's move is weighted by the tokens that the replica has seen since
+the last meeting. So with one plain SGD step between meetings, a meeting is the step of the
+whole batch, even if the rows are uneven. Between meetings nothing is exchanged, not even
+metrics: a replica reports its own metrics, multiplied by the number of replicas.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,39 +41,37 @@ from parallel.program import (
     Params,
     Program,
     TrainState,
+    divided,
     gradients,
+    total_weight,
     update,
 )
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
+OUTER = {"parallel.strategy": ("diloco", "streaming_diloco")}
+STREAMING = {"parallel.strategy": ("streaming_diloco",)}
+
 
 @dataclass
 class LocalConfig:
-    every: int = 50  # H, the steps from meeting to meeting
-    first: int = 0  # post_local_sgd: steps that exchange gradients before the first alone
-    learning_rate: float = 0.7  # of the outer optimizer; diloco, streaming_diloco
-    momentum: float = 0.9  # of the outer optimizer, Nesterov's
-    fragments: int = 4  # streaming_diloco: parts of the parameters that meet apart
-    overlap: int = 5  # streaming_diloco: steps until what was agreed arrives
-    mix: float = 0.5  # streaming_diloco: the share of a replica's own parameters kept then
-
-    def validate(self, strategy: str) -> None:
-        for name, least in [("every", 1), ("first", 0), ("fragments", 1), ("overlap", 0)]:
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"parallel.local.{name} is {getattr(self, name)}; "
-                    f"it must be at least {least}"
-                )
-        for name, value in [("momentum", self.momentum), ("mix", self.mix)]:
-            if not 0 <= value < 1:
-                raise ValueError(
-                    f"parallel.local.{name} is {value}; expected 0 <= {name} < 1"
-                )
-        if self.learning_rate <= 0:
-            raise ValueError(
-                f"parallel.local.learning_rate is {self.learning_rate}; it must be positive"
-            )
-        PLANS[strategy](self).validate()
+    every: int = field(default=50, metadata={"at_least": 1})  # H, steps between meetings
+    # steps at the start in which every step exchanges gradients
+    first: int = field(
+        default=100,
+        metadata={"at_least": 0, "only": {"parallel.strategy": ("post_local_sgd",)}},
+    )
+    # of the outer optimizer
+    learning_rate: float = field(default=0.7, metadata={"above": 0, "only": OUTER})
+    # of the outer optimizer, Nesterov's
+    momentum: float = field(
+        default=0.9, metadata={"at_least": 0, "below": 1, "only": OUTER}
+    )
+    # parts of the parameters that meet apart
+    fragments: int = field(default=4, metadata={"at_least": 1, "only": STREAMING})
+    # steps until what was agreed arrives
+    overlap: int = field(default=5, metadata={"at_least": 0, "only": STREAMING})
+    # the share of a replica's own parameters that is kept when it arrives
+    mix: float = field(default=0.5, metadata={"at_least": 0, "below": 1, "only": STREAMING})
 
 
 class Plan(NamedTuple):
@@ -154,7 +152,8 @@ def local_program(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         sum_early = partial(sum_gradients_before, plan.first, axes)
         state, metrics = own_step(learner, state, batch, accumulation, sum_early)
-        # Of its own sums a replica knows no more than that the others' are alike.
+        # A replica sees only its own sums; it estimates the global ones by multiplying by
+        # the number of replicas.
         known = jnp.where(state.step <= plan.first, 1, num_replicas)
         metrics |= {name: metrics[name] * known for name in ("loss", "tokens")}
         for index in range(plan.fragments):
@@ -207,13 +206,14 @@ def own_step(
     )
     tokens = sums["tokens"]
     grads, sums = sum_early(state.step, (grads, sums))
-    state, metrics = update(learner, state, state.params, grads, sums)
+    means = divided(grads, total_weight(sums, state.scale))
+    state, metrics = update(learner, state, state.params, means, sums)
     comm = [f._replace(tokens=f.tokens + tokens) for f in state.comm]
     return state._replace(comm=comm), metrics
 
 
 def sum_gradients_before(first: int, axes: tuple[str, ...], step: jax.Array, sums):
-    """Sum over replicas in the first steps, when post-local SGD is not local yet."""
+    """Sum over replicas in the first steps of post-local SGD, which are not local yet."""
     if first == 0:
         return sums
     with jax.named_scope("warmup"):
@@ -230,7 +230,7 @@ def meetings(
     axes: tuple[str, ...],
     learner: Learner,
 ) -> TrainState:
-    """Let fragment `index` meet if it is its turn, and arrive if that is due."""
+    """Let fragment `index` meet if it is its turn, and let its result arrive if due."""
     turn = (index + 1) * plan.every // plan.fragments  # the last one at the very end
     since = (state.step - turn) % plan.every
     key = jax.random.fold_in(learner.step_key(state.step), index)
@@ -277,10 +277,9 @@ def exchange_moves(
         (agreed - x) * fragment.tokens
         for agreed, x in zip(fragment.agreed, own, strict=True)
     ]
-    moves, comm = exchange.update(
+    means, comm = exchange.update(
         moves, fragment.comm, fragment.agreed, weight=total, key=key
     )
-    means = [move / total for move in moves]
     return means, fragment._replace(comm=comm, tokens=jnp.zeros_like(fragment.tokens))
 
 
@@ -291,7 +290,7 @@ def with_fragment(state: TrainState, index: int, fragment: Fragment) -> TrainSta
 
 
 def fragment_of_leaves(params: Params, num_fragments: int) -> list[int]:
-    """Return each leaf's fragment, the largest leaf first into the emptiest fragment."""
+    """Return each leaf's fragment: the largest leaf goes first, into the emptiest one."""
     sizes = [x.size for x in jax.tree.leaves(params)]
     filled, chosen = [0] * num_fragments, [0] * len(sizes)
     for leaf in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -323,7 +322,7 @@ def join(params: Params, num_fragments: int, index: int, new: list[jax.Array]) -
 
 
 def consensus(tree):
-    """Average over the replica dim; what counts steps is the same on every replica."""
+    """Average floats over the replicas; integers (step counts) are the same on all."""
 
     def one(x: jax.Array) -> jax.Array:
         return jnp.mean(x, 0) if jnp.issubdtype(x.dtype, jnp.floating) else x[0]

@@ -1,4 +1,4 @@
-"""Meshes and the placing of host rows on them."""
+"""Meshes of devices, and how the rows of the hosts are placed on them."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from parallel.program import AXIS, BATCH_AXES, Batch
 def device_mesh(degrees: dict[str, int]) -> Mesh:
     """Make a mesh of axis name -> degree, the axis of the slowest links first.
 
-    One degree may be -1: as many as the devices allow. One process may take fewer devices
-    than there are, if their number divides them. Axes are Auto: under JAX's default,
-    Explicit, a model must annotate its own sharding.
+    One degree may be -1: as many as the devices allow. A run of one process may take fewer
+    devices than there are, if their number divides that of all devices. Axes are Auto:
+    under JAX's default, Explicit, a model must annotate its own sharding.
     """
     devices = jax.devices()
     available, platform = len(devices), devices[0].platform
@@ -49,15 +49,15 @@ def device_mesh(degrees: dict[str, int]) -> Mesh:
 
 
 def slice_index(device: jax.Device) -> int:
-    """Return which group of devices with fast links of their own a device is in."""
+    """Return the slice of a device: the group of devices that fast links join."""
     return getattr(device, "slice_index", 0)
 
 
 def arrange_slices(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
     """Arrange devices of several slices so that only the first axis crosses slices.
 
-    The first axis is the first of more than one device. Raises ValueError if the slices do
-    not divide it.
+    "The first axis" is the first one with more than one device. Raises ValueError if the
+    number of slices does not divide it.
     """
     num_slices = len({slice_index(device) for device in devices})
     first = next(i for i, size in enumerate(sizes) if size > 1)
@@ -82,17 +82,17 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 
 def batch_degree(mesh: Mesh) -> int:
-    """Return in how many parts the mesh splits a batch."""
+    """Return the number of parts that the mesh splits a batch into."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def process_rows(mesh: Mesh) -> tuple[int, int]:
-    """Return (index, count): this process takes part `index` of `count` equal parts of
-    each global batch, the rows of its own devices.
+    """Return (index, count): a global batch has `count` equal parts, and this process takes
+    part `index`, the rows of its own devices.
 
-    Processes whose devices differ only along axes that do not split the batch, such as the
-    stages of a pipeline, take the same part. ValueError if the rows that a process needs
-    do not lie together, in a part as large as the others'.
+    Some axes do not split the batch, such as the stages of a pipeline. Processes whose
+    devices differ only along such axes take the same part. Raises ValueError if the rows of
+    a process do not lie together, or if its part is not as large as the others.
     """
     degree = batch_degree(mesh)
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))
@@ -127,9 +127,9 @@ def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
 
 
 def knowing(mesh: Mesh, function: Callable) -> Callable:
-    """Tell what `function` traces under jit about the mesh.
+    """Trace `function` under jit with this mesh in force.
 
-    Kernels that the compiler cannot partition split themselves by it.
+    Kernels that the compiler cannot partition read the mesh and split their own work.
     """
 
     def traced(*args):

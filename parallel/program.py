@@ -1,11 +1,11 @@
-"""A Program: all that the training loop sees of a strategy, and the arithmetic they share.
+"""A Program: all that the training loop sees of a strategy, and the shared arithmetic.
 
-Every strategy is a constructor of a Program. What differs between them is where arrays
-live and which collectives run; `gradients` and `update` below are the same lines for all.
+Every strategy is a constructor of a Program. Strategies differ in where arrays live and in
+which collectives run. They all share `gradients` and `update` below.
 
-Only sums cross devices and microbatches: the loss and the gradient are summed over tokens
-and divided once by the global number of tokens, which is exact when the counts differ
-from device to device (a mean of means is not).
+Only sums cross devices and microbatches. The loss and the gradient are summed over tokens
+and divided once, by the global number of tokens. That is exact even if devices have
+different numbers of tokens; a mean of means is not.
 """
 
 from collections.abc import Callable
@@ -108,8 +108,8 @@ def gradients(
 ) -> tuple[Params, Metrics]:
     """Sum `scale` * gradient and the loss's sums over the batch, in microbatches.
 
-    `reduce` is applied to each microbatch's gradients before they are added up.
-    `measure_noise` adds the sums of which `noise` is made; the gradients must be whole.
+    `reduce` is applied to the gradients of each microbatch before they are added up.
+    `measure_noise` adds the sums that `noise` needs; it needs whole gradients.
     """
 
     def scaled_loss(params: Params, microbatch: Batch):
@@ -139,24 +139,32 @@ def gradients(
 
 
 def split_rows(x: jax.Array, num: int) -> jax.Array:
-    """[B, ...] -> [num, B / num, ...], microbatch m taking the rows m, m + num, ...
+    """[B, ...] -> [num, B / num, ...]: microbatch m takes the rows m, m + num, ...
 
-    Taking every num-th row leaves each row on its device; taking runs of rows would not.
+    Every num-th row, and not a run of rows, so that each row stays on its device.
     """
     return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)
+
+
+def total_weight(sums: Metrics, scale: Any) -> jax.Array:
+    """Return what a sum of scaled gradients is divided by: the tokens, the loss scale."""
+    return jnp.maximum(sums["tokens"], 1.0) * scale.value
+
+
+def divided(sums: Params, weight: jax.Array) -> Params:
+    inverse = 1.0 / weight
+    return jax.tree.map(lambda x: x * inverse, sums)
 
 
 def update(
     learner: Learner, state: TrainState, params: Params, grads: Params, sums: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """Apply one step, given the sums over the whole global batch.
+    """Apply one step, given the mean gradient and the sums over the whole global batch.
 
-    A non-finite loss or gradient changes nothing but the step count and the loss scale, on
-    every device together: all of them see the same sums. `params` is `state.params` in the
-    layout of the optimizer state.
+    If the loss or the gradient is not finite, only the step count and the loss scale
+    change. All devices see the same sums, so all of them skip together. `params` is
+    `state.params` in the layout of the optimizer state.
     """
-    inverse = 1.0 / (jnp.maximum(sums["tokens"], 1.0) * state.scale.value)
-    grads = jax.tree.map(lambda g: g * inverse, grads)
     norm = optax.tree.norm(grads)
     loss = sums["loss"] / jnp.maximum(sums["tokens"], 1.0)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -187,11 +195,11 @@ def update(
 def noise(sums: Metrics, norm: jax.Array) -> Metrics:
     """Replace the units' sums by unbiased estimates of the gradient's square and variance.
 
-    A unit is one microbatch on one device: its n_u tokens have the gradient sum g_u, and
-    all N tokens have g, whose mean has the given norm. If a token's gradient has the mean G
-    and the covariance S, then E |g_u|^2 / n_u = n_u |G|^2 + tr S and E |g|^2 / N =
-    N |G|^2 + tr S, whatever the n_u. tr S / |G|^2 is the noise scale, in tokens (McCandlish
-    et al. 2018, 2.2 and A.1). Not a number where there is one unit only.
+    A unit is one microbatch on one device. Its n_u tokens have the gradient sum g_u; all N
+    tokens have the sum g, and the mean g / N has the given norm. If a token's gradient has
+    the mean G and the covariance S, then E |g_u|^2 / n_u = n_u |G|^2 + tr S and
+    E |g|^2 / N = N |G|^2 + tr S, for any n_u. The noise scale is tr S / |G|^2, in tokens
+    (McCandlish et al. 2018, 2.2 and A.1). With a single unit it is not a number.
     """
     sums = dict(sums)
     if "units" not in sums:

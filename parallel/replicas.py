@@ -1,12 +1,13 @@
 """Replica strategies: every device runs the whole step, with each collective visible.
 
-One function of one replica's view, spread by `shard_map` or by `pmap`. A small table says
-which fields of the state exist once (the same on every replica) and which exist once per
-replica; it becomes P() / P(axes) for shard_map and None / 0 for pmap. Strategies whose
-replicas part for a while (parallel/local.py) are other rows of that table.
+One function is the step as one replica sees it; `shard_map` or `pmap` runs it on every
+device. A small table (`placement`) says for each field of the state whether it exists once,
+the same on every replica, or once for each replica. The table becomes P() and P(axes) for
+shard_map, None and 0 for pmap. Strategies whose replicas differ for a while
+(parallel/local.py) only have another table.
 
-`check_vma=False`: under the default, the gradient of replicated parameters is already
-summed over the axis by autodiff, and the psum below would count it again.
+`check_vma=False`: under the default, autodiff already sums the gradient of replicated
+parameters over the axis, and the psum below would sum it again.
 """
 
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from parallel.program import (
     Params,
     Program,
     TrainState,
+    divided,
     gradients,
     split_rows,
+    total_weight,
     update,
 )
 
@@ -52,10 +55,10 @@ def exchanged_gradients(
     axes: tuple[str, ...],
     measure_noise: bool,
 ) -> tuple[Params, Metrics, Any]:
-    """Return gradient and sums over all replicas, and the exchange's new state.
+    """Return the mean gradient, the sums over replicas, and the exchange's new state.
 
     The gradients of `every` microbatches are added up before they are exchanged (delayed
-    update, Ott et al. 2018, 3.2); it divides `accumulation`.
+    update, Ott et al. 2018, 3.2). `every` divides `accumulation`.
     """
     key, scale = learner.step_key(state.step), state.scale.value
 
@@ -70,18 +73,18 @@ def exchanged_gradients(
             measure_noise=measure_noise,
         )
         sums = psum_in_one(sums, axes)
-        grads, comm = exchange.update(
+        means, comm = exchange.update(
             grads,
             comm,
             state.params,
-            weight=jnp.maximum(sums["tokens"], 1.0) * scale,
+            weight=total_weight(sums, state.scale),
             key=jax.random.fold_in(key, index),
         )
-        return (grads, sums), comm
+        return (means, sums), comm
 
     if every == accumulation:
-        (grads, sums), comm = one(batch, state.comm, 0)
-        return grads, sums, comm
+        (means, sums), comm = one(batch, state.comm, 0)
+        return means, sums, comm
 
     num_groups = accumulation // every
     groups = jax.tree.map(partial(split_rows, num=num_groups), batch)
@@ -92,13 +95,15 @@ def exchanged_gradients(
 
     def body(carry, numbered):
         (total, comm), (group, index) = carry, numbered
-        found, comm = one(group, comm, index)
-        return (jax.tree.map(jnp.add, total, found), comm), None
+        (means, sums), comm = one(group, comm, index)
+        # Groups have different numbers of tokens: their means are weighted by them.
+        part = divided(means, 1.0 / total_weight(sums, state.scale)), sums
+        return (jax.tree.map(jnp.add, total, part), comm), None
 
-    ((grads, sums), comm), _ = jax.lax.scan(
+    ((total, sums), comm), _ = jax.lax.scan(
         body, (zeros, state.comm), (groups, jnp.arange(num_groups))
     )
-    return grads, sums, comm
+    return divided(total, total_weight(sums, state.scale)), sums, comm
 
 
 def replica_step(
@@ -109,13 +114,13 @@ def replica_step(
     axes: tuple[str, ...],
     measure_noise: bool,
 ) -> Step:
-    """Return the step as one replica sees it: its rows in, the common update out."""
+    """Return the step as one replica sees it, from its rows to the common update."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums, comm = exchanged_gradients(
+        means, sums, comm = exchanged_gradients(
             learner, exchange, state, batch, accumulation, every, axes, measure_noise
         )
-        new, metrics = update(learner, state, state.params, grads, sums)
+        new, metrics = update(learner, state, state.params, means, sums)
         # What a skipped step brought is not to be remembered.
         keep = partial(jnp.where, metrics["finite"])
         return new._replace(comm=jax.tree.map(keep, comm, state.comm)), metrics
@@ -144,10 +149,10 @@ def shard_map_program(
 
 
 def spread(step: Step, mesh: Mesh, placement: TrainState) -> Step:
-    """Run one replica's step on every device of the mesh, its state as placed."""
+    """Run one replica's step on every device of the mesh, with the state as placed."""
 
     def each(change: Callable, state: TrainState) -> TrainState:
-        """Apply to the fields of which each replica has its own."""
+        """Apply a function to the fields that exist once for each replica."""
         return jax.tree.map(
             lambda place, field: jax.tree.map(change, field) if place == EACH else field,
             placement,
@@ -193,7 +198,7 @@ def pmap_program(
 
 
 def spread_pmap(step: Step, mesh: Mesh, placement: TrainState) -> Step:
-    """Do what `spread` does, by pmap: the batch is stacked by device (`stack_rows`)."""
+    """Do what `spread` does with pmap; the batch is stacked by device (`stack_rows`)."""
     (axis,) = batch_axes(mesh)
     state_axes = jax.tree.map(lambda place: 0 if place == EACH else None, placement)
     spread_step = jax.pmap(
@@ -206,7 +211,7 @@ def spread_pmap(step: Step, mesh: Mesh, placement: TrainState) -> Step:
     )
 
     def global_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Join what pmap leaves as this process's own arrays, without copying."""
+        """Join the arrays that pmap leaves in this process, without copying."""
         state, metrics = spread_step(state, batch)
         return multihost_utils.host_local_array_to_global_array(
             state, mesh, state_specs(placement, mesh)
@@ -231,7 +236,7 @@ def state_specs(placement: TrainState, mesh: Mesh) -> TrainState:
 
 
 def beginnings(learner: Learner, exchange: Exchange, mesh: Mesh) -> dict[str, Any]:
-    """Return the fields of a Program that tell how its state begins."""
+    """Return the fields of a Program that make its first state."""
 
     def adopt(state: TrainState) -> TrainState:
         comm = for_each(exchange.init(state.params), batch_degree(mesh))

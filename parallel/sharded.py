@@ -1,13 +1,16 @@
 """Strategies that are a Layout: GSPMD data parallelism, ZeRO stages 1 to 3 (FSDP), tensor.
 
-The state is laid out by the Layout; the optimizer runs on global arrays, so any optimizer
-works on shards (a global norm or an orthogonalisation included) and the compiler adds what
-it needs. The gradients come from one of two places: `jit` leaves them to the compiler, and
-ZeRO computes them under shard_map with its gathers and scatters written out, because the
-compiler is free to choose others (on a CPU it turns a reduce-scatter into an all-reduce).
-Where the mesh has an axis `tensor`, that one stays with the compiler, which splits each
-layer as its parameters are split; the collectives over the other axes go through
-`on_tensor`, for the compiler would first gather what they take over `tensor`.
+The Layout says where the state lives. The optimizer runs on global arrays, and the compiler
+adds the collectives that it needs. So any optimizer works on shards, even one with a global
+norm or an orthogonalisation.
+
+There are two ways to the gradients. `jit` leaves them to the compiler. ZeRO computes them
+under shard_map with its gathers and scatters written out, because the compiler may choose
+other collectives (on a CPU it turns a reduce-scatter into an all-reduce).
+
+The axis `tensor` always stays with the compiler, which splits each layer as its parameters
+are split. The collectives over the other axes go through `on_tensor`; without it, the
+compiler would first gather their operands over `tensor`.
 
 Elements per device and step, for P parameters, N devices, k microbatches:
   pmap, shard_map   all-reduce                                   2 P (N-1)/N
@@ -15,11 +18,11 @@ Elements per device and step, for P parameters, N devices, k microbatches:
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
   fsdp    all-gather forward and backward, reduce-scatter        3 k P (N-1)/N
-  hsdp    as fsdp over N = fsdp, and once an all-reduce of P/N over data
-  tensor  all-reduce over data of P/tensor; over tensor, of the residual stream, two in
-          the forward pass of each layer (Megatron's) and as many in the backward pass as
-          products read it (Megatron adds them up first: two), and of a few numbers per
-          token in the loss
+  hsdp    as fsdp over N = fsdp, and one all-reduce of P/N over data
+  tensor  over data, an all-reduce of P/tensor. Over tensor, all-reduces of the residual
+          stream: two in the forward pass of each layer (Megatron's), and in the backward
+          pass one for each product that reads the stream (Megatron adds these up first and
+          has two). In the loss, a few numbers per token
 """
 
 from collections.abc import Callable
@@ -41,7 +44,9 @@ from parallel.program import (
     Program,
     TrainState,
     abstract,
+    divided,
     gradients,
+    total_weight,
     update,
 )
 
@@ -49,7 +54,7 @@ Gradients = Callable[[TrainState, Batch], tuple[Params, Metrics]]
 
 
 def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout) -> Program:
-    """Write the global program and let GSPMD derive the collectives (pjit)."""
+    """Write the program of one device; GSPMD derives the collectives (pjit)."""
 
     def global_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
         key = learner.step_key(state.step)
@@ -91,7 +96,7 @@ def zero_program(
         return learner.loss(params, batch, key)
 
     def saveable(primitive, *args, **params) -> bool:
-        """Keep what the task keeps, but gather whole parameters again."""
+        """Keep what the task keeps, but not the gathered parameters: gather them again."""
         keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
         return keeps and primitive.name != "all_gather"
 
@@ -175,7 +180,8 @@ def layout_program(
         grads, sums = sum_gradients(state, batch)
         # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
-        state, metrics = update(learner, state, params, grads, sums)
+        means = divided(grads, total_weight(sums, state.scale))
+        state, metrics = update(learner, state, params, means, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
         return state._replace(params=gather_updated(params)), metrics
 
@@ -190,7 +196,7 @@ def layout_program(
 
 
 def on_tensor(mesh: Mesh, function: Callable, in_specs, out_specs) -> Callable:
-    """Let `function` see, under shard_map, its device's part over `tensor` as well."""
+    """Run `function`, under shard_map, on the device's part over `tensor` as well."""
     if mesh.shape.get(TENSOR, 1) == 1:
         return function
     return jax.shard_map(
@@ -212,14 +218,14 @@ def sharded_dim(spec: P, axis: str) -> int | None:
 
 
 def scatter_from_to(grads: Params, source, target, axis: str) -> Params:
-    """Reduce-scatter this device's partial sums where the target is sharded at last."""
+    """Reduce-scatter this device's partial sums of the leaves that end up sharded."""
     pairs = zip(*(sharded_dims(s, grads, axis) for s in (source, target)), strict=True)
     dims = [after if before is None else None for before, after in pairs]
     return on_dims(scatter_in_one, grads, dims, axis)
 
 
 def gather_from_to(params: Params, source, target, axis: str) -> Params:
-    """Gather this device's shards where the target is whole."""
+    """Gather this device's shards of the leaves that end up whole."""
     pairs = zip(*(sharded_dims(s, params, axis) for s in (source, target)), strict=True)
     dims = [before if after is None else None for before, after in pairs]
     return on_dims(gather_in_one, params, dims, axis)
@@ -238,9 +244,10 @@ def on_dims(collective: Callable, tree, dims: list[int | None], axis: str):
 def sum_replicated(
     grads: Params, specs, sums: Metrics, shard: str, axes: tuple[str, ...]
 ) -> tuple[Params, Metrics]:
-    """Sum over the batch's axes what no reduce-scatter has summed.
+    """Sum over the axes of the batch whatever no reduce-scatter has summed.
 
-    Whole gradients and the metrics over all axes, sharded gradients over all but `shard`.
+    Whole gradients and metrics are summed over all axes, sharded gradients over all axes
+    but `shard`.
     """
     leaves, structure = jax.tree.flatten(grads)
     dims = sharded_dims(specs, grads, shard)

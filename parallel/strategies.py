@@ -1,4 +1,4 @@
-"""The table of strategies: a name -> the axes of its mesh and a Program's constructor."""
+"""The table of strategies: all that is known of each, and the config that picks one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from parallel.cost import closed_forms
+from parallel.cost.closed_forms import Cut
 from parallel.exchange.config import ExchangeConfig, build_exchange
 from parallel.layout import (
     FSDP,
@@ -19,33 +21,193 @@ from parallel.layout import (
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh
 from parallel.pipeline.program import check_cut, pipeline_program
-from parallel.pipeline.schedules import ORDERS, build_schedule
-from parallel.program import AXIS, STAGE, TENSOR, Learner, Program
+from parallel.pipeline.schedules import build_schedule
+from parallel.program import AXIS, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, zero_program
+
+GATHERED = {"reduce-scatter", "all-gather"}
+REDUCED = {"all-reduce"}
+
+
+class Strategy(NamedTuple):
+    """A row of the table. Nothing elsewhere asks for a strategy's name."""
+
+    program: Callable[[Learner, Mesh, "ParallelConfig"], Program]
+    # The bytes that one device sends in a step; None where there is no closed form. The
+    # parameters are shapes, and the cut is None where the task is not cut.
+    sent_bytes: Callable[["ParallelConfig", Params, Mesh, Cut | None], float | None]
+    # The kinds of collectives that may carry more than metrics.
+    kinds: Callable[["ParallelConfig"], set[str]]
+    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the slowest links first
+    exchanges: bool = False  # what crosses goes through an Exchange
+    exact: bool = True  # equal to one device up to rounding, if its exchange is exact
+    traces: bool = True  # the whole gradient and all activations meet in one step
+    counts: bool = False  # can count tuples instead (parallel/counting)
+    interleaves: bool = False  # a stage of its pipeline has several chunks of layers
+    check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
+
+
+def replicas(
+    constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,)
+) -> Strategy:
+    def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
+        return constructor(
+            learner,
+            mesh,
+            config.accumulation,
+            build_exchange(config.exchange, mesh),
+            config.exchange.every,
+            measure_noise=config.exchange.exact,
+        )
+
+    return Strategy(
+        program,
+        closed_forms.replica_bytes,
+        closed_forms.exchange_kinds,
+        axes,
+        exchanges=True,
+        counts=True,
+    )
+
+
+def local(name: str) -> Strategy:
+    def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
+        exchange = build_exchange(config.exchange, mesh)
+        plan = PLANS[name](config.local)
+        return local_program(learner, mesh, config.accumulation, exchange, plan)
+
+    def check(config: "ParallelConfig", mesh: Mesh) -> None:
+        PLANS[name](config.local).validate()
+
+    return Strategy(
+        program,
+        closed_forms.local_bytes,
+        closed_forms.exchange_kinds,
+        ("slice", AXIS),
+        exchanges=True,
+        exact=False,
+        traces=False,
+        check=check,
+    )
+
+
+def sharded(
+    constructor: Callable[..., Program],
+    layout: Layout,
+    sent_bytes: Callable,
+    kinds: set[str],
+    axes: tuple[str, ...] = (AXIS,),
+    counts: bool = False,
+) -> Strategy:
+    return Strategy(
+        lambda learner, mesh, config: constructor(
+            learner, mesh, config.accumulation, layout
+        ),
+        sent_bytes,
+        lambda config: kinds,
+        axes,
+        counts=counts,
+    )
+
+
+def pipeline(name: str, interleaves: bool = False) -> Strategy:
+    def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
+        chunks = config.num_chunks(mesh)
+        return pipeline_program(learner, mesh, config.accumulation, name, chunks)
+
+    def check(config: "ParallelConfig", mesh: Mesh) -> None:
+        build_schedule(name, mesh.shape[STAGE], config.accumulation, config.chunks)
+
+    return Strategy(
+        program,
+        lambda config, params, mesh, cut: closed_forms.pipeline_bytes(
+            mesh, cut, config.num_chunks(mesh)
+        ),
+        lambda config: {"collective-permute", "all-reduce"},
+        (AXIS, STAGE),
+        traces=False,
+        interleaves=interleaves,
+        check=check,
+    )
+
+
+STRATEGIES = {
+    "jit": sharded(jit_program, REPLICATED, closed_forms.jit_bytes, REDUCED, counts=True),
+    "pmap": replicas(pmap_program),
+    "shard_map": replicas(shard_map_program, ("slice", AXIS)),
+    "zero1": sharded(zero_program, ZERO1, closed_forms.zero1_bytes, GATHERED),
+    "zero2": sharded(zero_program, ZERO2, closed_forms.zero2_bytes, GATHERED),
+    "fsdp": sharded(zero_program, FSDP, closed_forms.fsdp_bytes, GATHERED),
+    "hsdp": sharded(
+        zero_program, FSDP, closed_forms.split_bytes, GATHERED | REDUCED, (AXIS, "fsdp")
+    ),
+    "tensor": sharded(
+        zero_program, REPLICATED, closed_forms.split_bytes, REDUCED, (AXIS, TENSOR)
+    ),
+    "hybrid": sharded(
+        zero_program,
+        FSDP,
+        closed_forms.split_bytes,
+        GATHERED | REDUCED,
+        (AXIS, "fsdp", TENSOR),
+    ),
+    "gpipe": pipeline("gpipe"),
+    "1f1b": pipeline("1f1b"),
+    "interleaved": pipeline("interleaved", interleaves=True),
+    **{name: local(name) for name in PLANS},
+}
+EXACT = [name for name, row in STRATEGIES.items() if row.exact]
+ALL_AXES = {axis for row in STRATEGIES.values() for axis in row.axes}
+
+DEGREE = {"at_least": -1, "decides": False}
+
+
+def where(**wanted: bool) -> dict[str, tuple[str, ...]]:
+    """Return the metadata `only`: the strategies whose rows have these values."""
+    names = tuple(
+        name
+        for name, row in STRATEGIES.items()
+        if all(getattr(row, key) == value for key, value in wanted.items())
+    )
+    return {"parallel.strategy": names}
 
 
 @dataclass
 class ParallelConfig:
-    strategy: str = "jit"  # one of STRATEGIES
-    data: int = -1  # the data-parallel degree, in devices; -1: all
-    slice: int = 1  # groups of `data` replicas, joined by links slower than those inside
-    fsdp: int = 1  # the degree that shards the state, for `data` replicas of it; -1: rest
-    tensor: int = 1  # the degree that splits single layers; -1: rest
-    stage: int = 1  # the stages of a pipeline
-    chunks: int = 2  # interleaved only: the parts of the layers that each stage has
-    accumulation: int = 1  # microbatches that a device's rows are taken in
-    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
-    local: LocalConfig = field(default_factory=LocalConfig)
+    # how training is spread over devices (docs/strategies.md)
+    strategy: str = field(
+        default="jit", metadata={"choices": tuple(STRATEGIES), "decides": False}
+    )
+    # the data-parallel degree, in devices; -1: all
+    data: int = field(default=-1, metadata=DEGREE)
+    # groups of `data` replicas, joined by links slower than those inside
+    slice: int = field(default=1, metadata=DEGREE)
+    # the degree that shards the state, for `data` replicas of it; -1: rest
+    fsdp: int = field(default=1, metadata=DEGREE)
+    tensor: int = field(default=1, metadata=DEGREE)  # that splits single layers; -1: rest
+    stage: int = field(default=1, metadata=DEGREE)  # the stages of a pipeline
+    # the parts of the layers that each stage has
+    chunks: int = field(
+        default=2,
+        metadata={"at_least": 1, "only": where(interleaves=True), "decides": False},
+    )
+    # microbatches that a device's rows are taken in
+    accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
+    exchange: ExchangeConfig = field(
+        default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
+    )
+    local: LocalConfig = field(
+        default_factory=LocalConfig, metadata={"only": where(exact=False)}
+    )
+
+    @property
+    def row(self) -> Strategy:
+        return STRATEGIES[self.strategy]
 
     def mesh(self) -> Mesh:
         """Make the mesh of the strategy's axes; ValueError if the devices do not fit."""
-        if self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"parallel.strategy is {self.strategy!r}; "
-                f"choose one of {', '.join(STRATEGIES)}"
-            )
-        axes = STRATEGIES[self.strategy].axes
+        axes = self.row.axes
         for axis in sorted(ALL_AXES - set(axes)):
             if getattr(self, axis) not in (1, -1):
                 able = [name for name, other in STRATEGIES.items() if axis in other.axes]
@@ -61,24 +223,9 @@ class ParallelConfig:
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Check against the global batch size, in rows, and the mesh."""
-        if self.accumulation < 1:
-            raise ValueError(
-                f"parallel.accumulation is {self.accumulation}; it must be at least 1"
-            )
-        if STRATEGIES[self.strategy].exchanges:
+        if self.row.exchanges:
             self.exchange.validate(mesh, self.accumulation)
-        elif self.exchange != ExchangeConfig():
-            able = [name for name, strategy in STRATEGIES.items() if strategy.exchanges]
-            raise ValueError(
-                f"parallel.exchange is set, but strategy {self.strategy!r} leaves its "
-                f"collectives to its layout; choose one of {', '.join(able)}, or unset it"
-            )
-        if self.strategy in ORDERS:
-            if self.chunks < 1:
-                raise ValueError(f"parallel.chunks is {self.chunks}; it must be at least 1")
-            build_schedule(self.strategy, mesh.shape[STAGE], self.accumulation, self.chunks)
-        if self.strategy in PLANS:
-            self.local.validate(self.strategy)
+        self.row.check(self, mesh)
         tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
         if jax.process_count() > 1 and local % tensor:
             raise ValueError(
@@ -99,77 +246,9 @@ class ParallelConfig:
 
     def num_chunks(self, mesh: Mesh) -> int:
         """Return the chunks of each stage; one stage alone has nothing to interleave."""
-        interleaves = self.strategy == "interleaved" and mesh.shape[STAGE] > 1
-        return self.chunks if interleaves else 1
+        return self.chunks if self.row.interleaves and mesh.shape[STAGE] > 1 else 1
 
 
-class Strategy(NamedTuple):
-    program: Callable[[Learner, Mesh, ParallelConfig], Program]
-    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the slowest links first
-    exchanges: bool = False  # what crosses goes through an Exchange
-
-
-def replicas(constructor: Callable[..., Program], axes: tuple[str, ...]) -> Strategy:
-    def program(learner: Learner, mesh: Mesh, config: ParallelConfig) -> Program:
-        return constructor(
-            learner,
-            mesh,
-            config.accumulation,
-            build_exchange(config.exchange, mesh),
-            config.exchange.every,
-            measure_noise=config.exchange.exact,
-        )
-
-    return Strategy(program, axes, exchanges=True)
-
-
-def local(name: str) -> Strategy:
-    def program(learner: Learner, mesh: Mesh, config: ParallelConfig) -> Program:
-        exchange = build_exchange(config.exchange, mesh)
-        plan = PLANS[name](config.local)
-        return local_program(learner, mesh, config.accumulation, exchange, plan)
-
-    return Strategy(program, ("slice", AXIS), exchanges=True)
-
-
-def sharded(
-    constructor: Callable[..., Program], layout: Layout, axes: tuple[str, ...] = (AXIS,)
-) -> Strategy:
-    return Strategy(
-        lambda learner, mesh, config: constructor(
-            learner, mesh, config.accumulation, layout
-        ),
-        axes,
-    )
-
-
-def pipeline(name: str) -> Strategy:
-    return Strategy(
-        lambda learner, mesh, config: pipeline_program(
-            learner, mesh, config.accumulation, name, config.num_chunks(mesh)
-        ),
-        (AXIS, STAGE),
-    )
-
-
-STRATEGIES = {
-    "jit": sharded(jit_program, REPLICATED),
-    "pmap": replicas(pmap_program, (AXIS,)),
-    "shard_map": replicas(shard_map_program, ("slice", AXIS)),
-    "zero1": sharded(zero_program, ZERO1),
-    "zero2": sharded(zero_program, ZERO2),
-    "fsdp": sharded(zero_program, FSDP),
-    "hsdp": sharded(zero_program, FSDP, (AXIS, "fsdp")),
-    "tensor": sharded(zero_program, REPLICATED, (AXIS, TENSOR)),
-    "hybrid": sharded(zero_program, FSDP, (AXIS, "fsdp", TENSOR)),
-}
-STRATEGIES |= {name: pipeline(name) for name in ORDERS}
-STRATEGIES |= {name: local(name) for name in PLANS}
-
-EXACT = [name for name in STRATEGIES if name not in PLANS]  # equal to one device
-ALL_AXES = {axis for strategy in STRATEGIES.values() for axis in strategy.axes}
-
-
-def build_program(config: ParallelConfig, learner: Learner, mesh: Mesh) -> Program:
+def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
     validate_tensor_dims(learner.tensor_dims, mesh.shape.get(TENSOR, 1))
-    return STRATEGIES[config.strategy].program(learner, mesh, config)
+    return config.row.program(learner, mesh, config)

@@ -44,6 +44,22 @@ def imported(file: pathlib.Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def opens_text_without_encoding(call: ast.Call) -> bool:
+    """Tell whether a call reads or writes text in the encoding of the user's locale."""
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if "encoding" in given or "text" in given or "universal_newlines" in given:
+        return "encoding" not in given
+    is_method = isinstance(call.func, ast.Attribute)
+    name = call.func.attr if is_method else getattr(call.func, "id", "")
+    if name in ("open", "fdopen"):
+        own = is_method and name == "open"  # path.open(mode), but open(path, mode)
+        modes = [ast.unparse(x) for x in call.args[0 if own else 1 :][:1]]
+        return "b" not in "".join([*modes, given.get("mode", "")])
+    if name in ("NamedTemporaryFile", "TemporaryFile"):
+        return "b" not in given.get("mode", "b")
+    return is_method and name in ("read_text", "write_text")
+
+
 def is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
@@ -112,6 +128,37 @@ def test_a_flag_is_defined_by_a_command_or_in_a_function():
 def test_the_top_of_experiments_holds_commands_alone():
     top = set((ROOT / "experiments").glob("*.py")) - {ROOT / "experiments/__init__.py"}
     assert top <= set(COMMANDS)
+
+
+TEXT = {  # a call -> whether it leaves the encoding to the locale
+    "path.read_text()": True,
+    "path.read_text(encoding='utf-8')": False,
+    "path.write_text(text, errors='replace')": True,
+    "read_text(path)": False,
+    "path.open()": True,
+    "path.open('rb')": False,
+    "path.open('a', encoding='utf-8')": False,
+    "open(path, 'w')": True,
+    "open('b', mode='wb')": False,
+    "open('b')": True,
+    "subprocess.run(command, text=True)": True,
+    "subprocess.run(command, encoding='utf-8')": False,
+    "tempfile.NamedTemporaryFile()": False,
+    "tempfile.NamedTemporaryFile(mode='w')": True,
+}
+
+
+def test_text_is_utf_8_in_every_locale():
+    for source, expected in TEXT.items():
+        call = ast.parse(source, mode="eval").body
+        assert opens_text_without_encoding(call) == expected, source
+    for folder in FOLDERS:
+        for file in files(folder):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call):
+                    where = f"{file}:{node.lineno}"
+                    assert not opens_text_without_encoding(node), where
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

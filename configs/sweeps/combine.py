@@ -4,9 +4,10 @@
     zipped(each("devices", 1, 2), each("seed", 0, 1))       # two
     each("devices", 1, 2) + each("seed", 0, 1)              # a chain: four
 
-A member's keys are dotted fields of the config ("optim.learning_rate"), and four of the
-launch: "config" (the config's file), "devices" (all of them), "processes" (among which they
-are divided) and "cores" (CPU cores of each process; without it they share all).
+The keys of a member are dotted fields of the config ("optim.learning_rate") and four that
+belong to the launch: "config" (the config's file), "devices" (the number of all devices),
+"processes" (the devices are divided among them) and "cores" (CPU cores for each process;
+without it all processes share all cores).
 """
 
 import itertools

@@ -2,10 +2,10 @@
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/families.py \
               --workdir=runs/families
-          python -m experiments.studies.families runs/families     # makes docs/families.md
-          The last two need requirements-pairs.txt.
+          python -m experiments.studies.families runs/families     # fills docs/families.md
+          The two members of translation.py need requirements-pairs.txt.
 
-Encoder-decoders learn from pairs, as many steps as their configs say.
+Encoder-decoders learn from pairs, for as many steps as their configs say.
 """
 
 from configs.sweeps.combine import Member, each, product

@@ -1,9 +1,10 @@
 """Where do gradients vanish or explode? Depth, activation, initialiser, clipping, model.
 
-Every model at depth 8 in each of its activations and initialisers, clipped; then one of
-each less deep, and not clipped; then residuals and norms one without the other. LSTM and
-GRU have no choice of activation, and only transformers have residuals and norms. Plain SGD:
-Adam would divide the norms away.
+First every model at depth 8 with each of its activations and initialisers, clipped. Then
+one of each kind with fewer layers, and one not clipped. Then residuals without norms, and
+norms without residuals. LSTM and GRU have no choice of activation, and only transformers
+have residuals and norms. The optimizer is plain SGD, because Adam would divide the norms
+away.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/gradient_flow.py \
               --workdir=runs/gradient_flow

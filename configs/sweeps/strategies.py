@@ -1,10 +1,10 @@
-"""Every strategy, codec and way to meet rarely, at equal tokens over 8 devices.
+"""Every strategy, every codec and every way to meet rarely, at equal tokens over 8 devices.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strategies.py \
               --workdir=runs/strategies
 
-The same table, name -> overrides, is what the studies strategies, wire and slow_link in
-experiments/studies measure.
+The studies strategies, wire and slow_link (experiments/studies) measure members of the same
+table, MEMBERS: a name -> its overrides.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""Are more processes faster? The same batch over more of them, a core each.
+"""Are more processes faster? The same batch on more processes, with a core each.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strong_scaling.py \
               --workdir=runs/strong
-          On a machine with accelerators, let "devices" count them instead.
+          On a machine with accelerators, vary "devices" instead of "processes".
 """
 
 from configs.sweeps.combine import Member, each, product, zipped

@@ -1,8 +1,8 @@
-"""Do more processes do more? The batch grows with them, so each keeps its share.
+"""Do more processes do more? The batch grows with the processes, so each keeps its share.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/weak_scaling.py \
               --workdir=runs/weak
-          On a machine with accelerators, let "devices" count them instead.
+          On a machine with accelerators, vary "devices" instead of "processes".
 """
 
 from configs.sweeps.combine import Member, each, product, zipped

@@ -16,7 +16,7 @@ N tokens of a turn.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from lm.decoding import (
     text_keys,
     vocabulary,
 )
-from lm.task import Params, Task
+from lm.task import Cache, Params, Task
 from lm.vocabulary import END_ID
 from parallel.program import AXIS
 
@@ -56,14 +56,23 @@ class Batching:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
+def of_use(batching: Batching, num_texts: int, length: int) -> Batching:
+    """Leave out slots that none of a device's texts would take, and what no text fills.
+
+    The slots become a power of two, so that calls with a few texts share their programs.
+    """
+    slots = 1 << (num_texts - 1).bit_length()
+    chunk, turn = min(batching.chunk, length), min(batching.turn, length)
+    return replace(batching, slots=min(batching.slots, slots), chunk=chunk, turn=turn)
+
+
 class Programs(NamedTuple):
     """Compiled functions; what each device has lies along the first dim, split over all."""
 
     empty: Callable[[], Texts]  # slots that have ended
     begin: Callable  # (params, source_DS) -> caches of one row a device, logits_DV
-    read: (
-        Callable  # (params, caches, chunk_DC, start, length_D, logits_DV) -> the latter two
-    )
+    # (params, caches, chunk_DC, start, length_D, logits_DV) -> caches, logits_DV
+    read: Callable
     admit: Callable  # (texts, caches, logits_DV, slot_D, length_D, index_D, key) -> texts
     turn: Callable  # (params, texts) -> texts, tokens_RN whole on every device
 
@@ -204,11 +213,13 @@ def generate_spread(
     lm.decoding.generate.
     """
     limits = [num_new] * len(prompts) if isinstance(num_new, int) else list(num_new)
-    check_inputs(task, params, prompts, min(limits, default=1), source_BS)
+    check_inputs(task, params, prompts, limits, source_BS)
+    sampling.validate()
     batching.validate()
     work = [len(p) + n for p, n in zip(prompts, limits, strict=True)]
     slots = Slots(work, limits, mesh.size)
     length = -(-max(work) // LENGTHS) * LENGTHS
+    batching = of_use(batching, -(-len(prompts) // mesh.size), length)
     compiled = programs(task, mesh, sampling, batching, length)
     key, texts = jax.random.key(seed), compiled.empty()
     with tqdm(total=len(prompts), unit=" texts", leave=False) as progress:
@@ -217,16 +228,28 @@ def generate_spread(
             while free and (chosen := slots.choose(batching.slots)):
                 new = admission(chosen, prompts, batching, mesh.size)
                 source_DS = None if source_BS is None else source_BS[new.index_D]
-                caches, logits_DV = compiled.begin(params, source_DS)
-                for start in range(0, new.prompts_DP.shape[1], batching.chunk):
-                    chunk_DC = new.prompts_DP[:, start : start + batching.chunk]
-                    caches, logits_DV = compiled.read(
-                        params, caches, chunk_DC, start, new.length_D, logits_DV
-                    )
+                read = read_whole(compiled, params, new, source_DS, batching.chunk)
                 texts = compiled.admit(
-                    texts, caches, logits_DV, new.slot_D, new.length_D, new.index_D, key
+                    texts, *read, new.slot_D, new.length_D, new.index_D, key
                 )
             texts, tokens_RN = compiled.turn(params, texts)
             tokens_DRN = np.asarray(tokens_RN).reshape(mesh.size, batching.slots, -1)
             progress.update(slots.take(tokens_DRN))
     return slots.texts
+
+
+def read_whole(
+    compiled: Programs,
+    params: Params,
+    new: Admission,
+    source_DS: np.ndarray | None,
+    chunk: int,
+) -> tuple[Cache, jax.Array]:
+    """Read new prompts, chunk after chunk; return their caches and logits_DV."""
+    caches, logits_DV = compiled.begin(params, source_DS)
+    for start in range(0, new.prompts_DP.shape[1], chunk):
+        chunk_DC = new.prompts_DP[:, start : start + chunk]
+        caches, logits_DV = compiled.read(
+            params, caches, chunk_DC, start, new.length_D, logits_DV
+        )
+    return caches, logits_DV

@@ -1,5 +1,6 @@
 """From prompts, or sources, to what decoding begins from, and on to texts."""
 
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -7,23 +8,10 @@ from tokenizers import Tokenizer
 
 from configs.base import Experiment
 from lm.data.rows.pairs import encode_sources
+from lm.data.sources.files import read_text
 from lm.decoding import Beam, Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
-
-
-def encode_prompts(tokenizer, prompts: list[str], num_new: int, context: int):
-    """Encode, each after the end-of-text mark that starts a document."""
-    encoded = [[END_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
-    longest = max(map(len, encoded))
-    if num_new < 1:
-        raise ValueError(f"--max_new_tokens is {num_new}; it must be at least 1")
-    if longest + num_new > context:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens and --max_new_tokens adds "
-            f"{num_new}, more than the context of {context}; shorten one of them"
-        )
-    return encoded
 
 
 class Inputs(NamedTuple):
@@ -34,19 +22,64 @@ class Inputs(NamedTuple):
     num_new: int
 
 
+def read_prompts(file: pathlib.Path) -> list[str]:
+    """Read a file, a prompt a line; ValueError if there is none.
+
+    A line ends with a line feed, or CR LF. Prompts may hold the other marks at which
+    str.splitlines would cut them, such as a form feed.
+    """
+    if file.is_dir() or not file.exists():
+        found = "a folder" if file.is_dir() else "missing"
+        raise ValueError(f"--prompts_file={file} is {found}; give a file, a prompt a line")
+    text = read_text(file).removeprefix("\ufeff")  # some editors' mark of UTF-8
+    if not text:
+        raise ValueError(f"--prompts_file={file} is empty; write a prompt a line into it")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
 def encode_inputs(
     config: Experiment, tokenizer: Tokenizer, prompts: list[str], num_new: int
 ) -> Inputs:
     """Encode prompts, or sources where the data is pairs.
 
-    Raises ValueError for those that are too long.
+    Raises ValueError for those that are too long or not UTF-8.
     """
+    if num_new < 1:
+        raise ValueError(f"--max_new_tokens is {num_new}; it must be at least 1")
+    check_utf8(prompts)
     data = config.data
-    context, sources = data.seq_len - data.source_len, None
-    if data.source_len:
-        sources = encode_sources(tokenizer, prompts, data.source_len)
-        prompts, num_new = [""] * len(prompts), min(num_new, context - 1)
-    return Inputs(encode_prompts(tokenizer, prompts, num_new, context), sources, num_new)
+    context = data.seq_len - data.source_len
+    if not data.source_len:
+        return Inputs(encode_prompts(tokenizer, prompts, num_new, context), None, num_new)
+    source_BS = encode_sources(tokenizer, prompts, data.source_len)
+    # The end-of-text mark, which begins a target, is one of the context's tokens.
+    return Inputs([[END_ID]] * len(prompts), source_BS, min(num_new, context - 1))
+
+
+def check_utf8(prompts: list[str]) -> None:
+    """Raise ValueError for what Python made of bytes that are not UTF-8."""
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt {prompt[:40]!r} is not UTF-8 after {error.start} letters; "
+                "convert it, for example with iconv -t UTF-8"
+            ) from None
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: list[str], num_new: int, context: int
+) -> list[list[int]]:
+    """Encode, each after the end-of-text mark that starts a document."""
+    encoded = [[END_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
+    longest = max(map(len, encoded))
+    if longest + num_new > context:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens and --max_new_tokens adds "
+            f"{num_new}, more than the context of {context}; shorten one of them"
+        )
+    return encoded
 
 
 def continuations(

@@ -27,14 +27,18 @@ ACCELERATORS = ("nvidia0", "accel0", "vfio/0", "kfd")  # in /dev; vfio: newer TP
 
 
 def preload() -> None:
-    """Start this process again under mimalloc, if it is wanted and not yet there."""
+    """Start this process again under mimalloc and in UTF-8, what of it is not yet there."""
+    needed = {}
     if is_loaded():
         os.environ.pop("LD_PRELOAD", None)  # the processes that this one starts choose anew
-        return
-    library = find_library()
-    if library and is_wanted(sys.orig_argv, os.environ, pathlib.Path("/dev")):
-        environ = SETTINGS | os.environ | {"LD_PRELOAD": library}
-        os.execve(sys.executable, sys.orig_argv, environ)
+    elif is_wanted(sys.orig_argv, os.environ, pathlib.Path("/dev")):
+        library = find_library()
+        needed = {"LD_PRELOAD": library} if library else {}
+    # In another encoding, Python cannot hand a path or a prompt to JAX's libraries.
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        needed["PYTHONUTF8"] = "1"
+    if needed:
+        os.execve(sys.executable, sys.orig_argv, SETTINGS | os.environ | needed)
 
 
 def find_library() -> str | None:
@@ -59,4 +63,4 @@ def is_wanted(argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path
 def is_loaded() -> bool:
     """Tell whether mimalloc really serves this process."""
     maps = pathlib.Path("/proc/self/maps")
-    return maps.exists() and "libmimalloc" in maps.read_text()
+    return maps.exists() and b"libmimalloc" in maps.read_bytes()

@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+import socket
+from typing import NamedTuple
 
 import jax
 from absl import flags
+from jax._src.clusters import ClusterEnv
 
 from experiments.processes import allocator
 from experiments.processes.messages import say
+from experiments.processes.waiting import waiting
 
 flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
 
@@ -17,12 +21,25 @@ HEARTBEAT_SECONDS = 30
 # Emulated devices meet in threads, and XLA ends the process if one is 40 s late, as it may
 # be on a busy machine.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+MOST_DEVICES = 4096  # emulated; each has threads of its own
+
+
+class Group(NamedTuple):
+    """The processes of a run."""
+
+    coordinator: str  # host:port of process 0
+    num_processes: int
+    process_id: int  # of this one
 
 
 def define_flags() -> None:
     """Define the flags of devices and processes, which `start_jax` reads."""
     flags.DEFINE_integer(
-        "devices", 0, "Emulate this many CPU devices where there is no accelerator."
+        "devices",
+        0,
+        "Emulate this many CPU devices where there is no accelerator.",
+        lower_bound=0,
+        upper_bound=MOST_DEVICES,
     )
     flags.DEFINE_string(
         "coordinator",
@@ -32,6 +49,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "With --coordinator.")
     flags.DEFINE_integer("process_id", None, "With --coordinator.")
+    flags.DEFINE_integer(
+        "join_seconds", 300, "Wait this long for the other processes.", lower_bound=1
+    )
     flags.DEFINE_enum(
         "allocator",
         "mimalloc",
@@ -41,7 +61,10 @@ def define_flags() -> None:
 
 
 def start_jax() -> None:
-    """Set devices and the compilation cache; join the other processes if there are any."""
+    """Set devices and the compilation cache; join the other processes if there are any.
+
+    Raises ValueError for devices or processes that there are not.
+    """
     devices = flags.FLAGS.devices
     if devices:
         jax.config.update("jax_num_cpu_devices", devices)
@@ -50,30 +73,132 @@ def start_jax() -> None:
         # One CPU device gains nothing from two steps at once, but would hold the buffers of
         # both. Other devices ignore this.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = pathlib.Path("~/.cache/lockstep/xla").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    join_processes()
+    use_compilation_cache()
+    if group := find_group():
+        join(group)
+    find_devices()
     if allocator.is_loaded():
         say("mimalloc keeps freed memory; --allocator=system switches it off")
 
 
-def join_processes() -> None:
-    given = flags.FLAGS
-    if given.coordinator:
-        jax.distributed.initialize(
-            given.coordinator,
-            given.num_processes,
-            given.process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache, if there is one that can be written."""
+    if jax.config.jax_compilation_cache_dir is not None:
         return
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-    except ValueError as error:
-        # JAX's way to say that it recognised no cluster: this is the only process.
-        if "coordinator_address" not in str(error):
+        cache = pathlib.Path("~/.cache/lockstep/xla").expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        return
+    if os.access(cache, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def find_group() -> Group | None:
+    """Return the processes that the flags or a cluster tell; None: this is the only one.
+
+    Raises ValueError for flags that tell no group.
+    """
+    given = flags.FLAGS
+    told = given.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    with waiting("the cluster to name process 0", given.join_seconds, "see its logs"):
+        coordinator, num_processes, process_id, _ = (
+            ClusterEnv.auto_detect_unset_distributed_params(
+                told, given.num_processes, given.process_id, None, None, given.join_seconds
+            )
+        )
+    numbers = f"--num_processes={num_processes} --process_id={process_id}"
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise ValueError(f"{numbers} given without --coordinator=HOST:PORT")
+        return None
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ValueError(
+            f"--coordinator={coordinator}: expected HOST:PORT, as in 10.0.0.1:1234"
+        )
+    if num_processes is None or process_id is None:
+        raise ValueError(
+            f"--coordinator={coordinator} given, but {numbers}; give all three"
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id={process_id}: with --num_processes={num_processes} it must be "
+            f"from 0 to {num_processes - 1}"
+        )
+    return Group(coordinator, num_processes, process_id)
+
+
+def join(group: Group) -> None:
+    """Meet the other processes; ValueError if that cannot be."""
+    host, _, port = group.coordinator.rpartition(":")
+    host = host.strip("[]")  # of an IPv6 address
+    if flags.FLAGS.coordinator:  # a cluster may make its names known later
+        check_name(host)
+    if group.process_id == 0:
+        check_port(int(port))
+    reach_directly(host)
+    seconds = flags.FLAGS.join_seconds
+    with waiting(
+        f"all {group.num_processes} processes, to meet process 0 at {group.coordinator} "
+        f"(this is process {group.process_id})",
+        seconds,
+        "start the others too, or wait longer with --join_seconds",
+    ):
+        jax.distributed.initialize(
+            *group,
+            # JAX itself would abort, so it is to wait longer than we do.
+            initialization_timeout=seconds + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+
+
+def check_name(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"--coordinator: the name of the host {host!r} is not known here ({error}); "
+            "give its address"
+        ) from None
+
+
+def check_port(port: int) -> None:
+    """Raise ValueError if another program listens at the port of process 0."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ValueError(
+                f"process 0 cannot listen at port {port} ({error.strerror}); another "
+                "program has it, so give the coordinator another port"
+            ) from None
+
+
+def reach_directly(host: str) -> None:
+    """Keep gRPC, by which processes meet, from an HTTP proxy of the environment.
+
+    The proxy would not know the host, and gRPC would try again in silence.
+    """
+    listed = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))
+    os.environ["no_grpc_proxy"] = ",".join(filter(None, (listed, host)))
+    jax.config.update("jax_check_proxy_envs", False)  # its warning, now groundless
+
+
+def find_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no plugin for cuda
+        platforms = jax.config.jax_platforms
+        if not platforms:
             raise
+        reason = str(error).partition("(set JAX_PLATFORMS")[0].strip() or "no plugin"
+        raise ValueError(
+            f"there is no device of JAX_PLATFORMS={platforms} here ({reason}); unset "
+            "JAX_PLATFORMS, or install the JAX that has it"
+        ) from None
 
 
 def use_eight_devices() -> None:

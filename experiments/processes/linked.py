@@ -53,7 +53,7 @@ def workers(num_hosts: int, config_flags: list[str]) -> Iterator[tuple[Workers, 
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=None if index == 0 else subprocess.DEVNULL,
-                    text=True,
+                    encoding="utf-8",
                     preexec_fn=partial(settle, index, num_hosts),
                 )
             )

@@ -4,8 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-import jax
-
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
@@ -22,6 +20,8 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
+    import jax  # here, because a command that starts others needs no JAX itself
+
     return jax.process_index() == 0
 
 

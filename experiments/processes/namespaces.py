@@ -69,7 +69,9 @@ def add_host(index: int) -> None:
     ip("netns", "add", here)
     hosts = pathlib.Path("/etc/netns") / here / "hosts"
     hosts.parent.mkdir(parents=True, exist_ok=True)
-    hosts.write_text(f"127.0.0.1 localhost\n{address(index)} {socket.gethostname()}\n")
+    hosts.write_text(
+        f"127.0.0.1 localhost\n{address(index)} {socket.gethostname()}\n", encoding="utf-8"
+    )
     ip("-n", here, "link", "add", INTERFACE, "type", "veth", "peer", port, "netns", hub)
     ip("-n", here, "address", "add", f"{address(index)}/24", "dev", INTERFACE)
     for namespace, device in [(here, "lo"), (here, INTERFACE), (hub, port)]:

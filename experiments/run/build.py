@@ -2,39 +2,30 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from configs.base import Experiment
+from configs.base import FAMILIES, Experiment
+from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
+from experiments.processes.messages import size
 from experiments.run.log import Clock
-from experiments.run.ngram_counts import ngram_counting
+from experiments.run.ngram_counts import check_counting, config_counting
 from lm.data.config import PAIR_SOURCES, SOURCES
 from lm.data.prepare import Data
-from lm.models.attention import choose_kernel
-from lm.models.hmm import HmmConfig, hmm_task
-from lm.models.ngram.model import NgramConfig, ngram_task
-from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
-from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
+from lm.models.setting import Setting
 from lm.norms import gradient_norms
 from lm.optim import MAXIMIZERS, learning_rate, optimizer
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
-from parallel.counting.program import STRATEGIES as COUNTING
-from parallel.counting.program import Counting, counting_program
-from parallel.exchange.config import ExchangeConfig
+from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
-from parallel.local import PLANS
 from parallel.mesh import process_rows
-from parallel.pipeline.schedules import ORDERS
 from parallel.program import TENSOR, Learner, Program, no_metrics
-from parallel.strategies import EXACT, build_program
+from parallel.strategies import STRATEGIES, build_program
 
 
 class Run(NamedTuple):
@@ -48,15 +39,6 @@ class Run(NamedTuple):
     clock: Clock
 
 
-class Family(NamedTuple):
-    """What one kind of model brings; it is found by the type of its config."""
-
-    task: Callable[[Experiment, int], Task]  # (config, vocabulary size)
-    check: Callable[[Experiment, Mesh], None]  # ValueError for what it could not do
-    # (config, vocabulary size, rows of an epoch, mesh); None: gradients and an optimizer
-    program: Callable[[Experiment, int, int, Mesh], Program] | None = None
-
-
 def check(config: Experiment) -> Mesh:
     """Validate a config against itself and the devices; return its mesh.
 
@@ -66,9 +48,16 @@ def check(config: Experiment) -> Mesh:
     mesh = config.parallel.mesh()
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
-    FAMILY_OF[type(config.model)].check(config, mesh)
+    check_texts(config)
+    check_optimizer(config)
+    if config.model.trained_by == "counts":
+        check_counting(config)
+    config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
+    task = build_task(config, config.data.vocab_size)
+    check_task(config, task, mesh)
+    check_memory(config, task)
     return mesh
 
 
@@ -76,9 +65,9 @@ def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
     """Check the vocabulary that the text gave, which may be smaller than asked for."""
     if vocab_size == config.data.vocab_size:
         return
-    learned = dataclasses.replace(config.data, vocab_size=vocab_size)
     try:
-        FAMILY_OF[type(config.model)].check(dataclasses.replace(config, data=learned), mesh)
+        config.model.validate(setting(config, vocab_size))
+        check_task(config, build_task(config, vocab_size), mesh)
     except ValueError as error:
         raise ValueError(
             f"the text gives a vocabulary of {vocab_size} tokens where data.vocab_size "
@@ -86,142 +75,100 @@ def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
         ) from None
 
 
+def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
+    """Check that the model can be split and cut as the mesh asks; ValueError."""
+    validate_tensor_dims(task.tensor_dims, mesh.shape.get(TENSOR, 1))
+    config.parallel.validate_layers(task.stages and task.stages.num_layers, mesh)
+
+
+def check_memory(config: Experiment, task: Task) -> None:
+    """Check that what must exist at once can; ValueError.
+
+    The parameters and the optimizer's state exist once at least, spread over devices as
+    they may be, and so do the rows of a microbatch and what its layers hand on. What is
+    kept for the backward pass comes on top.
+    """
+    rows = config.data.batch_size // config.parallel.accumulation
+    positions = rows * config.data.seq_len
+    parts = {"the rows of a microbatch": positions * 2 * 4}
+    if width := getattr(config.model, "width", 0):
+        parts["the output of one layer"] = positions * width * 4
+    if config.model.trained_by != "counts":
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        tx = optimizer(config.optim, config.steps, task.hidden)
+        opt = jax.eval_shape(tx.init, params)
+        parts["parameters"] = whole_bytes(params)
+        parts["the optimizer's state"] = whole_bytes(opt)
+    available = memory_bytes()
+    if sum(parts.values()) > available:
+        told = ", ".join(f"{name} {size(number)}" for name, number in parts.items())
+        raise ValueError(
+            f"the run needs {size(sum(parts.values()))} at least ({told}), and the "
+            f"{jax.device_count()} devices have {size(available)} together; make the "
+            "largest of them smaller"
+        )
+
+
+def whole_bytes(tree: Any) -> int:
+    """Sum the bytes of a tree of shapes, held once."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def check_trace(config: Experiment) -> None:
     """Check that there is one sum of gradients, and layers whose outputs leave the loss."""
-    strategy, model = config.parallel.strategy, type(config.model)
-    if strategy in PLANS or strategy in ORDERS:
-        able = [name for name in EXACT if name not in ORDERS]
+    model = type(config.model)
+    if not config.parallel.row.traces:
+        able = [name for name, row in STRATEGIES.items() if row.traces]
         raise ValueError(
-            f"trace_norms is set, but strategy {strategy!r} has no step in which the "
-            f"whole gradient and all activations meet; choose one of {', '.join(able)}, or "
-            "unset it"
+            f"trace_norms is set, but strategy {config.parallel.strategy!r} has no step in "
+            "which the whole gradient and all activations meet; choose one of "
+            f"{', '.join(able)}, or unset it"
         )
-    if model not in TRACED:
+    if not model.traces:
+        able = [cls.__name__ for cls in FAMILIES.values() if cls.traces]
         raise ValueError(
             f"trace_norms is set, but a {model.__name__} has no stack of layers to trace; "
-            f"choose one of {', '.join(cls.__name__ for cls in TRACED)}, or unset it"
+            f"choose one of {', '.join(able)}, or unset it"
         )
 
 
 def check_texts(config: Experiment) -> None:
     """Check that the family takes what the data has, documents or pairs."""
-    takes_pairs = isinstance(config.model, Seq2SeqConfig)
-    if takes_pairs != (config.data.source in PAIR_SOURCES):
-        fitting = PAIR_SOURCES if takes_pairs else set(SOURCES) - set(PAIR_SOURCES)
+    has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
+    reads = config.model.reads
+    if reads != has:
+        fitting = PAIR_SOURCES if reads == "pairs" else set(SOURCES) - set(PAIR_SOURCES)
         raise ValueError(
             f"data.source is {config.data.source!r}, but a {type(config.model).__name__} "
-            f"learns from {'pairs' if takes_pairs else 'documents'}; choose one of "
-            f"{', '.join(sorted(fitting))}, or another family of models"
+            f"learns from {reads}; choose one of {', '.join(sorted(fitting))}, or another "
+            "family of models"
         )
 
 
-def check_transformer(config: Experiment, mesh: Mesh) -> None:
-    check_texts(config)
-    model = config.model
-    table = model.tensor_dims(config.data.vocab_size)
-    validate_tensor_dims(table, mesh.shape.get(TENSOR, 1))
-    config.parallel.validate_layers(model.num_layers, mesh)
-    choose_kernel(
-        model.attention,
-        DTYPES[config.precision.compute],
-        model.width // model.num_heads,
-        config.data.seq_len,
-        jax.default_backend(),
+def check_optimizer(config: Experiment) -> None:
+    """Check that expected counts go to a closed form, and gradients to a descent."""
+    trained_by, name = config.model.trained_by, config.optim.name
+    if trained_by != "counts" and (trained_by == "expectation") != (name in MAXIMIZERS):
+        raise ValueError(
+            f"model.training={getattr(config.model, 'training', 'gradient')} and "
+            f"optim.name={name} do not go together: em is done by "
+            f"{', '.join(MAXIMIZERS)}, gradient by the other optimizers"
+        )
+
+
+def setting(config: Experiment, vocab_size: int) -> Setting:
+    """Say what the model is made for; `vocab_size` may be less than the config asks for."""
+    return Setting(
+        vocab_size=vocab_size,
+        seq_len=config.data.seq_len,
+        source_len=config.data.source_len,
+        compute=DTYPES[config.precision.compute],
+        trace_norms=config.trace_norms,
     )
-
-
-def check_whole(config: Experiment, mesh: Mesh) -> None:
-    """Check a model of which no layer and no stage is split over devices."""
-    check_texts(config)
-    validate_tensor_dims((), mesh.shape.get(TENSOR, 1))
-    config.parallel.validate_layers(None, mesh)
-
-
-def check_hmm(config: Experiment, mesh: Mesh) -> None:
-    check_whole(config, mesh)
-    training, optimizer = config.model.training, config.optim.name
-    if (training == "em") != (optimizer in MAXIMIZERS):
-        raise ValueError(
-            f"model.training={training} and optim.name={optimizer} do not go together: em "
-            f"is done by {', '.join(MAXIMIZERS)}, gradient by the other optimizers"
-        )
-
-
-def check_counts(config: Experiment, mesh: Mesh) -> None:
-    check_whole(config, mesh)
-    strategy, compute = config.parallel.strategy, config.precision.compute
-    if strategy not in COUNTING:
-        raise ValueError(
-            f"parallel.strategy={strategy} has no meaning for a model of counts; choose "
-            f"one of {', '.join(COUNTING)}"
-        )
-    if config.parallel.accumulation != 1 or config.parallel.exchange != ExchangeConfig():
-        raise ValueError(
-            "a model of counts sums integers: unset parallel.accumulation and "
-            "parallel.exchange"
-        )
-    if compute != "float32":
-        raise ValueError(
-            f"precision.compute is {compute}; a model of counts computes in float32"
-        )
-
-
-def ngram_program(
-    config: Experiment, vocab_size: int, num_rows: int, mesh: Mesh
-) -> Program:
-    counting = config_counting(config, vocab_size, num_rows)
-    return counting_program(counting, config.parallel.strategy, mesh)
-
-
-def config_counting(config: Experiment, vocab_size: int, num_rows: int = 0) -> Counting:
-    """Say what a run counts; `num_rows` is that of an epoch, 0: none is seen twice."""
-    return ngram_counting(
-        config.model,
-        vocab_size,
-        config.data.seq_len,
-        config.data.batch_size,
-        config.steps,
-        num_rows,
-    )
-
-
-FAMILY_OF = {
-    TransformerConfig: Family(
-        lambda config, vocab_size: transformer_task(
-            config.model, vocab_size, config.data.seq_len, config.trace_norms
-        ),
-        check_transformer,
-    ),
-    RecurrentConfig: Family(
-        lambda config, vocab_size: recurrent_task(
-            config.model, vocab_size, config.trace_norms
-        ),
-        check_whole,
-    ),
-    HmmConfig: Family(
-        lambda config, vocab_size: hmm_task(config.model, vocab_size, config.data.seq_len),
-        check_hmm,
-    ),
-    NgramConfig: Family(
-        lambda config, vocab_size: ngram_task(
-            config.model, vocab_size, config.data.seq_len
-        ),
-        check_counts,
-        ngram_program,
-    ),
-    Seq2SeqConfig: Family(
-        lambda config, vocab_size: seq2seq_task(
-            config.model, vocab_size, config.data.source_len
-        ),
-        check_whole,
-    ),
-}
-
-TRACED = TransformerConfig, RecurrentConfig  # families that take trace_norms
 
 
 def build_task(config: Experiment, vocab_size: int) -> Task:
-    task = FAMILY_OF[type(config.model)].task(config, vocab_size)
+    task = config.model.task(setting(config, vocab_size))
     return mixed_precision(task, config.precision)
 
 
@@ -242,12 +189,13 @@ def build(
     `num_rows` is the number of rows of an epoch, 0 where it is not known.
     """
     task = build_task(config, vocab_size)
-    if make_program := FAMILY_OF[type(config.model)].program:
-        return task, make_program(config, vocab_size, num_rows, mesh)
+    if config.model.trained_by == "counts":
+        counting = config_counting(config, vocab_size, num_rows)
+        return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
         init=task.init,
         loss=task.loss,
-        optimizer=optimizer(config.optim, config.steps),
+        optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=loss_scaling(config.precision),
         learning_rate=learning_rate,
         seed=config.seed,

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from configs.base import Experiment
 from experiments.processes.messages import human
 from experiments.run.build import build, compile_step, empty_rows
-from parallel.cost.closed_forms import cut_of, expected_bytes, expected_kinds
+from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
 
 SMALL = 0.01  # of the bytes
@@ -27,14 +27,12 @@ def cells(entry: Entry) -> tuple[str, ...]:
 
 
 def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
-    kinds = expected_kinds(config.parallel)
+    kinds = config.parallel.row.kinds(config.parallel)
     total = sum(entry.sent_bytes for entry in entries)
     return [
         entry
         for entry in entries
-        if kinds is not None
-        and entry.kind not in kinds
-        and entry.sent_bytes > SMALL * total
+        if entry.kind not in kinds and entry.sent_bytes > SMALL * total
     ]
 
 
@@ -54,7 +52,7 @@ def explain(config: Experiment, mesh: Mesh) -> str:
     lines += ["", f"a device sends in a step   {human(total)}B"]
     params = program.abstract_portable.params
     cut = task.stages and cut_of(task.stages, params, empty_rows(config))
-    expected = expected_bytes(config.parallel, params, mesh, cut)
+    expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
     if expected is None:
         lines.append("closed form                none for this strategy")
     elif expected:

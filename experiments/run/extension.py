@@ -3,7 +3,6 @@
 import pathlib
 
 from configs.base import Experiment
-from experiments.run.build import FAMILY_OF
 from experiments.run.log import read_metrics
 from experiments.run.workdir import check_own, read_config, saved_steps
 from lm.data.prepare import Data
@@ -26,7 +25,7 @@ def new_end(workdir: pathlib.Path, config: Experiment, data: Data) -> str:
             f"steps is {config.steps}, but {workdir} has taken {done} steps; give at least "
             f"{done}, or another --workdir"
         )
-    if FAMILY_OF[type(config.model)].program:
+    if config.model.trained_by == "counts":
         raise ValueError(
             f"steps is {config.steps}, but the tables in {workdir} have room for what "
             f"{before} steps count; give another --workdir"

@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
-from experiments.run.build import FAMILY_OF, build_task, config_counting
+from experiments.run.build import build_task
 from experiments.run.checkpoint import Checkpoints
-from experiments.run.ngram_counts import model_of, saved_counts
+from experiments.run.ngram_counts import config_counting, model_of, saved_counts
 from experiments.run.workdir import read_config, read_description, read_tokenizer
 from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, rows_folder
 from lm.task import Params, Task
@@ -90,7 +90,7 @@ def saved_params(
     config: Experiment, task: Task, vocab_size: int, mesh: Mesh
 ) -> tuple[Params, Callable[[Params], Params]]:
     """Return the shapes of what a checkpoint holds, and how the parameters come of it."""
-    if not FAMILY_OF[type(config.model)].program:
+    if config.model.trained_by != "counts":
         return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
     counting = config_counting(config, vocab_size)
     return saved_counts(counting, mesh), partial(model_of, counting)

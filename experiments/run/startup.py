@@ -4,8 +4,7 @@ Bad input ends here, before anything is allocated, with exit code 2 and a line t
 what was given, what was expected and what to change.
 """
 
-import dataclasses
-import difflib
+import copy
 import pathlib
 import re
 import sys
@@ -16,36 +15,68 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.processes.messages import user_errors
+from experiments.run.python_file import call_function
 
 flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
 
 
+class ConfigParser(flags.ArgumentParser):
+    """Reads a config file; ml_collections' own parser shows a traceback."""
+
+    def parse(self, file: str) -> Experiment:
+        return read_config_file(file)
+
+
 def define_config() -> flags.FlagHolder:
-    return config_flags.DEFINE_config_file(
+    holder = config_flags.DEFINE_config_file(
         "config", None, "A config file, such as configs/tiny.py.", lock_config=False
     )
+    flags.FLAGS["config"].parser = ConfigParser()
+    return holder
+
+
+def read_config_file(file: str) -> Experiment:
+    """Return a copy of the config of a file; ValueError, in a line, if it has none."""
+    if not file:
+        raise ValueError("no --config given; for example --config=configs/tiny.py")
+    config = call_function(file, "get_config")
+    if not isinstance(config, Experiment):
+        raise ValueError(
+            f"{file}: get_config() returns a value of type {type(config).__name__}; "
+            "expected an Experiment"
+        )
+    try:
+        fields.check_types(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return copy.deepcopy(config)
 
 
 def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "The folder of the run.")
 
 
-def run(main: Callable[..., None], argument: str | None = None) -> None:
+def run(
+    main: Callable[..., None], argument: str | None = None, several: bool = False
+) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2.
 
-    `argument` describes what `main` takes where it takes one besides the flags.
+    `argument` describes what `main` takes where it takes one, or `several`, besides the
+    flags.
     """
 
     def guarded(argv: list[str]) -> None:
         quiet_readers()
+        print_everything()
         if not flags.FLAGS["verbosity"].present:
             # Orbax logs a failed save five times with tracebacks; we tell it in a line.
             logging.set_verbosity(logging.FATAL)
         with user_errors():
             expected = 2 if argument else 1
-            if len(argv) > expected:
+            if len(argv) > expected and not several:
                 given = argv[expected]
                 raise ValueError(f"{given!r} is not a flag; did you mean --{given}?")
             if len(argv) < expected:
@@ -53,6 +84,13 @@ def run(main: Callable[..., None], argument: str | None = None) -> None:
         main(*argv[1:])
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def print_everything() -> None:
+    """Print letters that the terminal does not know as their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_readers() -> None:
@@ -89,32 +127,23 @@ def named_config(argv: list[str]) -> Experiment:
         match = re.fullmatch(r"--?config(=(.*))?", argument)
         if match and "config" in flags.FLAGS:
             path = match[2] if match[1] else "".join(argv[index + 1 : index + 2])
-            config = flags.FLAGS["config"].parser.parse(path)
-            # A file that is missing is told by `load_config`.
-            return config if isinstance(config, Experiment) else Experiment()
+            return read_config_file(path)
     return Experiment()
 
 
-def config_fields(config: Any, prefix: str = "") -> dict[str, type]:
-    """Map the dotted name of every field of a config to its type."""
-    names = {}
-    for field in dataclasses.fields(config):
-        name, value = prefix + field.name, getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            names |= config_fields(value, name + ".")
-        else:
-            names[name] = field.type
-    return names
+def field_types(config: Any, prefix: str = "") -> dict[str, type]:
+    """Map the name of every field that is no config to its type."""
+    walked = fields.walk(config, prefix)
+    return {field.name: field.spec.type for field in walked if not field.is_config}
 
 
 def check_override_names(argv: list[str], config: Experiment) -> None:
-    known = config_fields(config)
+    known = field_types(config)
     for argument in argv[1:]:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
-            near = difflib.get_close_matches(match[2], known, 1, 0.0)
             raise ValueError(
-                f"config has no field {match[2]!r}; the nearest is {near[0]!r}"
+                f"config has no field {match[2]!r}{fields.nearest(match[2], known)}"
                 + of_another_family(match[2], config)
             )
 
@@ -124,7 +153,7 @@ def of_another_family(name: str, config: Experiment) -> str:
     names = [
         family
         for family, model in FAMILIES.items()
-        if name in config_fields(model(), "model.")
+        if name in field_types(model(), "model.")
     ]
     if not names:
         return ""
@@ -136,20 +165,14 @@ def explain_value(message: str, config: Experiment) -> str:
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
     if not match:
         return message
-    expected = config_fields(config)[match[1]].__name__
+    expected = field_types(config)[match[1]].__name__
     return f"config.{match[1]} is {match[2]!r}; expected a value of type {expected}"
 
 
 def load_config(flag: flags.FlagHolder) -> Experiment:
     if flag.value is None:
         raise ValueError("no --config given; for example --config=configs/tiny.py")
-    config = flag.value
-    if not isinstance(config, Experiment):
-        raise ValueError(
-            f"--config={flags.FLAGS['config'].config_filename}: the file is missing, or "
-            "its get_config() does not return an Experiment"
-        )
-    return config
+    return flag.value
 
 
 def workdir(flag: flags.FlagHolder) -> pathlib.Path:

@@ -1,30 +1,40 @@
-"""Train the same batches under each exact strategy, degree and precision; compare losses.
+"""Train the same batches under each data-parallel strategy, degree and precision.
 
-python -m experiments.studies.equality --config=configs/tiny.py --devices=8 --num_steps=10
+python -m experiments.studies.equality --config=configs/tiny.py --devices=8 --num_steps=8
 
-Prints, for each, the largest relative difference of a step's loss from that of one device
-under `jit` in the same precision.
+The strategies are the exact ones whose whole degree is parallel.data. A run's difference is
+the largest relative difference of a step's loss from that of one device under `jit` in the
+same precision. Adds lines to results/equality.jsonl, then fills in the table of
+docs/questions/is-it-exact.md from all lines there.
 """
 
 import dataclasses
+import functools
 import itertools
+import pathlib
 
 import jax
 from absl import flags
 
 from configs.base import Experiment
 from experiments.processes import join
-from experiments.processes.messages import user_errors
+from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.build import build, check
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import Line, measure_missing, read
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches
 from lm.precision import DTYPES
-from parallel.strategies import EXACT
+from parallel.strategies import EXACT, STRATEGIES
 
 join.define_flags()
 CONFIG = startup.define_config()
+RESULTS = flags.DEFINE_string("results", "results/equality.jsonl", "Where lines go.")
+PAGE = define_page("docs/questions/is-it-exact.md")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of each run.", lower_bound=1)
+DATA_PARALLEL = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
 
 
 def train_losses(config: Experiment, data, num_steps: int) -> list[float]:
@@ -48,29 +58,55 @@ def variant(config: Experiment, compute: str, strategy: str, degree: int) -> Exp
     )
 
 
+def table(lines: list[Line]) -> str:
+    """Return the differences, a degree a column; of a run measured twice, the last."""
+    found = {(x["precision"], x["strategy"], x["degree"]): x["difference"] for x in lines}
+    degrees = sorted({degree for _, _, degree in found})
+    body = []
+    for precision, strategy in dict.fromkeys(key[:2] for key in found):
+        cells = [found.get((precision, strategy, degree)) for degree in degrees]
+        body.append([precision, strategy, *(x if x is None else f"{x:.1e}" for x in cells)])
+    return markdown(["precision", "strategy", *degrees], body)
+
+
 def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         join.start_jax()
         check(config)
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"equality"})
         data = prepare(config.data)
-    degrees = [d for d in (1, 2, 4, 8) if d <= len(jax.devices())]
-    print("| precision | strategy | " + " | ".join(map(str, degrees)) + " |")
-    print("|---|---|" + "---|" * len(degrees))
-    one_device = {
-        compute: train_losses(variant(config, compute, "jit", 1), data, NUM_STEPS.value)
-        for compute in DTYPES
-    }
-    for compute, strategy in itertools.product(DTYPES, EXACT):
-        one, cells = one_device[compute], []
-        for degree in degrees:
-            config_here = variant(config, compute, strategy, degree)
-            losses = train_losses(config_here, data, NUM_STEPS.value)
-            worst = max(abs(a - b) / b for a, b in zip(losses, one, strict=True))
-            cells.append(f"{worst:.1e}")
-        print(f"| {compute} | {strategy} | " + " | ".join(cells) + " |", flush=True)
-    for compute, losses in one_device.items():
-        print(f"one device, {compute}: loss {losses[0]:.5f} -> {losses[-1]:.5f}")
+    heads = [
+        {
+            "member": f"{strategy}, {compute}, {degree} devices",
+            "precision": compute,
+            "strategy": strategy,
+            "degree": degree,
+            "num_steps": NUM_STEPS.value,
+        }
+        for compute, strategy in itertools.product(DTYPES, DATA_PARALLEL)
+        for degree in (1, 2, 4, 8)
+        if degree <= len(jax.devices())
+    ]
+
+    def losses(compute: str, strategy: str, degree: int) -> list[float]:
+        here = variant(config, compute, strategy, degree)
+        return train_losses(here, data, NUM_STEPS.value)
+
+    one_device = functools.cache(lambda compute: losses(compute, "jit", 1))
+
+    def measure(head: Line) -> Line:
+        here = losses(head["precision"], head["strategy"], head["degree"])
+        one = one_device(head["precision"])
+        worst = max(abs(a - b) / b for a, b in zip(here, one, strict=True))
+        return {"difference": worst, "first_loss": here[0], "last_loss": here[-1]}
+
+    file = pathlib.Path(RESULTS.value)
+    measure_missing(file, heads, measure)
+    if PAGE.value and is_main_process():
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), {"equality": table(read(file))})
 
 
 if __name__ == "__main__":

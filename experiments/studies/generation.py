@@ -5,11 +5,12 @@ python -m experiments.studies.generation --workdir=runs/tiny --devices=8 \
 python -m experiments.launch --processes=2 --module=experiments.studies.generation -- \
     --workdir=runs/tiny
 
-Adds lines to results/generation.jsonl and makes docs/generation.md of all lines. Prompts
-are beginnings of held-out texts of unequal length, each with a length of its own at which
-it ends; tokens a second count what was asked for. `static` fills all slots, waits until
-the longest of their texts ends and fills them again. `--judge` is a run of a model with a
-lower validation loss; with it, texts written in parts are compared with texts in turn.
+Adds lines to results/generation.jsonl, then fills in the tables of docs/generation.md from
+all lines there. Prompts are beginnings of held-out texts of unequal length, and each is
+continued by a number of tokens of its own; tokens a second count those tokens. `static`
+fills all slots, waits until the longest of their texts ends and fills them again. `--judge`
+is a run of a model with a lower validation loss; with it, texts written in parts are
+compared with texts in turn.
 """
 
 import pathlib
@@ -33,7 +34,9 @@ from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.evaluation import Evaluator
 from experiments.run.restore import load_run, run_data
+from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import Data
 from lm.data.texts import held_out_texts, pack_texts
 from lm.decoding import Sampling, generate
@@ -45,43 +48,13 @@ join.define_flags()
 WORKDIR = startup.define_workdir()
 JUDGE = flags.DEFINE_string("judge", None, "The run of a stronger model.")
 RESULTS = flags.DEFINE_string("results", "results/generation.jsonl", "Where lines go.")
-OUT = flags.DEFINE_string("out", "docs/generation.md", "The page to write.")
+PAGE = define_page("docs/generation.md")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Of turns; medians are kept.")
 
 NUM_PROMPTS, LONGEST_PROMPT, LONGEST_NEW = 128, 48, 64
 SLOTS = (1, 4, 16)  # of all devices together, where they can be divided
 TEXTS, PARTS, PART_TOKENS = 8, 6, 48  # written in parts
 START = "import os\nimport sys"
-
-HEAD = """# Generation, split over devices
-
-Made by `experiments.studies.generation` (its head gives the commands) of
-`results/generation.jsonl`. The model is that of `configs/tiny.py`.
-
-## Many prompts
-
-{prompts} prompts of 1 to {longest} tokens, each continued greedily by 4 to {new} tokens.
-*Slots*: texts at once on all devices together. *Continuous*: a slot is refilled as soon as
-its text ends; *static*: when all have. Devices of one process share its cores, so only more
-processes (of a core each) can be faster; among devices the figures are the cost of
-splitting. What is written is the same, token by token, in every row.
-
-| processes | devices | slots | continuous, tokens/s | static, tokens/s | ratio |
-|---|---|---|---|---|---|
-"""
-SEGMENTS = """
-## One text in parts
-
-{texts} texts of {parts} functions, up to {tokens} tokens a body, temperature 0.8; means.
-*In turn*: each part knows all before it, as far as the context goes. *In parts*: the heads
-in turn, then all bodies at once, in one batch on one device 
-(experiments/generation/parts.py).
-*Judge*: the loss of a model whose validation loss is {judge_loss:.3f} where the writer's is
-{writer_loss:.3f}; beginnings of held-out texts of the same length are judged, too.
-
-| | seconds a text | bytes a text | judge, bits per byte |
-|---|---|---|---|
-"""
 
 
 class Writer(NamedTuple):
@@ -191,23 +164,35 @@ def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
     }
 
 
-def page(lines: list[Line]) -> str:
-    text = HEAD.format(prompts=NUM_PROMPTS, longest=LONGEST_PROMPT, new=LONGEST_NEW)
-    for x in (x for x in lines if x["measure"] == "spread"):
-        ratio = x["continuous"] / x["static"]
-        figures = f"{x['continuous']:.0f} | {x['static']:.0f} | {ratio:.2f}"
-        text += f"| {x['processes']} | {x['devices']} | {x['slots']} | {figures} |\n"
-    parts = [x for x in lines if x["measure"] == "parts"]
-    if parts:
-        text += SEGMENTS.format(
-            texts=TEXTS, parts=PARTS, tokens=PART_TOKENS,
-            judge_loss=parts[0]["judge_loss"], writer_loss=parts[0]["writer_loss"],
-        )  # fmt: skip
-    for x in parts:
-        seconds = f"{x['seconds']:.2f}" if "seconds" in x else ""
-        figures = f"{seconds} | {x['bytes']:.0f} | {x['bits_per_byte']:.3f}"
-        text += f"| {x['member']} | {figures} |\n"
-    return text
+def tables(lines: list[Line]) -> dict[str, str]:
+    """Return the tables of docs/generation.md by name."""
+    found = {"spread": spread_table([x for x in lines if x["measure"] == "spread"])}
+    if parts := [x for x in lines if x["measure"] == "parts"]:
+        found["parts"] = parts_table(parts)
+        body = [[name, f"{parts[0][f'{name}_loss']:.3f}"] for name in ("writer", "judge")]
+        found["models"] = markdown(["", "validation loss"], body)
+    return found
+
+
+def spread_table(lines: list[Line]) -> str:
+    head = ["processes", "devices", "slots"]
+    head += ["continuous, tokens/s", "static, tokens/s", "ratio"]
+    body = [
+        [x["processes"], x["devices"], x["slots"], f"{x['continuous']:.0f}",
+         f"{x['static']:.0f}", f"{x['continuous'] / x['static']:.2f}"]
+        for x in lines
+    ]  # fmt: skip
+    return markdown(head, body)
+
+
+def parts_table(lines: list[Line]) -> str:
+    head = ["", "seconds a text", "bytes a text", "judge, bits per byte"]
+    body = [
+        [x["member"], f"{x['seconds']:.2f}" if "seconds" in x else "",
+         f"{x['bytes']:.0f}", f"{x['bits_per_byte']:.3f}"]
+        for x in lines
+    ]  # fmt: skip
+    return markdown(head, body)
 
 
 def load(workdir: pathlib.Path) -> tuple[Writer, Mesh]:
@@ -224,6 +209,8 @@ def main() -> None:
         judge = load(pathlib.Path(JUDGE.value).expanduser())[0] if JUDGE.value else None
         if writer.task.encode is not None:
             raise ValueError(f"{workdir}: give a run of a model without an encoder")
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"spread", "parts", "models"})
     processes = jax.process_count()
     degrees = [mesh.size] if processes > 1 else [1, 2, 4, 8]
     heads = [
@@ -250,8 +237,9 @@ def main() -> None:
             [{"measure": "parts", "member": name} for name in found],
             lambda head: found[head["member"]] | losses,
         )
-    if is_main_process():
-        pathlib.Path(OUT.value).write_text(page(read(file)))
+    if PAGE.value and is_main_process():
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), tables(read(file)))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,14 @@ SETTLE_SECONDS = 0.2  # until the last packets and their acknowledgements are th
 
 def counted() -> dict[str, int]:
     """Read the bytes and packets that the interface has sent, and segments sent again."""
-    sent, packets = (int((COUNTERS / f"tx_{x}").read_text()) for x in ("bytes", "packets"))
+    sent, packets = (
+        int((COUNTERS / f"tx_{x}").read_text(encoding="utf-8"))
+        for x in ("bytes", "packets")
+    )
     names, values = (
-        line.split() for line in TCP.read_text().splitlines() if "Tcp:" in line
+        line.split()
+        for line in TCP.read_text(encoding="utf-8").splitlines()
+        if "Tcp:" in line
     )
     again = int(values[names.index("RetransSegs")])
     return {"sent": sent, "packets": packets, "again": again}

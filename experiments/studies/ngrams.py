@@ -1,10 +1,10 @@
 """Count the n-grams of a corpus on all devices; the loss of every order and smoothing.
 
-python -m experiments.studies.ngrams --config=configs/tiny.py --devices=8 \
-    [--config.parallel.strategy=shard_map --rows=2048]
+python -m experiments.studies.ngrams --config=configs/ngram.py --devices=8 \
+    [--config.parallel.strategy=shard_map --rows=2048 --page=docs/families.md]
 
-All training rows are counted once, as 5-grams, which hold the shorter ones. Prints a table
-and, with --results, adds lines to a file.
+All training rows are counted once, as 5-grams, which contain the shorter n-grams. Prints a
+table; --page fills it into a page, and --results adds lines to a file.
 """
 
 import json
@@ -17,17 +17,20 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.processes import join
-from experiments.processes.messages import say, user_errors
+from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.evaluation import Evaluator
-from experiments.run.ngram_counts import ngram_counting
+from experiments.run.ngram_counts import check_counting, ngram_counting
 from experiments.sweeps import results
+from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
 from lm.data.prepare import Data, prepare
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows
-from lm.models.ngram.model import MAX_ORDER, SMOOTHINGS, NgramConfig, ngram_task, smooth
+from lm.models.ngram.model import MAX_ORDER, SMOOTHINGS, NgramConfig, smooth
 from lm.models.ngram.smoothing import build_levels
+from lm.models.setting import Setting
 from parallel.counting.program import counting_program
 from parallel.mesh import process_rows
 from parallel.program import Program, TrainState
@@ -36,6 +39,7 @@ join.define_flags()
 CONFIG = startup.define_config()
 ROWS = flags.DEFINE_integer("rows", 2048, "Rows counted in a step.", lower_bound=1)
 RESULTS = flags.DEFINE_string("results", None, "Where lines go.")
+PAGE = define_page("")
 
 
 def count(program: Program, rows: Rows, batch_size: int) -> tuple[TrainState, float]:
@@ -67,7 +71,7 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
             began = time.perf_counter()
             params = smooth(model, vocab_size, levels, counts_M)
             estimated = time.perf_counter()
-            task = ngram_task(model, vocab_size, seq_len)
+            task = model.task(Setting(vocab_size, seq_len))
             evaluate = Evaluator(
                 task, data.tokenizer, data.validation, config.data.batch_size, mesh
             )
@@ -89,21 +93,21 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
 
 def table(lines: list[Line]) -> str:
     """Make Markdown of the losses, an order a column."""
-    orders = range(1, MAX_ORDER + 1)
-    head = f"| smoothing | {' | '.join(map(str, orders))} |\n|{'---|' * (MAX_ORDER + 1)}\n"
-    return head + "\n".join(
-        f"| {smoothing} | "
-        + " | ".join(f"{x['loss']:.4f}" for x in lines if x["smoothing"] == smoothing)
-        + " |"
+    body = [
+        [smoothing, *(f"{x['loss']:.4f}" for x in lines if x["smoothing"] == smoothing)]
         for smoothing in SMOOTHINGS
-    )
+    ]
+    return markdown(["smoothing", *range(1, MAX_ORDER + 1)], body)
 
 
 def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         join.start_jax()
-        config.data.validate()
+        config.validate()
+        check_counting(config)
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"ngrams"})
         mesh = config.parallel.mesh()
         batch_size = -(-ROWS.value // mesh.size) * mesh.size
         data = prepare(config.data)
@@ -118,6 +122,9 @@ def main() -> None:
     say(f"counted in {seconds:.1f} s by {config.parallel.strategy} over {mesh.size}")
     lines = compare(config, data, *program.params(state), mesh)
     print(table(lines))
+    if PAGE.value and is_main_process():
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), {"ngrams": table(lines)})
     for line in lines if RESULTS.value else []:
         results.write(
             pathlib.Path(RESULTS.value), line | {"count_seconds": round(seconds, 2)}

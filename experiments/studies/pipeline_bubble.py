@@ -2,14 +2,15 @@
 
 python -m experiments.studies.pipeline_bubble --devices=4 [--time]
 
-Prints a Markdown table and appends JSON lines to --output. The bubble is counted from the
-schedule that is run (forward 1, backward 3: it computes the forward pass again), with every
-tick waiting for its slowest stage as the program does, and as the papers have it. Memory is
-the compiler's: temporaries of one device, and by how much they grow from one number of
-microbatches to the next, in stashed inputs.
+Adds JSON lines to --output, then fills in the pipelines' tables of docs/strategies.md from
+all lines there. The bubble is counted twice: with every tick waiting for its slowest stage,
+as the compiled program does, and without that wait, as in the papers. A forward pass costs
+1 and a backward pass 3, because it computes the forward pass again. Memory is the
+compiler's: the temporaries of one device, and how much they grow from the fewest
+microbatches on, counted in stashed inputs.
 
 With --time, two processes of one device each take real steps (experiments.launch). For one
-schedule and microbatch size t(m) = a + b m, so the bubble at m is a / (a + b m).
+schedule and microbatch size, t(m) = a + b m; so the bubble at m is a / (a + b m).
 """
 
 import json
@@ -27,10 +28,12 @@ from absl import flags
 
 from configs.base import Experiment
 from experiments.processes import join
-from experiments.processes.messages import is_main_process, user_errors
+from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.build import build, check, compile_step
-from experiments.sweeps.results import write
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.pipeline_tables import pipeline_tables
+from experiments.sweeps.results import read, write
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
 from parallel.mesh import process_rows
@@ -46,6 +49,7 @@ from parallel.strategies import ParallelConfig
 
 join.define_flags()
 OUTPUT = flags.DEFINE_string("output", "results/pipeline.jsonl", "Where lines are added.")
+PAGE = define_page("docs/strategies.md")
 STAGES = flags.DEFINE_list("stages", ["2", "4"], "Numbers of stages.")
 MICROBATCHES = flags.DEFINE_list("microbatches", ["4", "8", "16"], "Microbatches a step.")
 ROWS = flags.DEFINE_integer("rows", 2, "Rows in a microbatch.", lower_bound=1)
@@ -167,7 +171,7 @@ def timed() -> list[dict[str, Any]]:
         *("--module=experiments.studies.pipeline_bubble", "--", "--worker"),
         *(flags.FLAGS[flag.name].serialize() for flag in given),
     ]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8")
     # Gloo writes to standard output, too.
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     records = [json.loads(line) for line in lines]
@@ -185,19 +189,12 @@ def timed() -> list[dict[str, Any]]:
     return records
 
 
-def report(records: Iterable[dict[str, Any]]) -> None:
-    """Print a table and add lines to the output, each as soon as it is there."""
-    path = pathlib.Path(OUTPUT.value)
-    names: list[str] = []
+def keep(records: Iterable[dict[str, Any]], file: pathlib.Path) -> None:
+    """Add each record to the file, and show it, as soon as it is there."""
     for record in records:
-        if not names:
-            names = list(record)
-            print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
-        cells = [record.get(name, "") for name in names]
-        cells = [f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells]
-        print("| " + " | ".join(cells) + " |", flush=True)
-        write(path, record)
-    print()
+        write(file, record)
+        say(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                      for k, v in record.items()))  # fmt: skip
 
 
 def main() -> None:
@@ -206,11 +203,18 @@ def main() -> None:
         if WORKER.value:
             work()
             return
+        if PAGE.value:
+            wanted = {"pipeline", *(["pipeline-timed"] if TIME.value else [])}
+            check_names(pathlib.Path(PAGE.value), wanted)
         for name, p, m in points([int(p) for p in STAGES.value]):
             check(experiment(name, p, m))
-    report(analyse())
+    file = pathlib.Path(OUTPUT.value)
+    keep(analyse(), file)
     if TIME.value:
-        report(timed())
+        keep(timed(), file)
+    if PAGE.value:
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), pipeline_tables(read(file)))
 
 
 if __name__ == "__main__":

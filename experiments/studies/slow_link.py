@@ -1,19 +1,22 @@
-"""Seconds to a loss over links of several rates, between real processes.
+"""Measure the seconds to a loss over links of several rates, between real processes.
 
 python -m experiments.studies.slow_link --config=configs/tiny.py \
     [--only=shard_map,int8,diloco-50]
 
-Linux, as root. Two processes, a core and a namespace each, take steps of each member while
-`tc tbf` limits what either sends; lines go to results/slow_link.jsonl. How many steps a
-member takes to a loss does not depend on the link: that comes from the curves of
+Needs Linux and root. Two processes, a core and a network namespace each, take steps of each
+member while `tc tbf` limits what either sends. Lines go to results/slow_link.jsonl. The
+number of steps to a loss does not depend on the link; it comes from the curves that this
+command measures:
 
 python -m experiments.studies.strategies --config=configs/tiny.py --devices=2 \
     --config.steps=400 --eval_every=10 --seeds=1 --only=... \
-    --results=results/two_devices.jsonl
+    --results=results/two_devices.jsonl --page=
 
-Members that meet once in H steps are timed with H = 4, so that turns are short, the steps
-with a meeting apart from those without; experiments/sweeps/link_tables.py joins them for
-the H that they train with.
+Then the command fills in the table `slow-link` of docs/strategies.md.
+
+Members that meet once in H steps are timed with H = 4, so that turns are short. A step with
+a meeting and a step without one are timed apart, and experiments/sweeps/link_tables.py
+weighs them for the H of the member.
 """
 
 import pathlib
@@ -26,8 +29,9 @@ from experiments.processes import namespaces
 from experiments.processes.linked import workers
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
-from experiments.sweeps.link_tables import TIMED_EVERY
+from experiments.sweeps.link_tables import TIMED_EVERY, slow_link_table
 from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
 
 MEMBERS_TIMED = [
@@ -40,6 +44,10 @@ RATES = flags.DEFINE_list(
     "rates", ["0", "1000", "100", "10", "1"], "Megabits a second; 0: no limit."
 )
 RESULTS = flags.DEFINE_string("results", "results/slow_link.jsonl", "Where lines go.")
+CURVES = flags.DEFINE_string(
+    "curves", "results/two_devices.jsonl", "The members' losses on two devices."
+)
+PAGE = define_page("docs/strategies.md")
 HOSTS = 2
 MOST_STEPS, MOST_SECONDS = 12, 20
 
@@ -75,12 +83,23 @@ def main() -> None:
     with user_errors():
         if not namespaces.available():
             raise ValueError("network namespaces need Linux, root and the command ip")
-        members = known(ONLY.value)
+        members, curves = known(ONLY.value), read(pathlib.Path(CURVES.value))
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"slow-link"})
+            if not curves:
+                raise ValueError(
+                    f"{CURVES.value} holds no curves; experiments.studies.strategies "
+                    "measures them, or give an empty --page= to fill in no page"
+                )
     done = {(x["member"], x["rate"]) for x in read(file)}
     for member in members:
         rates = [r for r in map(float, RATES.value) if (member, r) not in done]
         for line in measure(member, rates) if rates else []:
             write(file, line)
+    if PAGE.value:
+        with user_errors():
+            table = slow_link_table(read(file), curves)
+            fill(pathlib.Path(PAGE.value), {"slow-link": table})
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 python -m experiments.studies.strategies --config=configs/tiny.py --devices=8 \
     --config.steps=200 [--measure=loss|program|time] [--seeds=3] [--only=int8,diloco-50]
+python -m experiments.studies.strategies --measure=   # only fill in the page
 
-Adds lines to results/strategies.jsonl, a line for each run (its validation losses), each
-program (what a device sends in a step, read from the compiled program, and its memory) and
-each timing. What is there is not measured again, so the command can be ended at any time
-and given again. `time` takes steps in turns with float32 all-reduce: for a quiet machine.
-`python -m experiments.studies.strategies_page` makes docs/strategies.md of the lines.
+Adds lines to results/strategies.jsonl, then fills in the tables of docs/strategies.md from
+all lines there. A line is a run (its validation losses), a program (the bytes that a device
+sends in a step, read from the compiled program, and its memory) or a timing. The command
+skips what the file already holds, so it can be stopped at any time and given again. `time`
+takes steps in turns with float32 all-reduce; it needs a quiet machine.
 """
 
 import copy
@@ -20,32 +21,38 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
+from configs import fields
 from configs.base import Experiment
 from configs.sweeps.strategies import BASE, MEMBERS
 from experiments.costs.step import compiled_costs
 from experiments.processes import join
-from experiments.processes.messages import say, user_errors
+from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.build import build, check, compile_step
 from experiments.run.evaluation import Evaluator
-from experiments.sweeps.members import known, override
-from experiments.sweeps.results import Line, measure_missing, write
+from experiments.sweeps.members import known
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import Line, measure_missing, read, write
+from experiments.sweeps.strategy_tables import draw_all, strategy_tables, table_names
 from lm.data.prepare import Data, prepare
 from lm.data.rows.order import train_batches
 
 join.define_flags()
 CONFIG = startup.define_config()
-MEASURE = flags.DEFINE_enum("measure", "loss", ["loss", "program", "time"], "What.")
+MEASURE = flags.DEFINE_enum(
+    "measure", "loss", ["loss", "program", "time", ""], "What to measure; empty: nothing."
+)
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of each run.", lower_bound=1)
 ONLY = flags.DEFINE_list("only", list(MEMBERS), "Members to measure.")
 RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "Where lines go.")
+PAGE = define_page("docs/strategies.md")
 EVAL_EVERY = flags.DEFINE_integer("eval_every", 20, "Steps between points of a curve.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Of turns, for --measure=time.")
 STEPS_OF_A_TURN = 5
 
 
 def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
-    member = override(copy.deepcopy(config), MEMBERS[name])
+    member = fields.override(copy.deepcopy(config), MEMBERS[name])
     member.seed = seed
     return member
 
@@ -106,36 +113,58 @@ def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[
         yield {"measure": "time", "member": name, "ratio": ratio, "rounds": len(rounds)}
 
 
-def main() -> None:
-    with user_errors():
-        config = startup.load_config(CONFIG)
-        join.start_jax()
-        names, file = ONLY.value, pathlib.Path(RESULTS.value)
-        for name in known(names):
-            check(member_config(config, name))
-        data = prepare(config.data)
+def check_members(config: Experiment) -> None:
+    """Raise ValueError for a member that is unknown or cannot run on these devices."""
+    for name in known(ONLY.value):
+        check(member_config(config, name))
+    if PAGE.value and MEASURE.value == "loss":
+        check_names(pathlib.Path(PAGE.value), table_names(config.steps, ONLY.value))
+
+
+def measure(config: Experiment, data: Data, file: pathlib.Path) -> None:
     about = {"steps": config.steps, "devices": len(jax.devices())}
     if MEASURE.value == "time":
-        for line in time_in_turns(config, data, names):
+        for line in time_in_turns(config, data, ONLY.value):
             write(file, line | about)
             say(f"{line['member']}: {line['ratio']:.2f} times a step of {BASE}")
-        return
-    if MEASURE.value == "program":
-        heads = [{"measure": "program", "member": name} for name in names]
+    elif MEASURE.value == "program":
         measure_missing(
-            file, heads, lambda head: costs(member_config(config, head["member"]), data)
+            file,
+            [{"measure": "program", "member": name} for name in ONLY.value],
+            lambda head: costs(member_config(config, head["member"]), data),
         )
-        return
-    heads = [
-        {"measure": "loss", "member": name, "seed": seed} | about
-        for seed in range(SEEDS.value)
-        for name in names
-    ]
-    measure_missing(
-        file,
-        heads,
-        lambda head: losses(member_config(config, head["member"], head["seed"]), data),
-    )
+    else:
+        measure_missing(
+            file,
+            [
+                {"measure": "loss", "member": name, "seed": seed} | about
+                for seed in range(SEEDS.value)
+                for name in ONLY.value
+            ],
+            lambda head: losses(member_config(config, head["member"], head["seed"]), data),
+        )
+
+
+def fill_page(file: pathlib.Path, page: pathlib.Path) -> None:
+    lines = read(file)
+    if not lines:
+        raise ValueError(f"{file} holds no results; give --measure=loss first")
+    fill(page, strategy_tables(lines))
+    draw_all(lines, page)
+
+
+def main() -> None:
+    file = pathlib.Path(RESULTS.value)
+    if MEASURE.value:
+        with user_errors():
+            config = startup.load_config(CONFIG)
+            join.start_jax()
+            check_members(config)
+            data = prepare(config.data)
+        measure(config, data, file)
+    if PAGE.value and is_main_process():
+        with user_errors():
+            fill_page(file, pathlib.Path(PAGE.value))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Hold the ledger against an interface's counter: bytes that really left a host in a step.
+"""Compare the ledger with a network interface: the bytes that leave a host in a step.
 
 python -m experiments.studies.wire --config=configs/tiny.py [--only=shard_map,int8] \
     [--hosts=2,4]
 
-Linux, as root. Adds lines to results/wire.jsonl and prints a table of what is there.
+Needs Linux and root. Adds lines to results/wire.jsonl, then fills in the table `wire` of
+docs/strategies.md from all lines there.
 """
 
 import pathlib
@@ -17,6 +18,7 @@ from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.sweeps.link_tables import wire_table
 from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import measure_missing, read
 
 ONLY = flags.DEFINE_list(
@@ -25,6 +27,7 @@ ONLY = flags.DEFINE_list(
 HOSTS = flags.DEFINE_list("hosts", ["2", "4"], "Numbers of processes.")
 CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
 RESULTS = flags.DEFINE_string("results", "results/wire.jsonl", "Where lines go.")
+PAGE = define_page("docs/strategies.md")
 WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds
 
 
@@ -56,13 +59,17 @@ def main() -> None:
         if not namespaces.available():
             raise ValueError("network namespaces need Linux, root and the command ip")
         members, file = known(ONLY.value), pathlib.Path(RESULTS.value)
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"wire"})
     heads = [
         {"member": member, "hosts": int(hosts)}
         for hosts in HOSTS.value
         for member in members
     ]
     measure_missing(file, heads, lambda head: measure(head["member"], head["hosts"]))
-    print(wire_table(read(file)))
+    if PAGE.value:
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), {"wire": wire_table(read(file))})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Who runs the members of a sweep: this machine, one after the other, or SLURM."""
 
+import contextlib
 import pathlib
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -31,7 +34,7 @@ def done_tokens(workdir: pathlib.Path) -> int:
 
 def last_error(log: pathlib.Path) -> str:
     """Return the line of a failed run's log that says why."""
-    lines = re.split(r"[\r\n]+", log.read_text(errors="replace").strip())
+    lines = re.split(r"[\r\n]+", log.read_text(errors="replace", encoding="utf-8").strip())
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines)[-1].removeprefix("error: ")[:500]
 
@@ -71,32 +74,58 @@ def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) ->
             process.wait()
             raise
     if process.returncode:
-        error.write_text(last_error(log) + "\n")
+        error.write_text(last_error(log) + "\n", encoding="utf-8")
 
 
-def run_slurm(sweep: Sweep, folder: pathlib.Path, parameters: dict[str, str | int]) -> None:
+def slurm_executor(folder: pathlib.Path, given: list[str]) -> Any:
+    """Return submitit's executor; ValueError if there is no SLURM, or not with these."""
+    parameters = slurm_parameters(given)
+    try:
+        import submitit  # needed on clusters only
+
+        executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
+        executor.update_parameters(**parameters)
+    # NameError: of a parameter that there is not; RuntimeError: no srun.
+    except (ImportError, NameError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"--executor=slurm --slurm={','.join(given)}: {reason}; it needs "
+            "requirements-slurm.txt, SLURM's commands and its own parameters"
+        ) from None
+    return executor
+
+
+def run_slurm(sweep: Sweep, folder: pathlib.Path, executor: Any) -> None:
     """Submit every member that is not complete, and wait for all of them."""
-    import submitit  # needed on clusters only
-
-    executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
-    executor.update_parameters(**parameters)
     jobs = {}
     for name, member in sweep.items():
         if not read_summary(folder / name):
             (folder / f"{name}.error").unlink(missing_ok=True)
-            # SLURM starts the processes itself, and JAX finds them.
-            single = command({**member, "processes": 1, "cores": 0}, folder / name)
-            executor.update_parameters(
-                name=name[:60], tasks_per_node=member.get("processes", 1)
-            )
-            jobs[name] = executor.submit(submitit.helpers.CommandFunction(single))
-            say(f"submitted {name} as job {jobs[name].job_id}")
+            with member_errors(folder, name):
+                jobs[name] = submit(executor, name, member, folder / name)
+                say(f"submitted {name} as job {jobs[name].job_id}")
     for name, job in tqdm(jobs.items(), "members", disable=not jobs):
-        try:
+        with member_errors(folder, name):
             job.results()
-        except Exception as error:  # whatever ended it is this member's error
-            line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
-            (folder / f"{name}.error").write_text(line[:500] + "\n")
+
+
+def submit(executor: Any, name: str, member: Member, workdir: pathlib.Path) -> Any:
+    import submitit
+
+    # SLURM starts the processes itself, and JAX finds them.
+    single = command({**member, "processes": 1, "cores": 0}, workdir)
+    executor.update_parameters(name=name[:60], tasks_per_node=member.get("processes", 1))
+    return executor.submit(submitit.helpers.CommandFunction(single))
+
+
+@contextlib.contextmanager
+def member_errors(folder: pathlib.Path, name: str) -> Iterator[None]:
+    """Leave an error in the member's file; the others go on."""
+    try:
+        yield
+    except Exception as error:  # whatever ended it is this member's error
+        line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
+        (folder / f"{name}.error").write_text(line[:500] + "\n", encoding="utf-8")
 
 
 def slurm_parameters(given: list[str]) -> dict[str, str | int]:

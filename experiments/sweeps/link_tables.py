@@ -7,6 +7,8 @@ import numpy as np
 
 from configs.sweeps.strategies import BASE, MEMBERS
 from experiments.sweeps.results import Line
+from experiments.sweeps.rows import reached
+from experiments.sweeps.tables import markdown
 
 HEADERS = 66  # bytes of Ethernet, IP and TCP with time stamps, before the payload
 SEGMENT = 1448  # bytes of a TCP segment's payload
@@ -15,20 +17,18 @@ TIMED_EVERY = 4  # H of members that meet rarely, while they are timed
 
 def wire_table(lines: list[Line]) -> str:
     """Return the ledger's bytes beside those that an interface counted."""
-    columns = (
+    head = (
         *("", "processes", "ledger", "interface", "ratio"),
         *("packets", "segments sent again", "without both"),
     )
-    out = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    body = []
     for x in lines:
         ledger, sent, packets = x["ledger_bytes"], x["sent_bytes"], x["sent_packets"]
         once = sent - HEADERS * packets - SEGMENT * x["resent_segments"]
-        out.append(
-            f"| {x['member']} | {x['hosts']} | {ledger:,.0f} | {sent:,} | "
-            f"{sent / ledger:.3f} | {packets:,} | {x['resent_segments']} | "
-            f"{once / ledger:.3f} |"
-        )
-    return "\n".join(out)
+        cells = [x["member"], x["hosts"], f"{ledger:,.0f}", f"{sent:,}"]
+        cells += [f"{sent / ledger:.3f}", f"{packets:,}", x["resent_segments"]]
+        body.append([*cells, f"{once / ledger:.3f}"])
+    return markdown(head, body)
 
 
 def step_seconds(line: Line) -> float:
@@ -41,15 +41,6 @@ def step_seconds(line: Line) -> float:
         x for i, x in enumerate(line["seconds"], 1) if i % TIMED_EVERY
     )
     return alone + (meeting - alone) / every
-
-
-def steps_to(curve: list[list[float]], target: float) -> float:
-    """Interpolate the step at which a curve of [step, loss] first reaches the target."""
-    for (step, loss), (last_step, last_loss) in zip(curve[1:], curve, strict=False):
-        if loss <= target:
-            share = (last_loss - target) / (last_loss - loss)
-            return last_step + max(share, 0.0) * (step - last_step)
-    return float("inf")
 
 
 def crossing(rates: Sequence[float], ratios: Sequence[float]) -> str:
@@ -71,7 +62,7 @@ def slow_link_table(lines: list[Line], curves: list[Line]) -> str:
     members = [m for m in MEMBERS if m in by_member and any(m == x for x, _ in timed)]
     best = [min(loss for _, loss in by_member[m]) for m in members]
     need = {
-        target: {m: steps_to(by_member[m], target) for m in members}
+        target: {m: reached(by_member[m], target) for m in members}
         for target in (max(best), statistics.median_high(best))
     }
     return "\n\n".join(
@@ -80,15 +71,14 @@ def slow_link_table(lines: list[Line], curves: list[Line]) -> str:
     )
 
 
-def seconds_table(timed: dict[tuple[str, float], float], need: dict[str, float]) -> str:
+def seconds_table(
+    timed: dict[tuple[str, float], float], need: dict[str, float | None]
+) -> str:
     """Tabulate seconds by rate; the last column: below which rate it beats the base."""
     rates = sorted({rate for _, rate in timed}, key=lambda rate: rate or np.inf)[::-1]
-    head = " | ".join(f"{rate:g} Mbit/s" if rate else "no limit" for rate in rates)
-    out = [
-        f"| | steps | {head} | pays below, Mbit/s |",
-        f"|---|---|{'---|' * len(rates)}---|",
-    ]
-    for m in (m for m in need if np.isfinite(need[m])):
+    shown = [f"{rate:g} Mbit/s" if rate else "no limit" for rate in rates]
+    body = []
+    for m in (m for m in need if need[m] is not None):
         here = [rate for rate in rates if (m, rate) in timed and (BASE, rate) in timed]
         seconds = {rate: need[m] * timed[m, rate] for rate in here}
         shaped = [
@@ -98,5 +88,5 @@ def seconds_table(timed: dict[tuple[str, float], float], need: dict[str, float])
         ]
         cells = [f"{seconds[r]:.0f}" if r in seconds else "" for r in rates]
         pays = "" if m == BASE else crossing(*zip(*shaped, strict=True))
-        out.append(f"| {m} | {need[m]:.0f} | {' | '.join(cells)} | {pays} |")
-    return "\n".join(out)
+        body.append([m, f"{need[m]:.0f}", *cells, pays])
+    return markdown(["", "steps", *shown, "pays below, Mbit/s"], body)

@@ -1,26 +1,15 @@
 """Members of a sweep: from their overrides to a config, or to a command's flags."""
 
-import copy
-import importlib.util
 import pathlib
 import sys
-from types import ModuleType
+from typing import Any
 
+from configs import fields
 from configs.base import Experiment
 from configs.sweeps.combine import LAUNCH, Member, names
 from configs.sweeps.strategies import MEMBERS
-
-
-def override(config: Experiment, overrides: Member) -> Experiment:
-    """Set dotted fields of a config in place; AttributeError if it has no such field."""
-    for name, value in overrides.items():
-        *path, last = name.split(".")
-        node = config
-        for part in path:
-            node = getattr(node, part)
-        getattr(node, last)
-        setattr(node, last, value)
-    return config
+from experiments.run.python_file import call_function
+from experiments.run.startup import read_config_file
 
 
 def as_flags(overrides: Member) -> list[str]:
@@ -37,6 +26,7 @@ def known(names: list[str]) -> list[str]:
 
 
 Sweep = dict[str, Member]  # name -> member
+LONGEST_NAME = 200  # bytes, of a folder; file systems take 255 with an ending
 
 
 def load_sweep(file: str | None) -> Sweep:
@@ -45,41 +35,61 @@ def load_sweep(file: str | None) -> Sweep:
         raise ValueError(
             "no --sweep given; for example --sweep=configs/sweeps/degree_batch.py"
         )
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"--sweep={file}: there is no such file")
-    module = import_file(file)
-    if not hasattr(module, "get_sweep"):
-        raise ValueError(f"--sweep={file} has no get_sweep()")
-    members = module.get_sweep()
+    members = call_function(file, "get_sweep")
+    check_members(file, members)
+    named = dict(zip(names(members), members, strict=True))
+    for name in named:
+        if len(name.encode()) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(
+                f"--sweep={file}: {name[:80]!r} cannot be a folder's name; a member's "
+                f"values must make a printable one of at most {LONGEST_NAME} bytes"
+            )
+    return named
+
+
+def check_members(file: str, members: Any) -> None:
+    """Raise ValueError for what is no list of dicts of names and JSON values."""
+    if not isinstance(members, list | tuple):
+        given = type(members).__name__
+        raise ValueError(f"{file}: get_sweep() returns a {given}; expected a list of dicts")
     if not members:
-        raise ValueError(f"--sweep={file}: get_sweep() returned no member")
-    return dict(zip(names(members), members, strict=True))
-
-
-def import_file(file: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("imported_file", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        raise ValueError(f"{file}: get_sweep() returned no member")
+    for member in members:
+        if not (isinstance(member, dict) and all(isinstance(key, str) for key in member)):
+            raise ValueError(
+                f"{file}: get_sweep() has the member {member!r}; expected a dict of names "
+                "and values"
+            )
+        for key, value in member.items():
+            if not isinstance(value, str | int | float):
+                raise ValueError(
+                    f"{file}: a member's {key} is {value!r}; expected a number or a word"
+                )
 
 
 def member_config(name: str, member: Member) -> Experiment:
     """Return a member's config; ValueError for a field or a value that it cannot have."""
-    file = member.get("config", "")
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"member {name}: there is no config file {file!r}")
-    module = import_file(file)
-    devices, processes = member.get("devices", 1), member.get("processes", 1)
-    if devices % processes:
-        raise ValueError(
-            f"member {name}: {devices} devices are not divisible by {processes} processes"
-        )
     try:
-        config = override(copy.deepcopy(module.get_config()), overrides(member))
+        file = member.get("config", "")
+        if not (isinstance(file, str) and pathlib.Path(file).is_file()):
+            raise ValueError(f"there is no config file {file!r}")
+        check_launch(member)
+        config = fields.override(read_config_file(file), overrides(member))
         config.validate()
-    except (AttributeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"member {name}: {error}") from None
     return config
+
+
+def check_launch(member: Member) -> None:
+    """Raise ValueError for devices, processes or cores that cannot be."""
+    for key, least in [("devices", 1), ("processes", 1), ("cores", 0)]:
+        value = member.get(key, least)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{key} is {value!r}; expected a whole number from {least} up")
+    devices, processes = member.get("devices"), member.get("processes", 1)
+    if devices and devices % processes:
+        raise ValueError(f"{devices} devices are not divisible by {processes} processes")
 
 
 def overrides(member: Member) -> Member:

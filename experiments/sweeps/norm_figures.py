@@ -2,6 +2,7 @@
 
 A panel for each kind of model, in it a curve for each run: its colour tells the activation,
 its line the initialiser, hollow markers that nothing was clipped, its length the depth.
+Where that leaves runs alike, each has a colour and a name of its own instead.
 """
 
 import statistics
@@ -10,11 +11,14 @@ from functools import partial
 
 from matplotlib.lines import Line2D
 
-from experiments.sweeps.figures import COLORS, WIDTH, png, pyplot
+from experiments.sweeps.looks import COLORS, WIDTH, legend, log_ticks, looks, png, pyplot
 from experiments.sweeps.rows import Row
 from lm.norms import ACTIVATION_RMS, GRADIENT_NORM
 
-LINES = {"naive": ":", "xavier": "--", "he": "-", "orthogonal": "-.", "gpt2": "-."}
+LINES = {
+    "naive": ":", "xavier": "--", "he": "-", "orthogonal": "-.",
+    "gpt2": (0, (6, 2, 1, 2, 1, 2)),
+}  # fmt: skip
 COLOR_OF = dict(zip(("sigmoid", "tanh", "relu", "gelu", "swiglu"), COLORS, strict=False))
 COLUMNS = 3
 
@@ -24,11 +28,13 @@ def layer_curve(row: Row, prefix: str) -> list[tuple[int, float]]:
 
     Layers without a positive finite value are left out: a logarithm has no place for them.
     """
+    records = row.of("train")
+    names = {x for r in (*records[:1], *records[-1:]) for x in r}  # they have all the names
     values: dict[int, list[float]] = {}
-    for record in row.of("train"):
-        for name, value in record.items():
-            if name.startswith(f"{prefix}layers/") and value:
-                values.setdefault(int(name.rpartition("/")[2]) + 1, []).append(value)
+    for name in (name for name in names if name.startswith(f"{prefix}layers/")):
+        found = [record[name] for record in records if record.get(name)]
+        if found:
+            values[int(name.rpartition("/")[2]) + 1] = found
     return [(layer, statistics.median(found)) for layer, found in sorted(values.items())]
 
 
@@ -47,6 +53,7 @@ def by_layer(rows: list[Row], prefix: str, label: str) -> bytes | None:
     curves = [(row, curve) for row in rows if (curve := layer_curve(row, prefix))]
     if not curves:
         return None
+    hows, handles = curve_looks(curves)
     kinds = list(dict.fromkeys(kind(row) for row, _ in curves))
     num_lines = -(-len(kinds) // COLUMNS)
     figure, grid = pyplot.subplots(
@@ -54,22 +61,30 @@ def by_layer(rows: list[Row], prefix: str, label: str) -> bytes | None:
         sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     panels = dict(zip(kinds, grid.flat, strict=False))
-    for row, curve in curves:
-        panels[kind(row)].plot(*zip(*curve, strict=True), **look(row))
+    for (row, curve), how in zip(curves, hows, strict=True):
+        panels[kind(row)].plot(*zip(*curve, strict=True), **how)
     for name, axes in panels.items():
         axes.set_title(name, fontsize=9)
-        axes.set_yscale("log")
+        log_ticks(axes.yaxis, [value for _, curve in curves for _, value in curve])
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("layer")
     for axes in list(grid.flat)[len(kinds) :]:
         axes.set_axis_off()
     for line in grid:
         line[0].set_ylabel(label)
-    figure.legend(
-        handles=keys([row for row, _ in curves]), loc="outside lower left", ncols=5,
-        frameon=False, fontsize=8,
-    )  # fmt: skip
+    legend(figure, handles)
     return png(figure)
+
+
+def curve_looks(
+    curves: list[tuple[Row, list[tuple[int, float]]]],
+) -> tuple[list[dict], list[Line2D]]:
+    """Return how to draw each run, and a legend's entries."""
+    rows = [row for row, _ in curves]
+    told = {repr((kind(row), curve[-1][0], look(row))) for row, curve in curves}
+    if len(told) < len(rows):
+        return looks(rows, rows)
+    return [look(row) for row in rows], keys(rows)
 
 
 def look(row: Row) -> dict[str, object]:

@@ -3,27 +3,18 @@
 import base64
 import json
 import pathlib
-import re
 from typing import NamedTuple
 
 import jinja2
 
-from experiments.processes.messages import human, size
+from experiments.processes.messages import human
+from experiments.sweeps.advice import recommendation
 from experiments.sweeps.figures import FIGURES
 from experiments.sweeps.norm_figures import NORM_FIGURES
-from experiments.sweeps.rows import Row, read_rows
-from experiments.sweeps.verdicts import Verdict, recommendation, utilisation, verdict
-
-
-class Table(NamedTuple):
-    title: str
-    note: str
-    head: list[str]
-    rows: list[list[str]]
-
-    @staticmethod
-    def is_number(cell: str) -> bool:
-        return bool(re.fullmatch(r"[-+]?[\d.]+%?( ?[kMGTP]?B?)?|", cell))
+from experiments.sweeps.rows import Row, baselines, read_paths, read_rows
+from experiments.sweeps.run_table import Value, runs_table
+from experiments.sweeps.tables import Table
+from experiments.sweeps.verdicts import SAME, verdict
 
 
 class Picture(NamedTuple):
@@ -32,49 +23,32 @@ class Picture(NamedTuple):
     inline: str  # base64
 
 
-def figures_table(rows: list[Row], limit: float | None) -> Table:
-    def cells(row: Row) -> list[str]:
-        s = row.summary
-        used = utilisation(row, limit)
-        scale = s.get("noise_scale")
-        return [
-            row.name,
-            f"{s['devices']}" + (" emulated" if row.emulated else ""),
-            f"{row.config['data.batch_size']}",
-            human(s["tokens"]),
-            f"{row.loss:.4f}",
-            f"{s['val_perplexity']:.2f}",
-            "" if s["shifted_loss"] is None else f"{s['shifted_loss']:.4f}",
-            human(row.rate),
-            "" if used is None else f"{used:.0%}",
-            size(s["sent_bytes"]) if "sent_bytes" in s else "",
-            size(s["peak_bytes"]) if "peak_bytes" in s else "",
-            size(s["peak_memory_bytes"]),
-            human(scale) if scale else "",
-        ]
-
-    head = ["run", "devices", "batch", "tokens", "loss", "perplexity", "elsewhere"]
-    head += ["tokens/s", "FLOP share", "sent", "memory", "observed", "noise scale"]
+def verdicts_table(rows: list[Row], base_of: dict[str, Row], limit: Value) -> Table:
     note = (
-        "Loss: validation, nats a token; elsewhere: on held-out text of another kind. FLOP "
-        "share: the model's own FLOPs (no recomputation) over what this machine reaches in "
-        "products of large matrices. Sent: by a device in a step. Memory: of a device in "
-        "the compiled step; observed: peak of a device, or of the process on a CPU. Noise "
-        "scale: of the gradient at the end, in tokens."
+        "Each run is compared with its baseline: the run on the fewest devices that is "
+        "else the same. A run without a baseline is one."
     )
-    return Table("The runs", note, head, [cells(row) for row in rows])
-
-
-def verdicts_table(rows: list[Row], limit: float | None) -> Table:
-    note = (
-        "Each run against the one on the fewest devices that is else the same. Quality: "
-        "against the best run on that number of devices. Generalisation: the gap from "
-        "training to validation loss, and the loss on text of another kind; losses within "
-        "0.5 % are equal."
+    meanings = (
+        ("Time", "tokens a second, and what each added device brought"),
+        (
+            "Quality",
+            "validation loss against the lowest on the baseline's number of devices; a tie "
+            f"within {SAME:.1%}",
+        ),
+        ("Utilisation", "how much of the machine was used"),
+        (
+            "Generalisation",
+            "the gap from training to validation loss, and the loss on text of another "
+            "kind (elsewhere)",
+        ),
     )
-    head = ["run", *(field.capitalize() for field in Verdict._fields)]
-    body = [[row.name, *verdict(row, rows, limit)] for row in rows]
-    return Table("Was it worth it?", note, head, body)
+    head = ["run", "baseline", *(name for name, _ in meanings)]
+    body = [
+        [row.name, "" if base is row else base.name, *verdict(row, rows, base, limit)]
+        for row in rows
+        for base in [base_of[row.name]]
+    ]
+    return Table("Was it worth it?", note, head, body, meanings=meanings)
 
 
 def missing_table(missing: dict[str, str]) -> Table:
@@ -94,10 +68,11 @@ def pictures(rows: list[Row], folder: pathlib.Path) -> list[Picture]:
 
 
 def notes(rows: list[Row], machine: dict | None) -> list[str]:
-    first = rows[0].summary
+    kinds = ", ".join(dict.fromkeys(row.summary["device_kind"] for row in rows))
+    versions = rows[0].summary["versions"]
     said = [
-        f"{len(rows)} complete runs on {first['device_kind']}; Python "
-        f"{first['versions']['python']}, JAX {first['versions']['jax']}."
+        f"{len(rows)} complete runs on {kinds}; Python {versions['python']}, JAX "
+        f"{versions['jax']}."
     ]
     if machine:
         said.append(
@@ -107,10 +82,25 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
         )
     if any(row.emulated for row in rows):
         said.append(
-            "Some of these devices are emulated: they share the machine's cores, so their "
-            "number says nothing about speed. Bytes, memory and losses are as on real ones."
+            "Some devices are emulated: they share the machine's cores, so their speed "
+            "says nothing about real ones. Bytes, memory and losses are as on real ones."
         )
     return said
+
+
+def read_machine(folder: pathlib.Path) -> dict | None:
+    """Return what was measured of the machine of a sweep."""
+    file = folder / "machine.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def diff(paths: list[pathlib.Path]) -> str:
+    """Tabulate, for a terminal, what differs between runs and what came of it."""
+    rows = read_paths(paths)
+    machine = read_machine(paths[0]) if len(paths) == 1 else None
+    table = runs_table(rows, machine and machine["product_limit"])
+    meanings = [f"- {name}: {meaning}" for name, meaning in table.meanings]
+    return "\n".join([table.markdown(padded=True), "", table.note, "", *meanings])
 
 
 def write_report(folder: pathlib.Path) -> pathlib.Path:
@@ -118,16 +108,16 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     rows, missing = read_rows(folder)
     if not rows:
         raise ValueError(f"{folder} has no complete run yet: {missing}")
-    file = folder / "machine.json"
-    machine = json.loads(file.read_text()) if file.exists() else None
+    machine = read_machine(folder)
     limit = machine and machine["product_limit"]
-    tables = [verdicts_table(rows, limit), figures_table(rows, limit)]
+    base_of = baselines(rows)
+    tables = [verdicts_table(rows, base_of, limit), runs_table(rows, limit)]
     if missing:
         tables.append(missing_table(missing))
     content = {
         "title": f"Sweep {folder.name}",
         "notes": notes(rows, machine),
-        "advice": recommendation(rows),
+        "advice": recommendation(rows, base_of),
         "tables": tables,
         "pictures": pictures(rows, folder),
     }
@@ -135,5 +125,5 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     for kind in ("html", "md"):
         environment = jinja2.Environment(loader=loader, autoescape=kind == "html")
         page = environment.get_template(f"report.{kind}.jinja").render(content)
-        (folder / f"report.{kind}").write_text(page)
+        (folder / f"report.{kind}").write_text(page, encoding="utf-8")
     return folder / "report.html"

@@ -16,12 +16,13 @@ def write(file: pathlib.Path, line: Line) -> None:
     if not is_main_process():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
+    with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
 
 
 def read(file: pathlib.Path) -> list[Line]:
-    return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def measure_missing(

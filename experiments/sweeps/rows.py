@@ -1,8 +1,10 @@
 """The runs of a sweep as rows, and what each is to be compared with."""
 
 import json
+import math
 import pathlib
 import statistics
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from experiments.run.log import read_metrics
@@ -36,21 +38,25 @@ class Row(NamedTuple):
 
     @property
     def loss(self) -> float:
-        return self.summary["val_loss"]
+        """Of validation; infinite where it is not finite or not a number."""
+        loss = self.summary["val_loss"]
+        return loss if loss is not None and math.isfinite(loss) else math.inf
 
     @property
     def batch_tokens(self) -> int:
         return self.config["data.batch_size"] * self.config["data.seq_len"]
 
     @property
-    def train_loss(self) -> float:
-        """Of the last tenth of the steps."""
+    def train_loss(self) -> float | None:
+        """Of the last tenth of the steps; None for a model of counts, which has none."""
         losses = [r["loss"] for r in self.of("train") if r["loss"] is not None]
-        return statistics.fmean(losses[-max(len(losses) // 10, 1) :])
+        return statistics.fmean(losses[-max(len(losses) // 10, 1) :]) if losses else None
 
     @property
-    def gap(self) -> float:
-        """Validation loss over training loss, nats."""
+    def gap(self) -> float | None:
+        """Validation loss over training loss, nats; None if one of them is not a number."""
+        if self.train_loss is None or not math.isfinite(self.loss):
+            return None
         return self.loss - self.train_loss
 
     def of(self, split: str) -> list[dict[str, Any]]:
@@ -81,10 +87,19 @@ class Row(NamedTuple):
     def settings(self, without: tuple[str, ...] = ()) -> tuple:
         """Return all that decides the numbers, but for `without`."""
         return tuple(
-            (key, value)
+            (key, repr(value))
             for key, value in sorted(self.config.items())
             if not key.startswith(MAY_DIFFER) and key not in without
         )
+
+
+def read_row(name: str, workdir: pathlib.Path) -> Row | None:
+    """Return a run; None if it is not complete."""
+    summary = read_summary(workdir)
+    if not summary:
+        return None
+    config = flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    return Row(name, config, summary, read_metrics(workdir / "metrics.jsonl"))
 
 
 def read_rows(folder: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
@@ -98,41 +113,99 @@ def read_rows(folder: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
             f"{folder} holds no sweep.json; python -m experiments.sweep makes one"
         )
     rows, missing = [], {}
-    for name in json.loads(file.read_text()):
-        if summary := read_summary(folder / name):
-            config = flatten(json.loads((folder / name / "config.json").read_text()))
-            records = read_metrics(folder / name / "metrics.jsonl")
-            rows.append(Row(name, config, summary, records))
+    for name in json.loads(file.read_text(encoding="utf-8")):
+        if row := read_row(name, folder / name):
+            rows.append(row)
         else:
             error = folder / f"{name}.error"
-            missing[name] = error.read_text().strip() if error.exists() else "not run yet"
+            there = error.exists()
+            missing[name] = (
+                error.read_text(encoding="utf-8").strip() if there else "not run yet"
+            )
     return rows, missing
 
 
-def baseline(row: Row, rows: list[Row]) -> Row:
-    """Return the run on fewest devices that is else the same; at worst the row itself.
+def read_paths(paths: list[pathlib.Path]) -> list[Row]:
+    """Return the complete runs of sweeps and of workdirs, named by their paths.
+
+    ValueError for a path that holds no complete run.
+    """
+    rows = []
+    for path in paths:
+        if (path / "sweep.json").exists():
+            found, missing = read_rows(path)
+            if not found:
+                raise ValueError(f"{path} has no complete run yet: {missing}")
+            prefix = f"{path}/" if len(paths) > 1 else ""
+            rows += [row._replace(name=prefix + row.name) for row in found]
+        elif row := read_row(str(path), path):
+            rows.append(row)
+        else:
+            raise ValueError(
+                f"{path} holds neither a sweep.json nor a summary.json: give the folder of "
+                "a sweep, or the workdir of a run that is complete"
+            )
+    return rows
+
+
+def baselines(rows: list[Row]) -> dict[str, Row]:
+    """Map each run's name to the run on fewest devices that is else the same.
 
     Where every such run has as many devices, runs with another batch size count too (weak
-    scaling), and then the first of the sweep on as many devices (strategies).
+    scaling), and then the first of the sweep on as many devices (strategies): at worst that
+    is the run itself.
     """
-    for without in ((), WITH_BATCH):
-        alike = [r for r in rows if r.settings(without) == row.settings(without)]
-        fewest = min(alike, key=lambda r: r.devices)
-        if fewest.devices < row.devices:
-            return fewest
-    alike = [r for r in rows if r.settings() == row.settings()]
-    return alike[0]
+    same = group(rows, Row.settings)
+    but_for_batch = group(rows, lambda row: row.settings(WITH_BATCH))
+    found = {}
+    for row in rows:
+        alike = same[row.settings()]
+        candidates = [
+            min(others, key=lambda r: r.devices)
+            for others in (alike, but_for_batch[row.settings(WITH_BATCH)])
+        ]
+        fewer = [r for r in candidates if r.devices < row.devices]
+        found[row.name] = fewer[0] if fewer else alike[0]
+    return found
 
 
-def label(row: Row) -> str:
-    """Name a row's settings without its degree: runs that only differ there share it."""
-    parts = row.name.split(",")
-    kept = [p for p in parts if p.split("=")[0] not in ("devices", "processes", "seed")]
-    return ", ".join(kept) or "base"
+def group(rows: list[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Return key -> its rows, both in the order of the sweep."""
+    found: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def label(row: Row, without: tuple[str, ...]) -> str:
+    """Name what the sweep set for a row, but for the keys in `without`."""
+    parts = [p for p in row.name.split(",") if p.split("=")[0] not in without]
+    return ", ".join(parts)
 
 
 def by_label(rows: list[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(label(row), []).append(row)
-    return found
+    """Group the rows that differ in their devices and seed alone, and name the groups."""
+    groups = group(rows, lambda row: label(row, ("devices", "processes", "seed")))
+    for alike in groups.values():
+        if len({(row.devices, row.config["seed"]) for row in alike}) < len(alike):
+            # The same devices are spread over other processes.
+            groups = group(rows, lambda row: label(row, ("devices", "seed")))
+            break
+    unnamed = "all runs" if len(groups) == 1 else "nothing set"
+    return {name or unnamed: alike for name, alike in groups.items()}
+
+
+def reached(points: Iterable[tuple[float, float]], target: float) -> float | None:
+    """Return the x at which a curve of (x, loss) first comes down to a loss (linear).
+
+    None if it never does, or if its first point is below already: there is no telling when.
+    """
+    before = None
+    for x, loss in points:
+        if loss <= target:
+            if before is None:
+                return None
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (x - before[0])
+        before = (x, loss)
+    return None

@@ -4,11 +4,14 @@ corpus -> clean -> deduplicate -> tokenise -> pack -> rows on disk, cached under
 fingerprint of everything that made them.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import filelock
@@ -29,6 +32,7 @@ from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 FORMAT = 3  # part of the fingerprint; changes when the files or their making change
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SILENT_SECONDS = 5.0  # after which a wait is told
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
 
@@ -49,8 +53,7 @@ def prepare(config: DataConfig) -> Data:
     fingerprint = fingerprint_of(config, corpus)
     folder = rows_folder(config, fingerprint)
     if not (folder / "meta.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{folder}.lock"):
+        with locked(folder):
             if not (folder / "meta.json").exists():
                 fill_cache(config, corpus, folder, fingerprint)
     return load(folder)
@@ -98,6 +101,28 @@ def fill_cache(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a folder of the cache; say so if another process has it for long."""
+    lock = filelock.FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=SILENT_SECONDS)
+    except filelock.Timeout:
+        line = f"waiting for the process that prepares {folder}, until it is done or ends"
+        print(line, file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"the prepared data cannot be kept in {folder.parent} ({error}); give another "
+            "folder by --config.data.cache"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_rows(

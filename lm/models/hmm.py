@@ -15,11 +15,13 @@ row where an associative scan composes matrices at S^3. Source: Rabiner 1989.
 Shapes: B batch, T time, S states, V vocabulary, C cache length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from lm.models.setting import Setting
 from lm.task import Batch, Key, Params, Sums, Task, targets_mask
 
 TRAINING = ("em", "gradient")
@@ -27,23 +29,30 @@ TRAINING = ("em", "gradient")
 
 @dataclass
 class HmmConfig:
-    num_states: int = 128  # S
-    training: str = "em"  # em: gradients are minus expected counts | gradient
+    num_states: int = field(default=128, metadata={"at_least": 1})  # S
+    # em: gradients are minus expected counts
+    training: str = field(default="em", metadata={"choices": TRAINING})
 
-    def validate(self, seq_len: int) -> None:
-        if self.num_states < 1:
-            raise ValueError(
-                f"model.num_states is {self.num_states}; it must be at least 1"
-            )
-        if self.training not in TRAINING:
-            raise ValueError(
-                f"model.training is {self.training!r}; choose one of {', '.join(TRAINING)}"
-            )
+    reads: ClassVar[str] = "documents"
+    traces: ClassVar[bool] = False
+
+    @property
+    def trained_by(self) -> str:
+        return "expectation" if self.training == "em" else "gradient"
+
+    def validate(self, setting: Setting) -> None:
+        """Nothing needs more than one field."""
+
+    def task(self, setting: Setting) -> Task:
+        return hmm_task(self, setting.vocab_size)
+
+    def describe(self) -> str:
+        how = {"em": "Baum-Welch", "gradient": "by gradient"}[self.training]
+        return f"hidden Markov, {self.num_states} states, {how}"
 
 
-def hmm_task(config: HmmConfig, vocab_size: int, seq_len: int) -> Task:
+def hmm_task(config: HmmConfig, vocab_size: int) -> Task:
     """Return the Task of a hidden Markov model; rows may have any length."""
-    del seq_len
     num_states = config.num_states
 
     def init(key: Key) -> Params:

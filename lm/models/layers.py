@@ -6,15 +6,17 @@ Shapes: I inputs, O outputs (x_xI and y_xO have any leading dims); B batch, T ti
 import math
 import os
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 
-@jax.custom_vjp
-def matmul(x_xI: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """Return x @ w.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x_xI: jax.Array, w_IO: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """Return x @ w, as `dtype` if given; its sums are made in float32 anyway.
 
     The gradient of w sums over rows, so one of x and dy must be read transposed. Autodiff
     always transposes dy. XLA for CPUs makes a transposed copy and computes dy anew inside
@@ -22,15 +24,16 @@ def matmul(x_xI: jax.Array, w_IO: jax.Array) -> jax.Array:
     of an MLP, of the head) a step of GPT-2 takes 1.2 to 1.5 times as long. Here the
     narrower of the two is transposed. Elsewhere the two orders cost the same.
     """
-    return jnp.matmul(x_xI, w_IO)
+    return jnp.matmul(x_xI, w_IO, preferred_element_type=dtype)
 
 
-def matmul_forward(x_xI: jax.Array, w_IO: jax.Array):
-    return matmul(x_xI, w_IO), (x_xI, w_IO)
+def matmul_forward(x_xI: jax.Array, w_IO: jax.Array, dtype: DTypeLike | None):
+    return matmul(x_xI, w_IO, dtype), (x_xI, w_IO)
 
 
-def matmul_backward(saved, dy_xO: jax.Array):
+def matmul_backward(dtype: DTypeLike | None, saved, dy_xO: jax.Array):
     x_xI, w_IO = saved
+    dy_xO = dy_xO.astype(x_xI.dtype)
     rows = tuple(range(x_xI.ndim - 1))
     sum_rows = ((rows, rows), ((), ()))
     if x_xI.shape[-1] <= dy_xO.shape[-1]:
@@ -41,6 +44,18 @@ def matmul_backward(saved, dy_xO: jax.Array):
 
 
 matmul.defvjp(matmul_forward, matmul_backward)
+
+
+def vocabulary_logits(
+    x_BTD: jax.Array, embedding: nnx.Param, output: nnx.Linear | None
+) -> jax.Array:
+    """Return logits_BTV in float32, by `output` or, without one, by the embedding.
+
+    The operands keep the type of x. Sixteen bits would give the likeliest tokens the same
+    logit where they differ by less than 1 in 256.
+    """
+    w_DV = embedding[...].T if output is None else output.kernel[...]
+    return matmul(x_BTD, w_DV, jnp.float32)
 
 
 @jax.custom_vjp

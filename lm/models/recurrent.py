@@ -13,16 +13,24 @@ V vocabulary. A cell's carry is a pytree of states [B, D]: (c, h) of the LSTM, e
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.attention import positions_in_segment
-from lm.models.layers import ACTIVATIONS, INITIALIZERS, dropout, matmul
+from lm.models.layers import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    dropout,
+    matmul,
+    vocabulary_logits,
+)
 from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
+from lm.models.setting import Setting, check_chunk
 from lm.task import Task, next_token_task
 
 CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
@@ -32,53 +40,46 @@ NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 @dataclass
 class RecurrentConfig:
-    cell: str = "lstm"  # rnn | lstm | gru
-    width: int = 256  # D, of the embedding and of each state
-    num_layers: int = 2
-    activation: str = "tanh"  # of the plain RNN: tanh | relu | gelu | sigmoid
-    init: str = "orthogonal"  # of each gate: naive | xavier | he | orthogonal
-    truncate: int = 0  # steps after which gradients stop; it divides seq_len; 0: none
+    # the recurrence
+    cell: str = field(default="lstm", metadata={"choices": tuple(CELLS)})
+    # D, of the embedding and of each state
+    width: int = field(default=256, metadata={"at_least": 1})
+    # each reads the states of the one before
+    num_layers: int = field(default=2, metadata={"at_least": 1, "at_most": 10_000})
+    # of the plain RNN
+    activation: str = field(
+        default="tanh",
+        metadata={"choices": tuple(ACTIVATIONS), "only": {"model.cell": ("rnn",)}},
+    )
+    # of each gate
+    init: str = field(default="orthogonal", metadata={"choices": tuple(INITIALIZERS)})
+    # steps after which gradients stop; it divides seq_len; 0: none
+    truncate: int = field(default=0, metadata={"at_least": 0})
     tied: bool = True  # the head is the transposed embedding
-    dropout: float = 0.0  # between layers, not between steps (Zaremba et al. 2014)
-    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
+    # between layers, not between steps (Zaremba et al. 2014)
+    dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
+    # positions whose logits exist at once; 0: all
+    loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
 
-    def validate(self, seq_len: int) -> None:
-        for name, options in [
-            ("cell", CELLS),
-            ("activation", ACTIVATIONS),
-            ("init", INITIALIZERS),
-        ]:
-            if (value := getattr(self, name)) not in options:
-                raise ValueError(
-                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
-                )
-        if self.cell != "rnn" and self.activation != "tanh":
-            raise ValueError(
-                f"model.activation is {self.activation!r}, a choice of the plain RNN, but "
-                f"model.cell is {self.cell!r}; set model.activation=tanh or model.cell=rnn"
-            )
-        for name in ("width", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
-                )
-        for name in ("truncate", "loss_chunk"):
-            size = getattr(self, name)
-            if size < 0 or (size and seq_len % size):
-                raise ValueError(
-                    f"model.{name} {size} does not divide data.seq_len {seq_len}"
-                )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
+    reads: ClassVar[str] = "documents"
+    trained_by: ClassVar[str] = "gradient"
+    traces: ClassVar[bool] = True
 
+    def validate(self, setting: Setting) -> None:
+        """Check what needs more than one field; ValueError."""
+        check_chunk("model.truncate", self.truncate, setting)
+        check_chunk("model.loss_chunk", self.loss_chunk, setting)
 
-def recurrent_task(
-    config: RecurrentConfig, vocab_size: int, trace_norms: bool = False
-) -> Task:
-    def build(rngs: nnx.Rngs) -> Recurrent:
-        return Recurrent(config, vocab_size, rngs)
+    def task(self, setting: Setting) -> Task:
+        def build(rngs: nnx.Rngs) -> Recurrent:
+            return Recurrent(self, setting.vocab_size, rngs)
 
-    return next_token_task(build, config.loss_chunk, trace_norms=trace_norms)
+        traced = setting.trace_norms
+        task = next_token_task(build, self.loss_chunk, trace_norms=traced)
+        return task._replace(hidden=("layers",))
+
+    def describe(self) -> str:
+        return f"{self.cell.upper()}, {self.num_layers} layers of {self.width}"
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:
@@ -210,9 +211,7 @@ class Recurrent(nnx.Module):
         return x_BTD, measured
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int) -> list[Carry]:
         return [layer.zeros((batch_size, 1 + length)) for layer in self.layers]

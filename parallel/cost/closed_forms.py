@@ -1,8 +1,10 @@
-"""What each strategy should send, on paper: to be held beside the ledger of what it does.
+"""The bytes that each strategy should send, on paper; the ledger has what it does send.
 
 Bytes that one device sends in a step, for P parameters of 4 bytes, N devices and k
-microbatches; the formulas stand beside the strategies (parallel/sharded.py,
-parallel/exchange/algorithms.py, the codecs' `sent_bytes`).
+microbatches. Each function is the closed form of a row of parallel/strategies.py; the
+formulas stand beside the code that sends (parallel/sharded.py,
+parallel/exchange/algorithms.py, the codecs' `sent_bytes`). Metrics, and scales of
+gradients' norms, are not counted.
 """
 
 import math
@@ -15,25 +17,9 @@ from jax.sharding import Mesh
 from parallel.exchange.algorithms import sent_elements
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
-from parallel.local import PLANS
 from parallel.mesh import batch_axes, batch_degree
 from parallel.program import FSDP, STAGE, TENSOR, Batch, Params
-from parallel.strategies import ParallelConfig
 
-LAYOUTS: dict[str, Callable[[float, int, int], float]] = {  # (4 P, N, k) -> bytes
-    "jit": lambda size, n, k: 2 * k * size * (n - 1) / n,
-    "zero1": lambda size, n, k: 2 * size * (n - 1) / n,
-    "zero2": lambda size, n, k: (k + 1) * size * (n - 1) / n,
-    "fsdp": lambda size, n, k: 3 * k * size * (n - 1) / n,
-}
-WITH_STAGES = ("gpipe", "1f1b", "interleaved")
-KINDS = {  # of collectives that may carry more than metrics
-    "jit": {"all-reduce"},
-    "tensor": {"all-reduce"},
-    **dict.fromkeys(("zero1", "zero2", "fsdp"), {"reduce-scatter", "all-gather"}),
-    **dict.fromkeys(("hsdp", "hybrid"), {"reduce-scatter", "all-gather", "all-reduce"}),
-    **dict.fromkeys(WITH_STAGES, {"collective-permute", "all-reduce"}),
-}
 BY_ALGORITHM = {
     "psum": {"all-reduce"},
     "all_to_all": {"all-to-all", "all-gather"},
@@ -43,7 +29,7 @@ BY_ALGORITHM = {
 
 
 class Cut(NamedTuple):
-    """What of a task is known to who splits its layers, or cuts between them."""
+    """What must be known of a task to split its layers, or to cut between them."""
 
     num_layers: int
     outer: float  # bytes of the parameters outside the layers
@@ -64,32 +50,56 @@ def num_bytes(tree: Any) -> float:
     return 4.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def split_bytes(config: ParallelConfig, mesh: Mesh, size: float, cut: Cut | None) -> float:
-    """Return what hsdp, tensor and hybrid send; `size` is 4 P.
+def by_layout(formula: Callable[[float, int, int], float]) -> Callable:
+    """Make a closed form of one of (4 P, N, k)."""
 
-    Over fsdp as ZeRO-3 does, an all-reduce over data of what is left, and over tensor two
-    sums of the carry forward and two backward in each layer (Shoeybi et al. 2019, 3), one
-    after the embedding and one before the head. Parameters of no split dim, norms, are
-    taken as if they had one.
+    def sent(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+        return formula(num_bytes(params), batch_degree(mesh), config.accumulation)
+
+    return sent
+
+
+def fsdp_formula(size: float, n: int, k: int) -> float:
+    return 3 * k * size * (n - 1) / n
+
+
+jit_bytes = by_layout(lambda size, n, k: 2 * k * size * (n - 1) / n)
+zero1_bytes = by_layout(lambda size, n, k: 2 * size * (n - 1) / n)
+zero2_bytes = by_layout(lambda size, n, k: (k + 1) * size * (n - 1) / n)
+fsdp_bytes = by_layout(fsdp_formula)
+
+
+def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float | None:
+    """Return what hsdp, tensor and hybrid send; None where a layer is split, but no cut
+    of the task is known.
+
+    Over fsdp it sends as ZeRO-3 does, over data an all-reduce of what is left. Over tensor
+    it sums the carry twice forward and twice backward in each layer (Shoeybi et al. 2019,
+    3), once after the embedding and once before the head. Parameters without a split dim,
+    the norms, count as if they had one.
     """
     fsdp, tensor = (mesh.shape.get(axis, 1) for axis in (FSDP, TENSOR))
+    if tensor > 1 and cut is None:
+        return None
     degree = batch_degree(mesh)
-    size /= tensor
-    sent = LAYOUTS["fsdp"](size, fsdp, config.accumulation)
+    size = num_bytes(params) / tensor
+    sent = fsdp_formula(size, fsdp, config.accumulation)
     data = degree // fsdp
     sent += 2 * size / fsdp * (data - 1) / data
-    if cut and tensor > 1:
+    if tensor > 1:
         sums = 4 * cut.num_layers + 2
         sent += sums * 2 * cut.carry / degree * (tensor - 1) / tensor
     return sent
 
 
-def pipeline_bytes(mesh: Mesh, cut: Cut, num_chunks: int) -> float:
+def pipeline_bytes(mesh: Mesh, cut: Cut | None, num_chunks: int) -> float | None:
     """Return what a stage sends on average: the carry and its gradient, and sums.
 
-    Every stage but the last hands on, in each of its chunks; layers are summed over data,
-    what is outside them over all devices.
+    Every stage but the last sends the carry on, in each of its chunks. The gradients of
+    layers are summed over data, all other gradients over all devices.
     """
+    if cut is None:
+        return None
     stages, data = mesh.shape[STAGE], batch_degree(mesh)
     crossings = (stages * num_chunks - 1) / stages
     sent = 2 * cut.carry / data * crossings
@@ -97,29 +107,14 @@ def pipeline_bytes(mesh: Mesh, cut: Cut, num_chunks: int) -> float:
     return sent + 2 * cut.outer * (mesh.size - 1) / mesh.size
 
 
-def expected_bytes(
-    config: ParallelConfig, params: Params, mesh: Mesh, cut: Cut | None = None
-) -> float | None:
-    """Return the bytes of a strategy's closed form; None where it has none.
+def replica_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+    every = config.exchange.every or config.accumulation
+    times = config.accumulation // every
+    return times * exchange_bytes(config.exchange, params, mesh)
 
-    `params` are shapes. Metrics, and scales of gradients' norms, are not counted. Without
-    the task's `cut` pipelines have none, and so has what splits layers.
-    """
-    name, degree = config.strategy, batch_degree(mesh)
-    size = num_bytes(params)
-    if name == "hsdp" or (cut and name in ("tensor", "hybrid")):
-        return split_bytes(config, mesh, size, cut)
-    if cut and name in WITH_STAGES:
-        return pipeline_bytes(mesh, cut, config.chunks if name == "interleaved" else 1)
-    if name in LAYOUTS:
-        return LAYOUTS[name](size, degree, config.accumulation)
-    if name in PLANS:
-        return exchange_bytes(config.exchange, params, mesh) / config.local.every
-    if name in ("shard_map", "pmap"):
-        every = config.exchange.every or config.accumulation
-        times = config.accumulation // every
-        return times * exchange_bytes(config.exchange, params, mesh)
-    return None
+
+def local_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+    return exchange_bytes(config.exchange, params, mesh) / config.local.every
 
 
 def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:
@@ -139,12 +134,8 @@ def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:
     return codec.sent_bytes(params, degree) * against_ring
 
 
-def expected_kinds(config: ParallelConfig) -> set[str] | None:
-    """Return the kinds of collectives that may carry more than metrics; None: not known."""
-    if config.strategy in KINDS:
-        return KINDS[config.strategy]
-    if config.strategy not in (*PLANS, "shard_map", "pmap"):
-        return None
+def exchange_kinds(config: Any) -> set[str]:
+    """Return the kinds of collectives by which an exchange may travel."""
     exchange = config.exchange
     algorithm = "psum" if exchange.algorithm == "auto" else exchange.algorithm
     if exchange.codec != "none":

@@ -1,14 +1,14 @@
 """The wire ledger: which collectives a compiled program runs, and the bytes they send.
 
-Read from the optimised HLO, so it is what the compiler decided, not what was asked for.
-Bytes are those that one device sends in one step under ring algorithms, b being the bytes
-of the whole array and n the devices of a group: all-reduce 2 b (n-1)/n; all-gather,
+The ledger is read from the optimised HLO, so it has what the compiler decided, not what was
+asked for. Bytes are those that one device sends in one step under ring algorithms, for an
+array of b bytes and a group of n devices: all-reduce 2 b (n-1)/n; all-gather,
 reduce-scatter and all-to-all b (n-1)/n; collective-permute b for each pair of devices,
 averaged over all.
 
-A loop counts as often as it runs, each branch of a conditional as if it were taken. Two
-scopes (jax.named_scope) say what a program's text does not: what is traced in
-`once_in_K_steps` counts 1/K, and what is traced in `warmup` not at all.
+A loop counts as often as it runs, and each branch of a conditional as if it were taken. The
+text of a program does not tell how often a branch is taken. Two scopes (jax.named_scope)
+do: a collective in `once_in_K_steps` counts 1/K, and one in `warmup` does not count.
 """
 
 import math
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
     """List the collectives of a compiled program's text, the largest first.
 
-    Those that agree in kind, axes, types and source are one entry.
+    Collectives with the same kind, axes, types and source are one entry.
     """
     merged: dict[tuple, Entry] = {}
     for found in collectives(hlo, mesh):
@@ -63,7 +63,7 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
 
 
 def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
-    """Yield each collective instruction by itself; none between a device and itself."""
+    """Yield each collective instruction, but none from a device to itself."""
     computations, entry = split_computations(hlo)
     frames = Frames(hlo)
     for line, times, overlap in walk(computations, entry, 1.0):
@@ -73,10 +73,10 @@ def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
 
 
 def frequency(line: str) -> float:
-    """Return in what share of the steps an instruction runs.
+    """Return the share of the steps in which an instruction runs.
 
-    The compiler names what it has merged `common/(one:other)`, and that runs as often as
-    the most frequent of them.
+    The compiler names merged instructions `common/(one:other)`. They run as often as the
+    most frequent of them.
     """
     scope = m[1] if (m := re.search(r'op_name="([^"]*)"', line)) else ""
     common, _, merged = scope.partition("/(")
@@ -124,7 +124,7 @@ def read_collective(
 
 
 def item_bytes(dtype: str) -> float:
-    """Return the bytes of an element; names tell the bits: bf16, f8e4m3fn, s4, c64."""
+    """Return the bytes of an element; its name has the bits: bf16, f8e4m3fn, s4, c64."""
     return 1 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]) / 8
 
 
@@ -162,7 +162,7 @@ def replica_groups(line: str, mesh: Mesh) -> np.ndarray:
 
 
 def spanned(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
-    """Return the axes along which the devices of some group differ."""
+    """Return the axes along which the devices of any group differ."""
     if groups.size == 0:
         return ()
     places = np.unravel_index(groups, mesh.devices.shape)
@@ -195,7 +195,7 @@ def walk(
 ) -> Iterator[tuple[str, float, int | None]]:
     """Yield (line, executions, overlap) of every collective reached from `name`.
 
-    `overlap` is that of the async-start which wraps this computation, if one does.
+    `overlap` is that of the async-start that wraps the computation, if there is one.
     """
     lines = computations[name]
     for index, line in enumerate(lines):
@@ -213,7 +213,7 @@ def walk(
 
 
 def computing_until(start: re.Match, later: list[str]) -> int:
-    """Count what computes between an asynchronous start and its done in the schedule."""
+    """Count the computing instructions between an asynchronous start and its done."""
     name, kind = start.groups()
     done = re.compile(rf" {kind}-done\(.*%{re.escape(name)}(?![\w.\-])")
     end = next((i for i, line in enumerate(later) if done.search(line)), 0)
@@ -221,7 +221,7 @@ def computing_until(start: re.Match, later: list[str]) -> int:
 
 
 class Frames:
-    """The tables at the head of a program that tell which line asked for an instruction."""
+    """The tables at the head of a program that name the source line of an instruction."""
 
     def __init__(self, hlo: str):
         self.names = dict(re.findall(r'^(\d+) "(.*)"$', section(hlo, "FileNames"), re.M))
@@ -243,7 +243,7 @@ class Frames:
         }
 
     def source(self, line: str) -> str:
-        """Return the innermost file:line inside this repository; "" if there is none."""
+        """Return the innermost file:line in this repository; "" if there is none."""
         frame = m[1] if (m := re.search(r"stack_frame_id=(\d+)", line)) else "0"
         for _ in range(len(self.frames)):
             place, parent = self.frames.get(frame, ("", "0"))

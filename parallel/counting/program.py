@@ -1,8 +1,8 @@
 """Counting as a Program: each step adds a batch's tuples to a table spread over devices.
 
-For models whose parameters are functions of counts. The state's parameters are the table;
-`params` is what the model makes of the joined counts. The table that is saved is the
-joined one, so a run goes on under another strategy and on other devices.
+This is for models whose parameters are functions of counts. The state's parameters are the
+table; `params` are what the model makes of the joined counts. A checkpoint holds the joined
+table, so a run can continue under another strategy and on other devices.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,11 @@ from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import Batch, Key, Metrics, Params, Program, TrainState
 from parallel.replicas import EACH, ONCE, placed, spread, spread_pmap, stack_rows
 
-STRATEGIES = ("jit", "pmap", "shard_map")
 PLACEMENT = TrainState(step=ONCE, params=EACH, opt=ONCE, comm=ONCE, scale=ONCE)
 
 
 class Counting(NamedTuple):
-    """What is counted, and what becomes of it."""
+    """What is counted, and what the model makes of the counts."""
 
     # (batch, its step int32[]) -> int32[N, width], bool[N]: which of them count
     tuples: Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
@@ -48,13 +47,8 @@ class Counting(NamedTuple):
 def counting_program(counting: Counting, strategy: str, mesh: Mesh) -> Program:
     """Return the Program under jit (the compiler's collectives), pmap or shard_map.
 
-    ValueError for another strategy, or tuples that cannot be packed.
+    Raises ValueError for another strategy, or for tuples that cannot be packed.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(
-            f"parallel.strategy={strategy} has no meaning for a model of counts; choose "
-            f"one of {', '.join(STRATEGIES)}"
-        )
     axes = () if strategy == "jit" else batch_axes(mesh)
     degree = batch_degree(mesh) if axes else 1
     one_replica = partial(count_step, counting, axes)
@@ -101,7 +95,7 @@ def counting_program(counting: Counting, strategy: str, mesh: Mesh) -> Program:
 def count_step(
     counting: Counting, axes: tuple[str, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Add one replica's tuples; `tokens` in the metrics is how many all have counted."""
+    """Add one replica's tuples; the metric `tokens` is the number that all have counted."""
     tuples_Nn, valid_N = counting.tuples(batch, state.step)
     table = count_tuples(state.params, tuples_Nn, valid_N, counting.limit, axes)
     sums = {
@@ -121,7 +115,7 @@ def count_step(
 
 
 def jit_step(one_replica: Callable, mesh: Mesh, laid_out: TrainState) -> Callable:
-    """Count the global batch as one device would, the collectives left to the compiler."""
+    """Count the global batch as one device would; the compiler adds the collectives."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         whole = state._replace(params=jax.tree.map(lambda x: x[0], state.params))
@@ -138,9 +132,9 @@ def jit_step(one_replica: Callable, mesh: Mesh, laid_out: TrainState) -> Callabl
 
 
 def finish(counting: Counting, parts: Table) -> Params:
-    """Make the model of all devices' counts, on the host; every process has them all.
+    """Make the model from all devices' counts, on the host of every process.
 
-    Joined by one device: all of them would sort the same.
+    One device joins the counts: all devices would sort the same.
     """
     everywhere = multihost_utils.process_allgather(parts, tiled=True)
     table = jax.jit(join, static_argnums=1)(everywhere, counting.capacity)

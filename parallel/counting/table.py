@@ -1,13 +1,14 @@
 """Exact counts of tuples of small integers, spread over devices by hash.
 
-The idea: a tuple packs into a few 32-bit words whose order is the order of the tuples, so
+The idea: a tuple is packed into a few 32-bit words that have the order of the tuples. So
 counting is sorting, and a table of counts is a sorted array. Each device sorts and counts
-its own tuples, sends each distinct one with its count to the device that owns it (a hash
-of the tuple says which) in one all-to-all, and merges what it receives into its part of
-the table. Integers only: the counts have the same bits on any number of devices.
+its own tuples. In one all-to-all it sends each distinct tuple with its count to the device
+that owns the tuple; a hash of the tuple says which. The owner merges what it receives into
+its part of the table. All of it is integers, so the counts have the same bits on any number
+of devices.
 
-Shapes are static: a table has room for so many distinct tuples, and an exchange that
-carries fewer than a device has to send is repeated until all have arrived.
+Shapes are static: a table has room for a fixed number of distinct tuples. One exchange
+carries a fixed number of tuples, too; it is repeated until all tuples have arrived.
 
 Shapes: N tuples, n integers in a tuple, K words of a tuple, C capacity, D devices.
 """
@@ -41,7 +42,7 @@ def packing(width: int, limit: int) -> tuple[int, int, int]:
     """Return (bits of an integer, integers in a word, words) for tuples below `limit`.
 
     No integer has all its bits set, so no tuple looks like an empty row. Raises ValueError
-    where the integers do not fit in a word.
+    if the integers do not fit in a word.
     """
     bits = limit.bit_length()
     if not 1 <= bits <= 32 or width < 1:
@@ -65,7 +66,7 @@ def pack(tuples_Nn: jax.Array, limit: int) -> jax.Array:
 
 
 def unpack(words_NK: jax.Array, width: int, limit: int) -> jax.Array:
-    """Return the int32 tuples_Nn of packed words; those of empty rows mean nothing."""
+    """Return the int32 tuples_Nn of packed words; in empty rows they mean nothing."""
     bits, per_word, _ = packing(width, limit)
     shifts = jnp.arange(per_word - 1, -1, -1, dtype=jnp.uint32) * jnp.uint32(bits)
     mask = jnp.uint32((1 << bits) - 1)
@@ -85,10 +86,10 @@ def owner(words_NK: jax.Array, degree: int) -> jax.Array:
 
 
 def count_sorted(words_NK: jax.Array, counts_N: jax.Array, first_N=()) -> Table:
-    """Sort tuples, by `first_N` before all if given, and add up the counts of equal ones.
+    """Sort tuples, first of all by `first_N` if given; add up the counts of equal ones.
 
-    The table has as many rows as there are tuples; rows EMPTY and tuples of count 0 are to
-    have been made EMPTY by the caller, and end in its empty rows.
+    The table has as many rows as there are tuples. The caller must have made tuples of
+    count 0 EMPTY; they become the empty rows at its end.
     """
     keys = (*first_N, *words_NK.T)
     *keys, counts_N = jax.lax.sort((*keys, counts_N), num_keys=len(keys))
@@ -112,7 +113,7 @@ def less(a_NK: jax.Array, b_NK: jax.Array) -> jax.Array:
 
 
 def lower_bound(sorted_CK: jax.Array, words_NK: jax.Array) -> jax.Array:
-    """Return int32_N, how many sorted rows are less than each of the words."""
+    """Return int32_N, the number of sorted rows that are less than each of the words."""
 
     def halve(_, bounds):
         low_N, high_N = bounds
@@ -129,8 +130,8 @@ def lower_bound(sorted_CK: jax.Array, words_NK: jax.Array) -> jax.Array:
 def merge(table: Table, more: Table) -> Table:
     """Add the counts of one table to another, which keeps its capacity.
 
-    Linear in the capacity: every row's new place is its own place and the number of new
-    rows before it.
+    Linear in the capacity: a row's new place is its old place plus the number of new rows
+    before it.
     """
     capacity = len(table.counts)
     at_N = lower_bound(table.words, more.words)
@@ -166,9 +167,9 @@ def count_tuples(
     limit: int,
     axes: tuple[str, ...] = (),
 ) -> Table:
-    """Add tuples (those that are valid) to the table: on one device, or over mesh axes.
+    """Add the valid tuples to the table, on one device or over mesh axes.
 
-    With axes it runs where they are bound; each device brings its own tuples and holds the
+    With axes it runs where they are bound. Each device brings its own tuples and holds the
     part of the table that it owns.
     """
     words_NK = jnp.where(valid_N[:, None], pack(tuples_Nn, limit), EMPTY)
@@ -187,7 +188,7 @@ def owner_or_none(words_NK: jax.Array, degree: int) -> jax.Array:
 
 
 def exchange(table: Table, mine: Table, degree: int, axes: tuple[str, ...]) -> Table:
-    """Send counts, sorted by owner, to their owners, and merge what comes from others."""
+    """Send counts, sorted by owner, to their owners; merge what other devices send."""
     num, num_words = mine.words.shape
     room = exchange_room(num, degree)
     starts_D = jnp.searchsorted(
@@ -216,9 +217,9 @@ def exchange(table: Table, mine: Table, degree: int, axes: tuple[str, ...]) -> T
 
 
 def exchange_room(num: int, degree: int) -> int:
-    """Return how many tuples one round carries from each device, of `num`, to each other.
+    """Return how many of a device's `num` tuples one round carries to each device.
 
-    Hashes spread distinct tuples like dice: one round is enough for nearly all.
+    A hash spreads distinct tuples evenly: one round is nearly always enough.
     """
     mean = -(-num // degree)
     return min(num, mean + 4 * math.isqrt(mean) + 8)
@@ -227,15 +228,15 @@ def exchange_room(num: int, degree: int) -> int:
 def part_capacity(capacity: int, degree: int) -> int:
     """Return the room that one device's part needs for `capacity` distinct tuples in all.
 
-    Eight standard deviations above the mean: hashing overfills a part with a probability
-    below 1e-15 (and what finds no room is told).
+    It is eight standard deviations above the mean, so hashing overfills a part with a
+    probability below 1e-15 (and tuples without room are reported).
     """
     mean = -(-capacity // degree)
     return capacity if degree == 1 else min(capacity, mean + 8 * math.isqrt(mean) + 8)
 
 
 def join(parts: Table, capacity: int) -> Table:
-    """Join the devices' parts, [D, ...], into one table; the same whatever D was."""
+    """Join the devices' parts, [D, ...], into one table, the same for every D."""
     words_NK = parts.words.reshape(-1, parts.words.shape[-1])
     whole = count_sorted(words_NK, parts.counts.reshape(-1))
     grown = max(capacity - len(whole.counts), 0)

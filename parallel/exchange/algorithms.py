@@ -1,9 +1,9 @@
 """All-reduce algorithms, written out in sends from device to device.
 
-One signature: (x_n, axes) -> the sum of x_n over all devices of the axes, where x_n is one
+All have one signature: (x_n, axes) -> the sum of x_n over all devices of the axes. x_n is a
 flat array of any size and float type. Several axes count as one, in row-major order. Every
-device ends with the same bits, for replicated parameters must never drift apart: each
-element is either summed on one device and copied, or by additions that commute.
+device ends with the same bits, because replicated parameters must never drift apart. So
+each element is either summed on one device and copied, or summed by additions that commute.
 
 Elements sent by a device, on average, for n elements and N devices (p the largest power of
 two in N, r = N - p, F devices on the fast axis and S = N / F on the slow ones):
@@ -12,16 +12,16 @@ two in N, r = N - p, F devices on the fast axis and S = N / F on the slow ones):
   ring              2 n (N-1)/N in 2 (N-1) sends (Patarasuk and Yuan 2009)
   tree              n (p log2 p + 2 r)/N in log2 p sends and 2 more: recursive doubling
   halving_doubling  n (2 (p-1) + 2 r)/N in 2 log2 p sends and 2 more (Rabenseifner 2004)
-  all_to_all        2 n (N-1)/N in 2 collectives: everybody owns a part
-  all_gather        n (N-1) in 1 collective: for what is small
-  p2p               2 n (N-1)/N: n from each to a root and back, where (N-1) n leave
+  all_to_all        2 n (N-1)/N in 2 collectives: each device sums one part
+  all_gather        n (N-1) in 1 collective: for small arrays
+  p2p               2 n (N-1)/N: each sends n to a root, and the root sends back (N-1) n
   hierarchical      2 n (F-1)/F over the fast axis, 2 (n/F) (S-1)/S over the slow ones
 
-16-bit floats travel as 16-bit words where devices send to each other, for XLA for CPUs
-moves bfloat16 as float32 in every collective (float16 it leaves alone). Its own sums stay
-as it makes them: psum, and the sums of hierarchical, send twice the bytes in bfloat16.
-`all_to_all` and `all_gather` add 16-bit floats up in float32 and round once, the others
-round at each addition.
+XLA for CPUs moves bfloat16 as float32 in every collective (it leaves float16 alone). So
+where devices send to each other, 16-bit floats travel as 16-bit words. XLA's own sums
+cannot be changed: psum, and the sums of hierarchical, send twice the bytes in bfloat16.
+all_to_all and all_gather add 16-bit floats in float32 and round once; the others round at
+each addition.
 """
 
 import math
@@ -44,7 +44,7 @@ def as_words(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 
 
 def send(x: jax.Array, axes: Axes, pairs: Pairs) -> jax.Array:
-    """Return what this device is sent; zeros if nothing."""
+    """Return what another device sends to this one; zeros if none does."""
     return as_words(lambda words: jax.lax.ppermute(words, axes, pairs), x)
 
 
@@ -83,7 +83,7 @@ def power_of_two(degree: int) -> int:
 
 
 def on_a_power_of_two(x_n: jax.Array, axes: Axes, sum_powers: Callable) -> jax.Array:
-    """Fold the devices beyond the largest power of two into the first ones, and back."""
+    """Add the arrays of devices beyond a power of two to the first ones; send sums back."""
     degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
     power = power_of_two(degree)
     rest = range(degree - power)
@@ -105,7 +105,7 @@ def distances(power: int) -> list[int]:
 
 
 def tree(x_n: jax.Array, axes: Axes) -> jax.Array:
-    """Add the whole array of partners at distance 1, 2, 4, ..."""
+    """Add the whole arrays of the partners at distance 1, 2, 4, ..."""
 
     def sum_powers(x_n, axes, power, index):
         for distance in distances(power):
@@ -116,7 +116,7 @@ def tree(x_n: jax.Array, axes: Axes) -> jax.Array:
 
 
 def halving_doubling(x_n: jax.Array, axes: Axes) -> jax.Array:
-    """Keep half of what is left and send the other, then collect the sums the same way."""
+    """Halve the part that a device sums, step by step; then collect the sums in reverse."""
 
     def sum_powers(x_n, axes, power, index):
         part = chunked(x_n, power).ravel()
@@ -154,12 +154,12 @@ def all_to_all(x_n: jax.Array, axes: Axes) -> jax.Array:
 
 
 def all_gather(x_n: jax.Array, axes: Axes) -> jax.Array:
-    """Send everything to everybody; each adds up in the same order."""
+    """Send all arrays to all devices; each adds them up in the same order."""
     return add_up(as_words(lambda x: jax.lax.all_gather(x, axes), x_n))
 
 
 def p2p(x_n: jax.Array, axes: Axes) -> jax.Array:
-    """Send to device 0 one after the other, and from it."""
+    """Send to device 0, one device after the other, and back from it."""
     degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
     sum_n = x_n
     for device in range(1, degree):
@@ -193,9 +193,9 @@ ALGORITHMS: dict[str, AllReduce] = {
 
 
 def sent_elements(name: str, num: int, sizes: tuple[int, ...]) -> float:
-    """Return what a device sends on average, for axes of these sizes.
+    """Return the elements that a device sends on average, for axes of these sizes.
 
-    Chunks are padded to one size, but for psum's, whose ring is the compiler's affair.
+    Chunks are padded to one size, except for psum, whose ring is the compiler's.
     """
     degree, power = math.prod(sizes), power_of_two(math.prod(sizes))
     rest = degree - power

@@ -1,16 +1,17 @@
 """A codec: how one replica's tree of gradients is summed over replicas in fewer bytes.
 
-`sum` returns (total, residual, state). The total is (nearly) the sum over replicas, the
-same bits on each; the residual is what of this replica's input the total lacks, so that
+`sum` returns (total, residual, state). The total is nearly the sum over replicas, with the
+same bits on each replica. The residual is the part of this replica's input that the total
+lacks, so that
 
     total + sum over replicas of residual = sum over replicas of input
 
-up to float32 rounding. Adding the last residual to the next input is error feedback (Seide
-et al. 2014), and by this law nothing is ever lost under it, only late. Arithmetic is in
-float32; the leaves that come back have the types that they came with.
+up to float32 rounding. Error feedback adds the last residual to the next input (Seide et
+al. 2014). By the law above it loses nothing; some of the gradient only comes later.
+Arithmetic is in float32, and the leaves keep their types.
 
-A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap.
-A NaN or an infinity in any replica's input makes some of the total NaN or infinite.
+A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap. If
+any replica's input has a NaN or an infinity, the total has one, too.
 Letters: n elements of the whole tree, W replicas, k elements kept.
 """
 
@@ -75,27 +76,6 @@ def flatten(tree) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
 def ring_bytes(num_bytes: float, degree: int) -> float:
     """Return what each device sends in an all-reduce that wastes nothing."""
     return 2 * num_bytes * (degree - 1) / degree
-
-
-def check_share(codec: str, keep: float) -> None:
-    if not 0 < keep <= 1:
-        raise ValueError(
-            f"{codec} keeps a share of {keep} of the elements; give more than 0, at most 1"
-        )
-
-
-def identity() -> Codec:
-    """Sum exactly: the limit that the others are compared with."""
-
-    def total(tree, state, key, across: Across):
-        x_n, unflatten = flatten(tree)
-        total_n = across.all_reduce(x_n, across.axes)
-        return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
-
-    def sent_bytes(params: Params, degree: int) -> float:
-        return ring_bytes(4 * num_elements(params), degree)
-
-    return Codec(stateless, total, sent_bytes, LINEAR)
 
 
 def hierarchical(codec: Codec, fast_degree: int) -> Codec:

@@ -1,12 +1,12 @@
-"""The choices that make an exchange, what is wrong with some of them, and its making."""
+"""The config of an exchange, its checks, and `build_exchange`, which makes it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jax.sharding import Mesh
 
 from parallel.exchange.algorithms import ALGORITHMS
-from parallel.exchange.codec import Codec, hierarchical, identity
+from parallel.exchange.codec import Codec, hierarchical
 from parallel.exchange.power_sgd import power_sgd
 from parallel.exchange.quantise import bfloat16, int4, int8, majority_vote, sign, ternary
 from parallel.exchange.sparse import deep_gradient_compression, random_k, top_k
@@ -16,48 +16,74 @@ from parallel.exchange.transforms import (
     bucketed,
     compressed,
     delayed,
-    in_means,
+    guarded,
 )
 from parallel.mesh import batch_axes
+
+CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
+    "bfloat16": lambda c: bfloat16(),
+    "int8": lambda c: int8(c.block or 256),
+    "int4": lambda c: int4(c.block or 64),
+    "ternary": lambda c: ternary(c.block or 500),
+    "sign": lambda c: sign(c.block or 1024),
+    "majority_vote": lambda c: majority_vote(),
+    "top_k": lambda c: top_k(c.keep),
+    "random_k": lambda c: random_k(c.keep),
+    "dgc": lambda c: deep_gradient_compression(c.keep, c.momentum, c.warmup_steps),
+    "power_sgd": lambda c: power_sgd(c.rank),
+}
+
+# Codecs, by what is read of their config.
+BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "ternary", "sign")}
+SPARSE = {"parallel.exchange.codec": ("top_k", "random_k", "dgc")}
+DGC = {"parallel.exchange.codec": ("dgc",)}
 
 
 @dataclass
 class ExchangeConfig:
-    algorithm: str = "auto"  # one of ALGORITHMS; auto: psum, or what the codec travels by
-    codec: str = "none"  # one of CODECS
-    error_feedback: str = "auto"  # on: what the codec lost goes with the next gradient; off
-    block: int = 0  # int8, int4, ternary, sign: elements that share a scale; 0: its own
-    keep: float = 0.01  # top_k, random_k, dgc: the share of elements sent
-    rank: int = 4  # power_sgd
-    momentum: float = 0.9  # dgc: of its momentum correction
-    warmup_steps: int = 0  # dgc: until `keep` is reached
-    bucket_bytes: int = 0  # exchange the leaves in buckets of this size; 0: all at once
-    every: int = 0  # microbatches between exchanges; 0: once a step
-    delay: int = 0  # steps by which the gradient that is used is late
-    compensation: float = 0.0  # of the delay, DC-ASGD's lambda
+    # auto: psum, or what the codec travels by
+    algorithm: str = field(
+        default="auto",
+        metadata={"choices": ("auto", *ALGORITHMS), "decides": False},
+    )
+    # how a gradient is written in fewer bytes
+    codec: str = field(default="none", metadata={"choices": ("none", *CODECS)})
+    # on: what the codec lost goes with the next gradient
+    error_feedback: str = field(
+        default="auto",
+        metadata={
+            "choices": ("auto", "on", "off"),
+            "only": {"parallel.exchange.codec": tuple(CODECS)},
+        },
+    )
+    # elements that share a scale; 0: the codec's own number
+    block: int = field(default=0, metadata={"at_least": 0, "only": BLOCKS})
+    # the share of elements sent
+    keep: float = field(default=0.01, metadata={"above": 0, "at_most": 1, "only": SPARSE})
+    # of the two thin factors of a matrix
+    rank: int = field(
+        default=4,
+        metadata={"at_least": 1, "only": {"parallel.exchange.codec": ("power_sgd",)}},
+    )
+    # of DGC's momentum correction
+    momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
+    # until `keep` is reached
+    warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
+    # exchange the leaves in buckets of this size; 0: all at once
+    bucket_bytes: int = field(default=0, metadata={"at_least": 0})
+    every: int = field(default=0, metadata={"at_least": 0})  # microbatches; 0: once a step
+    # steps by which the gradient that is used is late
+    delay: int = field(default=0, metadata={"at_least": 0})
+    # DC-ASGD's lambda, which corrects a delay
+    compensation: float = field(default=0.0, metadata={"at_least": 0})
 
     @property
     def exact(self) -> bool:
-        """Whether what comes back is this step's sum, up to rounding."""
-        return self.codec in ("none", "identity") and not self.delay
+        """Whether the result is the mean of this step's gradients, up to rounding."""
+        return self.codec == "none" and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:
-        for name, options in [
-            ("algorithm", ("auto", *ALGORITHMS)),
-            ("codec", ("none", *CODECS)),
-            ("error_feedback", ("auto", "on", "off")),
-        ]:
-            if (value := getattr(self, name)) not in options:
-                raise ValueError(
-                    f"parallel.exchange.{name} is {value!r}; "
-                    f"choose one of {', '.join(options)}"
-                )
-        for name in ("block", "bucket_bytes", "every", "delay", "compensation"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"parallel.exchange.{name} is {getattr(self, name)}; "
-                    "it must not be negative"
-                )
+        """Check what needs more than one field; ValueError."""
         if self.compensation and not self.delay:
             raise ValueError(
                 f"parallel.exchange.compensation {self.compensation} corrects a delay, and "
@@ -91,25 +117,10 @@ class ExchangeConfig:
             )
 
 
-CODECS: dict[str, Callable[[ExchangeConfig], Codec]] = {
-    "identity": lambda c: identity(),
-    "bfloat16": lambda c: bfloat16(),
-    "int8": lambda c: int8(c.block or 256),
-    "int4": lambda c: int4(c.block or 64),
-    "ternary": lambda c: ternary(c.block or 500),
-    "sign": lambda c: sign(c.block or 1024),
-    "majority_vote": lambda c: majority_vote(),
-    "top_k": lambda c: top_k(c.keep),
-    "random_k": lambda c: random_k(c.keep),
-    "dgc": lambda c: deep_gradient_compression(c.keep, c.momentum, c.warmup_steps),
-    "power_sgd": lambda c: power_sgd(c.rank),
-}
-
-# Under error_feedback=auto these have none. identity loses nothing, dgc keeps by itself
-# what it does not send, and ternary's rounding is unbiased but can err by more than the
-# gradient is long: fed back, such errors grow (Karimireddy et al. 2019, 4, ask for a
-# contraction).
-WITHOUT_FEEDBACK = ("identity", "dgc", "ternary")
+# Under error_feedback=auto these have none. dgc keeps by itself what it does not send.
+# ternary's rounding is unbiased, but can err by more than the gradient is long: fed back,
+# such errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
+WITHOUT_FEEDBACK = ("dgc", "ternary")
 
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
@@ -127,4 +138,4 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
     exchange = delayed(c.delay, exchange, c.compensation)
-    return in_means(exchange, axes) if c.delay or c.codec != "none" else exchange
+    return guarded(exchange, axes) if c.delay or c.codec != "none" else exchange

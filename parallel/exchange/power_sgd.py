@@ -1,9 +1,10 @@
 """PowerSGD: each matrix of the gradient is sent as two thin factors.
 
-One step of subspace iteration, started from the last step's factor Q: P = M Q summed over
-replicas and made orthonormal, Q = M^T P summed, total = P Q^T. Both sums are of linear
-functions of M, so any all-reduce carries them. The residual M - P P^T M is this replica's
-own part outside of the subspace. Vogels et al. 2019.
+Each step is one step of subspace iteration, and it starts from the factor Q of the last
+step. P = M Q is summed over replicas and made orthonormal; Q = M^T P is summed; the total
+is P Q^T. Both sums are of linear functions of M, so any all-reduce carries them. The
+residual M - P P^T M is the part of this replica's M outside of the subspace. Vogels et al.
+2019.
 
 Letters: m rows, n columns, r rank.
 """
@@ -20,16 +21,15 @@ Shape = tuple[int, ...]
 
 
 def power_sgd(rank: int) -> Codec:
-    """Sum matrices by factors of `rank`, and what these would not make smaller as it is.
+    """Sum matrices by factors of `rank`; leaves that factors do not make smaller go whole.
 
-    Leaves of more than two dims become the matrix of fewest rows + columns that keeps their
-    dims in order. A step has two all-reduces: all P with the uncompressed leaves, all Q.
+    A leaf of more than two dims becomes a matrix that keeps its dims in order, the one with
+    the fewest rows + columns. A step has two all-reduces: one of all P and the uncompressed
+    leaves, one of all Q.
     """
-    if rank < 1:
-        raise ValueError(f"power_sgd has rank {rank}; it must be at least 1")
 
     def init(params: Params) -> list[jax.Array]:
-        """Draw the same Q_nr for every replica, of each leaf that is compressed."""
+        """Draw Q_nr for each leaf that is compressed, the same on every replica."""
         shapes = [as_matrix(x.shape) for x in jax.tree.leaves(params)]
         shapes = [shape for shape in shapes if is_smaller(shape, rank)]
         keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -73,7 +73,7 @@ def power_sgd(rank: int) -> Codec:
 
 
 def as_matrix(shape: Shape) -> tuple[int, int]:
-    """Return the rows and columns that a leaf's dims are folded into; a vector is a row."""
+    """Return the numbers of rows and columns of a leaf as a matrix; a vector is one row."""
     cuts = range(1, len(shape)) if len(shape) > 1 else [0]
     folds = [(math.prod(shape[:cut]), math.prod(shape[cut:])) for cut in cuts]
     return min(folds, key=sum)
@@ -97,7 +97,7 @@ def all_reduce_in_one(tree, across: Across):
 def next_start(new_nr: jax.Array, old_nr: jax.Array) -> jax.Array:
     """Return Q with columns of size 1, so that the product M Q has the size of M.
 
-    After a step with a NaN or an infinity it is the old one.
+    After a step with a NaN or an infinity it is the old Q.
     """
     size_r = jnp.abs(new_nr).max(0)
     scaled_nr = new_nr / jnp.where(size_r > 0, size_r, 1)

@@ -1,13 +1,15 @@
 """Codecs of fewer bits an element: bfloat16, int8, int4, signs, votes and ternary.
 
-One construction serves all. The tree is one vector, each replica owns a chunk of it: every
-chunk travels encoded to its owner (one all-to-all), who decodes, sums in float32 and
-encodes the sum for everybody (one all-gather): 2 (W-1)/W encoded elements for each element.
-What the owner's encoding loses goes to the owner's residual.
+All share one construction. The tree is one vector, and each replica owns a chunk of it. In
+one all-to-all, every replica sends each chunk, encoded, to its owner. The owner decodes the
+chunks and sums them in float32. In one all-gather it sends the encoded sum to all replicas.
+That is 2 (W-1)/W encoded elements for each element. The owner's residual receives what the
+owner's encoding loses.
 
-An encoding cuts a chunk into blocks with a float32 scale each, and packs the digits of an
-element into bytes; the scales travel behind the digits, in the same array. The block that
-is asked for is the largest: blocks shrink so that little of a small tree is padding.
+An encoding cuts a chunk into blocks with a float32 scale each, and packs the digits of
+several elements into bytes. The scales travel behind the digits, in the same array. The
+block size of the config is the largest: in a small tree blocks are smaller, so that little
+is padding.
 Letters: R rows (chunks), B blocks of a row, S elements of a block, P words of a row.
 
 Karimireddy et al. 2019 (EF-SignSGD), Bernstein et al. 2019 (majority vote), Wen et al. 2017
@@ -96,7 +98,7 @@ def int4(block: int = 64) -> Codec:
 def ternary(block: int = 500) -> Codec:
     """Round stochastically to -1, 0 or 1 times max|x| of the block, five to a byte.
 
-    TernGrad without its clipping of each layer's gradient to 2.5 standard deviations.
+    This is TernGrad without its clipping of each layer to 2.5 standard deviations.
     """
     return by_owners(levels_code("ternary", block, 1, Digits(3, 5)))
 
@@ -109,9 +111,9 @@ def sign(block: int = 1024) -> Codec:
 def majority_vote() -> Codec:
     """Send signs to the owner of a chunk, and the majority's sign back.
 
-    The paper's vote has no size. So that it stands for a sum, a chunk's votes are given the
-    sum over replicas of mean |x| of the chunk: one float32 with each message. A replica
-    whose chunk is all zeros abstains; the owner's own sign settles a draw.
+    The paper's vote has no size. To stand for a sum, the votes of a chunk are multiplied by
+    the sum over replicas of the chunk's mean |x|, which costs one float32 in each message.
+    A replica whose chunk is all zeros abstains; the owner's own sign settles a draw.
     """
 
     def vote(parts_WBS: jax.Array, own: jax.Array) -> jax.Array:
@@ -189,8 +191,9 @@ def scaled_code(
 def uniform(key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Draw from the middles of 65536 parts of [0, 1), two from each 32-bit word.
 
-    The generator costs more than all the rest of an encoding, and rounding needs few bits:
-    the mean of a rounded number is off by less than 2^-17 of a step.
+    The generator costs more than the rest of an encoding, so each word gives two numbers.
+    Rounding needs few bits: the mean of a rounded number is off by less than 2^-17 of a
+    step.
     """
     words = jax.random.bits(key, (*shape[:-1], shape[-1] // 2), jnp.uint32)
     halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)
@@ -211,7 +214,7 @@ def add(parts_WBS: jax.Array, own: jax.Array) -> jax.Array:
 def by_owners(
     code: Code, merge: Callable[[jax.Array, jax.Array], jax.Array] = add
 ) -> Codec:
-    """Make a codec of a code; `merge` turns all replicas' chunks into what is sent back."""
+    """Make a codec of a code; `merge` turns replicas' chunks into the owner's answer."""
 
     def total(tree, state, key, across: Across):
         x_n, unflatten = flatten(tree)

@@ -1,8 +1,8 @@
-"""Codecs that send few of the elements: top-k, random-k, deep gradient compression.
+"""Codecs that send few elements: top-k, random-k, deep gradient compression.
 
-Each replica's largest elements sit at places of its own, so they are gathered with their
-indices and every replica adds up all of them. Random places drawn from a shared key are the
-same everywhere: only values travel, and they can be summed on the way.
+Each replica's largest elements have other places. So they are gathered together with their
+indices, and every replica adds up all of them. Random places are drawn from a shared key
+and are the same on every replica: only values travel, and they can be summed on the way.
 
 Lin et al. 2018 (deep gradient compression), Stich et al. 2018 (sparsified SGD with memory).
 """
@@ -19,7 +19,6 @@ from parallel.exchange.codec import (
     Across,
     Axes,
     Codec,
-    check_share,
     flatten,
     from_words,
     num_elements,
@@ -40,8 +39,7 @@ class Accumulators(NamedTuple):
 
 
 def top_k(keep: float) -> Codec:
-    """Send the share `keep` of elements that are the largest of this replica's tree."""
-    check_share("top_k", keep)
+    """Send the largest elements of this replica's tree, a share `keep` of all."""
 
     def total(tree, state, key, across: Across):
         x_n, unflatten = flatten(tree)
@@ -53,14 +51,13 @@ def top_k(keep: float) -> Codec:
 
 
 def random_k(keep: float) -> Codec:
-    """Send the share `keep` of elements, drawn anew in each step, one from each stratum.
+    """Send a share `keep` of the elements, drawn anew in each step, one from each stratum.
 
-    The vector is cut into k parts of nearly equal length, and one element of each is drawn:
-    every element is as likely as another, and nothing is sorted. The total is not divided
-    by `keep`: under error feedback what waits comes later, and a larger total would make
-    the residuals grow; without it, the expected total is `keep` times the sum.
+    The vector is cut into k parts of nearly equal length, and one element of each is drawn.
+    All elements are equally likely, and nothing is sorted. The total is not divided by
+    `keep`. With error feedback the other elements come later, and a larger total would make
+    the residuals grow. Without it, the expected total is `keep` times the sum.
     """
-    check_share("random_k", keep)
 
     def total(tree, state, key, across: Across):
         x_n, unflatten = flatten(tree)
@@ -80,21 +77,15 @@ def random_k(keep: float) -> Codec:
 def deep_gradient_compression(
     keep: float, momentum: float = 0.9, warmup_steps: int = 0
 ) -> Codec:
-    """Send the largest of each replica's accumulated momenta.
+    """Send the largest elements of each replica's accumulated momentum.
 
-    It takes the place of the optimizer's momentum (use plain SGD after it) and of error
+    It replaces the optimizer's momentum, so use plain SGD after it. It also replaces error
     feedback: it keeps what it does not send, and its residuals are zeros. Its law is
     total + sum of unsent = sum of (unsent before + momentum * momentum before + input).
-    Momentum and what waits are forgotten where an element is sent (factor masking). Over
-    `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` is that of
-    the steps after. The paper clips each replica's gradient first: put that before this.
+    Where an element is sent, its momentum and its unsent part become zero (factor masking).
+    Over `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` counts
+    the steps after them. The paper also clips each replica's gradient before this.
     """
-    check_share("deep_gradient_compression", keep)
-    if not 0 <= momentum < 1 or warmup_steps < 0:
-        raise ValueError(
-            f"deep_gradient_compression has momentum {momentum} and warmup_steps "
-            f"{warmup_steps}; give a momentum from 0 to below 1, and 0 steps or more"
-        )
     shares = warmup_shares(keep) if warmup_steps else []
 
     def init(params: Params) -> Accumulators:
@@ -128,7 +119,7 @@ def deep_gradient_compression(
 
 
 def warmup_shares(keep: float) -> list[float]:
-    """Return the shares of the warm-up's stages: a geometric series that `keep` ends."""
+    """Return the shares of the warm-up's stages: a geometric series that ends at `keep`."""
     if keep >= WARMUP_SHARE:
         return []
     ratio = keep / WARMUP_SHARE
@@ -152,8 +143,8 @@ def gathered_bytes(keep: float, params: Params, degree: int) -> float:
 def largest(x_n: jax.Array, k: int) -> jax.Array:
     """Return the indices of the k largest |x|, rising; the first of equals, NaN above all.
 
-    Nothing is sorted: 31 counts find the k-th largest bit by bit, for the bits of positive
-    floats are ordered as the floats are.
+    Nothing is sorted: 31 counts find the k-th largest bit by bit, because the bits of
+    positive floats have the same order as the floats.
     """
     bits_n = jax.lax.bitcast_convert_type(jnp.abs(x_n), jnp.int32)
 
@@ -181,7 +172,7 @@ def without(x_n: jax.Array, indices_k: jax.Array) -> jax.Array:
 
 
 def gather_and_add(x_n: jax.Array, indices_k: jax.Array, axes: Axes) -> jax.Array:
-    """Sum over replicas those elements of x that each has chosen."""
+    """Sum over replicas the elements of x that each replica has chosen."""
     dtype, k = index_type(x_n.size), indices_k.size
     payload = [to_words(x_n[indices_k], dtype), indices_k.astype(dtype)]
     gathered_WP = jax.lax.all_gather(jnp.concatenate(payload), axes)

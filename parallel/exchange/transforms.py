@@ -1,14 +1,15 @@
 """Exchange of gradients between replicas, as optax transformations that compose.
 
-`init(params) -> comm`, `update(grads, comm, params, weight=, key=) -> (grads, comm)`: given
-one replica's summed gradients, return the sum over replicas. It runs where the mesh axes
-are bound (inside shard_map or pmap). `comm` may differ from replica to replica. `weight`
-is what turns a mean gradient into this sum (global tokens times the loss scale); `key` is
-another one in each step and the same on every replica.
+`init(params) -> comm`, `update(sums, comm, params, weight=, key=) -> (means, comm)`: given
+one replica's summed gradients, return the mean over the tokens of all replicas. It runs
+where the mesh axes are bound (inside shard_map or pmap). `weight` is what the sum over
+replicas is divided by, once: the global tokens times the loss scale. `key` is another one
+in each step and the same on every replica. `comm` is what is kept from step to step, and
+may differ from replica to replica.
 
-What keeps something from step to step (a residual, late gradients) belongs inside
-`in_means`, for the numbers of tokens and the loss scale change. `build_exchange`
-(parallel/exchange/config.py) composes what a config asks for.
+What is kept (a residual, late gradients) is kept in means, for the numbers of tokens and
+the loss scale change. `build_exchange` (parallel/exchange/config.py) composes what a config
+asks for.
 """
 
 from functools import partial
@@ -21,29 +22,31 @@ from jax.flatten_util import ravel_pytree
 from parallel.collectives import psum_in_one
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import Across, Codec
-from parallel.program import AXIS
+from parallel.program import AXIS, divided
 
 Exchange = optax.GradientTransformationExtraArgs
 Axes = tuple[str, ...]
 
 
 def all_reduce(algorithm: str = "psum", axes: Axes = (AXIS,)) -> Exchange:
-    """Sum over replicas: by the compiler's all-reduce, or an algorithm written out."""
+    """Sum over replicas by the compiler's all-reduce, or by an algorithm written out."""
 
-    def update(grads, comm, params=None, *, weight=None, key=None):
+    def update(sums, comm, params=None, *, weight, key=None):
         if algorithm == "psum":
-            return psum_in_one(grads, axes), comm
-        flat, unflatten = ravel_pytree(grads)
-        return unflatten(ALGORITHMS[algorithm](flat, axes)), comm
+            total = psum_in_one(sums, axes)
+        else:
+            flat, unflatten = ravel_pytree(sums)
+            total = unflatten(ALGORITHMS[algorithm](flat, axes))
+        return divided(total, weight), comm
 
     return Exchange(lambda params: (), update)
 
 
 def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
-    """Exchange the leaves in buckets of about `num_bytes`, each by itself.
+    """Exchange the leaves in buckets of about `num_bytes`, each on its own.
 
-    The last leaves go first, for the backward pass finishes them first: a bucket can travel
-    while the gradients of the next are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
+    The last leaves go first, because the backward pass finishes them first. So a bucket can
+    travel while the next gradients are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
     """
 
     def buckets(tree) -> list[list[int]]:
@@ -63,12 +66,12 @@ def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
     def init(params):
         return [inner.init(pick(params, indices)) for indices in buckets(params)]
 
-    def update(grads, comm, params=None, *, weight=None, key=None):
-        leaves, structure = jax.tree.flatten(grads)
+    def update(sums, comm, params=None, *, weight, key=None):
+        leaves, structure = jax.tree.flatten(sums)
         new_comm = []
-        for number, (indices, state) in enumerate(zip(buckets(grads), comm, strict=True)):
+        for number, (indices, state) in enumerate(zip(buckets(sums), comm, strict=True)):
             some, state = inner.update(
-                pick(grads, indices),
+                pick(sums, indices),
                 state,
                 None if params is None else pick(params, indices),
                 weight=weight,
@@ -82,20 +85,17 @@ def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
     return Exchange(init, update)
 
 
-def in_means(inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:
-    """Let an `inner` that keeps something see mean gradients, and know of an overflow.
+def guarded(inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:
+    """Make the mean not finite on all replicas where one replica's sums are not.
 
-    Divide by `weight` before it and multiply after it. If one replica's gradient is not
-    finite the sum is made so on all: `inner` might hide it, or keep it for later.
+    An `inner` that keeps something might hide an overflow, or keep it for later.
     """
 
-    def update(grads, comm, params=None, *, weight, key=None):
-        finite = jnp.isfinite(optax.tree.norm(grads))
+    def update(sums, comm, params=None, *, weight, key=None):
+        finite = jnp.isfinite(optax.tree.norm(sums))
         overflows = jax.lax.psum(jnp.where(finite, 0.0, 1.0), axes)
-        means = jax.tree.map(lambda g: g / weight, grads)
-        means, comm = inner.update(means, comm, params, weight=1.0, key=key)
-        back = jnp.where(overflows == 0, weight, jnp.nan)
-        return jax.tree.map(lambda g: g * back, means), comm
+        means, comm = inner.update(sums, comm, params, weight=weight, key=key)
+        return jax.tree.map(lambda x: jnp.where(overflows == 0, x, jnp.nan), means), comm
 
     return Exchange(inner.init, update)
 
@@ -106,12 +106,12 @@ def compressed(
     algorithm: str = "psum",
     error_feedback: bool = True,
 ) -> Exchange:
-    """Sum what the codec lets through; keep what it lost for the next time.
+    """Sum what the codec lets through of each replica's share of the mean.
 
     `algorithm` sums what a linear codec sends; other codecs know their own way.
 
     Error feedback (Seide et al. 2014; Karimireddy et al. 2019): what was lost is added to
-    the next gradient, so that over time nothing is.
+    the next share, so that over time nothing is.
     """
 
     across = Across(axes, ALGORITHMS[algorithm])
@@ -120,21 +120,22 @@ def compressed(
         residual = jax.tree.map(jnp.zeros_like, params) if error_feedback else ()
         return {"codec": codec.init(params), "residual": residual}
 
-    def update(grads, comm, params=None, *, weight=None, key=None):
+    def update(sums, comm, params=None, *, weight, key=None):
+        shares = divided(sums, weight)
         if error_feedback:
-            grads = jax.tree.map(jnp.add, grads, comm["residual"])
-        total, lost, state = codec.sum(grads, comm["codec"], key, across)
-        return total, {"codec": state, "residual": lost if error_feedback else ()}
+            shares = jax.tree.map(jnp.add, shares, comm["residual"])
+        means, lost, state = codec.sum(shares, comm["codec"], key, across)
+        return means, {"codec": state, "residual": lost if error_feedback else ()}
 
     return Exchange(init, update)
 
 
 def delayed(num_steps: int, inner: Exchange, compensation: float = 0.0) -> Exchange:
-    """Return the sum of `num_steps` steps ago, zeros at first; 0 is `inner` itself.
+    """Return the mean of `num_steps` steps ago, zeros at first; 0 is `inner` itself.
 
-    With `compensation` the late gradient g of the parameters w' is corrected to first order
-    for those of today, g + compensation * g * g * (w - w') in means (DC-ASGD, Zheng et al.
-    2017, 4).
+    `compensation` corrects the late gradient g, taken at the parameters w', to first order
+    for today's parameters w: g + compensation * g * g * (w - w') (DC-ASGD, Zheng
+    et al. 2017, 4).
     """
     if num_steps == 0:
         return inner
@@ -143,17 +144,17 @@ def delayed(num_steps: int, inner: Exchange, compensation: float = 0.0) -> Excha
         return jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape), x.dtype), tree)
 
     def init(params):
-        comm = {"inner": inner.init(params), "grads": queue(params), "step": jnp.int32(0)}
+        comm = {"inner": inner.init(params), "means": queue(params), "step": jnp.int32(0)}
         return comm | ({"params": queue(params)} if compensation else {})
 
-    def update(grads, comm, params=None, *, weight=None, key=None):
-        grads, inner_comm = inner.update(
-            grads, comm["inner"], params, weight=weight, key=key
+    def update(sums, comm, params=None, *, weight, key=None):
+        means, inner_comm = inner.update(
+            sums, comm["inner"], params, weight=weight, key=key
         )
         slot = comm["step"] % num_steps
-        late = jax.tree.map(lambda q: q[slot], comm["grads"])
+        late = jax.tree.map(lambda q: q[slot], comm["means"])
         put = partial(jax.tree.map, lambda q, x: q.at[slot].set(x))
-        new = {"inner": inner_comm, "grads": put(comm["grads"], grads)}
+        new = {"inner": inner_comm, "means": put(comm["means"], means)}
         if compensation:
             then = jax.tree.map(lambda q: q[slot], comm["params"])
             late = jax.tree.map(

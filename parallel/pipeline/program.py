@@ -27,6 +27,8 @@ from parallel.program import (
     Program,
     TrainState,
     abstract,
+    divided,
+    total_weight,
     update,
 )
 
@@ -65,7 +67,8 @@ def pipeline_program(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = learner.step_key(state.step)
         grads, sums = spread(state.params, batch, key, state.scale.value)
-        return update(learner, state, state.params, grads, sums)
+        means = divided(grads, total_weight(sums, state.scale))
+        return update(learner, state, state.params, means, sums)
 
     return Program(
         init=jax.jit(stacking.init, out_shardings=shardings),

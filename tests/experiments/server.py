@@ -48,6 +48,9 @@ def run(request: dict) -> None:
     for number, (file, mode) in enumerate(files):
         os.dup2(os.open(file, mode), number)
     os.environ.update(request["environ"])
+    if platforms := request["environ"].get("JAX_PLATFORMS"):
+        # JAX read it when it was imported.
+        sys.modules["jax"].config.update("jax_platforms", platforms)
     sys.argv = ["", *request["flags"]]
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 

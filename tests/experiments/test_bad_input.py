@@ -3,11 +3,12 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
 
-from tests.experiments.runs import ROOT, run, run_anew, small, write_corpus
+from tests.experiments.runs import ROOT, command, run, run_anew, small, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,15 @@ def test_norms_are_not_traced_where_there_are_none(config, strategy, words, tmp_
 
 FLAGS = [
     (["train", "--devices=8"], "no --config given"),
-    (["train", "--config=configs/none.py", "--workdir=x"], "configs/none.py: the file is"),
+    (
+        ["train", "--config=configs/none.py", "--workdir=x"],
+        "configs/none.py: there is no such file",
+    ),
     (["train", "--config=configs/tiny.py"], "no --workdir given"),
+    (["train", "--config=", "--workdir=x"], "no --config given"),
+    (["train", "--workdir=x", "--config"], "no --config given"),
+    (["train", "--config=configs/sweeps/degree.py", "--workdir=x"], "no get_config()"),
+    (["train", "--config=configs/tiny.py", "--workdir=x", "--stop_at=-1"], "stop_at=-1"),
     (["train", "--config=configs/tiny.py", "--wrkdir=x"], "wrkdir"),
     (["train", "--config=configs/tiny.py", "workdir=x"], "'workdir=x' is not a flag"),
     (["evaluate", "--workdir=/nowhere/at/all"], "/nowhere/at/all holds no run"),
@@ -113,6 +121,37 @@ def test_mistakes_of_a_command_started_anew(folder):
     result = run_anew("train", *flags, "--devices=8", check=False)
     assert_refused(result, OVERRIDES[override])
     assert_refused(run_anew("evaluate", "--workdir=/nowhere", check=False), "holds no run")
+
+
+ALIEN = ["unshare", "--user", "--map-user=12345"]  # a user id that has no name
+CAN_UNSHARE = shutil.which("unshare") and not subprocess.run([*ALIEN, "true"]).returncode
+
+
+@pytest.mark.skipif(not CAN_UNSHARE, reason="needs Linux's user namespaces")
+def test_a_user_without_name_home_and_letters_beyond_ascii(tmp_path):
+    write_corpus(tmp_path / "größe")
+    (tmp_path / "größe" / "0.txt").write_text("größe = 日本\n" * 40, encoding="utf-8")
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    absent = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "JAX_COMPILATION_CACHE_DIR")
+    environ = {name: x for name, x in os.environ.items() if name not in absent} | bare
+    overrides = {"data.path": tmp_path / "größe", "prompt": "größe", "steps": 1}
+    flags = [*small(tmp_path, **overrides), "--devices=1", f"--workdir={tmp_path}/lauf ü"]
+    result = subprocess.run(
+        [*ALIEN, *command("train", *flags)], cwd=ROOT, env=environ, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert "größe" in result.stdout.decode() and b"Traceback" not in result.stderr
+    config = json.loads((tmp_path / "lauf ü" / "config.json").read_text())
+    assert config["prompt"] == "größe"
+
+
+def test_a_cache_that_cannot_be_written_is_named(folder):
+    flags = [*small(folder), "--devices=1", f"--workdir={folder}/new"]
+    for cache in ("/proc/none", folder / "latin.txt"):
+        result = run("train", *flags, f"--config.data.cache={cache}", check=False)
+        assert_refused(result, f"the prepared data cannot be kept in {cache}/rows")
+        assert "--config.data.cache" in result.stderr
+    assert not (folder / "new").exists()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +191,7 @@ def test_workdirs(folder, mine):
         ("--checkpoint=7", "give best, latest or one of 2"),
         ("--max_new_tokens=99", "more than the context of 32"),
         ("--max_new_tokens=0", "must be at least 1"),
+        ("--prompt=a\udcff", "the prompt 'a\\udcff' is not UTF-8"),
     ]:
         wrong = run(
             "generate", f"--workdir={folder}/mine", "--prompt=def", flag, check=False

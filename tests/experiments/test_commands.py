@@ -173,12 +173,16 @@ def test_generate_greedy_sampled_and_from_a_file(folder):
     greedy = [run("generate", *flags, "--prompt=def ", "--temperature=0") for _ in range(2)]
     assert greedy[0].stdout == greedy[1].stdout
     assert greedy[0].stdout.startswith("def ") and len(greedy[0].stdout) > 8
-    (folder / "prompts").write_text("def \nreturn \n")
+    prompts = "def \nreturn\x0c\u2028 \n"
+    (folder / "prompts").write_text("\ufeff" + prompts, encoding="utf-8")
+    # Some of the values are larger than anything that they bound.
     sampled = run(
-        "generate", *flags, f"--prompts_file={folder}/prompts", "--top_k=5", "--top_p=0.9",
-        "--seed=4",
+        "generate", *flags, f"--prompts_file={folder}/prompts", "--top_k=99999",
+        "--top_p=0.9", "--seed=4294967295", "--slots=999999999", "--chunk=999999999",
     )  # fmt: skip
-    assert sampled.stdout.startswith("def ") and "\nreturn " in sampled.stdout
+    assert sampled.stdout.startswith("def ")
+    assert "\nreturn\x0c\u2028 " in sampled.stdout
+    assert sampled.stdout.count("-" * 80) == 2
 
 
 def test_processes_generate_what_one_does(folder):

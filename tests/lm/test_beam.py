@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lm.decoding import Beam, Sampling, generate
-from lm.models.recurrent import RecurrentConfig, recurrent_task
+from lm.models.recurrent import RecurrentConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.vocabulary import END_ID
 
 VOCAB, NUM_NEW = 4, 4
@@ -20,10 +20,10 @@ PROMPTS = [[1, 2], [3], [2, 2, 1]]
 @pytest.fixture(scope="module", params=["transformer", "gru"])
 def model(request):
     if request.param == "gru":
-        task = recurrent_task(RecurrentConfig(cell="gru", width=8), VOCAB)
+        task = RecurrentConfig(cell="gru", width=8).task(Setting(VOCAB, 0))
     else:
         config = TransformerConfig(width=8, num_layers=1, num_heads=2)
-        task = transformer_task(config, VOCAB, 16)
+        task = config.task(Setting(VOCAB, 16))
     params = task.init(jax.random.key(3))
     return task, jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
 
@@ -82,7 +82,9 @@ def test_a_beam_of_one_is_greedy(model):
     assert generate(task, params, PROMPTS, 9, Beam(1), 0) == greedy
 
 
-@pytest.mark.parametrize("beam", [Beam(0), Beam(4, -1.0)])
+@pytest.mark.parametrize(
+    "beam", [Beam(0), *(Beam(4, value) for value in (-1.0, 8.5, np.nan, np.inf))]
+)
 def test_bad_beams_are_refused(beam):
     with pytest.raises(ValueError, match="expected"):
         beam.validate()

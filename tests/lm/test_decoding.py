@@ -1,13 +1,16 @@
 """Decoding against the full forward pass, token by token."""
 
+import itertools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lm.decoding import Sampling, generate, sample
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.vocabulary import END_ID
 
 VOCAB, SEQ_LEN = 40, 24
@@ -19,7 +22,7 @@ def model():
     config = TransformerConfig(
         width=16, num_layers=2, num_heads=4, num_kv_heads=2, positions="rotary"
     )
-    task = transformer_task(config, VOCAB, SEQ_LEN)
+    task = config.task(Setting(VOCAB, SEQ_LEN))
     params = jax.device_get(jax.jit(task.init)(jax.random.key(2)))
     return task, jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
 
@@ -90,9 +93,67 @@ def test_sampling_follows_its_distribution(sampling, expected):
     assert (draws(LOGITS, sampling)[np.asarray(expected) == 0] == 0).all()
 
 
+def exact(logits, sampling):
+    """Return each token's probability by the definitions, in float64."""
+    logits = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-logits, kind="stable")
+    kept = order[: sampling.top_k] if sampling.top_k else order
+    p = np.exp(logits[kept] - logits.max())
+    p /= p.sum()
+    kept = kept[np.cumsum(p) - p < sampling.top_p]
+    found = np.zeros(len(logits))
+    found[kept] = np.exp(logits[kept] - logits.max())
+    return found / found.sum()
+
+
+def test_many_tokens_are_drawn_as_often_as_they_should_be():
+    rng, num = np.random.default_rng(0), 20_000
+    logits = rng.normal(0, 1.5, 60).astype("f4")
+    logits[30:33] = logits[40:43] = np.sort(logits)[-9:-6]  # equal ones
+    for temperature, top_k, top_p in itertools.product([0.7, 2.0], [0, 7, 99], [1.0, 0.8]):
+        sampling = Sampling(temperature, top_k, top_p)
+        p = exact(logits, sampling)
+        error = np.abs(draws(logits, sampling, num) - p)
+        assert (error[p == 0] == 0).all()
+        # Five standard deviations of the share of `num` draws.
+        assert (error <= 5 * np.sqrt(p * (1 - p) / num)).all(), sampling
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_any_temperature_and_share_gives_tokens(top_k):
+    for temperature in (1e-300, 1e-38):
+        assert draws(LOGITS, Sampling(temperature, top_k), 50)[1] == 1
+        assert draws(3000 * LOGITS, Sampling(temperature, top_k), 50)[1] == 1
+    assert draws(LOGITS, Sampling(1.0, top_k, top_p=1e-300), 50)[1] == 1
+    kept = np.array([0, 1, 1, 1, 0]) / 3 if top_k else np.full(5, 0.2)
+    np.testing.assert_allclose(draws(LOGITS, Sampling(1e300, top_k)), kept, atol=0.025)
+
+
+def test_nothing_is_sorted_that_need_not_be():
+    def program(*sampling):
+        def one(logits, key):
+            return sample(logits, key, Sampling(*sampling))
+
+        return str(jax.make_jaxpr(one)(jnp.zeros(9), jax.random.key(0)))
+
+    for plain in [(1.0,), (1.0, 9), (0.0, 3, 0.5)]:
+        assert not re.search("sort|top_k", program(*plain))
+    assert re.search(r"top_k\[.*k=3\b", program(1.0, 3), re.DOTALL)
+    assert "top_k" in program(1.0, 0, 0.5)
+
+
 @pytest.mark.parametrize(
-    "sampling", [Sampling(-1.0), Sampling(top_k=-1), Sampling(top_p=0.0)]
+    "sampling",
+    [Sampling(value) for value in (-1.0, np.nan, np.inf)]
+    + [Sampling(top_k=-1)]
+    + [Sampling(top_p=value) for value in (0.0, 1.5, np.nan)],
 )
-def test_bad_sampling_is_refused(sampling):
+def test_bad_sampling_is_refused(model, sampling):
     with pytest.raises(ValueError, match="expected"):
-        sampling.validate()
+        generate(*model, [[1]], 1, sampling, seed=0)
+
+
+def test_a_text_longer_than_the_context_is_refused(model):
+    assert len(generate(*model, [[3] * 20], 4, Sampling(0.0), 0)) == 1
+    with pytest.raises(ValueError, match="25 tokens together, .* context is 24"):
+        generate(*model, [[3], [3] * 20], 5, Sampling(0.0), 0)

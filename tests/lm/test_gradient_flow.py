@@ -8,7 +8,8 @@ from flax import nnx
 
 from lm.models.layers import INITIALIZERS
 from lm.models.recurrence import output
-from lm.models.recurrent import Layer, RecurrentConfig, recurrent_task
+from lm.models.recurrent import Layer, RecurrentConfig
+from lm.models.setting import Setting
 from lm.optim import OptimConfig, optimizer
 
 STEPS, WIDTH = 50, 32
@@ -118,7 +119,7 @@ def exploding_gradient():
     config = RecurrentConfig(
         cell="rnn", activation="relu", init="he", width=16, num_layers=3
     )
-    task = recurrent_task(config, 30)
+    task = config.task(Setting(30, 0))
     params = jax.jit(task.init)(jax.random.key(0))
     params["layers"] = jax.tree.map(lambda x: 1.3 * x, params["layers"])
     batch = {

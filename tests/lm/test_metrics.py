@@ -87,11 +87,47 @@ def test_perfect_and_certain_predictions_are_calibrated():
     sums = prediction_sums(logits, labels, np.ones((1, VOCAB), bool))
     result = metrics(jax.device_get(sums))
     assert result["accuracy"] == 1 and result["calibration_error"] == pytest.approx(0)
-    # Equal logits: one right guess in VOCAB, and the label is not among the first.
-    sums = prediction_sums(0 * logits, labels, np.ones((1, VOCAB), bool))
+
+
+def test_ties_are_ranked_by_index_and_no_nan_is_right(drawn):
+    """Against a stable sort, on logits of five values among which stand odd ones."""
+    _, labels, mask, classes, class_of = drawn
+    rng = np.random.default_rng(1)
+    logits = rng.integers(0, 5, (ROWS, LENGTH, VOCAB)).astype("f4")
+    logits[rng.random(logits.shape) < 0.1] = -np.inf
+    raised = rng.random((ROWS, LENGTH)) < 0.5
+    logits[raised, labels[raised]] = 4  # beside others of 4
+    logits[0] = 0  # all are equal
+    bad = rng.random((ROWS, LENGTH)) < 0.3
+    odd = rng.choice([np.nan, np.inf], bad.sum())
+    logits[bad, np.where(rng.random(bad.sum()) < 0.5, labels[bad], 3)] = odd
+    logits[5, 0, :], bad[5, 0] = np.nan, True
+    order = np.argsort(-logits, -1, kind="stable")
+    places = (order == labels[..., None]).argmax(-1)
+    good = mask & ~bad
+    right = good & (places == 0)
+    assert (bad & mask).sum() > 20 and right.sum() > 5
+    sums = prediction_sums(logits, labels, mask, classes, class_of, NUM_CLASSES)
+    assert sums["targets"] == mask.sum() and sums["correct"] == right.sum()
+    assert sums["correct_top_k"] == (good & (places < TOP_K)).sum()
+    assert sums["bin_counts"].sum() == mask.sum()
+    result = metrics(jax.device_get(sums), NAMES)
+    predicted = np.where(bad, NUM_CLASSES, class_of[order[..., 0]])[mask]
+    assert result["micro_f1"] == np.mean(predicted == classes[mask])
+    _, recall, f1, _ = precision_recall_fscore_support(
+        classes[mask], predicted, labels=np.arange(NUM_CLASSES - 1), zero_division=0
+    )
+    assert [c["recall"] for c in result["classes"].values()] == pytest.approx(recall)
+    assert [c["f1"] for c in result["classes"].values()] == pytest.approx(f1)
+    assert np.isfinite(result["calibration_error"])
+
+
+def test_a_model_that_knows_nothing_guesses():
+    labels = np.arange(VOCAB, dtype="i4")[None]
+    sums = prediction_sums(np.zeros((1, VOCAB, VOCAB)), labels, np.ones((1, VOCAB), bool))
     result = metrics(jax.device_get(sums))
     assert result["accuracy"] == pytest.approx(1 / VOCAB)
-    assert result[f"top_{TOP_K}_accuracy"] == 0
+    assert result[f"top_{TOP_K}_accuracy"] == pytest.approx(TOP_K / VOCAB)
 
 
 @pytest.mark.parametrize("degree", [2, 8])

@@ -1,15 +1,20 @@
-"""Optimizers, schedules and clipping against closed forms and optax used directly."""
+"""Optimizers against the papers' lines in numpy, schedules against closed forms."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
+from configs.base import FAMILIES, Experiment
+from experiments.run.build import build_task, check
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.transformer.config import TransformerConfig
 from lm.optim import (
-    DECAY_MASKS,
     OPTIMIZERS,
     SCHEDULES,
     OptimConfig,
@@ -18,210 +23,287 @@ from lm.optim import (
     optimizer,
     schedule,
 )
+from tests.lm.papers import ORACLES
 
+RATE = 0.01
+HIDDEN = ("blocks",)
 PARAMS = {
     "embedding": jnp.full((6, 4), 0.5),
-    "layers": {0: {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}},
+    "blocks": {0: {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}},
 }
-
-
-def first_update(config: OptimConfig, grads=None, params=PARAMS, value=1.0):
-    tx = optimizer(config, 100)
-    grads = grads or jax.tree.map(
-        lambda x: 0.01 * jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape),
-        params,
-    )
-    updates, state = jax.jit(tx.update)(grads, tx.init(params), params, value=value)
-    return updates, state, grads
 
 
 def plain(name: str, **changes) -> OptimConfig:
     return OptimConfig(
-        name=name, learning_rate=0.1, schedule="constant", clip_norm=0.0,
-        weight_decay=0.0, **changes,
+        name=name, learning_rate=RATE, schedule="constant", clip_norm=0.0,
+        **{"weight_decay": 0.0} | changes,
     )  # fmt: skip
 
 
-CLOSED_FORMS = {  # the first update from zero state, for gradient g
-    "sgd": lambda g: -0.1 * g,
-    "momentum": lambda g: -0.1 * g,
-    "adagrad": lambda g: -0.1 * g / np.sqrt(0.1 + g**2 + 1e-8),
-    "rmsprop": lambda g: -0.1 * g / np.sqrt(0.05 * g**2 + 1e-8),
-    "adam": lambda g: -0.1 * g / (np.abs(g) + 1e-8),
-    "adamw": lambda g: -0.1 * g / (np.abs(g) + 1e-8),
-    "lion": lambda g: -0.1 * np.sign(g),
-}
+L2 = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 
 
-@pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_first_update_has_its_closed_form(name):
-    updates, _, grads = first_update(plain(name))
-    for u, g in zip(jax.tree.leaves(updates), jax.tree.leaves(grads), strict=True):
-        expected = CLOSED_FORMS[name](np.asarray(g, np.float64))
-        np.testing.assert_allclose(u, expected, rtol=1e-4, atol=1e-9)
+def expected_updates(config: OptimConfig, rule, decay: float, p, grads) -> list:
+    """Do every update of one parameter in float64; its decay is `decay`."""
+    c, past, updates = dataclasses.replace(config, weight_decay=decay), {}, []
+    p = np.asarray(p, np.float64)
+    for t, g in enumerate(grads, 1):
+        g = np.asarray(g, np.float64)
+        if config.name in L2:
+            step = rule(c, g + decay * p, p, t, past)
+        elif config.name == "lamb":
+            step = rule(c, g, p, t, past)
+        else:
+            step = rule(c, g, p, t, past) + decay * p
+        updates.append(-RATE * step)
+        p = p + updates[-1]
+    return updates
 
 
-def test_lamb_scales_by_the_trust_ratio():
-    updates, _, grads = first_update(plain("lamb"))
-    g, p = grads["layers"][0]["kernel"], PARAMS["layers"][0]["kernel"]
-    direction = g / (jnp.abs(g) + 1e-8)
-    expected = -0.1 * direction * jnp.linalg.norm(p) / jnp.linalg.norm(direction)
-    np.testing.assert_allclose(updates["layers"][0]["kernel"], expected, rtol=1e-4)
+CASES = [(name, False) for name in OPTIMIZERS] + [("momentum", True)]
 
 
-def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
-    keys = jax.random.split(jax.random.key(0), 2)
-    grads = {
-        "embedding": jax.random.normal(keys[0], (6, 4)),
-        "layers": {0: {"kernel": jax.random.normal(keys[1], (4, 4)), "bias": jnp.ones(4)}},
-    }
-    updates, _, _ = first_update(plain("muon"), grads)
-    before, after = (
-        np.linalg.svd(tree["layers"][0]["kernel"], compute_uv=False)
-        for tree in (grads, updates)
+@pytest.mark.parametrize("name, nesterov", CASES)
+def test_every_update_is_the_papers(name, nesterov):
+    """At large and at small gradients, decayed (the kernel) and not (the others)."""
+    config = plain(name, nesterov=nesterov, weight_decay=0.2, decay_mask="hidden")
+    tx = optimizer(config, 100, HIDDEN)
+    update, rng = jax.jit(tx.update), np.random.default_rng(0)
+
+    def draw(one, scale=1.0):
+        return {
+            "blocks": {"kernel": jnp.float32(scale * one((32, 48)))},
+            "embedding": jnp.float32(scale * one((40, 32))),
+            "scale": jnp.float32(scale * one((32,))),
+        }
+
+    def far_from_zero(shape):  # so that no gradient cancels its decay
+        return rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+
+    rules = ORACLES[name]
+    for scale in (1e-2, 1e-5):
+        start = draw(far_from_zero)
+        grads = [draw(rng.standard_normal, scale) for _ in range(5)]
+        params, state, found = start, jax.jit(tx.init)(start), []
+        for g in grads:
+            updates, state = update(g, state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+            found.append(jax.tree.leaves(updates))
+        leaves = zip(jax.tree.leaves(start), *map(jax.tree.leaves, grads), strict=True)
+        for index, (p, *gs) in enumerate(leaves):
+            decay = config.weight_decay if index == 0 else 0.0
+            expected = expected_updates(config, rules[index > 0], decay, p, gs)
+            for ours, theirs in zip(found, expected, strict=True):
+                # Newton-Schulz makes the rounding of small singular values larger.
+                atol = (1e-4 if name == "muon" else 2e-6) * np.abs(theirs).max()
+                np.testing.assert_allclose(ours[index], theirs, rtol=2e-5, atol=atol)
+    if name == "adafactor":
+        assert max(x.size for x in jax.tree.leaves(state)) < 40 * 32 / 4
+
+
+def muon_shapes(task, params) -> list[tuple[int, ...]]:
+    """Return the shapes of the parameters that Muon keeps a momentum of."""
+    tx = optimizer(OptimConfig(name="muon"), 10, task.hidden)
+    states = jax.tree.leaves(
+        jax.eval_shape(tx.init, params),
+        is_leaf=lambda node: isinstance(node, contrib.MuonState),
     )
-    # Newton-Schulz brings singular values between about 0.7 and 1.2 of one value.
-    assert before[0] / before[-1] > 4
-    assert after[0] / after[-1] < 1.8
-    # Optax's Muon gives the rest to Adam with Nesterov momentum (Dozat 2016).
-    expected = -0.1 * np.sign(grads["embedding"]) * (1 + 0.9 * 0.1 / (1 - 0.9**2))
-    np.testing.assert_allclose(updates["embedding"], expected, rtol=1e-3)
+    states = [state for state in states if isinstance(state, contrib.MuonState)]
+    return sorted(x.shape for state in states for x in jax.tree.leaves(state.mu))
 
 
-def test_adafactor_equals_optax_and_keeps_factors():
-    params = {"layers": {0: {"kernel": jnp.ones((64, 96))}}}
-    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
-    updates, state, _ = first_update(plain("adafactor"), grads, params)
-    reference = optax.adafactor(0.1, min_dim_size_to_factor=32)
-    expected, _ = reference.update(grads, reference.init(params), params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, expected
-    )
-    assert max(x.size for x in jax.tree.leaves(state)) < 64 * 96
+def test_hidden_matrices_are_those_of_every_layer_of_every_family():
+    models = [family() for family in FAMILIES.values()] + [
+        TransformerConfig(scan_layers=True, tied=False),
+        Seq2SeqConfig(kind="recurrent", tied=False),
+    ]
+    for model in models:
+        task = build_task(Experiment(model=model), 300)
+        if not task.hidden:
+            assert type(model).__name__ in ("HmmConfig", "NgramConfig")
+            continue
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        leaves = jax.tree.leaves_with_path(params)
+        kernels = [
+            (path, x.shape) for path, x in leaves
+            if path[-1].key == "kernel" and path[0].key != "output"
+        ]  # fmt: skip
+        assert muon_shapes(task, params) == sorted(shape for _, shape in kernels)
+        if "scanned_layers" not in params:
+            decays = decay_mask(OptimConfig(decay_mask="hidden"), task.hidden)(params)
+            chosen = [path for path, yes in jax.tree.leaves_with_path(decays) if yes]
+            assert chosen == [path for path, _ in kernels]
+        if task.stages:  # a pipeline's tree
+            outer, layers = jax.eval_shape(task.stages.split, params)
+            stacked = muon_shapes(task, outer | {"scanned_layers": layers})
+            assert sum(map(math.prod, stacked)) == sum(math.prod(s) for _, s in kernels)
+
+
+def test_a_model_without_hidden_matrices_is_refused_at_the_start():
+    muon, hidden = OptimConfig(name="muon"), OptimConfig(decay_mask="hidden")
+    hmm, ngram = FAMILIES["hmm"](training="gradient"), FAMILIES["ngram"]()
+    for model in (hmm, ngram):
+        for optim, words in [(muon, "name=muon"), (hidden, "decay_mask=hidden")]:
+            with pytest.raises(ValueError, match=f"{words} .* has none"):
+                check(Experiment(model=model, optim=optim))
+    check(Experiment(model=hmm))
+    check(Experiment(optim=muon))
+
+
+def test_decay_masks():
+    for mask, expected in [
+        ("matrices", [False, True, True]),
+        ("hidden", [False, True, False]),
+        ("all", [True, True, True]),
+    ]:  # bias, kernel, embedding
+        decays = decay_mask(OptimConfig(decay_mask=mask), HIDDEN)(PARAMS)
+        assert jax.tree.leaves(decays) == expected
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_descends(name):
-    rates = {"sgd": 1.0, "momentum": 0.1, "adagrad": 0.3, "lamb": 0.05, "adafactor": 0.3}
-    config = plain(name)
-    config = dataclasses.replace(config, learning_rate=rates.get(name, 0.03))
-    target = jax.random.normal(jax.random.key(1), (32, 32)) * 0.3
-    params = {"layers": {0: {"kernel": jnp.full((32, 32), 0.1)}}}
-    tx = optimizer(config, 200)
-
-    def loss(params):
-        return 0.5 * jnp.mean((params["layers"][0]["kernel"] - target) ** 2) * 32
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(grads, state, params, value=value)
-        return optax.apply_updates(params, updates), state
-
-    state, start = tx.init(params), loss(params)
-    for _ in range(200):
-        params, state = step(params, state)
-    assert loss(params) < 0.2 * start
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("mask", DECAY_MASKS)
-def test_weight_decay_reaches_what_the_mask_says(name, mask):
-    config = plain(name, decay_mask=mask)
-    without, _, grads = first_update(config)
-    config = dataclasses.replace(config, weight_decay=0.3)
-    with_decay, _, _ = first_update(config, grads)
-    wanted = decay_mask(config)(PARAMS)
-    expected = {
-        "matrices": (True, False, True), "hidden": (False, False, True), "all": (True,) * 3,
-    }[mask]  # fmt: skip
-    assert tuple(jax.tree.leaves(wanted)) == expected
-    if name == "lamb":  # its trust ratio couples decay to the norm of the whole leaf
-        return
-    for a, b, decays in zip(
-        jax.tree.leaves(without), jax.tree.leaves(with_decay), expected, strict=True
-    ):
-        assert np.allclose(a, b, rtol=1e-6, atol=0) != decays
-
-
-SHAPES = {  # (warmup 10, peak 1, 110 steps in all): value at 60 and at the end, 110
-    "constant": (1.0, 1.0),
-    "plateau": (1.0, 1.0),
-    "step": (0.5, 0.25),
-    "exponential": (0.5 ** (50 / 40), 0.5 ** (100 / 40)),
-    "linear": (0.55, 0.1),
-    "cosine": (0.55, 0.1),
-    "inverse_sqrt": ((10 / 60) ** 0.5, (10 / 110) ** 0.5),
-    "wsd": (1.0, 0.1),
-}
-
-
-@pytest.mark.parametrize("mask", DECAY_MASKS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_scanned_layers_are_updated_like_layers_apart(name, mask):
+def test_scanned_layers_are_updated_like_layers_apart(name):
     keys = jax.random.split(jax.random.key(0), 3)
     layers = {
         i: {"kernel": jax.random.normal(key, (32, 48)), "bias": jnp.full(48, i + 1.0)}
         for i, key in enumerate(keys)
     }
     embedding = jax.random.normal(jax.random.key(1), (40, 32))
-    config = OptimConfig(name=name, decay_mask=mask, clip_adaptive=0.01, warmup_steps=2)
-    tx = optimizer(config, 100)
 
     def stack(layers):
         return jax.tree.map(lambda *x: jnp.stack(x), *layers.values())
 
-    @jax.jit
-    def update(params, state):
-        grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
-        updates, state = tx.update(grads, state, params, value=1.0)
-        return optax.apply_updates(params, updates), state
+    def three_updates(tx, params):
+        @jax.jit
+        def update(params, state):
+            grads = jax.tree.map(lambda x: jnp.sin(3 * x), params)
+            updates, state = tx.update(grads, state, params, value=1.0)
+            return optax.apply_updates(params, updates), state
 
-    def three_updates(params):
         state = jax.jit(tx.init)(params)
         for _ in range(3):
             params, state = update(params, state)
         return params
 
-    apart = three_updates({"embedding": embedding, "layers": layers})
-    scanned = three_updates({"embedding": embedding, "scanned_layers": stack(layers)})
-    expected = {
-        "embedding": apart["embedding"], "scanned_layers": stack(apart["layers"])
-    }  # fmt: skip
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        scanned,
-        expected,
-    )
+    # A mask is the same function for every optimizer: one goes through all three.
+    for mask in ("hidden", "matrices", "all") if name == "adamw" else ("hidden",):
+        config = OptimConfig(name=name, decay_mask=mask, clip_adaptive=0.01, warmup_steps=2)
+        tx = optimizer(config, 100, ("layers",))
+        apart = three_updates(tx, {"embedding": embedding, "layers": layers})
+        expected = {
+            "embedding": apart["embedding"], "scanned_layers": stack(apart["layers"])
+        }  # fmt: skip
+        scanned = {"embedding": embedding, "scanned_layers": stack(layers)}
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            three_updates(tx, scanned),
+            expected,
+        )
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_schedule_shapes(name):
-    rate = schedule(
-        OptimConfig(learning_rate=1.0, schedule=name, warmup_steps=10, decay_every=40), 110
+def expected_rates(name: str, warmup: int, n: int, cooldown: int) -> np.ndarray:
+    """Return the rates of updates 1..n at peak 1, floor 0.1, halved every 40 updates."""
+    t, top = np.arange(1, n + 1), max(warmup, 1)
+    x = (t - top) / max(n - top, 1)  # 0 at the peak, 1 at the last update
+    falling = {
+        "constant": 1.0,
+        "plateau": 1.0,
+        "step": 0.5 ** ((t - top) // 40),
+        "exponential": 0.5 ** ((t - top) / 40),
+        "linear": 1 - 0.9 * x,
+        "cosine": 0.55 + 0.45 * np.cos(np.pi * x),
+        "inverse_sqrt": (top / t) ** 0.5,
+        "wsd": 1 - 0.9 * np.maximum(t - (n - cooldown), 0) / cooldown,
+    }[name]
+    return np.where(t <= top, t / top, falling)
+
+
+LAST = {  # the rate of update 110 after a warm-up of 10
+    "constant": 1.0, "plateau": 1.0, "step": 0.25, "exponential": 0.5**2.5, "linear": 0.1,
+    "cosine": 0.1, "inverse_sqrt": (10 / 110) ** 0.5, "wsd": 0.1,
+}  # fmt: skip
+
+
+def rates(name: str, steps: int, num_updates: int = 0, **changes) -> np.ndarray:
+    config = OptimConfig(learning_rate=1.0, schedule=name, decay_every=40, **changes)
+    rate = jax.vmap(schedule(config, steps))
+    # Always as many, so that JAX compiles each operation once.
+    return np.asarray(rate(jnp.arange(150)))[: num_updates or steps]
+
+
+def test_schedules_warm_up_to_the_peak_and_fall_to_their_last_update():
+    for name in SCHEDULES:
+        found = rates(name, 110, warmup_steps=10)
+        assert found[[0, 9, 109]] == pytest.approx([0.1, 1.0, LAST[name]], rel=1e-5), name
+        for warmup, cooldown in [(10, 20), (1, 22), (0, 22)]:
+            found = rates(name, 110, warmup_steps=warmup)
+            expected = expected_rates(name, warmup, 110, cooldown)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+        # A schedule that ends before the run does stays where it ended.
+        longer = rates(name, 500, 150, warmup_steps=10, decay_steps=110)
+        np.testing.assert_allclose(longer[:110], rates(name, 110, warmup_steps=10))
+        if name in ("linear", "cosine", "wsd"):
+            np.testing.assert_allclose(longer[110:], 0.1, rtol=1e-5)
+
+
+def test_short_schedules_reach_their_last_rate_too():
+    for name in ("linear", "cosine", "wsd"):
+        assert rates(name, 1)[0] == 1.0  # a run of one update has the peak
+        assert rates(name, 2) == pytest.approx([1.0, 0.1])
+        assert rates(name, 4, warmup_steps=3) == pytest.approx([1 / 3, 2 / 3, 1.0, 0.1])
+    one = rates("wsd", 5, cooldown_fraction=0.2)
+    assert one == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.1])
+    all_of_it = rates("wsd", 5, cooldown_fraction=1.0)
+    assert all_of_it == pytest.approx([1.0, 0.775, 0.55, 0.325, 0.1])
+
+
+def test_the_rate_in_force_is_that_of_the_update():
+    config = OptimConfig(
+        name="sgd", schedule="linear", learning_rate=1.0, clip_norm=0.0, weight_decay=0.0
     )
-    assert float(rate(0)) == pytest.approx(0.1)
-    assert float(rate(9)) == pytest.approx(1.0)
-    assert float(rate(10)) == pytest.approx(1.0)
-    assert float(rate(60)) == pytest.approx(SHAPES[name][0], rel=1e-5)
-    assert float(rate(110)) == pytest.approx(SHAPES[name][1], rel=1e-5)
+    tx, params, found = optimizer(config, 3), {"w": jnp.ones(3)}, []
+    state = tx.init(params)
+    for expected in (1.0, 0.55, 0.1):
+        updates, state = tx.update(params, state, params, value=1.0)
+        np.testing.assert_allclose(updates["w"], -expected, rtol=1e-6)
+        found.append(float(learning_rate(state)))
+    assert found == pytest.approx([1.0, 0.55, 0.1])
+
+
+def plateau_rates(losses, window: int, patience: int, factor: float, floor: float):
+    """PyTorch's ReduceLROnPlateau, stepped with the mean of each window of losses."""
+    rate, best, bad, found = 1.0, math.inf, 0, []
+    for i in range(len(losses)):
+        if (i + 1) % window == 0:
+            mean = np.mean(losses[i + 1 - window : i + 1])
+            if mean < best * (1 - 1e-4):
+                best, bad = mean, 0
+            else:
+                bad += 1
+            if bad > patience:
+                rate, bad = max(rate * factor, floor), 0
+        found.append(rate)
+    return found
 
 
 def test_plateau_reduces_the_rate_when_the_loss_stands_still():
-    config = plain("sgd", patience=2, window=3, decay_rate=0.5, final_fraction=0.2)
-    config = dataclasses.replace(config, schedule="plateau")
-    tx = optimizer(config, 1000)
-    params = {"w": jnp.ones(3)}
-    state, rates = tx.init(params), []
-    update = jax.jit(tx.update)
-    for value in [3.0, 2.0, 1.0] + [1.0] * 60:
-        updates, state = update({"w": jnp.ones(3)}, state, params, value=value)
-        rates.append(float(learning_rate(state)))
-        np.testing.assert_allclose(updates["w"], -rates[-1], rtol=1e-6)
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[-1] == pytest.approx(0.02)  # the floor
-    assert sorted(rates, reverse=True) == rates
-    assert 0.05 in [round(r, 6) for r in rates]
+    losses = [3.0, 2.0, 1.0] + [1.0] * 24 + [0.5] * 12 + [0.6] * 40
+    for patience in (1, 2):
+        config = plain("sgd", patience=patience, window=3, final_fraction=0.2)
+        config = dataclasses.replace(config, schedule="plateau", decay_rate=0.5)
+        tx, params, found = optimizer(config, 1000), {"w": jnp.ones(3)}, []
+        update, state = jax.jit(tx.update), tx.init(params)
+        for value in losses:
+            updates, state = update({"w": jnp.ones(3)}, state, params, value=value)
+            found.append(float(learning_rate(state)) / RATE)
+            np.testing.assert_allclose(updates["w"], -RATE * found[-1], rtol=1e-6)
+        expected = plateau_rates(losses, 3, patience, 0.5, 0.2)
+        assert found == pytest.approx(expected)
+        assert {1.0, 0.5, 0.25, 0.2} == set(expected)
+
+
+def first_update(config: OptimConfig, grads):
+    tx = optimizer(config, 100)
+    return jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS, value=1.0)[0]
 
 
 def test_clipping_by_norm_and_by_value_and_adaptive():
@@ -229,21 +311,21 @@ def test_clipping_by_norm_and_by_value_and_adaptive():
     norm = float(optax.tree.norm(grads))
 
     def clipped(**changes):
-        return first_update(dataclasses.replace(plain("sgd"), **changes), grads)[0]
+        return first_update(dataclasses.replace(plain("sgd"), **changes), grads)
 
     by_norm = clipped(clip_norm=0.5)
-    assert float(optax.tree.norm(by_norm)) == pytest.approx(0.1 * 0.5, rel=1e-5)
-    np.testing.assert_allclose(by_norm["embedding"], -0.1 * 3.0 * 0.5 / norm, rtol=1e-5)
+    assert float(optax.tree.norm(by_norm)) == pytest.approx(RATE * 0.5, rel=1e-5)
+    np.testing.assert_allclose(by_norm["embedding"], -RATE * 3.0 * 0.5 / norm, rtol=1e-5)
     by_value = clipped(clip_value=0.25)
-    np.testing.assert_allclose(by_value["embedding"], -0.1 * 0.25, rtol=1e-6)
+    np.testing.assert_allclose(by_value["embedding"], -RATE * 0.25, rtol=1e-6)
     adaptive = clipped(clip_adaptive=0.01)
-    kernel = adaptive["layers"][0]["kernel"]
+    kernel = adaptive["blocks"][0]["kernel"]
     # Brock et al. 2021: each unit (column) is clipped to 1 % of its weights' norm.
     np.testing.assert_allclose(
-        jnp.linalg.norm(kernel, axis=0), 0.1 * 0.01 * jnp.full(4, 4.0), rtol=1e-4
+        jnp.linalg.norm(kernel, axis=0), RATE * 0.01 * jnp.full(4, 4.0), rtol=1e-4
     )
     loose = clipped(clip_norm=1e9)
-    np.testing.assert_allclose(loose["embedding"], -0.3, rtol=1e-6)
+    np.testing.assert_allclose(loose["embedding"], -RATE * 3.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 
 BATCH = {
@@ -13,8 +17,11 @@ BATCH = {
 }
 
 
+VOCAB, SMALL = 20, TransformerConfig(width=16, num_layers=1, num_heads=2)
+
+
 def make(compute):
-    task = transformer_task(TransformerConfig(width=16, num_layers=1, num_heads=2), 20, 12)
+    task = SMALL.task(Setting(VOCAB, 12))
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
@@ -50,6 +57,43 @@ def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     expected = jax.jit(lambda p: reference.loss(p, BATCH, None)[0])(params)
     np.testing.assert_allclose(loss, expected, rtol=1e-2)
     assert loss != expected
+
+
+MODELS = {
+    "tied": lambda: SMALL.task(Setting(VOCAB, 12)),
+    "untied": lambda: dataclasses.replace(SMALL, tied=False).task(Setting(VOCAB, 12)),
+    "recurrent": lambda: RecurrentConfig(width=16).task(Setting(VOCAB, 0)),
+    "seq2seq": lambda: Seq2SeqConfig(width=16, num_layers=1).task(Setting(VOCAB, 0, 6)),
+    "seq2seq-recurrent": lambda: Seq2SeqConfig("recurrent", width=16, num_layers=1).task(
+        Setting(VOCAB, 0, 6)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_sums_in_float32_whoever_asks(name):
+    task = mixed_precision(MODELS[name](), PrecisionConfig(compute="bfloat16"))
+    params = jax.tree.map(
+        lambda x: x * 8 if x.ndim > 1 else x, task.init(jax.random.key(0))
+    )
+
+    @jax.jit
+    def outputs(params):
+        cache = task.cache(2, 12)
+        if task.encode:
+            cache = task.encode(params, cache, BATCH["tokens"][:, :6])
+        decoded, _ = task.decode(params, cache, BATCH["tokens"][:, 6:-1], jnp.zeros(2, int))
+        return task.logits(params, BATCH), decoded, task.loss(params, BATCH, None)[1]
+
+    logits, decoded, sums = outputs(params)
+    for found in (logits, decoded):
+        assert found.dtype == jnp.float32
+        # Sixteen bits hold few of them.
+        assert np.mean(found.astype(jnp.bfloat16) == found) < 0.1
+    wide = np.asarray(logits, np.float64)
+    labels = np.asarray(BATCH["tokens"])[:, -wide.shape[1] :, None]
+    losses = np.log(np.exp(wide).sum(-1)) - np.take_along_axis(wide, labels, -1)[..., 0]
+    np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
 
 
 def test_scale_halves_on_overflow_and_doubles_after_the_interval():

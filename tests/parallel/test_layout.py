@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import optax
 import pytest
 
 from parallel.cost.ledger import ledger
@@ -20,23 +19,23 @@ from parallel.mesh import data_mesh
 from parallel.pipeline.schedules import ORDERS
 from parallel.program import AXIS
 from parallel.strategies import EXACT
-from tests.parallel.toy import SEVERAL_AXES, batches, toy_learner, toy_program
+from tests.parallel.toy import SEVERAL_AXES, SGD, batches, sgd_program, toy_learner
 
-DEGREE = 4
-ADAM = optax.adam(1e-2)
+DROPOUT = {1: {}, 2: {"dropout": 0.2}}
 LAYOUTS = {
     "jit": REPLICATED, "pmap": REPLICATED, "shard_map": REPLICATED,
     "zero1": ZERO1, "zero2": ZERO2, "fsdp": FSDP,
 }  # fmt: skip
 
 
+PROGRAMS = [(8, 1), (4, 2)]  # degree, microbatches: those that test_strategies.py trains
+
+
 @functools.cache
-def compiled(strategy, accumulation=1):
-    program = toy_program(
-        strategy, toy_learner(ADAM), data=DEGREE, accumulation=accumulation
-    )
+def compiled(strategy, degree, accumulation):
+    program = sgd_program(strategy, degree, accumulation, **DROPOUT[accumulation])
     batch = program.place(batches(1)[0])
-    return program, program.step.lower(program.abstract, batch).compile()
+    return program.step.lower(program.abstract, batch).compile()
 
 
 def by_kind(program, degree):
@@ -50,7 +49,7 @@ def by_kind(program, degree):
 
 def sizes():
     """Split the number of parameters into those in arrays worth sharding and the rest."""
-    shapes = jax.eval_shape(toy_learner(ADAM).init, jax.random.key(0))
+    shapes = jax.eval_shape(toy_learner(SGD).init, jax.random.key(0))
     all_sizes = [x.size for x in jax.tree.leaves(shapes)]
     large = sum(n for n in all_sizes if n >= MIN_SHARDED_SIZE)
     return large, sum(all_sizes) - large
@@ -62,25 +61,24 @@ def test_every_strategy_has_a_layout_here():
 
 @pytest.mark.parametrize("strategy", LAYOUTS)
 def test_state_bytes_per_device(strategy):
-    program, _ = compiled(strategy)
+    program = sgd_program(strategy, 8)
     large, small = sizes()
-    whole, shard = 4 * (large + small), 4 * (large // DEGREE + small)
+    whole, shard = 4 * (large + small), 4 * (large // 8 + small)
     layout = LAYOUTS[strategy]
     params = shard if layout is FSDP else whole
-    moments = 2 * (whole if layout is REPLICATED else shard) + 4  # and Adam's count
+    momentum = whole if layout is REPLICATED else shard
     state = program.init(jax.random.key(0))
     assert bytes_per_device(program.abstract.params) == params
-    assert bytes_per_device(program.abstract.opt) == moments
-    for tree, expected in [(state.params, params), (state.opt, moments)]:
+    assert bytes_per_device(program.abstract.opt) == momentum
+    for tree, expected in [(state.params, params), (state.opt, momentum)]:
         first = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)]
         assert sum(first) == expected
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("degree, accumulation", PROGRAMS)
 @pytest.mark.parametrize("strategy", LAYOUTS)
-def test_collectives_are_those_of_the_strategy(strategy, accumulation):
-    _, program = compiled(strategy, accumulation)
-    entries = by_kind(program, DEGREE)
+def test_collectives_are_those_of_the_strategy(strategy, degree, accumulation):
+    entries = by_kind(compiled(strategy, degree, accumulation), degree)
     large, small = sizes()
     layout = LAYOUTS[strategy]
     if layout is REPLICATED:
@@ -112,7 +110,7 @@ def test_shard_largest():
 
 def test_fsdp_asks_for_each_gather_twice():
     """The program as written, before any compiler merges: forward, then recomputed."""
-    program = toy_program("fsdp", toy_learner(ADAM), data=DEGREE)
+    program = sgd_program("fsdp", 8)
     batch = program.place(batches(1)[0])
     written = program.step.lower(program.abstract, batch).as_text()
     shapes = jax.tree.leaves(program.abstract.params)

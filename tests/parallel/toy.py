@@ -1,4 +1,8 @@
-"""A small transformer task with ragged rows, and a single-device oracle in bare JAX."""
+"""A small transformer task with ragged rows, and a single-device oracle in bare JAX.
+
+Compiling takes most of a test's time. `sgd_program` makes each program once, for all laws
+that are asked of it.
+"""
 
 import functools
 import math
@@ -8,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
@@ -19,6 +23,9 @@ from parallel.strategies import ParallelConfig, build_program
 SEVERAL_AXES = ["hsdp", "tensor", "hybrid"]  # whose meshes may have more than `data`
 
 VOCAB, SEQ_LEN, BATCH = 64, 16, 16
+STEPS = 5
+# SGD, so that an error in the gradient's scale shows; clipping couples all shards.
+SGD = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
 MODEL = TransformerConfig(
     width=32, num_layers=1, num_heads=4, num_kv_heads=2, norm="rmsnorm",
     positions="rotary", activation="swiglu", tied=False, bias=True,
@@ -49,7 +56,7 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
 def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
     choices = vars(MODEL) | {"dropout": dropout, "remat": remat} | model
     model = TransformerConfig(**choices)
-    task = transformer_task(model, VOCAB, SEQ_LEN)
+    task = model.task(Setting(VOCAB, SEQ_LEN))
     task = task._replace(init=drawn_at_once(task.init))
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
@@ -89,7 +96,7 @@ def toy_learner(
 def whole_matrix_optimizer(name: str, rate: float, num_steps: int):
     """Return the same value for the same arguments, so that `oracle` trains once."""
     config = OptimConfig(name=name, learning_rate=rate, schedule="constant")
-    return optimizer(config, num_steps)
+    return optimizer(config, num_steps, toy_task().hidden)
 
 
 def learner_of(
@@ -115,7 +122,13 @@ def toy_program(strategy: str, learner: Learner, **config) -> Program:
     return build_program(config, learner, mesh)
 
 
-def train(program: Program, num_steps: int, batches=batches):
+@functools.cache
+def sgd_program(strategy: str, data: int, accumulation: int = 1, **learner) -> Program:
+    learner = toy_learner(SGD, **learner)
+    return toy_program(strategy, learner, data=data, accumulation=accumulation)
+
+
+def train(program: Program, num_steps: int = STEPS, batches=batches):
     """Take steps from key 1; return the state, the parameters and the losses."""
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(num_steps):
@@ -135,6 +148,7 @@ def assert_equal(params, expected, rtol=2e-5):
 def assert_overflow_skips(program: Program):
     """Take a step whose gradient overflows; return the states before and after it."""
     state = program.init(jax.random.key(1))
+    state = state._replace(scale=state.scale._replace(value=state.scale.value * 2**18))
     before = jax.device_get(state)
     state, metrics = program.step(state, program.place(batches(1)[0]))
     after = jax.device_get(state)
@@ -143,6 +157,10 @@ def assert_overflow_skips(program: Program):
     jax.tree.map(np.testing.assert_array_equal, after.opt, before.opt)
     assert after.scale.value == before.scale.value / 2
     return before, state
+
+
+def one_device(**model):
+    return oracle(SGD, STEPS, **model)
 
 
 @functools.cache

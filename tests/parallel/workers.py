@@ -1,4 +1,4 @@
-"""Two real processes that compute together, each from a module of tests/parallel."""
+"""Two real processes that compute together, each from a module."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ def run_two(module: str) -> list[str]:
     port = free_port()
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", f"tests.parallel.{module}", str(port), str(index)],
+            [sys.executable, "-m", module, str(port), str(index)],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ from experiments.studies.benchmark.shapes import (
     Shape,
     flops_per_token,
 )
+from experiments.sweeps.tables import markdown
 
 REFERENCES = ("nanogpt-eager", "lockstep")  # what the others are compared with
 
@@ -24,12 +25,9 @@ def report(shape: Shape, seconds: dict, peak: dict, first_step: dict, loss: dict
     if not seconds:
         return
     references = [name for name in REFERENCES if name in seconds]
-    print(
-        "| | tokens/s | "
-        + " | ".join(f"times {name}" for name in references)
-        + " | of the limit | peak memory | first step | first loss |"
-    )
-    print("|---|---|" + "---|" * len(references) + "---|---|---|---|")
+    head = ["", "tokens/s", *(f"times {name}" for name in references)]
+    head += ["of the limit", "peak memory", "first step", "first loss"]
+    body = []
     for name, times in seconds.items():
         rate = tokens / statistics.median(times)
         ratios = [
@@ -37,6 +35,7 @@ def report(shape: Shape, seconds: dict, peak: dict, first_step: dict, loss: dict
             for r in references
         ]
         share = f"{rate * flops_per_token(shape) / limit:.0%}" if limit else ""
-        cells = [f"{rate:.0f}", *(f"{ratio:.2f}" for ratio in ratios), share]
+        cells = [name, f"{rate:.0f}", *(f"{ratio:.2f}" for ratio in ratios), share]
         cells += [f"{peak[name] / 1e9:.2f} GB", f"{first_step[name]:.1f} s"]
-        print(f"| {name} | " + " | ".join(cells) + f" | {loss[name]:.4f} |")
+        body.append([*cells, f"{loss[name]:.4f}"])
+    print(markdown(head, body))

@@ -13,7 +13,9 @@ def start(commands: list[list[str]]) -> list[subprocess.Popen]:
     processes = []
     for index, command in enumerate(commands):
         processes.append(
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8"
+            )
         )
         os.sched_setaffinity(processes[-1].pid, own_cores(index, len(commands)))
     return processes

@@ -14,7 +14,8 @@ n-grams, G grams of one order, H contexts of one length.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from lm.models.ngram.smoothing import (
     kneser_ney,
 )
 from lm.models.ngram.tables import probabilities, searchable
+from lm.models.setting import Setting
 from lm.task import Batch, Key, Params, Sums, Task, targets_mask
 
 SMOOTHINGS = ("kneser_ney", "jelinek_mercer", "add_k")
@@ -37,22 +39,32 @@ MAX_ORDER = 5
 
 @dataclass
 class NgramConfig:
-    order: int = 3  # n: a token is predicted from the n - 1 before it
-    smoothing: str = "kneser_ney"  # (modified, interpolated) | jelinek_mercer | add_k
-    k: float = 0.01  # add_k: what is added to each count
+    # n: a token is predicted from the n - 1 before it
+    order: int = field(default=3, metadata={"at_least": 1, "at_most": MAX_ORDER})
+    # kneser_ney: modified and interpolated
+    smoothing: str = field(default="kneser_ney", metadata={"choices": SMOOTHINGS})
+    # what is added to each count
+    k: float = field(
+        default=0.01, metadata={"above": 0, "only": {"model.smoothing": ("add_k",)}}
+    )
 
-    def validate(self, seq_len: int) -> None:
-        if not 1 <= self.order <= MAX_ORDER:
+    reads: ClassVar[str] = "documents"
+    trained_by: ClassVar[str] = "counts"
+    traces: ClassVar[bool] = False
+
+    def validate(self, setting: Setting) -> None:
+        """Check that counts are added up exactly; ValueError."""
+        if setting.compute != jnp.float32:
             raise ValueError(
-                f"model.order is {self.order}; expected 1 (single tokens) to {MAX_ORDER}"
+                f"precision.compute is {jnp.dtype(setting.compute).name}; a model of "
+                "counts computes in float32"
             )
-        if self.smoothing not in SMOOTHINGS:
-            raise ValueError(
-                f"model.smoothing is {self.smoothing!r}; "
-                f"choose one of {', '.join(SMOOTHINGS)}"
-            )
-        if not self.k > 0:
-            raise ValueError(f"model.k is {self.k}; it must be positive")
+
+    def task(self, setting: Setting) -> Task:
+        return ngram_task(self, setting.vocab_size)
+
+    def describe(self) -> str:
+        return f"{self.order}-gram, {self.smoothing.replace('_', ' ')}"
 
 
 def grams(batch: Batch, order: int, vocab_size: int) -> tuple[jax.Array, jax.Array]:
@@ -125,13 +137,12 @@ def smooth(
     ]
 
 
-def ngram_task(config: NgramConfig, vocab_size: int, seq_len: int) -> Task:
+def ngram_task(config: NgramConfig, vocab_size: int) -> Task:
     """Return the Task of looking targets up; its `init` is the model of no text.
 
     Its parameters are what `estimate` returns. They are counted, not descended to: the
     loss has no gradient.
     """
-    del seq_len
     order, direct = config.order, config.smoothing == "add_k"
 
     def init(key: Key) -> Params:

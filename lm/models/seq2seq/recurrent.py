@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.models.layers import dropout, matmul
+from lm.models.layers import dropout, vocabulary_logits
 from lm.models.recurrence import Carry, output
 from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
 from lm.models.seq2seq.transformer import source_mask
@@ -104,9 +104,7 @@ class RecurrentSeq2Seq(nnx.Module):
         return self.attention(x_BTD, source_BSD, source_mask(source_BS))
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int) -> dict[str, Any]:
         return {

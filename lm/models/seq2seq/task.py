@@ -2,7 +2,7 @@
 
 Both kinds are trained by teacher forcing: the decoder is given the true target so far. In a
 row of T' tokens the first `source_len` are the source, up to its end mark, and the others
-the target (lm/data/sources/pairs.py); `hidden` covers the target alone.
+the target (lm/data/rows/pairs.py); `hidden` covers the target alone.
 
 transformer: pre-norm blocks in the shape of Llama (Vaswani et al. 2017; Touvron et al.
 2023), whose decoder attends to itself and then to the encoder's output.
@@ -13,13 +13,15 @@ Shapes: B batch, S source, T target, L length of the decoder's cache, D model wi
 heads, K head width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from flax import nnx
 
 from lm.models.recurrent import CELLS, RecurrentConfig
 from lm.models.seq2seq.recurrent import RecurrentSeq2Seq
 from lm.models.seq2seq.transformer import TransformerSeq2Seq
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Task, next_token_task
 
@@ -28,14 +30,29 @@ KINDS = ("transformer", "recurrent")
 
 @dataclass
 class Seq2SeqConfig:
-    kind: str = "transformer"  # transformer | recurrent
-    width: int = 256  # D
-    num_layers: int = 3  # of the encoder, and as many of the decoder
-    num_heads: int = 4  # transformer: N; the head width is width / num_heads
-    cell: str = "lstm"  # recurrent: rnn | lstm | gru
+    # of encoder and decoder
+    kind: str = field(default="transformer", metadata={"choices": KINDS})
+    width: int = field(default=256, metadata={"at_least": 1})  # D
+    # of the encoder, and as many of the decoder
+    num_layers: int = field(default=3, metadata={"at_least": 1, "at_most": 10_000})
+    # N; the head width is width / num_heads
+    num_heads: int = field(
+        default=4, metadata={"at_least": 1, "only": {"model.kind": ("transformer",)}}
+    )
+    # the recurrence
+    cell: str = field(
+        default="lstm",
+        metadata={"choices": tuple(CELLS), "only": {"model.kind": ("recurrent",)}},
+    )
     tied: bool = True  # the head is the transposed embedding, common to both sides
-    dropout: float = 0.1
-    label_smoothing: float = 0.1  # share of each label that is spread over the vocabulary
+    # as in the decoder-only models
+    dropout: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
+    # share of each label that is spread over the vocabulary
+    label_smoothing: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
+
+    reads: ClassVar[str] = "pairs"
+    trained_by: ClassVar[str] = "gradient"
+    traces: ClassVar[bool] = False
 
     @property
     def blocks(self) -> TransformerConfig:
@@ -61,26 +78,20 @@ class Seq2SeqConfig:
             tied=self.tied,
         )
 
-    def validate(self, seq_len: int) -> None:
-        for name, options in [("kind", KINDS), ("cell", CELLS)]:
-            if (value := getattr(self, name)) not in options:
-                raise ValueError(
-                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
-                )
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                f"model.label_smoothing is {self.label_smoothing}; expected 0 <= s < 1"
-            )
-        if self.kind == "transformer":
-            self.blocks.validate(seq_len)
-        else:
-            self.cells.validate(seq_len)
+    def validate(self, setting: Setting) -> None:
+        """Check what needs more than one field; ValueError."""
+        (self.blocks if self.kind == "transformer" else self.cells).validate(setting)
 
+    def task(self, setting: Setting) -> Task:
+        def build(rngs: nnx.Rngs) -> nnx.Module:
+            sizes = setting.vocab_size, setting.source_len, rngs
+            if self.kind == "transformer":
+                return TransformerSeq2Seq(self.blocks, *sizes)
+            return RecurrentSeq2Seq(self.cells, *sizes)
 
-def seq2seq_task(config: Seq2SeqConfig, vocab_size: int, source_len: int) -> Task:
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        if config.kind == "transformer":
-            return TransformerSeq2Seq(config.blocks, vocab_size, source_len, rngs)
-        return RecurrentSeq2Seq(config.cells, vocab_size, source_len, rngs)
+        task = next_token_task(build, 0, smoothing=self.label_smoothing)
+        return task._replace(hidden=("encoder", "decoder", "attention"))
 
-    return next_token_task(build, 0, smoothing=config.label_smoothing)
+    def describe(self) -> str:
+        kind = self.cell.upper() if self.kind == "recurrent" else self.kind
+        return f"{kind} with an encoder, {self.num_layers} + {self.num_layers} layers"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.attention import attend_cached
-from lm.models.layers import dropout, matmul
+from lm.models.layers import dropout, vocabulary_logits
 from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import MLP, Attention, linear, norm
 from lm.vocabulary import END_ID
@@ -149,9 +149,7 @@ class TransformerSeq2Seq(nnx.Module):
         return self.final_norm(x_BTD)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int) -> dict:
         c = self.config

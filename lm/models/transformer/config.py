@@ -1,10 +1,14 @@
 """The choices that make a transformer, and what is wrong with some of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 
+from lm.models.attention import choose_kernel
 from lm.models.layers import ACTIVATIONS, INITIALIZERS
+from lm.models.setting import Setting, check_chunk
+from lm.task import Task
 
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rotary")
@@ -22,25 +26,47 @@ ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
 
 @dataclass
 class TransformerConfig:
-    width: int = 256  # D
-    num_layers: int = 4
-    num_heads: int = 4  # N; the head width is width / num_heads
-    num_kv_heads: int = 0  # G, grouped-query attention; 0: as many as heads
-    mlp_width: int = 0  # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
-    activation: str = "gelu"  # relu | gelu | tanh | sigmoid | swiglu
-    norm: str = "layernorm"  # layernorm | rmsnorm | none
+    width: int = field(default=256, metadata={"at_least": 1})  # D
+    # blocks of attention and MLP
+    num_layers: int = field(default=4, metadata={"at_least": 1, "at_most": 10_000})
+    # N; the head width is width / num_heads
+    num_heads: int = field(default=4, metadata={"at_least": 1})
+    # G, grouped-query attention; 0: as many as heads
+    num_kv_heads: int = field(default=0, metadata={"at_least": 0})
+    # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
+    mlp_width: int = field(default=0, metadata={"at_least": 0})
+    # of the MLP; swiglu has a gate
+    activation: str = field(default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu")})
+    # before attention, before the MLP and before the head
+    norm: str = field(default="layernorm", metadata={"choices": NORMS})
     residual: bool = True  # add what a sublayer takes in to what it gives
-    positions: str = "learned"  # learned | rotary
-    rotary_base: float = 10_000.0
+    # learned: a table as long as a row; rotary: any length
+    positions: str = field(default="learned", metadata={"choices": POSITIONS})
+    # the longest wavelength over 2 pi, in tokens
+    rotary_base: float = field(
+        default=10_000.0, metadata={"above": 0, "only": {"model.positions": ("rotary",)}}
+    )
     tied: bool = True  # the head is the transposed embedding
     bias: bool = True  # of the linear layers
-    dropout: float = 0.0
-    # gpt2 (0.02, residual scaled by depth) | naive (0.01) | xavier | he | orthogonal
-    init: str = "gpt2"
-    remat: str = "none"  # recompute in the backward pass: none | full | dots
+    # of what attention and MLP add to the residual stream
+    dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
+    # gpt2: 0.02, residual scaled by depth; naive: 0.01
+    init: str = field(default="gpt2", metadata={"choices": ("gpt2", *INITIALIZERS)})
+    # what the backward pass recomputes
+    remat: str = field(
+        default="none", metadata={"choices": tuple(SAVEABLE), "decides": False}
+    )
     scan_layers: bool = False  # stack the layers, compile one, loop over it
-    attention: str = "auto"  # auto (by platform) | blockwise | xla | cudnn | splash
-    loss_chunk: int = 0  # positions whose logits exist at once; 0: all
+    # the kernel; auto: by platform
+    attention: str = field(
+        default="auto", metadata={"choices": ATTENTION, "decides": False}
+    )
+    # positions whose logits exist at once; 0: all
+    loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
+
+    reads: ClassVar[str] = "documents"
+    trained_by: ClassVar[str] = "gradient"
+    traces: ClassVar[bool] = True
 
     @property
     def hidden_width(self) -> int:
@@ -70,32 +96,14 @@ class TransformerConfig:
             (f"(^|/)output{writes}", -1, vocab_size, "the vocabulary size"),
         )
 
-    def validate(self, seq_len: int) -> None:
-        for name, options in [
-            ("activation", (*ACTIVATIONS, "swiglu")),
-            ("norm", NORMS),
-            ("positions", POSITIONS),
-            ("init", ("gpt2", *INITIALIZERS)),
-            ("remat", tuple(SAVEABLE)),
-            ("attention", ATTENTION),
-        ]:
-            if (value := getattr(self, name)) not in options:
-                raise ValueError(
-                    f"model.{name} is {value!r}; choose one of {', '.join(options)}"
-                )
-        for name in ("width", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"model.{name} is {getattr(self, name)}; it must be at least 1"
-                )
+    def validate(self, setting: Setting) -> None:
+        """Check what needs more than one field, or the platform; ValueError."""
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.width "
                 f"{self.width}; change one of them"
             )
-        if self.num_kv_heads < 0 or (
-            self.num_kv_heads and self.num_heads % self.num_kv_heads
-        ):
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_kv_heads {self.num_kv_heads} does not divide "
                 f"model.num_heads {self.num_heads}"
@@ -106,9 +114,20 @@ class TransformerConfig:
                 f"{self.width // self.num_heads} (width {self.width} / "
                 f"{self.num_heads} heads)"
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout is {self.dropout}; expected 0 <= p < 1")
-        if self.loss_chunk < 0 or (self.loss_chunk and seq_len % self.loss_chunk):
-            raise ValueError(
-                f"model.loss_chunk {self.loss_chunk} does not divide data.seq_len {seq_len}"
-            )
+        check_chunk("model.loss_chunk", self.loss_chunk, setting)
+        choose_kernel(
+            self.attention,
+            setting.compute,
+            self.width // self.num_heads,
+            setting.seq_len,
+            jax.default_backend(),
+        )
+
+    def task(self, setting: Setting) -> Task:
+        # Imported where used: modules of layers import this config.
+        from lm.models.transformer.model import transformer_task
+
+        return transformer_task(self, setting)
+
+    def describe(self) -> str:
+        return f"transformer, {self.num_layers} layers of {self.width}"

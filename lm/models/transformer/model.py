@@ -26,22 +26,25 @@ from lm.models.layers import (
     dropout,
     matmul,
     one_core_a_device,
+    vocabulary_logits,
 )
+from lm.models.setting import Setting
 from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import Stages, Task, inputs, next_token_task, row_keys, targets_mask
 
 
-def transformer_task(
-    config: TransformerConfig, vocab_size: int, seq_len: int, trace_norms: bool = False
-) -> Task:
+def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     def build(rngs: nnx.Rngs) -> Transformer:
-        return Transformer(config, vocab_size, seq_len, rngs)
+        return Transformer(config, setting.vocab_size, setting.seq_len, rngs)
 
     task = next_token_task(
-        build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=trace_norms
+        build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=setting.trace_norms
     )
     return task._replace(
-        stages=transformer_stages(config, build), tensor_dims=config.tensor_dims(vocab_size)
+        stages=transformer_stages(config, build),
+        tensor_dims=config.tensor_dims(setting.vocab_size),
+        hidden=("layers", "scanned_layers"),
+        context=setting.seq_len,
     )
 
 
@@ -320,9 +323,7 @@ class Transformer(nnx.Module):
         return [jax.tree.map(itemgetter(i), self.scanned_layers) for i in indices]
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
-        if self.output is None:
-            return matmul(x_BTD, self.embedding[...].T)
-        return self.output(x_BTD)
+        return vocabulary_logits(x_BTD, self.embedding, self.output)
 
     def cache(self, batch_size: int, length: int):
         c = self.config

@@ -6,25 +6,30 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.generation.continuous_batching import Batching, Slots, generate_spread
+from experiments.generation.continuous_batching import (
+    Batching,
+    Slots,
+    generate_spread,
+    of_use,
+)
 from lm.decoding import Sampling, generate
-from lm.models.hmm import HmmConfig, hmm_task
-from lm.models.recurrent import RecurrentConfig, recurrent_task
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.hmm import HmmConfig
+from lm.models.recurrent import RecurrentConfig
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import transformer_task
 from parallel.mesh import data_mesh
 from tests.lm.models.greedy import assert_greedy
 
 VOCAB, SEQ_LEN, SOURCE_LEN = 40, 24, 6
 SMALL = {"width": 16, "num_layers": 2, "num_heads": 4}
 MODELS = {
-    "rotary": lambda: transformer_task(
-        TransformerConfig(**SMALL, positions="rotary", num_kv_heads=2), VOCAB, SEQ_LEN
+    "rotary": lambda: TransformerConfig(**SMALL, positions="rotary", num_kv_heads=2).task(
+        Setting(VOCAB, SEQ_LEN)
     ),
-    "learned": lambda: transformer_task(TransformerConfig(**SMALL), VOCAB, SEQ_LEN),
-    "lstm": lambda: recurrent_task(RecurrentConfig(width=16), VOCAB),
-    "hmm": lambda: hmm_task(HmmConfig(num_states=5), VOCAB, SEQ_LEN),
+    "learned": lambda: TransformerConfig(**SMALL).task(Setting(VOCAB, SEQ_LEN)),
+    "lstm": lambda: RecurrentConfig(width=16).task(Setting(VOCAB, 0)),
+    "hmm": lambda: HmmConfig(num_states=5).task(Setting(VOCAB, SEQ_LEN)),
 }
 PROMPTS = [[3, 7, 9], [5], [8, 1, 30, 22, 11, 2], [4, 4], [17], [9, 2, 2, 31, 6], [12, 1]]
 SHAPES = [(1, Batching(1, 4, 3)), (2, Batching(2, 2, 1)), (8, Batching(1, 32, 16))]
@@ -74,7 +79,7 @@ def test_sources_go_with_their_texts(kind):
     config = Seq2SeqConfig(
         kind="transformer" if kind == "transformer" else "recurrent", width=16, num_layers=1
     )
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda x: x + rng.normal(0, 0.4, x.shape).astype(np.float32),
@@ -85,6 +90,17 @@ def test_sources_go_with_their_texts(kind):
     expected = generate(*given, source_BS)
     new = spread_over(2, Batching(1, 4, 4))(*given, source_BS=source_BS)
     assert new == expected and len(set(map(tuple, new))) > 1
+
+
+def test_slots_and_chunks_that_no_text_fills_are_left_out():
+    task, params = model("rotary")
+    huge = Batching(10**12, 10**12, 10**12)
+    expected = generate(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5)
+    write = spread_over(2, huge)
+    assert write(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5) == expected
+    assert of_use(huge, 4, 64) == Batching(4, 64, 64)
+    assert [of_use(huge, n, 64).slots for n in (1, 2, 3, 5)] == [1, 2, 4, 8]
+    assert of_use(Batching(2, 3, 4), 99, 64) == Batching(2, 3, 4)
 
 
 def test_devices_get_the_longest_first_and_equally_many():
@@ -108,6 +124,7 @@ def test_devices_get_the_longest_first_and_equally_many():
         ([], 4, Batching(), "of 0 prompts"),
         ([[1], [2]], [4, 0], Batching(), "num_new is 0"),
         ([[VOCAB]], 4, Batching(), f"token {VOCAB} is unknown"),
+        ([[1] * 9, [1]], [16, 3], Batching(), "25 tokens together, .* context is 24"),
         ([[1]], 4, Batching(slots=0), "slots is 0"),
         ([[1]], 4, Batching(chunk=-1), "chunk is -1"),
     ],

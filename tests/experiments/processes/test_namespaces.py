@@ -80,7 +80,7 @@ def test_an_error_leaves_nothing():
 
 def test_the_next_run_removes_what_a_killed_one_left_and_nothing_of_a_living_one():
     code = (
-        "import time; from experiments import namespaces as n\n"
+        "import time; from experiments.processes import namespaces as n\n"
         "with n.network(2): print('made', flush=True); time.sleep(60)"
     )
     others = [

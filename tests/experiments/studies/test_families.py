@@ -6,7 +6,6 @@ import json
 import pytest
 
 from configs.base import FAMILIES, Experiment
-from experiments.run.build import FAMILY_OF
 from experiments.run.workdir import family_name, from_dict, read_config
 from lm.models.recurrent import RecurrentConfig
 from tests.experiments.runs import ROOT, losses, run, small, write_corpus
@@ -26,10 +25,6 @@ def flags_of(folder, config: str, **overrides):
         flags = [flag for flag in flags if "--config.model." not in flag]
     flags = [flag for flag in flags if "num_heads" not in flag]
     return [f"--config={ROOT}/configs/{config}.py", *flags]
-
-
-def test_every_family_has_a_name_and_functions():
-    assert set(FAMILIES.values()) == set(FAMILY_OF)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

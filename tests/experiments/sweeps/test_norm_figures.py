@@ -2,7 +2,13 @@
 
 import pytest
 
-from experiments.sweeps.norm_figures import NORM_FIGURES, kind, layer_curve, look
+from experiments.sweeps.norm_figures import (
+    NORM_FIGURES,
+    curve_looks,
+    kind,
+    layer_curve,
+    look,
+)
 from experiments.sweeps.rows import Row
 
 TRANSFORMER = {
@@ -55,8 +61,18 @@ def test_runs_that_differ_look_different():
         {"model.init": "naive"},
         {"optim.clip_norm": 0.0},
     ]
+    configs += [{"model.init": name} for name in ("xavier", "orthogonal", "gpt2")]
     looks = [look(row(**config)) for config in configs]
     assert all(looks.count(one) == 1 for one in looks)
+
+
+def test_runs_that_differ_in_something_else_look_different_too():
+    rows = [row(**{"seed": 0})._replace(name=f"rate={rate}") for rate in (1, 2, 3)]
+    for each in rows:
+        each.summary["devices"] = 1
+    hows, handles = curve_looks([(each, [(1, 2.0), (2, 3.0)]) for each in rows])
+    assert len({how["color"] for how in hows}) == 3
+    assert [handle.get_label() for handle in handles] == ["rate=1", "rate=2", "rate=3"]
 
 
 @pytest.mark.parametrize("figure", NORM_FIGURES)

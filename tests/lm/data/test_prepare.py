@@ -6,7 +6,10 @@ import json
 import math
 import pathlib
 import random
+import threading
+import time
 
+import filelock
 import numpy as np
 import pytest
 
@@ -233,14 +236,37 @@ def test_bad_files_are_named(tmp_path):
             prepare(config(tmp_path, source="jsonl", path=path))
 
 
+def test_a_wait_for_another_process_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preparation, "SILENT_SECONDS", 0.05)
+    held, released = threading.Event(), threading.Event()
+
+    def other():
+        with filelock.FileLock(tmp_path / "rows.lock"):
+            held.set()
+            time.sleep(0.3)
+            released.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with preparation.locked(tmp_path / "rows"):
+        assert released.is_set()
+    thread.join()
+    told = capsys.readouterr().err
+    assert told.count("waiting for the process that prepares") == 1
+    with preparation.locked(tmp_path / "rows"):
+        pass
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"source": "texts"}, "stdlib, tfds, text, jsonl"),
         ({"packing": "best_fit"}, "first_fit, concat"),
-        ({"vocab_size": 100}, "at least 257"),
-        ({"validation_share": 1.5}, "between 0 and 1"),
-        ({"batch_size": 0}, "at least 1"),
+        ({"vocab_size": 100}, "vocab_size .*100.* 257"),
+        ({"validation_share": 1.5}, "validation_share .*1.5"),
+        ({"batch_size": 0}, "batch_size .*0.* 1"),
     ],
 )
 def test_bad_config_is_refused(changes, words):

@@ -143,12 +143,12 @@ def test_long_texts_are_cut_at_line_ends(monkeypatch):
 
 
 REFUSED = [
-    ("sentencepiece", 400, "'sentencepiece'; choose one of bpe, byte, character, word"),
-    ("bpe", 256, "vocab_size is 256; for data.tokenizer 'bpe' it must be at least 257"),
-    ("character", 257, "'character' it must be at least 258: 257 are the bytes"),
-    ("word", 257, "'word' it must be at least 258"),
-    ("byte", 256, "vocab_size is 256; for data.tokenizer 'byte' it must be 257"),
-    ("byte", 4096, "vocab_size is 4096; for data.tokenizer 'byte' it must be 257"),
+    ("sentencepiece", 400, "'sentencepiece'.* bpe, byte, character, word"),
+    ("bpe", 256, "vocab_size .*256.* 257"),
+    ("character", 257, "'character' .* 258.* 257 "),
+    ("word", 257, "'word' .* 258"),
+    ("byte", 256, "vocab_size .*256.*'byte' .* 257"),
+    ("byte", 4096, "vocab_size .*4096.*'byte' .* 257"),
 ]
 
 

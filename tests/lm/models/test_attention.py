@@ -40,23 +40,22 @@ def assert_equal_to_full(kernel, time, segmented, kv_heads):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("time", [12, 64, 130])
+@pytest.mark.parametrize(
+    "time, segmented, kv_heads",
+    [(12, False, 4), (64, True, 2), (130, True, 1), (130, False, 2)],
+)
 def test_blockwise_equals_full(time, segmented, kv_heads):
     assert_equal_to_full("blockwise", time, segmented, kv_heads)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("time", [128, 384])
+# Interpreted, a kernel is slow: one block, then three with segments and shared keys.
+@pytest.mark.parametrize("time, segmented, kv_heads", [(128, False, 4), (384, True, 2)])
 def test_splash_equals_full(time, segmented, kv_heads):
     assert_equal_to_full("splash", time, segmented, kv_heads)
 
 
-@pytest.mark.parametrize("degree", [1, 2])
-def test_splash_is_split_by_rows_where_the_compiler_would_have_to(degree):
-    mesh = data_mesh(degree)
+def test_splash_is_split_by_rows_where_the_compiler_would_have_to():
+    mesh = data_mesh(2)
     q, k, v, _ = inputs(128)
     segments = segments_of(128)
     rows = NamedSharding(mesh, P("data"))
@@ -70,10 +69,10 @@ def test_splash_is_split_by_rows_where_the_compiler_would_have_to(degree):
     )
 
 
-@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("kv_heads", [4, 2])
 def test_splash_is_split_by_heads_over_tensor(kv_heads):
-    """Inside a shard_map over rows the heads are left to split; one alone is repeated."""
-    mesh = device_mesh({"data": 2, "tensor": 2})
+    """Inside a shard_map over rows heads are left to split; two of keys are repeated."""
+    mesh = device_mesh({"data": 2, "tensor": 4})
     q, k, v, dy = inputs(128, kv_heads=kv_heads)
     segments = segments_of(128)
 
@@ -112,12 +111,12 @@ def test_huge_scores_do_not_overflow():
     np.testing.assert_allclose(ours[0][:, 0], v[:, 0], rtol=1e-6)  # one key: its value
 
 
-@pytest.mark.parametrize("time, num", [(1, 1), (64, 1), (65, 2), (512, 8), (4096, 8)])
-def test_blocks_cover_the_queries(time, num):
-    blocks = query_blocks(time)
-    assert len(blocks) == num
-    covered = [i for start, end in blocks for i in range(start, end)]
-    assert covered == list(range(time))
+def test_blocks_cover_the_queries():
+    for time, num in [(1, 1), (64, 1), (65, 2), (512, 8), (4096, 8)]:
+        blocks = query_blocks(time)
+        assert len(blocks) == num
+        covered = [i for start, end in blocks for i in range(start, end)]
+        assert covered == list(range(time))
 
 
 def test_no_square_array_outlives_its_block():
@@ -130,9 +129,8 @@ def test_no_square_array_outlives_its_block():
     assert max(x.size for x in jax.tree.leaves(pull)) <= q.size
 
 
-@pytest.mark.parametrize(
-    "backend, dtype, width, time, kernel",
-    [
+def test_kernel_by_platform():
+    for backend, dtype, width, time, kernel in [
         ("cpu", jnp.float32, 32, 256, "blockwise"),
         ("cpu", jnp.bfloat16, 64, 256, "blockwise"),
         ("gpu", jnp.bfloat16, 64, 256, "cudnn"),
@@ -144,24 +142,19 @@ def test_no_square_array_outlives_its_block():
         ("tpu", jnp.float32, 64, 384, "splash"),
         ("tpu", jnp.float16, 128, 256, "xla"),
         ("tpu", jnp.bfloat16, 128, 200, "xla"),
-    ],
-)
-def test_kernel_by_platform(backend, dtype, width, time, kernel):
-    assert choose_kernel("auto", jnp.dtype(dtype), width, time, backend) == kernel
-    assert choose_kernel("xla", jnp.dtype(dtype), width, time, backend) == "xla"
+    ]:
+        assert choose_kernel("auto", jnp.dtype(dtype), width, time, backend) == kernel
+        assert choose_kernel("xla", jnp.dtype(dtype), width, time, backend) == "xla"
 
 
-@pytest.mark.parametrize(
-    "kernel, backend, dtype, width, time",
-    [
+def test_a_kernel_that_cannot_be_had_is_refused():
+    for kernel, backend, dtype, width, time in [
         ("cudnn", "cpu", jnp.bfloat16, 64, 256),
         ("cudnn", "gpu", jnp.float32, 64, 256),
         ("cudnn", "gpu", jnp.bfloat16, 256, 256),
         ("splash", "gpu", jnp.bfloat16, 64, 256),
         ("splash", "tpu", jnp.bfloat16, 64, 200),
         ("xla", "cpu", jnp.float16, 64, 256),
-    ],
-)
-def test_a_kernel_that_cannot_be_had_is_refused(kernel, backend, dtype, width, time):
-    with pytest.raises(ValueError, match=f"attention={kernel} takes no .* {time} on a"):
-        choose_kernel(kernel, dtype, width, time, backend)
+    ]:
+        with pytest.raises(ValueError, match=f"attention={kernel} .* {width} .* {time} "):
+            choose_kernel(kernel, dtype, width, time, backend)

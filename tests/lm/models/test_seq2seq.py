@@ -10,7 +10,8 @@ import pytest
 
 from lm.data.rows.pairs import pair_row
 from lm.decoding import Beam, Sampling, generate
-from lm.models.seq2seq.task import Seq2SeqConfig, seq2seq_task
+from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Setting
 from lm.precision import PrecisionConfig, mixed_precision
 from tests.lm.models.overfit import overfit
 
@@ -35,7 +36,7 @@ def make(name, **changes):
         }
     )
     config.validate(SEQ_LEN)
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return task, jax.tree.map(
@@ -148,14 +149,14 @@ def test_dropout_is_per_row_and_off_without_key(name):
     )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["transformer", "gru"])
 def test_overfits_a_tiny_batch_and_writes_it(name):
     """So the tokens that decoding is given are those of teacher forcing."""
     config = Seq2SeqConfig(
         **{"width": 32, "num_layers": 1, "dropout": 0.0, **KINDS[name]},
         label_smoothing=0.0,
     )
-    task = seq2seq_task(config, VOCAB, SOURCE_LEN)
+    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     pairs = random_pairs(4)
     batch = as_batch(pairs)
@@ -166,8 +167,9 @@ def test_overfits_a_tiny_batch_and_writes_it(name):
         assert new == [target for _, target in pairs]
 
 
-@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["transformer", "lstm"])
+@pytest.mark.parametrize(
+    "name, compute", [("transformer", "bfloat16"), ("lstm", "float16")]
+)
 def test_sixteen_bits_stay_near_and_decode(name, compute):
     task, params = make(name, dropout=0.1)
     half = mixed_precision(task, PrecisionConfig(compute=compute))
@@ -189,11 +191,11 @@ def test_sources_and_encoders_come_together():
 
 
 BAD = {
-    "kind": ("convolutional", "choose one of transformer, recurrent"),
-    "cell": ("gated", "choose one of rnn, lstm, gru"),
-    "label_smoothing": (1.0, "expected 0 <= s < 1"),
-    "num_heads": (3, "num_heads 3 does not divide model.width 256"),
-    "dropout": (-0.1, "expected 0 <= p < 1"),
+    "kind": ("convolutional", "transformer, recurrent"),
+    "cell": ("gated", "rnn, lstm, gru"),
+    "label_smoothing": (1.0, "label_smoothing .*1.0"),
+    "num_heads": (3, "num_heads 3 .*width 256"),
+    "dropout": (-0.1, "dropout .*-0.1"),
 }
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lm.models.attention import positions_in_segment, rotate
+from lm.models.setting import Setting
 from lm.models.transformer import model as transformer
 from lm.models.transformer.config import TransformerConfig
-from lm.models.transformer.model import initializer, transformer_task
+from lm.models.transformer.model import initializer
 from lm.task import num_parameters
 from tests.lm.models.overfit import overfit
 
@@ -26,7 +27,6 @@ SHAPES = {
         "bias": False,
     },
     "relu_he": {"activation": "relu", "init": "he", "num_kv_heads": 1},
-    "xavier": {"init": "xavier", "positions": "rotary", "tied": False},
     "scanned": {"scan_layers": True, "num_kv_heads": 2},
 }
 
@@ -37,10 +37,15 @@ def make(name="gpt2", **changes):
         **{"width": 16, "num_layers": 2, "num_heads": 4, **SHAPES[name], **changes}
     )
     config.validate(SEQ_LEN)
-    task = transformer_task(config, VOCAB, SEQ_LEN)
+    task = config.task(Setting(VOCAB, SEQ_LEN))
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     # Larger weights than at the start, so that every path matters to the result.
     return config, task, jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
+
+
+@functools.cache
+def logits_of(name):
+    return jax.jit(make(name)[1].logits)
 
 
 def random_batch(seed=0, rows=3, segments=None):
@@ -119,7 +124,7 @@ def oracle_logits(config, params, tokens):
 def test_logits_equal_a_plain_formulation(name):
     config, task, params = make(name)
     batch = random_batch()
-    logits = jax.jit(task.logits)(params, batch)
+    logits = logits_of(name)(params, batch)
     for row in range(3):
         expected = oracle_logits(config, params, np.asarray(batch["tokens"])[row, :-1])
         np.testing.assert_allclose(logits[row], expected, rtol=1e-3, atol=1e-3)
@@ -130,7 +135,7 @@ def test_packed_documents_do_not_see_each_other(name):
     config, task, params = make(name)
     segments = [1] * 5 + [2] * 6 + [0] * 2
     batch = random_batch(segments=segments)
-    logits = jax.jit(task.logits)(params, batch)
+    logits = logits_of(name)(params, batch)
     tokens = np.asarray(batch["tokens"])[0]
     for part in (slice(0, 5), slice(5, 11)):
         expected = oracle_logits(config, params, tokens[part])
@@ -143,7 +148,7 @@ def test_no_future_token_changes_a_logit(name):
     batch = random_batch()
     changed = dict(batch, tokens=batch["tokens"].copy())
     changed["tokens"][:, 7] = (changed["tokens"][:, 7] + 1) % VOCAB
-    a, b = (jax.jit(task.logits)(params, x) for x in (batch, changed))
+    a, b = (logits_of(name)(params, x) for x in (batch, changed))
     np.testing.assert_array_equal(a[:, :7], b[:, :7])
     assert not np.allclose(a[:, 7:], b[:, 7:])
 
@@ -179,7 +184,7 @@ def test_chunked_loss_and_remat_change_nothing():
         )
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_layers_as_calls_are_the_layers(remat, monkeypatch):
     found = []
     for calls in (True, False):
@@ -198,7 +203,7 @@ def test_layers_as_calls_are_the_layers(remat, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_scanned_layers_are_the_layers(remat):
     config, task, apart = make("llama", dropout=0.1, remat=remat, num_layers=3)
     _, scanned_task, stacked = make(
@@ -242,7 +247,7 @@ def test_a_scanned_program_is_as_long_with_more_layers():
 def test_chunked_loss_never_holds_all_logits():
     def temporaries(chunk):
         config = TransformerConfig(width=16, num_layers=1, num_heads=2, loss_chunk=chunk)
-        task = transformer_task(config, 8192, 64)
+        task = config.task(Setting(8192, 64))
         params = jax.eval_shape(task.init, jax.random.key(0))
         batch = {"tokens": jax.ShapeDtypeStruct((4, 65), jnp.int32)}
         grad = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
@@ -312,7 +317,7 @@ def test_gpt2_and_llama_have_their_published_sizes():
 
     for module, millions in [(gpt2_small, 124.4), (llama_1b, 1235.8)]:
         c = module.get_config()
-        task = transformer_task(c.model, c.data.vocab_size, c.data.seq_len)
+        task = c.model.task(Setting(c.data.vocab_size, c.data.seq_len))
         # GPT-2's vocabulary is padded from 50,257 to 50,304.
         shapes = jax.eval_shape(task.init, jax.random.key(0))
         assert num_parameters(shapes) / 1e6 == pytest.approx(millions, abs=0.1)
@@ -327,7 +332,7 @@ def test_overfits_a_tiny_batch():
 def test_decoding_with_a_cache_equals_the_full_pass(name):
     _, task, params = make(name)
     tokens = random_batch()["tokens"][:, :-1]
-    full = jax.jit(task.logits)(params, random_batch())
+    full = logits_of(name)(params, random_batch())
     cache = task.cache(3, SEQ_LEN)
     decode = jax.jit(task.decode)
     prompt, cache = decode(params, cache, tokens[:, :5], jnp.zeros(3, jnp.int32))

@@ -1,5 +1,6 @@
 """Counts on any devices have the bits of numpy's on one."""
 
+import functools
 from functools import partial
 
 import jax
@@ -51,6 +52,11 @@ def counting(capacity: int = CAPACITY, limit: int = LIMIT) -> Counting:
     )
 
 
+@functools.cache
+def program_of(strategy: str, degree: int):
+    return counting_program(counting(), strategy, data_mesh(degree))
+
+
 def take(program, state, batches):
     for batch in batches:
         state, metrics = program.step(state, program.place(batch))
@@ -62,10 +68,10 @@ def assert_counts(program, state, batches):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("degree", [1, 2, 8])
+@pytest.mark.parametrize("degree", [1, 8])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_counts_are_numpys(strategy, degree):
-    program = counting_program(counting(), strategy, data_mesh(degree))
+    program = program_of(strategy, degree)
     state, metrics = take(program, program.init(jax.random.key(0)), batches(3))
     assert_counts(program, state, batches(3))
     assert metrics["tokens"] == batches(3)[-1]["valid"].sum()
@@ -84,15 +90,13 @@ def test_over_two_axes():
 @pytest.mark.parametrize(
     "before, after",
     [
-        (("shard_map", 8), ("pmap", 2)),
-        (("jit", 2), ("shard_map", 4)),
-        (("pmap", 4), ("jit", 1)),
+        (("shard_map", 8), ("pmap", 1)),
+        (("jit", 8), ("shard_map", 1)),
+        (("pmap", 8), ("jit", 1)),
     ],
 )
 def test_a_table_goes_on_under_another_strategy(before, after):
-    first, second = (
-        counting_program(counting(), s, data_mesh(d)) for s, d in (before, after)
-    )
+    first, second = program_of(*before), program_of(*after)
     state, _ = take(first, first.init(jax.random.key(0)), batches(2))
     saved = jax.device_get(first.portable(state))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), second.abstract_portable)
@@ -121,7 +125,7 @@ def test_a_table_that_is_too_small_says_so(degree):
     program = counting_program(counting(16), "shard_map", data_mesh(degree))
     state, metrics = take(program, program.init(jax.random.key(0)), batches(3))
     assert metrics["lost"] > 0
-    with pytest.raises(ValueError, match="no room in a table of 16; give a larger"):
+    with pytest.raises(ValueError, match="table of 16"):
         program.params(state)
 
 
@@ -151,8 +155,7 @@ def test_one_tuple_many_times():
 
 @pytest.mark.parametrize(
     "strategy, limit, words",
-    [("fsdp", LIMIT, "fsdp has no meaning.*jit, pmap, shard_map"),
-     ("jit", 2**32, "integers below 4294967296 cannot be counted")],
+    [("fsdp", LIMIT, "fsdp .*jit, pmap, shard_map"), ("jit", 2**32, "4294967296 ")],
 )  # fmt: skip
 def test_bad_input_is_refused(strategy, limit, words):
     with pytest.raises(ValueError, match=words):
@@ -161,5 +164,5 @@ def test_bad_input_is_refused(strategy, limit, words):
 
 def test_between_processes():
     """Two real processes of two devices each count what numpy counts."""
-    for output in run_two("count_worker"):
+    for output in run_two("tests.parallel.counting.count_worker"):
         assert output.count("counted by") == 2

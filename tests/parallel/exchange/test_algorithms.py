@@ -13,10 +13,10 @@ from parallel.exchange.algorithms import ALGORITHMS, sent_elements
 from parallel.mesh import device_mesh
 from tests.parallel.workers import run_two
 
-SIZES = (0, 1, 7, 40)
-NUM = 41  # what no degree divides
+SIZES = (0, 1, 7, 41)  # none that a degree below divides, but 0
 SENDS = [name for name in ALGORITHMS if name not in ("psum", "hierarchical")]
-MESHES = [(1,), (2,), (3,), (4,), (5,), (6,), (8,), (2, 4), (4, 2), (3, 2)]
+MESHES = [(1,), (8,), (3, 2)]  # one device, a power of two, none, over two axes
+HALVES = ("bfloat16", "float16")
 
 
 def mesh_of(sizes):
@@ -27,11 +27,12 @@ def mesh_of(sizes):
     )
 
 
-def pairs():
-    for sizes in MESHES:
-        for name in ALGORITHMS:
-            if name != "hierarchical" or len(sizes) == 2:
-                yield name, sizes
+PAIRS = [
+    (name, sizes)
+    for sizes in MESHES
+    for name in ALGORITHMS
+    if name != "hierarchical" or len(sizes) == 2
+]
 
 
 def inputs(degree: int, num: int, dtype="float32") -> np.ndarray:
@@ -53,6 +54,21 @@ def spread(name: str, sizes, num_arrays: int = 1):
     )
 
 
+@functools.cache
+def compiled(name: str, sizes, *arrays: tuple[int, str]):
+    """Compile the sum of arrays of (size, type); return their values and the program."""
+    xs = [inputs(int(np.prod(sizes)), *array) for array in arrays]
+    return xs, spread(name, sizes, len(xs)).lower(*xs).compile()
+
+
+def all_sizes(name: str, sizes):
+    return compiled(name, sizes, *((num, "float32") for num in SIZES))
+
+
+def both_halves(name: str):
+    return compiled(name, (3, 2), *((40, dtype) for dtype in HALVES))
+
+
 def assert_sums(results, xs, rtol):
     for result, x in zip(results, xs, strict=True):
         result = np.asarray(result)
@@ -63,30 +79,39 @@ def assert_sums(results, xs, rtol):
         assert (error <= rtol * magnitude).all()
 
 
-@pytest.mark.parametrize("name, sizes", pairs())
+@pytest.mark.parametrize("name, sizes", PAIRS)
 def test_sum_on_every_device(name, sizes):
-    xs = [inputs(int(np.prod(sizes)), num) for num in SIZES]
-    assert_sums(spread(name, sizes, len(xs))(*xs), xs, 1e-6)
+    xs, program = all_sizes(name, sizes)
+    assert_sums(program(*xs), xs, 1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("sizes", [(2, 4), (3, 2)])
+@pytest.mark.parametrize("name, sizes", PAIRS)
+def test_the_ledger_counts_what_the_closed_form_says(name, sizes):
+    entries = ledger(all_sizes(name, sizes)[1].as_text(), mesh_of(sizes))
+    sent = sum(entry.sent_bytes for entry in entries)
+    assert sent == pytest.approx(4 * sum(sent_elements(name, n, sizes) for n in SIZES))
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_sixteen_bits(name, sizes, dtype):
-    degree = int(np.prod(sizes))
-    x = inputs(degree, 40, dtype)
-    (result,) = spread(name, sizes)(x)
-    assert result.dtype == x.dtype
+def test_sixteen_bits(name):
+    xs, program = both_halves(name)
     # At most one rounding a device; those that add up in float32 round once.
-    roundings = 1 if name in ("all_to_all", "all_gather") else degree
-    assert_sums([result], [x], roundings * float(jnp.finfo(dtype).eps) / 2)
+    roundings = 1 if name in ("all_to_all", "all_gather") else 6
+    for result, x in zip(program(*xs), xs, strict=True):
+        assert result.dtype == x.dtype
+        assert_sums([result], [x], roundings * float(jnp.finfo(x.dtype).eps) / 2)
 
 
-@pytest.mark.parametrize("sizes", [(3, 2), (2, 1)])
+@pytest.mark.parametrize("name", SENDS)
+def test_sixteen_bits_cross_the_wire_as_such(name):
+    entries = ledger(both_halves(name)[1].as_text(), mesh_of((3, 2)))
+    assert {entry.dtypes for entry in entries} == {("u16",)}
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_no_device_keeps_more_bits_than_it_sends(name, sizes):
+def test_no_device_keeps_more_bits_than_it_sends(name):
     """A compiler may skip the rounding of what is widened next; not on one device alone."""
-    mesh = mesh_of(sizes)
+    mesh = mesh_of((3, 2))
     axes = mesh.axis_names
 
     @functools.partial(
@@ -99,53 +124,20 @@ def test_no_device_keeps_more_bits_than_it_sends(name, sizes):
     np.testing.assert_array_equal(result, np.broadcast_to(result[:1], result.shape))
 
 
-def test_float64():
+@pytest.mark.parametrize("name", ["ring", "all_to_all", "hierarchical"])
+def test_float64(name):
     x = inputs(6, 41, "float64")
     with jax.enable_x64(True):
-        for name in ALGORITHMS:
-            (result,) = spread(name, (3, 2))(x)
-            assert result.dtype == np.float64
-            assert_sums([result], [x], 1e-15)
-
-
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "hierarchical"])
-def test_under_pmap(name):
-    x = inputs(6, 40)
-    devices = jax.devices()[:6]
-    step = jax.pmap(
-        lambda x: ALGORITHMS[name](x, ("data",)), axis_name="data", devices=devices
-    )
-    assert_sums([step(x)], [x], 1e-6)
-
-
-@functools.cache
-def compiled(name: str, sizes, dtype: str) -> str:
-    x = jax.ShapeDtypeStruct((int(np.prod(sizes)), NUM), jnp.dtype(dtype))
-    return spread(name, sizes).lower(x).compile().as_text()
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", SENDS)
-def test_sixteen_bits_cross_the_wire_as_such(name, dtype):
-    entries = ledger(compiled(name, (2, 4), dtype), mesh_of((2, 4)))
-    assert {entry.dtypes for entry in entries} == {("u16",)}
-
-
-@pytest.mark.parametrize("sizes", [(1,), (5,), (6,), (8,), (2, 4)])
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_ledger_counts_what_the_closed_form_says(name, sizes):
-    if name == "hierarchical" and len(sizes) == 1:
-        pytest.skip("it needs a fast axis and a slow one")
-    entries = ledger(compiled(name, sizes, "float32"), mesh_of(sizes))
-    sent = sum(entry.sent_bytes for entry in entries)
-    assert sent == pytest.approx(4 * sent_elements(name, NUM, sizes))
+        (result,) = spread(name, (3, 2))(x)
+        assert result.dtype == np.float64
+        assert_sums([result], [x], 1e-15)
 
 
 def test_between_processes():
     """Two real processes of three devices each, all algorithms, held to numpy there."""
     first, second = (
         [line for line in output.splitlines() if line.startswith("sum ")]
-        for output in run_two("sum_worker")
+        for output in run_two("tests.parallel.exchange.sum_worker")
     )
     assert first == second  # the digests of the bits of each sum
     assert len(first) == 2 * len(ALGORITHMS) + len(ALGORITHMS) - 1

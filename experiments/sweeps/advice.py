@@ -1,0 +1,210 @@
+"""Which batch size and which degree to take after a sweep, and why."""
+
+import statistics
+
+import numpy as np
+
+from experiments.processes.messages import human
+from experiments.run.noise_scale import WINDOW
+from experiments.sweeps.rows import Row, reached
+from experiments.sweeps.tables import digits
+from experiments.sweeps.verdicts import (
+    FASTER,
+    SAME,
+    USEFUL,
+    devices,
+    efficiency,
+    speed_up,
+    tied,
+)
+
+STEADY = 1.25  # a noise scale that changes by a smaller factor in WINDOW steps is steady
+MOST_NAMES = 4  # told of runs that tie
+
+
+def why_not_yet(row: Row) -> str | None:
+    """Say why a run's noise scale may not be used yet; None if it may.
+
+    The noise scale grows by orders of magnitude while the loss falls (McCandlish et al.
+    2018, 3), the fastest at the beginning: there it would recommend far too small a batch.
+    So its window of steps must lie after the warm-up, and either the model has learnt more
+    than a bigram model knows, or the noise scale has become steady.
+    """
+    steps, warmup = row.config["steps"], row.config["optim.warmup_steps"]
+    if steps < warmup + WINDOW:
+        return (
+            f"{row.name} took {steps} steps, and needs {warmup + WINDOW}: its warm-up of "
+            f"{warmup} and then the {WINDOW} that the noise scale is averaged over"
+        )
+    bigram = row.summary["bigram_loss"]
+    if row.loss < bigram:
+        return None
+    scales = {r["step"]: r.get("noise_scale") for r in row.of("train")}
+    before, last = scales.get(steps - WINDOW), scales.get(steps)
+    if before and last and max(before / last, last / before) <= STEADY:
+        return None
+    change = (
+        f"from {human(before)} to {human(last)} tokens in the last {WINDOW} steps"
+        if before and last
+        else f"and its noise scale is not known {WINDOW} steps before the end"
+    )
+    return (
+        f"the validation loss of {row.name}, {digits(row.loss)}, is not yet below that of "
+        f"a bigram model, {digits(bigram)}, and its noise scale still changes: {change}"
+    )
+
+
+def noise_scales(rows: list[Row]) -> list[float]:
+    """Return the noise scales, in tokens, of the runs whose may be used."""
+    measured = [row for row in rows if row.summary.get("noise_scale")]
+    return [row.summary["noise_scale"] for row in measured if not why_not_yet(row)]
+
+
+def noise_scale(rows: list[Row]) -> float | None:
+    """Return the median, over runs, of the noise scale at their end, in tokens."""
+    found = noise_scales(rows)
+    return statistics.median(found) if found else None
+
+
+def tokens_to(row: Row, target: float) -> float | None:
+    """Return the tokens at which the validation curve first reaches a loss."""
+    return reached([(tokens, loss) for _, tokens, loss in row.curve()], target)
+
+
+def critical_batch(rows: list[Row]) -> float | None:
+    """Fit E = E_min (1 + B / B_crit) to the tokens E that a batch size B takes to a loss.
+
+    In tokens (McCandlish et al. 2018, 2.3: at B_crit a run takes twice the fewest steps and
+    twice the fewest tokens). The loss is the lowest that every batch size reaches; of each
+    batch size the run that is the quickest counts. None if fewer than three tell, or if
+    more tokens were no loss.
+    """
+    sizes = sorted({row.batch_tokens for row in rows})
+    lowest: dict[int, float] = {}
+    for row in rows:
+        for _, _, loss in row.curve():
+            size = row.batch_tokens
+            lowest[size] = min(loss, lowest.get(size, loss))
+    if len(lowest) < 3:
+        return None
+    target = max(lowest.values())
+    points = []
+    for size in sizes:
+        alike = [tokens_to(r, target) for r in rows if r.batch_tokens == size]
+        found = [tokens for tokens in alike if tokens]
+        if found:
+            points.append((size, min(found)))
+    if len(points) < 3:
+        return None
+    slope, start = np.polyfit(*np.array(points, float).T, 1)
+    return float(start / slope) if slope > 0 and start > 0 else None
+
+
+def recommendation(rows: list[Row], base_of: dict[str, Row]) -> list[str]:
+    """Say which batch size and which degree to take, and which run learnt the most."""
+    return [*batch_advice(rows), degree_advice(rows, base_of), loss_advice(rows)]
+
+
+def in_rows(tokens: float, row: Row) -> str:
+    length = row.config["data.seq_len"]
+    return f"about {max(round(tokens / length), 1):,} rows ({human(tokens)} tokens)"
+
+
+def batch_advice(rows: list[Row]) -> list[str]:
+    said = []
+    measured = [row for row in rows if row.summary.get("noise_scale")]
+    used = noise_scales(rows)
+    if used:
+        spread = f", {human(min(used))} to {human(max(used))}" if len(used) > 1 else ""
+        said.append(
+            f"Batch size: {in_rows(statistics.median(used), rows[0])}. This is the "
+            f"gradient noise scale at the end (the median of {len(used)} of {len(rows)} "
+            f"runs{spread}). Below it, twice the rows take about half the steps; above it, "
+            "more rows mostly cost more tokens."
+        )
+    elif measured:
+        last = min(measured, key=lambda row: row.loss)
+        said.append(
+            "Batch size: no answer yet. It is too early to use the gradient noise scale of "
+            f"the {len(measured)} run(s) that measured it; for example, "
+            f"{why_not_yet(last)}. Train longer."
+        )
+    else:
+        said.append(
+            "Batch size: no run measured the gradient noise scale. It needs two devices or "
+            "more with shard_map, pmap, zero1 or zero2, or microbatches "
+            "(parallel.accumulation)."
+        )
+    if critical := critical_batch(rows):
+        said.append(
+            f"Batch size, by the losses of this sweep: at {in_rows(critical, rows[0])} a "
+            "run needs twice as many tokens to the same loss as with the smallest batches."
+        )
+    return said
+
+
+def degree_advice(rows: list[Row], base_of: dict[str, Row]) -> str:
+    larger = [row for row in rows if row.devices > base_of[row.name].devices]
+    real = [row for row in larger if not row.emulated]
+    useful = [
+        row
+        for row in real
+        if efficiency(row, base_of[row.name]) >= USEFUL
+        and speed_up(row, base_of[row.name]) >= FASTER
+    ]
+    if useful:
+        most = max(useful, key=lambda row: (row.devices, row.rate))
+        base = base_of[most.name]
+        return (
+            f"Degree: {devices(most.devices)}, the most that are at least {USEFUL:.0%} "
+            f"efficient: {human(most.rate)} tokens/s against {human(base.rate)} on "
+            f"{devices(base.devices)}, {speed_up(most, base):.2f} times as fast."
+        )
+    if real:
+        best = max(real, key=lambda row: speed_up(row, base_of[row.name]))
+        base = base_of[best.name]
+        return (
+            f"Degree: the smallest. No larger one is faster and {USEFUL:.0%} efficient; "
+            f"the best, {best.name}, has {human(best.rate)} tokens/s against "
+            f"{human(base.rate)} on {devices(base.devices)}, {speed_up(best, base):.2f} "
+            f"times as fast ({efficiency(best, base):.0%} efficient)."
+        )
+    if larger:
+        return (
+            "Degree: no answer, because emulated devices share the machine's cores and so "
+            "have no speed of their own. Losses, bytes and memory are as on real devices."
+        )
+    numbers = " or ".join(map(str, sorted({row.devices for row in rows})))
+    return (
+        f"Degree: not asked. The runs have {numbers} device(s), and none of them is the "
+        "same as another on fewer."
+    )
+
+
+def loss_advice(rows: list[Row]) -> str:
+    """Name the lowest loss, or say that runs tie for it."""
+    if len({row.config.get("fingerprint") for row in rows}) > 1:
+        return "Loss: not compared, for the runs differ in text, tokenizer or row length."
+    best, *others = sorted(rows, key=lambda row: row.loss)
+    if not others:
+        return f"Loss: {digits(best.loss)} nats a token, of the only run, {best.name}."
+    ties = [best, *tied(best, others)]
+    if len(ties) == 1:
+        second = others[0]
+        return (
+            f"Loss: {best.name} has the lowest, {digits(best.loss)} nats a token; the "
+            f"next, {second.name}, has {digits(second.loss)}."
+        )
+    ends = [digits(best.loss), digits(max(row.loss for row in ties))]
+    span = f"{' to '.join(dict.fromkeys(ends))} nats a token"
+    if len(ties) == len(rows):
+        return (
+            f"Loss: all {len(rows)} runs tie, within {SAME:.1%}: {span}. The loss does not "
+            "decide between them."
+        )
+    named = ", ".join(row.name for row in ties[:MOST_NAMES])
+    more = f" and {len(ties) - MOST_NAMES} more" if len(ties) > MOST_NAMES else ""
+    return (
+        f"Loss: {len(ties)} of {len(rows)} runs tie for the lowest, within {SAME:.1%}: "
+        f"{span} ({named}{more})."
+    )

@@ -1,0 +1,79 @@
+"""docs/config.md: every field of a config, made of the fields themselves."""
+
+from configs import fields
+from configs.base import FAMILIES, Experiment
+from experiments.sweeps.tables import markdown
+
+HEAD = """# Every field of a config
+
+Made by `python -m experiments.studies.config_page` of the dataclasses themselves. Set a
+field in a config file, or on the command line: `--config.optim.learning_rate=3e-4`. *Only
+with*: elsewhere the field has no effect, and setting it is an error. *May change*: whether
+the field may differ when a run goes on in its workdir; the others decide its numbers.
+"""
+COLUMNS = ("field", "default", "values", "only with", "may change", "what it is")
+
+
+def page() -> str:
+    """Return the whole page as Markdown."""
+    usual = Experiment()
+    sections = [section("Experiment", usual, "", fields.deciding(usual))]
+    for name in ("data", "optim", "precision", "parallel"):
+        config = getattr(usual, name)
+        sections.append(section(name, config, f"{name}.", fields.deciding(usual)))
+    for name, cls in FAMILIES.items():
+        whole = Experiment(model=cls())
+        decides = fields.deciding(whole)
+        sections.append(section(f"model: {name}", whole.model, "model.", decides))
+    return HEAD + "\n" + "\n".join(sections)
+
+
+def section(title: str, config, prefix: str, decides: set[str]) -> str:
+    """Return a table of the fields of a config and of the configs inside it.
+
+    Of the whole Experiment, the configs inside have sections of their own.
+    """
+    return f"## {title}\n\n{markdown(COLUMNS, rows(config, prefix, decides))}\n"
+
+
+def rows(config, prefix: str, decides: set[str]) -> list[list[str]]:
+    told = fields.comments(type(config))
+    found = []
+    for field in fields.walk(config, prefix):
+        inside = field.name.removeprefix(prefix)
+        if "." in inside:
+            continue
+        if field.is_config:
+            if prefix:
+                found += rows(field.value, field.name + ".", decides)
+            continue
+        found.append(
+            [
+                f"`{field.name}`",
+                f"`{field.default!r}`".replace("'", '"'),
+                values(field),
+                only(field),
+                "" if field.name in decides else "yes",
+                told[inside],
+            ]
+        )
+    return found
+
+
+def values(field: fields.Field) -> str:
+    """Say what a field may be set to."""
+    if choices := field.metadata.get("choices"):
+        return " ".join(f"`{choice}`" for choice in choices)
+    bounds = [
+        f"{words} {field.metadata[key]}"
+        for key, (words, _) in fields.BOUNDS.items()
+        if key in field.metadata
+    ]
+    return " and ".join(bounds) or f"any {field.spec.type.__name__}"
+
+
+def only(field: fields.Field) -> str:
+    return "; ".join(
+        f"`{name}` {' '.join(f'`{value}`' for value in allowed)}"
+        for name, allowed in field.metadata.get("only", {}).items()
+    )

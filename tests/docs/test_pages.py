@@ -1,0 +1,188 @@
+"""The README and the pages: short, links and commands right, tables as measured."""
+
+import ast
+import dataclasses
+import functools
+import pathlib
+import re
+
+import pytest
+
+from experiments.run.python_file import call_function
+from experiments.sweeps.link_tables import slow_link_table, wire_table
+from experiments.sweeps.pages import tables
+from experiments.sweeps.pipeline_tables import pipeline_tables
+from experiments.sweeps.results import read
+from experiments.sweeps.strategy_tables import strategy_tables
+from tests.experiments.runs import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+CONFIGS = sorted(ROOT.glob("configs/*.py"))
+# Commands stand in the pages and at the heads of configs and of commands.
+TEXTS = [*PAGES, *sorted(ROOT.glob("configs/**/*.py")), *ROOT.glob("experiments/**/*.py")]
+FOLDERS = "lm|parallel|configs|experiments|tests|docs|results"
+
+
+def name_of(file: pathlib.Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def test_the_readme_is_read_in_three_minutes():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 1400
+    assert len(text.splitlines()) <= 130
+
+
+def test_what_a_page_links_to_is_there():
+    assert len(PAGES) > 20
+    for page in PAGES:
+        check_links(page)
+
+
+def check_links(page: pathlib.Path) -> None:
+    text = page.read_text()
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)]*)?\)", text):
+        if not link.startswith("http"):
+            target = (page.parent / link) if link else page
+            assert target.exists(), f"{name_of(page)}: {link}"
+            assert not anchor or anchor[1:] in headings(target), (
+                f"{name_of(page)}: {anchor}"
+            )
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), f"{name_of(page)}: {path}"
+
+
+def headings(page: pathlib.Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found}
+
+
+def test_commands_are_right():
+    assert sum(check_text(file) for file in TEXTS) > 60
+
+
+def check_text(file: pathlib.Path) -> int:
+    """Check the commands and the fields in a text; return how many commands it has."""
+    text = file.read_text()
+    if file.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    found = commands(text)
+    for module, flags in found:
+        check_command(module, flags, name_of(file))
+    for name in re.findall(r"--config\.([a-z][\w.]*)", text):
+        assert name in fields(), f"{name_of(file)}: --config.{name}"
+    for name in re.findall(r"`((?:data|model|optim|parallel|precision)\.[\w.]+)", text):
+        assert name in fields(), f"{name_of(file)}: {name}"
+    return len(found)
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    """Return (module, flags) of each command; a shell variable stands for what it holds."""
+    text = re.sub(r"\\\n\s*", " ", text)
+    for name, value in re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE):
+        text = text.replace(f"${name}", value)
+    # A flag in brackets is optional, and may stand on the next line.
+    text = re.sub(r"\n\s*\[--", " [--", text)
+    return re.findall(r"python -m (experiments(?:\.[a-z]\w*)+)([^\n`#]*)", text)
+
+
+def check_command(module: str, flags: str, where: str) -> None:
+    given, _, passed_on = flags.partition(" -- ")
+    assert module_file(module), f"{where}: {module}"
+    names = set(re.findall(r"--(?:no)?([a-z]\w*)", given))
+    names -= {"config"} if "config" in defined_flags(module) else set()
+    unknown = names - defined_flags(module)
+    assert not unknown, f"{where}: {module} has no {unknown}"
+    for kind, file in re.findall(r"--(config|sweep)=(\S+\.py)", flags):
+        assert (ROOT / file).is_file(), f"{where}: --{kind}={file}"
+    if config := re.search(r"--config=(\S+\.py)", flags):
+        for name in re.findall(r"--config\.([\w.]+)", flags):
+            assert name in fields_of(config[1]), f"{where}: {config[1]} has no {name}"
+    if passed_on:
+        to = re.search(r"--module=(\S+)", given)
+        check_command(to[1] if to else "experiments.train", f" {passed_on}", where)
+
+
+def module_file(module: str) -> pathlib.Path | None:
+    path = ROOT / module.replace(".", "/")
+    found = [path.with_suffix(".py"), path / "__main__.py", path / "__init__.py"]
+    return next((file for file in found if file.is_file()), None)
+
+
+@functools.cache
+def defined_flags(module: str) -> frozenset[str]:
+    """Read a command's own flags and those of define_...() calls from the source."""
+    tree = ast.parse(module_file(module).read_text())
+    sources = {}  # a name that is imported -> the module that it is or is in
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                sources[alias.name] = whole if module_file(whole) else node.module
+    found = set(names_in(tree))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        path = ast.unparse(call.func).split(".")
+        if path[-1].startswith("define_") and path[0] in sources:
+            library = ast.parse(module_file(sources[path[0]]).read_text())
+            for node in library.body:
+                if isinstance(node, ast.FunctionDef) and node.name == path[-1]:
+                    found |= set(names_in(node))
+    return frozenset(found)
+
+
+def names_in(tree: ast.AST) -> list[str]:
+    return re.findall(r"DEFINE_\w+\(\s*['\"](\w+)['\"]", ast.unparse(tree))
+
+
+@functools.cache
+def fields_of(file: str) -> frozenset[str]:
+    return frozenset(dotted(call_function(str(ROOT / file), "get_config")))
+
+
+@functools.cache
+def fields() -> frozenset[str]:
+    """Return the fields of all configs, and the names of their groups."""
+    files = [file for file in CONFIGS if "def get_config" in file.read_text()]
+    assert len(files) > 5
+    return frozenset().union(*(fields_of(str(file.relative_to(ROOT))) for file in files))
+
+
+def dotted(config, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        names.append(prefix + field.name)
+        if dataclasses.is_dataclass(value):
+            names += dotted(value, f"{prefix}{field.name}.")
+    return names
+
+
+def test_a_wrong_command_is_found():
+    """What the tests above could miss."""
+    good = (
+        "python -m experiments.launch --processes=2 -- --config=configs/tiny.py --dry_run"
+    )
+    (command,) = commands(f"`{good}`")
+    check_command(*command, "here")
+    for old, new in [
+        ("experiments.launch", "experiments.lunch"),
+        ("--processes", "--dry_run"),
+        ("--dry_run", "--processes=2"),
+        ("--dry_run", "--config.model.cell=gru"),
+        ("tiny", "tinny"),
+    ]:
+        (command,) = commands(good.replace(old, new))
+        with pytest.raises(AssertionError, match="here"):
+            check_command(*command, "here")
+
+
+def test_the_tables_are_those_of_the_results():
+    results = {file.stem: read(file) for file in (ROOT / "results").glob("*.jsonl")}
+    expected = {
+        **strategy_tables(results["strategies"]),
+        **pipeline_tables(results["pipeline"]),
+        "wire": wire_table(results["wire"]),
+        "slow-link": slow_link_table(results["slow_link"], results["two_devices"]),
+    }
+    assert tables(ROOT / "docs/strategies.md") == expected

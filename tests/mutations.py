@@ -1,0 +1,368 @@
+"""Plant faults in a copy of the tree, one at a time, and tell which test catches each.
+
+Run by hand, before and after tests are changed, not by CI:
+
+    python -m tests.mutations             all of them
+    python -m tests.mutations residual    those whose title holds the word
+
+A fault is a piece of one file, which stands there once, and what takes its place. Its tests
+run up to the first failure. The exit code is 1 if a fault is not caught or not found.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+SECONDS = 900  # for the tests of one fault
+
+
+class Fault(NamedTuple):
+    title: str
+    file: str
+    old: str
+    new: str
+    tests: str  # a file below tests/, and which of its tests, as pytest's -k takes it
+
+
+FAULTS = [
+    Fault(
+        "gradients are not summed over replicas", "parallel/collectives.py",
+        "return unflatten(jax.lax.psum(flat, axes))", "return unflatten(flat)",
+        "parallel/test_strategies.py shard_map and parameters",
+    ),
+    Fault(
+        "sharded gradients are not summed over the other axis", "parallel/sharded.py",
+        "    if parts and others:", "    if False:",
+        "parallel/test_axes.py",
+    ),
+    Fault(
+        "the mean is taken twice", "parallel/program.py",
+        "lambda g: g * inverse, grads)",
+        'lambda g: g * inverse / jnp.maximum(sums["tokens"], 1.0), grads)',
+        "parallel/test_strategies.py",
+    ),
+    Fault(
+        "accumulation averages means of microbatches", "parallel/program.py",
+        "return jax.tree.map(jnp.add, total, one(microbatch)), None",
+        "grads, sums = one(microbatch)\n"
+        '        share = 16.0 / jnp.maximum(sums["tokens"], 1.0)\n'
+        "        grads = jax.tree.map(lambda g: g * share, grads)\n"
+        "        return jax.tree.map(jnp.add, total, (grads, sums)), None",
+        "parallel/test_strategies.py accumulation",
+    ),
+    Fault(
+        "an overflow does not skip the step", "parallel/program.py",
+        "params=keep(optax.apply_updates(params, updates), params)",
+        "params=optax.apply_updates(params, updates)",
+        "parallel/test_strategies.py overflow",
+    ),
+    Fault(
+        "microbatches are runs of rows", "parallel/program.py",
+        "return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)",
+        "return x.reshape(num, x.shape[0] // num, *x.shape[1:])",
+        "parallel/test_replicas.py microbatches",
+    ),
+    Fault(
+        "each replica clips before the sum", "parallel/replicas.py",
+        "        sums = psum_in_one(sums, axes)",
+        "        norm = optax.tree.norm(grads)\n"
+        "        clip = jnp.minimum(1.0, 20.0 * scale / norm)\n"
+        "        grads = jax.tree.map(lambda g: g * clip, grads)\n"
+        "        sums = psum_in_one(sums, axes)",
+        "parallel/test_strategies.py shard_map and parameters",
+    ),
+    Fault(
+        "the noise scale divides by the units, not one less", "parallel/program.py",
+        "tokens * square) / (units - 1)", "tokens * square) / units",
+        "parallel/test_noise.py",
+    ),
+    Fault(
+        "fsdp keeps whole parameters for the backward pass", "parallel/sharded.py",
+        'return keeps and primitive.name != "all_gather"', "return keeps",
+        "parallel/test_layout.py gather",
+    ),
+    Fault(
+        "fsdp drops the model's rematerialisation", "parallel/sharded.py",
+        "keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)",
+        "keeps = True",
+        "parallel/test_strategies.py rematerialisation",
+    ),
+    Fault(
+        "zero1 shards no optimizer state", "parallel/layout.py",
+        "ZERO1 = Layout(replicate, replicate, shard_largest)",
+        "ZERO1 = Layout(replicate, replicate, replicate)",
+        "parallel/test_layout.py bytes and zero1",
+    ),
+    Fault(
+        "a layer's norm is that of its last array", "lm/norms.py",
+        "squares[name] = squares.get(name, 0.0) + total", "squares[name] = total",
+        "parallel/test_norms.py",
+    ),
+    Fault(
+        "dropout is keyed by the place on the device", "lm/task.py",
+        'jax.random.fold_in(key, row))(batch["row"])',
+        'jax.random.fold_in(key, row))(jax.numpy.arange(len(batch["row"])))',
+        "parallel/test_strategies.py dropout and shard_map",
+    ),
+    Fault(
+        "moves at a meeting count alike, whatever the tokens", "parallel/local.py",
+        "(agreed - x) * fragment.tokens", "(agreed - x) * total / jax.lax.axis_size(axes)",
+        "parallel/test_local.py",
+    ),
+    Fault(
+        "replicas meet a step late", "parallel/local.py",
+        "jax.lax.cond(since == 0, meet", "jax.lax.cond(since == 1 % plan.every, meet",
+        "parallel/test_local.py",
+    ),
+    Fault(
+        "a fragment arrives a step late", "parallel/local.py",
+        "(since == plan.overlap)", "(since == plan.overlap + 1)",
+        "parallel/test_local.py",
+    ),
+    Fault(
+        "the residual of error feedback is not kept", "parallel/exchange/transforms.py",
+        '"residual": lost if error_feedback else ()}',
+        '"residual": comm["residual"]}',
+        "parallel/exchange/test_codecs.py feedback",
+    ),
+    Fault(
+        "the owner's rounding is lost", "parallel/exchange/quantise.py",
+        "    residual_WBS = residual_WBS.at[own].add(lost_BS)\n", "",
+        "parallel/exchange/test_codecs.py feedback",
+    ),
+    Fault(
+        "rounding is to the nearest step", "parallel/exchange/quantise.py",
+        "jnp.floor(steps + uniform(key, x_RBS.shape))", "jnp.floor(steps + 0.5)",
+        "parallel/exchange/test_codecs_numpy.py rounding",
+    ),
+    Fault(
+        "top_k sends the same place twice", "parallel/exchange/sparse.py",
+        "jnp.arange(1, k + 1))", "jnp.maximum(jnp.arange(1, k + 1), 2))",
+        "parallel/exchange/test_codecs_numpy.py top_k",
+    ),
+    Fault(
+        "PowerSGD starts anew in each step", "parallel/exchange/power_sgd.py",
+        "return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)",
+        "return old_nr + 0 * scaled_nr",
+        "parallel/exchange/test_codecs_numpy.py power_sgd",
+    ),
+    Fault(
+        "a delay is a step short", "parallel/exchange/transforms.py",
+        'slot = comm["step"] % num_steps', 'slot = comm["step"] % max(num_steps - 1, 1)',
+        "parallel/exchange/test_exchange.py delay",
+    ),
+    Fault(
+        "the ring adds a chunk twice", "parallel/exchange/algorithms.py",
+        "chunks_Nc[(index - step - 1) % degree]", "chunks_Nc[(index - step) % degree]",
+        "parallel/exchange/test_algorithms.py ring",
+    ),
+    Fault(
+        "devices beyond a power of two are left out", "parallel/exchange/algorithms.py",
+        "x_n = x_n + send(x_n, axes, [(power + i, i) for i in rest])", "pass",
+        "parallel/exchange/test_algorithms.py sum and tree",
+    ),
+    Fault(
+        "an algorithm's bytes are half of what it sends", "parallel/exchange/algorithms.py",
+        "return 2 * -(-num // degree) * (degree - 1)",
+        "return -(-num // degree) * (degree - 1)",
+        "parallel/exchange/test_algorithms.py ledger",
+    ),
+    Fault(
+        "1f1b runs one forward too many ahead", "parallel/pipeline/schedules.py",
+        "in_turns(forwards, backwards, num_stages - stage - 1)",
+        "in_turns(forwards, backwards, num_stages - stage)",
+        "parallel/pipeline/test_schedules.py",
+    ),
+    Fault(
+        "a slot is taken before it is read", "parallel/pipeline/schedules.py",
+        "if until <= arrives)", "if until <= arrives + 1)",
+        "parallel/pipeline/test_schedules.py",
+    ),
+    Fault(
+        "a stage draws the dropout of another layer", "parallel/pipeline/gradients.py",
+        "start + jnp.arange(per_chunk)", "jnp.arange(per_chunk)",
+        "parallel/pipeline/test_pipeline.py every_model",
+    ),
+    Fault(
+        "moments go back to the wrong layers", "parallel/pipeline/stacking.py",
+        "found[leaves[0]] = x[np.argsort(order)]", "found[leaves[0]] = x",
+        "parallel/pipeline/test_pipeline.py state_goes",
+    ),
+    Fault(
+        "a tuple is sent to its neighbour's owner too", "parallel/counting/table.py",
+        "there_DR = offset_R < sizes_D[:, None]", "there_DR = offset_R <= sizes_D[:, None]",
+        "parallel/counting/test_counting.py",
+    ),
+    Fault(
+        "the ledger counts a loop once", "parallel/cost/ledger.py",
+        "known_trip_count", "unknown_trip_count",
+        "parallel/cost/test_ledger.py",
+    ),
+    Fault(
+        "documents in a row see each other", "lm/models/attention.py",
+        "        mask = (mask & same_BTS)[:, None, None]",
+        "        mask = (mask | same_BTS & mask)[:, None, None]",
+        "lm/models/test_transformer.py packed",
+    ),
+    Fault(
+        "a query sees the next key", "lm/models/attention.py",
+        "jnp.arange(start, end)[:, None] >= jnp.arange(end)",
+        "jnp.arange(start, end)[:, None] + 1 >= jnp.arange(end)",
+        "lm/models/test_attention.py blockwise",
+    ),
+    Fault(
+        "splash lets documents see each other", "lm/models/attention.py",
+        "kernel(*heads_first, segment_ids=ids)", "kernel(*heads_first)",
+        "lm/models/test_attention.py splash",
+    ),
+    Fault(
+        "query heads split over devices share other keys", "lm/models/attention.py",
+        "jnp.repeat(x, repeats, axis=2)", "jnp.tile(x, (1, 1, repeats, 1))",
+        "lm/models/test_attention.py heads",
+    ),
+    Fault(
+        "positions do not restart", "lm/models/attention.py",
+        "return index_T - start_BT", "return index_T + 0 * start_BT",
+        "lm/models/test_transformer.py packed or positions",
+    ),
+    Fault(
+        "a cached position is read one too early", "lm/models/transformer/model.py",
+        "jnp.arange(k_BSGK.shape[1]) <= positions_BT",
+        "jnp.arange(k_BSGK.shape[1]) < positions_BT",
+        "lm/models/test_transformer.py cache",
+    ),
+    Fault(
+        "padding counts as a target", "lm/task.py",
+        "== segments[:, :-1]) & (segments[:, 1:] > 0)", "== segments[:, :-1])",
+        "lm/models/test_transformer.py loss_counts",
+    ),
+    Fault(
+        "the state goes on into the next document", "lm/models/recurrent.py",
+        "positions_in_segment(tokens_BT, segments_BT) == 0",
+        "positions_in_segment(tokens_BT, segments_BT) < 0",
+        "lm/models/test_recurrent.py packed",
+    ),
+    Fault(
+        "the weights' gradient sees the state a step late", "lm/models/recurrence.py",
+        "jnp.concatenate([start_BD[None], h_TBD[:-1]])", "h_TBD",
+        "lm/models/test_recurrent.py truncated",
+    ),
+    Fault(
+        "a source's padding is read", "lm/models/seq2seq/transformer.py",
+        "ends_BS = (source_BS == END_ID).astype(jnp.int32)",
+        "ends_BS = (source_BS < END_ID).astype(jnp.int32)",
+        "lm/models/test_seq2seq.py follows",
+    ),
+    Fault(
+        "expected counts are forgotten too fast", "lm/baum_welch.py",
+        "(state.count + 1.0) ** -forgetting", "(state.count + 2.0) ** -forgetting",
+        "lm/models/test_hmm.py stepwise",
+    ),
+    Fault(
+        "the highest order has the counts of a lower one", "lm/models/ngram/smoothing.py",
+        "    if order == len(levels):", "    if order >= len(levels) - 1:",
+        "lm/models/test_ngram.py textbooks",
+    ),
+    Fault(
+        "the initialiser's variance is that of the wrong dim", "lm/models/layers.py",
+        '"he": nnx.initializers.he_normal()', '"he": nnx.initializers.lecun_normal()',
+        "lm/test_gradient_flow.py",
+    ),
+    Fault(
+        "the schedule is a step late", "lm/optim.py",
+        "optax.linear_schedule(peak / c.warmup_steps, peak, c.warmup_steps - 1)",
+        "optax.linear_schedule(0.0, peak, c.warmup_steps)",
+        "lm/test_optim.py schedule or warm",
+    ),
+    Fault(
+        "each process reads the same rows", "lm/data/rows/order.py",
+        "np.arange(process * local, (process + 1) * local, dtype=np.int32)",
+        "np.arange(local, dtype=np.int32)",
+        "lm/data/test_prepare.py",
+    ),
+    Fault(
+        "the position in the data is a step late", "lm/data/rows/order.py",
+        "for i in step * batch_size + places", "for i in (step + 1) * batch_size + places",
+        "lm/data/test_prepare.py",
+    ),
+    Fault(
+        "a long document loses a target at each cut", "lm/data/rows/packing.py",
+        "range(0, len(tokens) - 1, row_len - 1)", "range(0, len(tokens) - 1, row_len)",
+        "lm/data/test_prepare.py",
+    ),
+    Fault(
+        "bigrams are counted across documents", "lm/data/bigram.py",
+        "inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)",
+        "inside = segments[:, 1:] > 0",
+        "lm/data/test_prepare.py",
+    ),
+    Fault(
+        "a checkpoint's moments are not restored", "experiments/run/checkpoint.py",
+        'opt=parts.get("opt", like.opt)',
+        'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
+        "experiments/run/test_checkpoint.py shard_map or zero",
+    ),
+]  # fmt: skip
+
+
+def copy_of_the_tree(folder: pathlib.Path) -> None:
+    """Copy what git has or would take; compiled programs are shared with the tree."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, names.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (ROOT / ".pytest_cache").mkdir(exist_ok=True)
+    (folder / ".pytest_cache").symlink_to(ROOT / ".pytest_cache")
+
+
+def caught_by(fault: Fault, tree: pathlib.Path) -> str | None:
+    """Plant a fault, run its tests and take it away; None if no test fails."""
+    file = tree / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        return f"ERROR: the text stands {text.count(fault.old)} times in {fault.file}"
+    file.write_text(text.replace(fault.old, fault.new))
+    try:
+        test, *words = fault.tests.split(" ", 1)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "--tb=line"]
+        command += [f"tests/{test}", *(("-k", *words) if words else ())]
+        done = subprocess.run(
+            command, cwd=tree, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"ERROR: not done after {SECONDS} s"
+    finally:
+        file.write_text(text)
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^FAILED tests/(.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if done.returncode != 1 or not failed:  # such as a fault that is no Python
+        return "ERROR: " + " ".join((done.stdout + done.stderr).splitlines()[-3:])
+    return failed[1]
+
+
+def main(words: list[str]) -> int:
+    chosen = [f for f in FAULTS if all(word in f.title for word in words)]
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy_of_the_tree(pathlib.Path(folder))
+        for fault in chosen:
+            start = time.monotonic()
+            found = caught_by(fault, pathlib.Path(folder))
+            missed += found is None or found.startswith("ERROR")
+            seconds = time.monotonic() - start
+            print(f"{fault.title:60} {found or 'NOT CAUGHT'} ({seconds:.0f} s)", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} faults are caught")
+    return int(missed > 0 or not chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
