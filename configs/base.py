@@ -42,10 +42,10 @@ class Experiment:
     on_nonfinite: str = field(
         default="skip", metadata={"choices": ("skip", "stop"), "decides": False}
     )
-    # skipped steps in a row that end the run
+    # this many skipped steps in a row end the run
     max_skipped: int = field(
         default=100,
-        metadata={"at_least": 1, "decides": False, "only": {"on_nonfinite": ("skip",)}},
+        metadata={"at_least": 1, "only": {"on_nonfinite": ("skip",)}, "decides": False},
     )
     # a loss this far above its recent mean is a spike
     spike_sigmas: float = field(default=6.0, metadata=EVERY)

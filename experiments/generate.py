@@ -21,8 +21,8 @@ from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.restore import define_checkpoint, load_run
+from lm.beam import Beam
 from lm.data.tokenizer import load_tokenizer
-from lm.decoding import Beam
 
 join.define_flags()
 define_flags()

@@ -220,15 +220,16 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         if "scanned_layers" not in params:
             return tx.init(params)
         rest, stack = split(params)
-        return tx.init(rest), jax.vmap(tx.init)(stack)
+        return {"outside_layers": tx.init(rest), "each_layer": jax.vmap(tx.init)(stack)}
 
     def update(updates, state, params):
         if "scanned_layers" not in params:
             return tx.update(updates, state, params)
         (updates, stack), (params, stacked_params) = split(updates), split(params)
-        updates, rest_state = tx.update(updates, state[0], params)
-        stack, stack_state = jax.vmap(tx.update)(stack, state[1], stacked_params)
-        return updates | {"scanned_layers": stack[UNSTACKED]}, (rest_state, stack_state)
+        updates, rest = tx.update(updates, state["outside_layers"], params)
+        stack, each = jax.vmap(tx.update)(stack, state["each_layer"], stacked_params)
+        state = {"outside_layers": rest, "each_layer": each}
+        return updates | {"scanned_layers": stack[UNSTACKED]}, state
 
     return optax.GradientTransformation(init, update)
 

@@ -68,7 +68,7 @@ def loss_scaling(config: PrecisionConfig) -> Scaling:
 
 
 def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
-    """Return the task computing in `config.compute`; its parameters stay float32."""
+    """Return the task computing in `config.compute`; parameters and logits stay float32."""
     dtype = DTYPES[config.compute]
     if dtype == jnp.float32:
         return task

@@ -33,12 +33,14 @@ class Stages(NamedTuple):
 
     embed, every layer in turn, then loss are together the Task's `loss`. What goes from
     layer to layer, the carry, is a pytree of arrays; everything else about the rows is in
-    `batch`. Outer parameters are those outside the layers; embed and loss may share some.
+    `batch`.
+
+    The layers lie in the parameters as {"layers": {0: ..., 1: ...}}, or stacked, [L, ...],
+    as {"scanned_layers": ...}. All other parameters are the outer ones; embed and loss may
+    share some.
     """
 
     num_layers: int  # L
-    split: Callable[[Params], tuple[Params, Params]]  # -> outer, layers stacked [L, ...]
-    join: Callable[[Params, Params], Params]  # its inverse
     embed: Callable[[Params, Batch, Key | None], Any]  # (outer, batch, key) -> carry
     # (one layer's parameters, carry, batch, its index int32[], key) -> carry
     layer: Callable[[Params, Any, Batch, jax.Array, Key | None], Any]
@@ -110,16 +112,7 @@ def next_token_task(
             traced = activation_squares(squares_L)
         else:
             module, x_BTD = hidden(params, batch, key)
-        last = slice(-x_BTD.shape[1], None)
-        mask_BT = targets_mask(batch)
-        loss_sum, sums = cross_entropy(
-            x_BTD,
-            module.head,
-            batch["tokens"][:, last],
-            mask_BT if mask_BT is None else mask_BT[:, last],
-            loss_chunk,
-            smoothing,
-        )
+        loss_sum, sums = next_token_loss(x_BTD, module.head, batch, loss_chunk, smoothing)
         return loss_sum, sums | traced
 
     def logits(params: Params, batch: Batch) -> jax.Array:
@@ -138,6 +131,22 @@ def next_token_task(
         return nnx.merge(graph, params).encode(cache, source_BS)
 
     return Task(init, loss, logits, cache, decode, encode if encodes else None, saveable)
+
+
+def next_token_loss(
+    x_BTD: jax.Array, head: Callable, batch: Batch, loss_chunk: int, smoothing: float = 0.0
+) -> tuple[jax.Array, Sums]:
+    """Sum the loss of the last T targets of each row; see `cross_entropy`."""
+    last = slice(-x_BTD.shape[1], None)
+    mask_BT = targets_mask(batch)
+    return cross_entropy(
+        x_BTD,
+        head,
+        batch["tokens"][:, last],
+        mask_BT if mask_BT is None else mask_BT[:, last],
+        loss_chunk,
+        smoothing,
+    )
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
@@ -159,6 +168,18 @@ def targets_mask(batch: Batch) -> jax.Array | None:
     if segments is None:
         return None
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+
+
+def without_layers(build: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
+    """Return the graph of the module that `build` makes, with its layers taken out."""
+
+    def outer() -> nnx.Module:
+        module = build(nnx.Rngs(0))
+        for name in {"layers", "scanned_layers"} & set(vars(module)):
+            setattr(module, name, None)
+        return module
+
+    return nnx.graphdef(nnx.eval_shape(outer))
 
 
 def num_parameters(params: Params) -> int:

@@ -39,13 +39,13 @@ FAULTS = [
     Fault(
         "sharded gradients are not summed over the other axis", "parallel/sharded.py",
         "    if parts and others:", "    if False:",
-        "parallel/test_axes.py",
+        "parallel/test_axes.py parameters",
     ),
     Fault(
         "the mean is taken twice", "parallel/program.py",
         "lambda g: g * inverse, grads)",
         'lambda g: g * inverse / jnp.maximum(sums["tokens"], 1.0), grads)',
-        "parallel/test_strategies.py",
+        "parallel/test_strategies.py parameters",
     ),
     Fault(
         "accumulation averages means of microbatches", "parallel/program.py",
@@ -80,7 +80,7 @@ FAULTS = [
     Fault(
         "the noise scale divides by the units, not one less", "parallel/program.py",
         "tokens * square) / (units - 1)", "tokens * square) / units",
-        "parallel/test_noise.py",
+        "parallel/test_noise.py jit",
     ),
     Fault(
         "fsdp keeps whole parameters for the backward pass", "parallel/sharded.py",
@@ -102,7 +102,7 @@ FAULTS = [
     Fault(
         "a layer's norm is that of its last array", "lm/norms.py",
         "squares[name] = squares.get(name, 0.0) + total", "squares[name] = total",
-        "parallel/test_norms.py",
+        "parallel/test_norms.py jit",
     ),
     Fault(
         "dropout is keyed by the place on the device", "lm/task.py",
@@ -113,17 +113,17 @@ FAULTS = [
     Fault(
         "moves at a meeting count alike, whatever the tokens", "parallel/local.py",
         "(agreed - x) * fragment.tokens", "(agreed - x) * total / jax.lax.axis_size(axes)",
-        "parallel/test_local.py",
+        "parallel/test_local.py synchronous and local_sgd",
     ),
     Fault(
         "replicas meet a step late", "parallel/local.py",
         "jax.lax.cond(since == 0, meet", "jax.lax.cond(since == 1 % plan.every, meet",
-        "parallel/test_local.py",
+        "parallel/test_local.py by_hand and diloco",
     ),
     Fault(
         "a fragment arrives a step late", "parallel/local.py",
         "(since == plan.overlap)", "(since == plan.overlap + 1)",
-        "parallel/test_local.py",
+        "parallel/test_local.py streaming_diloco_as",
     ),
     Fault(
         "the residual of error feedback is not kept", "parallel/exchange/transforms.py",
@@ -197,7 +197,7 @@ FAULTS = [
     Fault(
         "a tuple is sent to its neighbour's owner too", "parallel/counting/table.py",
         "there_DR = offset_R < sizes_D[:, None]", "there_DR = offset_R <= sizes_D[:, None]",
-        "parallel/counting/test_counting.py",
+        "parallel/counting/test_counting.py numpys",
     ),
     Fault(
         "the ledger counts a loop once", "parallel/cost/ledger.py",
@@ -272,7 +272,7 @@ FAULTS = [
     Fault(
         "the initialiser's variance is that of the wrong dim", "lm/models/layers.py",
         '"he": nnx.initializers.he_normal()', '"he": nnx.initializers.lecun_normal()',
-        "lm/test_gradient_flow.py",
+        "lm/test_gradient_flow.py relu",
     ),
     Fault(
         "the schedule is a step late", "lm/optim.py",
@@ -306,7 +306,7 @@ FAULTS = [
         "a checkpoint's moments are not restored", "experiments/run/checkpoint.py",
         'opt=parts.get("opt", like.opt)',
         'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
-        "experiments/run/test_checkpoint.py shard_map or zero",
+        "experiments/run/test_checkpoint.py every_strategy and fsdp",
     ),
 ]  # fmt: skip
 

@@ -1,14 +1,14 @@
 """Continuous batching: many prompts spread over the devices, slots refilled as texts end.
 
-A device has some slots, each with room for the cache of one text. In a *turn* every slot
-gets some tokens more; then texts that have ended leave, and the longest prompts that still
-wait take the free slots (iteration-level scheduling, Yu et al. 2022, Orca, 3.1; longest
-first, Graham 1969). A prompt is read in chunks of one size, so that no length needs a
-program of its own.
+A device has slots, each with room for the cache of one text. A *turn* adds some tokens to
+the text of every slot. After a turn, texts that have ended leave their slots, and the
+longest prompts that still wait take them (iteration-level scheduling, Yu et al. 2022, Orca,
+3.1; longest first, Graham 1969). A prompt is read in chunks of one size, so prompts of all
+lengths share one program.
 
-Devices exchange nothing but the tokens drawn, which every process sees: all take the same
-decisions, and a text goes wherever a slot is free. A text's randomness depends on its index
-alone, so it is the same as in lm.decoding.generate.
+Devices exchange only the tokens drawn. Every process sees all of them and takes the same
+decisions, so a text can go wherever a slot is free. A text's randomness depends on its
+index alone, so the text is the same as that of lm.decoding.generate.
 
 Shapes: D devices, R slots of all of them, C tokens of a chunk, S source, V vocabulary,
 N tokens of a turn.
@@ -56,10 +56,11 @@ class Batching:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-def of_use(batching: Batching, num_texts: int, length: int) -> Batching:
-    """Leave out slots that none of a device's texts would take, and what no text fills.
+def trimmed(batching: Batching, num_texts: int, length: int) -> Batching:
+    """Leave out the slots and the tokens of a chunk or a turn that no text would take.
 
-    The slots become a power of two, so that calls with a few texts share their programs.
+    `num_texts` is of one device. The slots that are left are a power of two, so that calls
+    with few texts share their programs.
     """
     slots = 1 << (num_texts - 1).bit_length()
     chunk, turn = min(batching.chunk, length), min(batching.turn, length)
@@ -219,7 +220,7 @@ def generate_spread(
     work = [len(p) + n for p, n in zip(prompts, limits, strict=True)]
     slots = Slots(work, limits, mesh.size)
     length = -(-max(work) // LENGTHS) * LENGTHS
-    batching = of_use(batching, -(-len(prompts) // mesh.size), length)
+    batching = trimmed(batching, -(-len(prompts) // mesh.size), length)
     compiled = programs(task, mesh, sampling, batching, length)
     key, texts = jax.random.key(seed), compiled.empty()
     with tqdm(total=len(prompts), unit=" texts", leave=False) as progress:

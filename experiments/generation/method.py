@@ -2,7 +2,8 @@
 
 from absl import flags
 
-from lm.decoding import Beam, Sampling
+from lm.beam import Beam
+from lm.decoding import Sampling
 
 flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
 

@@ -1,17 +1,17 @@
-"""One long text in parts written at once: an outline of heads, then what follows each.
+"""Write one long text in parts at once: an outline of heads, then what follows each head.
 
-The heads (here of Python functions) are written in turn, each knowing those before it as
-stubs; then all bodies are written in one batch, and merged in order (Ning et al. 2024,
-Skeleton-of-Thought). A body knows the other heads but not the other bodies: time is gained,
-and what it costs in quality a stronger model tells.
+The heads (here of Python functions) are written in turn; a head knows those before it, as
+stubs. Then all bodies are written in one batch and merged in order (Ning et al. 2024,
+Skeleton-of-Thought). A body knows the heads before it, but no other body. This saves time;
+experiments.studies.generation measures what it costs in quality.
 """
 
 from collections.abc import Callable
 
 HEAD, STUB = "\n\n\ndef ", "\n    ..."
-HEAD_TOKENS = 24  # of a head at the most
+HEAD_TOKENS = 24  # of a head, at most
 
-# (texts, how many tokens to add at the most) -> what follows each
+# (texts, how many tokens to add at most) -> what follows each
 Writer = Callable[[list[str], int], list[str]]
 
 
@@ -20,7 +20,7 @@ def first_line(text: str) -> str:
 
 
 def body(text: str) -> str:
-    """Cut at the first line that is not indented: there the next part would begin."""
+    """Cut before the first line that is not indented, where the next part would begin."""
     first, *lines = text.split("\n")
     kept = [first]
     for line in lines:
@@ -31,7 +31,7 @@ def body(text: str) -> str:
 
 
 def write_outline(write: Writer, start: str, num_parts: int) -> list[str]:
-    """Return the heads, each without its "def "."""
+    """Return the heads, each without its `def`."""
     heads: list[str] = []
     for _ in range(num_parts):
         (new,) = write([outline_before(start, heads) + HEAD], HEAD_TOKENS)
@@ -40,6 +40,7 @@ def write_outline(write: Writer, start: str, num_parts: int) -> list[str]:
 
 
 def outline_before(start: str, heads: list[str]) -> str:
+    """Return the text that has a stub for each of these heads."""
     return start + "".join(HEAD + head + STUB for head in heads)
 
 

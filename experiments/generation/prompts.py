@@ -7,9 +7,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from configs.base import Experiment
+from lm.beam import Beam
 from lm.data.rows.pairs import encode_sources
 from lm.data.sources.files import read_text
-from lm.decoding import Beam, Sampling, generate
+from lm.decoding import Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
 

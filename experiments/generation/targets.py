@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from configs.base import Experiment
 from experiments.generation.prompts import Inputs, continuations
+from lm.beam import Beam
 from lm.data.prepare import Data
 from lm.data.rows.pairs import split_rows
-from lm.decoding import Beam, Sampling
+from lm.decoding import Sampling
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
 

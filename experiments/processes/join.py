@@ -1,7 +1,6 @@
 """The devices of this process, and how it joins the others of a run."""
 
 import os
-import pathlib
 import socket
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 from absl import flags
 from jax._src.clusters import ClusterEnv
 
-from experiments.processes import allocator
+from experiments.processes import allocator, programs
 from experiments.processes.messages import say
 from experiments.processes.waiting import waiting
 
@@ -73,25 +72,14 @@ def start_jax() -> None:
         # One CPU device gains nothing from two steps at once, but would hold the buffers of
         # both. Other devices ignore this.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    use_compilation_cache()
+    programs.use_cache()
     if group := find_group():
         join(group)
     find_devices()
+    if group and is_here(group) and jax.default_backend() == "cpu":
+        programs.share_cache()
     if allocator.is_loaded():
         say("mimalloc keeps freed memory; --allocator=system switches it off")
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, if there is one that can be written."""
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    try:
-        cache = pathlib.Path("~/.cache/lockstep/xla").expanduser()
-        cache.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return
-    if os.access(cache, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def find_group() -> Group | None:
@@ -151,6 +139,12 @@ def join(group: Group) -> None:
             initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
+
+
+def is_here(group: Group) -> bool:
+    """Tell whether all processes are on this machine: they meet over loopback."""
+    host = group.coordinator.rpartition(":")[0]
+    return group.num_processes > 1 and host in ("127.0.0.1", "localhost", "[::1]")
 
 
 def check_name(host: str) -> None:

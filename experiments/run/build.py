@@ -61,20 +61,6 @@ def check(config: Experiment) -> Mesh:
     return mesh
 
 
-def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
-    """Check the vocabulary that the text gave, which may be smaller than asked for."""
-    if vocab_size == config.data.vocab_size:
-        return
-    try:
-        config.model.validate(setting(config, vocab_size))
-        check_task(config, build_task(config, vocab_size), mesh)
-    except ValueError as error:
-        raise ValueError(
-            f"the text gives a vocabulary of {vocab_size} tokens where data.vocab_size "
-            f"allows {config.data.vocab_size}: {error}"
-        ) from None
-
-
 def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
     """Check that the model can be split and cut as the mesh asks; ValueError."""
     validate_tensor_dims(task.tensor_dims, mesh.shape.get(TENSOR, 1))
@@ -112,6 +98,19 @@ def check_memory(config: Experiment, task: Task) -> None:
 def whole_bytes(tree: Any) -> int:
     """Sum the bytes of a tree of shapes, held once."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
+    """Check the vocabulary that the text gave, which may be smaller than asked for."""
+    if vocab_size == config.data.vocab_size:
+        return
+    try:
+        check_task(config, build_task(config, vocab_size), mesh)
+    except ValueError as error:
+        raise ValueError(
+            f"the text gives a vocabulary of {vocab_size} tokens where data.vocab_size "
+            f"allows {config.data.vocab_size}: {error}"
+        ) from None
 
 
 def check_trace(config: Experiment) -> None:

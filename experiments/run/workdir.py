@@ -22,6 +22,7 @@ import filelock
 from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
+from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.processes.files import read_object, write_whole
 from experiments.run.log import REMOVE_METRICS, read_metrics
@@ -29,30 +30,6 @@ from experiments.run.summary import read_summary
 from lm.data.prepare import Data
 from lm.data.tokenizer import load_tokenizer
 
-# What may differ when a run goes on: how it is spread, what is watched and where files
-# lie (the fingerprint tells whether the text is the same). Everything else decides the
-# numbers. Other `steps` move the end of the run: experiments/run/extension.py.
-MAY_DIFFER = (
-    "parallel.",
-    "data.path",
-    "data.target_path",
-    "data.validation_path",
-    "data.shifted_path",
-    "data.cache",
-    "data.tfds_dir",
-    "eval_every",
-    "eval_batches",
-    "save_every",
-    "keep",
-    "on_nonfinite",
-    "max_skipped",
-    "spike_sigmas",
-    "trace_norms",
-    "prompt",
-    "model.remat",
-    "model.attention",
-    "model.loss_chunk",
-)
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
 
 # What a run that was killed at its very start may leave.
@@ -69,16 +46,6 @@ OWN = (
 
 PUT_BACK = "put back a copy of it, or give another --workdir"
 REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 @contextlib.contextmanager
@@ -131,20 +98,13 @@ def check_free(workdir: pathlib.Path) -> None:
 
 def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
     """Check that the run in the workdir is this one, and that its files are whole."""
-    ours = flatten(described(config, data))
-    theirs = flatten(read_description(workdir))
-    differing = [
-        f"{name} is {value!r} there and {ours.get(name)!r} here"
-        for name, value in theirs.items()
-        if ours.get(name) != value
-        and name not in ("steps", "fingerprint")
-        and not name.startswith(MAY_DIFFER)
-    ]
-    there, here = theirs["fingerprint"], ours["fingerprint"]
-    if there != here and not differing:
+    there, here = read_description(workdir), described(config, data)
+    differing = differences(read_config(workdir), config)
+    if there["fingerprint"] != here["fingerprint"] and not differing:
         differing = [
-            f"its prepared data is {there} and that of data.* is {here} now, so the text "
-            "or the version of what prepares it has changed"
+            f"its prepared data is {there['fingerprint']} and that of data.* is "
+            f"{here['fingerprint']} now, so the text or the version of what prepares it "
+            "has changed"
         ]
     if differing:
         raise ValueError(
@@ -154,6 +114,24 @@ def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
     check_tokenizer(workdir, data)
     read_summary(workdir)
     check_records(workdir)
+
+
+def differences(there: Experiment, here: Experiment) -> list[str]:
+    """Say which fields that decide the numbers of a run differ.
+
+    Other steps move the end of the run (experiments/run/extension.py). A run may go on
+    under another strategy, whose exchange and meetings are then its own.
+    """
+    theirs, ours = fields.flatten(there), fields.flatten(here)
+    free = {"steps"}
+    if theirs["parallel.strategy"] != ours["parallel.strategy"]:
+        free |= {name for name in theirs if name.startswith("parallel.")}
+    names = (fields.deciding(there) | fields.deciding(here)) - free
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(names)
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def described(config: Experiment, data: Data) -> dict[str, Any]:
@@ -259,20 +237,9 @@ def read_description(workdir: pathlib.Path) -> dict[str, Any]:
 
 def read_config(workdir: pathlib.Path) -> Experiment:
     values = read_description(workdir)
-    model = from_dict(FAMILIES[values["family"]], values["model"])
-    return from_dict(Experiment, values | {"model": model})
+    model = fields.from_dict(FAMILIES[values["family"]], values["model"])
+    return fields.from_dict(Experiment, values | {"model": model})
 
 
 def family_name(config: Experiment) -> str:
     return next(name for name, cls in FAMILIES.items() if cls is type(config.model))
-
-
-def from_dict(cls: type, values: dict[str, Any]):
-    """Build a nested config dataclass; fields that it does not have are ignored."""
-    arguments = {}
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            value = values[field.name]
-            nested = dataclasses.is_dataclass(field.type) and isinstance(value, dict)
-            arguments[field.name] = from_dict(field.type, value) if nested else value
-    return cls(**arguments)

@@ -7,12 +7,22 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
+from configs import fields
+from configs.base import FAMILIES, Experiment
 from experiments.run.log import read_metrics
 from experiments.run.summary import read_summary
-from experiments.run.workdir import MAY_DIFFER, flatten
+from experiments.run.workdir import read_config, read_description
 
 # Fields that a larger batch brings along, at equal tokens or in weak scaling.
 WITH_BATCH = ("data.batch_size", "steps", "optim.learning_rate", "optim.warmup_steps")
+
+# Fields that decide no numbers, of all families.
+FREE = {
+    name
+    for cls in FAMILIES.values()
+    for name in fields.flatten(Experiment(model=cls())).keys()
+    - fields.deciding(Experiment(model=cls()))
+}
 
 
 class Row(NamedTuple):
@@ -89,7 +99,7 @@ class Row(NamedTuple):
         return tuple(
             (key, repr(value))
             for key, value in sorted(self.config.items())
-            if not key.startswith(MAY_DIFFER) and key not in without
+            if key not in FREE and not key.startswith("parallel.") and key not in without
         )
 
 
@@ -98,7 +108,9 @@ def read_row(name: str, workdir: pathlib.Path) -> Row | None:
     summary = read_summary(workdir)
     if not summary:
         return None
-    config = flatten(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    description = read_description(workdir)
+    config = fields.flatten(read_config(workdir))
+    config |= {name: description[name] for name in ("family", "fingerprint")}
     return Row(name, config, summary, read_metrics(workdir / "metrics.jsonl"))
 
 

@@ -17,6 +17,8 @@ PATHS = {"data.source": ("text", "jsonl", "parallel")}
 SHARED = {"data.source": ("text", "jsonl", "gettext", "parallel")}
 PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": tuple(x for x in SOURCES if x not in PAIR_SOURCES)}
+# Where files lie decides nothing: the fingerprint tells whether the text is the same.
+BY_TEXT = {"decides": False}
 
 
 @dataclass
@@ -34,19 +36,21 @@ class DataConfig:
     # where prepared datasets lie; "": TFDS's default
     tfds_dir: str = field(default="", metadata={"only": TFDS, "decides": False})
     # text, jsonl: a file, a folder or a glob; parallel: the sources' file
-    path: str = field(default="", metadata={"only": PATHS})
+    path: str = field(default="", metadata={"only": PATHS} | BY_TEXT)
     # the targets' file, as many lines
-    target_path: str = field(default="", metadata={"only": {"data.source": ("parallel",)}})
+    target_path: str = field(
+        default="", metadata={"only": {"data.source": ("parallel",)}} | BY_TEXT
+    )
     # of the translations
     language: str = field(default="de", metadata={"only": {"data.source": ("gettext",)}})
     # held-out files; "": a share of path
-    validation_path: str = field(default="", metadata={"only": FILES})
+    validation_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
     # held out where there are no files or splits for it
     validation_share: float = field(
         default=0.05, metadata={"above": 0, "below": 1, "only": SHARED}
     )
     # held-out files of another kind; "": none
-    shifted_path: str = field(default="", metadata={"only": FILES})
+    shifted_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
     # the feature that holds the text
     text_key: str = field(
         default="text", metadata={"only": {"data.source": ("tfds", "jsonl")}}

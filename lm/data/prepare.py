@@ -30,9 +30,9 @@ from lm.data.sources.pairs import (
 from lm.data.texts import cache_folder, document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
+SILENT_SECONDS = 5.0  # after which a wait is told
 FORMAT = 3  # part of the fingerprint; changes when the files or their making change
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SILENT_SECONDS = 5.0  # after which a wait is told
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
 
@@ -57,6 +57,28 @@ def prepare(config: DataConfig) -> Data:
             if not (folder / "meta.json").exists():
                 fill_cache(config, corpus, folder, fingerprint)
     return load(folder)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a folder of the cache; say so if another process has it for long."""
+    lock = filelock.FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=SILENT_SECONDS)
+    except filelock.Timeout:
+        line = f"waiting for the process that prepares {folder}, until it is done or ends"
+        print(line, file=sys.stderr, flush=True)
+        lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"the prepared data cannot be kept in {folder.parent} ({error}); give another "
+            "folder by --config.data.cache"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def load_prepared(config: DataConfig, fingerprint: str) -> Data | None:
@@ -101,28 +123,6 @@ def fill_cache(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of a folder of the cache; say so if another process has it for long."""
-    lock = filelock.FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=SILENT_SECONDS)
-    except filelock.Timeout:
-        line = f"waiting for the process that prepares {folder}, until it is done or ends"
-        print(line, file=sys.stderr, flush=True)
-        lock.acquire()
-    except OSError as error:
-        raise OSError(
-            f"the prepared data cannot be kept in {folder.parent} ({error}); give another "
-            "folder by --config.data.cache"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def make_rows(

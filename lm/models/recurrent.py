@@ -31,7 +31,15 @@ from lm.models.layers import (
 )
 from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
 from lm.models.setting import Setting, check_chunk
-from lm.task import Task, next_token_task
+from lm.task import (
+    Stages,
+    Task,
+    inputs,
+    next_token_loss,
+    next_token_task,
+    row_keys,
+    without_layers,
+)
 
 CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
 STEPS = {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}
@@ -76,10 +84,33 @@ class RecurrentConfig:
 
         traced = setting.trace_norms
         task = next_token_task(build, self.loss_chunk, trace_norms=traced)
-        return task._replace(hidden=("layers",))
+        return task._replace(stages=recurrent_stages(self, build), hidden=("layers",))
 
     def describe(self) -> str:
         return f"{self.cell.upper()}, {self.num_layers} layers of {self.width}"
+
+
+def recurrent_stages(
+    config: RecurrentConfig, build: Callable[[nnx.Rngs], "Recurrent"]
+) -> Stages:
+    """Cut between the layers; a state is as wide as an embedding, so all have one shape."""
+    outer_graph = without_layers(build)
+    layer_graph = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, nnx.Rngs(0))))
+
+    def embed(outer, batch, key) -> jax.Array:
+        tokens_BT, _ = inputs(batch)
+        return nnx.merge(outer_graph, outer).enter(tokens_BT, row_keys(batch, key))
+
+    def layer(params, x_BTD, batch, index, key) -> jax.Array:
+        first_BT = document_starts(*inputs(batch))
+        x_BTD = run_layer(x_BTD, nnx.merge(layer_graph, params), first_BT)
+        return dropout(x_BTD, config.dropout, row_keys(batch, key), index + 1)
+
+    def loss(outer, x_BTD, batch):
+        head = nnx.merge(outer_graph, outer).head
+        return next_token_loss(x_BTD, head, batch, config.loss_chunk)
+
+    return Stages(config.num_layers, embed, layer, loss)
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:
@@ -164,6 +195,19 @@ class Layer(nnx.Module):
         return output(carries), past
 
 
+def document_starts(tokens_BT, segments_BT) -> jax.Array | None:
+    """Return bool_BT, true where another document begins; None without segments."""
+    if segments_BT is None:
+        return None
+    return positions_in_segment(tokens_BT, segments_BT) == 0
+
+
+def run_layer(x_BTD: jax.Array, layer: Layer, first_BT: jax.Array | None) -> jax.Array:
+    """Run a layer over rows whose states begin at zero."""
+    carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
+    return output(layer.states(x_BTD, carry, first_BT))
+
+
 def embedding_scale(width: int) -> float:
     """Return what embeddings are times (Vaswani et al. 2017, 3.4).
 
@@ -191,6 +235,10 @@ class Recurrent(nnx.Module):
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return self.embedding[tokens_BT] * embedding_scale(self.config.width)
 
+    def enter(self, tokens_BT: jax.Array, row_keys_B) -> jax.Array:
+        """Return x_BTD, what the first layer takes in."""
+        return dropout(self.embed(tokens_BT), self.config.dropout, row_keys_B, 0)
+
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the states of the last layer. No keys: no dropout."""
         return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
@@ -198,16 +246,12 @@ class Recurrent(nnx.Module):
     def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
         """Return what `hidden` does, and `measure` of each layer's output."""
         measured = []
-        first_BT = None
-        if segments_BT is not None:
-            first_BT = positions_in_segment(tokens_BT, segments_BT) == 0
-        rate = self.config.dropout
-        x_BTD = dropout(self.embed(tokens_BT), rate, row_keys_B, 0)
+        first_BT = document_starts(tokens_BT, segments_BT)
+        x_BTD = self.enter(tokens_BT, row_keys_B)
         for index, layer in enumerate(self.layers):
-            carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
-            x_BTD = output(layer.states(x_BTD, carry, first_BT))
+            x_BTD = run_layer(x_BTD, layer, first_BT)
             measured.append(measure(x_BTD))
-            x_BTD = dropout(x_BTD, rate, row_keys_B, index + 1)
+            x_BTD = dropout(x_BTD, self.config.dropout, row_keys_B, index + 1)
         return x_BTD, measured
 
     def head(self, x_BTD: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from parallel.exchange.algorithms import sent_elements
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.mesh import batch_axes, batch_degree
+from parallel.pipeline.stacking import outer_of
 from parallel.program import FSDP, STAGE, TENSOR, Batch, Params
 
 BY_ALGORITHM = {
@@ -39,11 +40,12 @@ class Cut(NamedTuple):
 
 def cut_of(stages: Any, params: Params, batch: Batch) -> Cut:
     """Measure a task's `stages`; params and batch may be shapes, of all devices."""
-    outer, layers = jax.eval_shape(stages.split, params)
+    outer = outer_of(params)
     carry = jax.eval_shape(
         lambda outer, batch: stages.embed(outer, batch, None), outer, batch
     )
-    return Cut(stages.num_layers, *map(num_bytes, (outer, layers, carry)))
+    layers = num_bytes(params) - num_bytes(outer)
+    return Cut(stages.num_layers, num_bytes(outer), layers, num_bytes(carry))
 
 
 def num_bytes(tree: Any) -> float:

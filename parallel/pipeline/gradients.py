@@ -1,28 +1,43 @@
-"""A stage's gradients: one program for all stages, that goes through a schedule's ticks.
+"""The gradients of a pipeline: one program for all stages, which steps through a schedule.
 
-Each stage looks up in the tables what it has to do in a tick. Activations go to the next
-stage and their gradients to the one before; these collectives lie outside of the choice,
-so that every stage meets in them, and an idle one computes nothing.
+In each tick a stage looks up in the schedule's tables what it has to do: run a microbatch
+forward or backward through one of its chunks of layers, or nothing. Activations then go to
+the next stage, and gradients to the one before.
 
-The backward pass of a stage computes its forward pass again from the stashed input (Huang
-et al. 2019, 2.3), so all that waits at a stage are inputs and gradients of one microbatch
-each. Embedding and head belong to the first and last stage; each stage has a copy of these
-outer parameters, and the sum over stages of their gradients serves tied ones too.
+A stage keeps only the inputs of its chunks. Its backward pass runs the forward pass again
+from the stored input (Huang et al. 2019, 2.3).
+
+The embedding belongs to the first stage and the head to the last. Every stage has a copy of
+these outer parameters, and their gradients are summed over the stages. A tied embedding,
+which both ends use, gets both of its contributions this way.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from parallel.collectives import psum_in_one
-from parallel.pipeline.schedules import Schedule
-from parallel.pipeline.stacking import STACK
+from parallel.pipeline.schedules import Schedule, Tables
+from parallel.pipeline.stacking import STACK, outer_of
 from parallel.program import STAGE, Batch, Key, Learner, Metrics, Params, split_rows
 
 Carry = Any  # what goes from layer to layer
+Totals = Any  # the gradients, of (outer, layers), and the loss's sums
+
+
+class Part(NamedTuple):
+    """What a stage has at hand during a step."""
+
+    stages: Any  # the Task's, lm.task.Stages
+    schedule: Schedule
+    stage: jax.Array  # its number, int32[]
+    outer: Params
+    layers: Params  # of this stage, [chunks, layers of a chunk, ...]
+    microbatches: Batch
+    key: Key
+    scale: jax.Array
 
 
 def pipeline_gradients(
@@ -34,68 +49,72 @@ def pipeline_gradients(
     key: Key,
     scale: jax.Array,
 ) -> tuple[Params, Metrics]:
-    """Return `scale` * gradient and the loss's sums, as one device sees it.
+    """Return `scale` * gradient and the loss's sums; it runs on each device.
 
-    The layers in `params` are its own; so are those of the gradient. The outer gradients
-    and the sums are those of all devices.
+    `params` holds the layers of this device's stage, and the gradient is of these. The
+    gradient of the outer parameters and the sums are totals over all devices.
     """
-    chunks = schedule.num_chunks
-    outer = {name: child for name, child in params.items() if name != STACK}
-    layers = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), params[STACK])
-    microbatches = jax.tree.map(partial(split_rows, num=schedule.num_microbatches), batch)
-    work = stage_work(learner, schedule, outer, layers, microbatches, key, scale)
-    (outer_grads, layer_grads), sums = run(
-        learner, schedule, work, outer, layers, microbatches, key
+    part = Part(
+        learner.stages,
+        schedule,
+        jax.lax.axis_index(STAGE),
+        outer_of(params),
+        jax.tree.map(
+            lambda x: x.reshape(schedule.num_chunks, -1, *x.shape[1:]), params[STACK]
+        ),
+        jax.tree.map(partial(split_rows, num=schedule.num_microbatches), batch),
+        key,
+        scale,
     )
+    (outer_grads, layer_grads), sums = run(part)
     layer_grads = jax.tree.map(lambda g, x: g.reshape(x.shape), layer_grads, params[STACK])
+    # Layers differ from stage to stage, so their gradients are summed over the batch alone.
     outer_grads, sums = psum_in_one((outer_grads, sums), (*axes, STAGE))
     return outer_grads | {STACK: psum_in_one(layer_grads, axes)}, sums
 
 
-def run(
-    learner: Learner,
-    schedule: Schedule,
-    work: Callable,
-    outer: Params,
-    layers: Params,
-    microbatches: Batch,
-    key: Key,
-) -> tuple[tuple[Params, Params], Metrics]:
-    """Go through the ticks; return this stage's (outer, layers) gradients and sums."""
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    carry = jax.eval_shape(learner.stages.embed, outer, first, key)
-    sums = jax.eval_shape(learner.stages.loss, outer, carry, first)[1]
+def run(part: Part) -> Totals:
+    """Step through the schedule's ticks; return the totals of this stage."""
+    stages, schedule = part.stages, part.schedule
+    first = jax.tree.map(lambda x: x[0], part.microbatches)
+    carry = jax.eval_shape(stages.embed, part.outer, first, part.key)
+    sums = jax.eval_shape(stages.loss, part.outer, carry, first)[1]
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
 
     def buffer(size: int) -> Carry:
+        # One slot at least: a stage that receives nothing still reads.
+        size = max(size, 1)
         return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), carry)
 
     def tick(held, row):
+        # `inputs` and `grads` are buffers of slots. The tables say which slot is read, and
+        # into which slot goes what arrives.
         inputs, grads, totals = held
-        mine = jax.tree.map(lambda column: column[jax.lax.axis_index(STAGE)], row)
+        mine = jax.tree.map(lambda column: column[part.stage], row)
         x, dy = read(inputs, mine.input), read(grads, mine.grad)
-        onward, back, totals = work(mine, x, dy, totals)
+        work = [partial(one, part) for one in (idle, forward, backward)]
+        onward, back, totals = jax.lax.switch(mine.op, work, mine, x, dy, totals)
+        # Every stage sends and receives in every tick, idle or not: a collective inside of
+        # a branch that some stages do not take would wait for ever.
         inputs = write(inputs, mine.input_arrives, send(onward, 1, schedule))
         grads = write(grads, mine.grad_arrives, send(back, -1, schedule))
         return (inputs, grads, totals), None
 
-    held = (
-        buffer(max(schedule.num_inputs, 1)),
-        buffer(max(schedule.num_grads, 1)),
-        ((zeros(outer), zeros(layers)), zeros(sums)),
-    )
-    return jax.lax.scan(tick, held, jax.tree.map(jnp.asarray, schedule.tables))[0][2]
+    totals = (zeros(part.outer), zeros(part.layers)), zeros(sums)
+    held = buffer(schedule.num_inputs), buffer(schedule.num_grads), totals
+    tables = jax.tree.map(jnp.asarray, schedule.tables)
+    return jax.lax.scan(tick, held, tables)[0][2]
 
 
 def read(buffer: Carry, slot: jax.Array) -> Carry:
-    """Read a slot; of none, whatever lies in the first."""
+    """Read a slot. Where the table names none, nobody uses what is returned."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, jnp.maximum(slot, 0), 0, False), buffer
     )
 
 
 def write(buffer: Carry, slot: jax.Array, value: Carry) -> Carry:
-    """Write a slot; nothing where there is none."""
+    """Write a slot; change nothing where the table names none."""
 
     def one(x: jax.Array, new: jax.Array) -> jax.Array:
         index = jnp.maximum(slot, 0)
@@ -107,7 +126,11 @@ def write(buffer: Carry, slot: jax.Array, value: Carry) -> Carry:
 
 
 def send(value: Carry, step: int, schedule: Schedule) -> Carry:
-    """Send to the stage `step` further; from one end to the other only between chunks."""
+    """Send to the stage `step` further on, +1 or -1.
+
+    Between chunks the last stage sends to the first, and the other way round. Who receives
+    from no one gets zeros.
+    """
     num = schedule.num_stages
     pairs = [(stage, stage + step) for stage in range(num)]
     if schedule.num_chunks > 1:
@@ -116,84 +139,91 @@ def send(value: Carry, step: int, schedule: Schedule) -> Carry:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, STAGE, pairs), value)
 
 
-def stage_work(
-    learner: Learner,
-    schedule: Schedule,
-    outer: Params,
-    layers: Params,
-    microbatches: Batch,
-    key: Key,
-    scale: jax.Array,
-) -> Callable:
-    """Return what a stage does in a tick.
+# The three kinds of work, in the order of their numbers in the tables. Each returns what
+# the stage sends onward, what it sends back, and the new totals.
 
-    (row of the tables, input, gradient of the output, totals) -> what it sends onward and
-    back, and the new totals: ((outer, layers) gradients, sums).
-    """
-    stages, stage = learner.stages, jax.lax.axis_index(STAGE)
-    per_chunk = stages.num_layers // (schedule.num_stages * schedule.num_chunks)
 
-    def chunk_of_layers(parameters, x: Carry, batch: Batch, chunk) -> Carry:
-        start = (chunk * schedule.num_stages + stage) * per_chunk
+def idle(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
+    nothing = jax.tree.map(jnp.zeros_like, x)
+    return nothing, nothing, totals
 
-        def body(x: Carry, numbered):
-            layer, index = numbered
-            return stages.layer(layer, x, batch, index, key), None
 
-        return jax.lax.scan(body, x, (parameters, start + jnp.arange(per_chunk)))[0]
+def forward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
+    parameters, x, batch = chunk_inputs(part, row, x)
+    y = chunk_of_layers(part, row.chunk, batch, parameters, x)
+    return y, jax.tree.map(jnp.zeros_like, y), totals
 
-    def beginning(row, x: Carry):
-        """Return the chunk's parameters, input and rows, and where it is in the whole."""
-        batch = jax.tree.map(lambda rows: rows[row.microbatch], microbatches)
-        first = (stage == 0) & (row.chunk == 0)
-        last = (stage == schedule.num_stages - 1) & (row.chunk == schedule.num_chunks - 1)
-        x = jax.lax.cond(first, lambda: stages.embed(outer, batch, key), lambda: x)
-        return jax.tree.map(lambda p: p[row.chunk], layers), x, batch, first, last
 
-    def idle(row, x: Carry, dy: Carry, totals):
-        nothing = jax.tree.map(jnp.zeros_like, x)
-        return nothing, nothing, totals
+def backward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
+    (outer_grads, layer_grads), sums = totals
+    parameters, x, batch = chunk_inputs(part, row, x)
+    # The forward pass again: of the first one only its input was kept.
+    y, pull = jax.vjp(partial(chunk_of_layers, part, row.chunk, batch), parameters, x)
 
-    def forward(row, x: Carry, dy: Carry, totals):
-        parameters, x, batch, _, _ = beginning(row, x)
-        y = chunk_of_layers(parameters, x, batch, row.chunk)
-        return y, jax.tree.map(jnp.zeros_like, y), totals
+    def scaled_loss(outer: Params, y: Carry):
+        loss_sum, sums = part.stages.loss(outer, y, batch)
+        return loss_sum * part.scale, sums
 
-    def backward(row, x: Carry, dy: Carry, totals):
-        (outer_grads, layer_grads), sums = totals
-        parameters, x, batch, first, last = beginning(row, x)
-        y, pull = jax.vjp(
-            lambda p, x: chunk_of_layers(p, x, batch, row.chunk), parameters, x
+    def from_loss(outer_grads, sums):
+        gradient = jax.grad(scaled_loss, (0, 1), has_aux=True)
+        (d_outer, dy), found = gradient(part.outer, y)
+        return dy, add(outer_grads, d_outer), add(sums, found)
+
+    def into_embedding(dx, outer_grads):
+        _, pull = jax.vjp(
+            lambda outer: part.stages.embed(outer, batch, part.key), part.outer
         )
+        return add(outer_grads, pull(dx)[0])
 
-        def scaled_loss(outer, y):
-            loss_sum, sums = stages.loss(outer, y, batch)
-            return loss_sum * scale, sums
+    # The last chunk gets dy from the loss, every other from the stage after.
+    dy, outer_grads, sums = jax.lax.cond(
+        is_last(part, row), from_loss, lambda *same: (dy, *same), outer_grads, sums
+    )
+    grads, dx = pull(dy)
+    layer_grads = jax.tree.map(
+        lambda total, g: total.at[row.chunk].add(g), layer_grads, grads
+    )
+    # The first chunk's dx goes into the embedding, every other's to the stage before.
+    outer_grads = jax.lax.cond(
+        is_first(part, row), into_embedding, lambda _, same: same, dx, outer_grads
+    )
+    return jax.tree.map(jnp.zeros_like, y), dx, ((outer_grads, layer_grads), sums)
 
-        def from_loss(outer_grads, sums):
-            (d_outer, dy), found = jax.grad(scaled_loss, (0, 1), has_aux=True)(outer, y)
-            return dy, add(outer_grads, d_outer), add(sums, found)
 
-        def into_embedding(dx, outer_grads):
-            _, pull = jax.vjp(lambda outer: stages.embed(outer, batch, key), outer)
-            return add(outer_grads, pull(dx)[0])
+def chunk_inputs(part: Part, row: Tables, x: Carry) -> tuple[Params, Carry, Batch]:
+    """Return the parameters, the input and the rows of the chunk that is to be run."""
+    batch = jax.tree.map(lambda rows: rows[row.microbatch], part.microbatches)
+    # The first chunk receives nothing; its input is made from the rows.
+    x = jax.lax.cond(
+        is_first(part, row),
+        lambda: part.stages.embed(part.outer, batch, part.key),
+        lambda: x,
+    )
+    return jax.tree.map(lambda p: p[row.chunk], part.layers), x, batch
 
-        dy, outer_grads, sums = jax.lax.cond(
-            last, from_loss, lambda *same: (dy, *same), outer_grads, sums
-        )
-        grads, dx = pull(dy)
-        layer_grads = jax.tree.map(
-            lambda total, g: total.at[row.chunk].add(g), layer_grads, grads
-        )
-        outer_grads = jax.lax.cond(
-            first, into_embedding, lambda _, same: same, dx, outer_grads
-        )
-        return jax.tree.map(jnp.zeros_like, y), dx, ((outer_grads, layer_grads), sums)
 
-    def work(row, x: Carry, dy: Carry, totals):
-        return jax.lax.switch(row.op, (idle, forward, backward), row, x, dy, totals)
+def chunk_of_layers(
+    part: Part, chunk: jax.Array, batch: Batch, parameters: Params, x: Carry
+) -> Carry:
+    """Run a chunk's layers, each under its number in the whole model."""
+    schedule = part.schedule
+    per_chunk = part.stages.num_layers // (schedule.num_stages * schedule.num_chunks)
+    start = (chunk * schedule.num_stages + part.stage) * per_chunk
 
-    return work
+    def body(x: Carry, numbered):
+        layer, index = numbered
+        return part.stages.layer(layer, x, batch, index, part.key), None
+
+    return jax.lax.scan(body, x, (parameters, start + jnp.arange(per_chunk)))[0]
+
+
+def is_first(part: Part, row: Tables) -> jax.Array:
+    return (part.stage == 0) & (row.chunk == 0)
+
+
+def is_last(part: Part, row: Tables) -> jax.Array:
+    schedule = part.schedule
+    return (part.stage == schedule.num_stages - 1) & (row.chunk == schedule.num_chunks - 1)
 
 
 def add(a, b):

@@ -1,11 +1,11 @@
 """Pipeline parallelism: GPipe, 1F1B and interleaved 1F1B over a `stage` mesh axis.
 
-Each stage holds a part of the layers and runs the microbatches through it, by a static
-schedule (parallel/pipeline/schedules.py) that parallel/pipeline/gradients.py goes through;
-the optimizer then runs on global arrays, so a global norm is that of all stages.
+Each stage holds some of the layers and runs the microbatches through them. A schedule
+(parallel/pipeline/schedules.py) says what a stage does when; parallel/pipeline/gradients.py
+does it. The optimizer then runs on global arrays, so that a global norm covers all stages.
 
-The state has the layers stacked, [L, ...], split over stages, in the order of the devices.
-What is saved has them as the Task does.
+In the state the layers are stacked, [L, ...], in the order of the devices, and that dim is
+split over the stages. What is saved has the layers as the Task has them.
 """
 
 from functools import partial
@@ -38,8 +38,8 @@ def pipeline_program(
 ) -> Program:
     """Train over (data, stage), the batch in `accumulation` microbatches.
 
-    `name` is one of schedules.ORDERS; `num_chunks` is taken by interleaving alone. Raises
-    ValueError if the task cannot be cut into as many equal parts.
+    `name` is one of schedules.ORDERS; only interleaving uses `num_chunks`. Raises
+    ValueError if the layers cannot be dealt out equally.
     """
     num_stages = mesh.shape[STAGE]
     schedule = build_schedule(name, num_stages, accumulation, num_chunks)
@@ -87,7 +87,7 @@ def pipeline_program(
 
 
 def check_cut(num_layers: int | None, num_stages: int, num_chunks: int) -> None:
-    """Raise ValueError where the layers make no equal parts; None: there is no cutting."""
+    """Raise ValueError if the layers make no equal parts; None: the task has no layers."""
     if num_layers is None:
         raise ValueError(
             f"parallel.stage is {num_stages}, but this task cannot be cut into stages; "
@@ -103,13 +103,13 @@ def check_cut(num_layers: int | None, num_stages: int, num_chunks: int) -> None:
 
 
 def device_order(num_layers: int, num_stages: int, num_chunks: int) -> np.ndarray:
-    """Return the layers in the order of the devices: those of a stage lie together."""
+    """Return the layers' numbers so ordered that those of a stage lie together."""
     layers = np.arange(num_layers).reshape(num_chunks, num_stages, -1)
     return layers.swapaxes(0, 1).ravel()
 
 
 def spread_over_stages(mesh: Mesh, x: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Split what is saved, where a dim allows it: no device need hold a whole model."""
+    """Split an array that is saved, so that no device need hold the whole model."""
     degree = mesh.shape[STAGE]
     dim = next((d for d, size in enumerate(x.shape) if size % degree == 0), None)
     axes = [STAGE if d == dim else None for d in range(len(x.shape))]

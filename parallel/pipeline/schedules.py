@@ -1,15 +1,17 @@
 """Pipeline schedules: which stage does what at which tick, worked out before anything runs.
 
-A schedule is a table. At each tick a stage runs the forward or the backward pass of one
-microbatch through one of its chunks of layers, or is idle; what it sends arrives before
-the next tick. Each stage has its order of work, and does the next thing as soon as what it
-needs is there.
+A schedule is a table. In each tick a stage runs the forward or the backward pass of one
+microbatch through one of its chunks of layers, or is idle. Results arrive before the next
+tick.
+
+It is made in two steps. An *order* lists each stage's work in sequence, without times. Then
+each stage does the next thing on its list as soon as what it needs has arrived.
 
   gpipe        all forwards, then all backwards (Huang et al. 2019)
-  1f1b         as few forwards ahead as fill the pipeline, then one forward and one backward
+  1f1b         just enough forwards to fill the pipeline, then one forward and one backward
                in turns (PipeDream-flush: Narayanan et al. 2021a)
-  interleaved  the same over v chunks a device, which cuts the bubble by v (Narayanan et al.
-               2021b); chunk c of stage s is the virtual stage c * p + s
+  interleaved  1f1b with v chunks on each stage, which divides the bubble by v (Narayanan et
+               al. 2021b); chunk c of stage s comes at place c * p + s in the model
 
 Letters: p stages, m microbatches, v chunks a stage.
 """
@@ -25,7 +27,10 @@ Work = tuple[int, int, int]  # FORWARD or BACKWARD, microbatch, chunk
 
 
 class Tables(NamedTuple):
-    """Each int32[ticks, p]. Slots are places in a stage's two buffers of fixed size."""
+    """What each stage does in each tick, int32[ticks, p].
+
+    A stage has two buffers, for inputs and for gradients that wait; slots are their places.
+    """
 
     op: np.ndarray
     microbatch: np.ndarray
@@ -71,7 +76,10 @@ def one_forward_one_backward(
 def interleaved(
     num_stages: int, num_microbatches: int, num_chunks: int
 ) -> list[list[Work]]:
-    """Take p microbatches through one chunk, then the same ones through the next."""
+    """List 1f1b's work for several chunks.
+
+    p microbatches go through one chunk, then the same p through the next.
+    """
     p, m, v = num_stages, num_microbatches, num_chunks
     if m % p:
         raise ValueError(
@@ -82,7 +90,9 @@ def interleaved(
     forwards = [
         (FORWARD, first + i, c) for first in groups for c in range(v) for i in range(p)
     ]
+    # Backward the same groups come in the same order, but from the last chunk to the first.
     backwards = [(BACKWARD, i, v - 1 - c) for _, i, c in forwards]
+    # A group's first backward can begin once it is through all chunks and all stages.
     return [
         in_turns(forwards, backwards, 2 * (p - stage - 1) + (v - 1) * p)
         for stage in range(p)
@@ -90,7 +100,7 @@ def interleaved(
 
 
 def in_turns(forwards: list[Work], backwards: list[Work], ahead: int) -> list[Work]:
-    """Do `ahead` forwards, then a forward and a backward in turns, then the rest."""
+    """List `ahead` forwards, then a forward and a backward in turns, then the rest."""
     ahead = min(ahead, len(forwards))
     order = list(forwards[:ahead])
     for forward, backward in zip(forwards[ahead:], backwards, strict=False):
@@ -104,7 +114,10 @@ ORDERS = {"gpipe": gpipe, "1f1b": one_forward_one_backward, "interleaved": inter
 def build_schedule(
     name: str, num_stages: int, num_microbatches: int, num_chunks: int = 1
 ) -> Schedule:
-    """Lay out the schedule of that name; ValueError if interleaving does not come out."""
+    """Make the schedule of that name.
+
+    Raises ValueError if interleaving is given microbatches that p does not divide.
+    """
     if name != "interleaved":
         num_chunks = 1
     orders = ORDERS[name](num_stages, num_microbatches, num_chunks)
@@ -112,8 +125,12 @@ def build_schedule(
 
 
 def needs(work: Work, stage: int, num_stages: int, num_chunks: int) -> tuple | None:
-    """Return the (stage, work) whose result the work takes in; None for an embedding."""
+    """Return the (stage, work) whose result this work takes in.
+
+    None: the first forward of all takes in the batch alone.
+    """
     op, microbatch, chunk = work
+    # Places number the chunks of all stages in the order of the model.
     place, last = chunk * num_stages + stage, num_stages * num_chunks - 1
     if op == FORWARD:
         if place == 0:
@@ -127,11 +144,13 @@ def needs(work: Work, stage: int, num_stages: int, num_chunks: int) -> tuple | N
 
 
 def ticks_of(orders: list[list[Work]], num_chunks: int) -> list[dict[Work, int]]:
-    """Return the tick of each stage's work, everything as early as its order allows."""
+    """Return the tick of each stage's work: as early as its order and its needs allow."""
     num_stages = len(orders)
     done: list[dict[Work, int]] = [{} for _ in orders]
     tick = 0
     while any(len(d) < len(order) for d, order in zip(done, orders, strict=True)):
+        # First find all that can be done in this tick, then do it: a result of this tick
+        # is of use in the next only.
         ready = []
         for stage, order in enumerate(orders):
             if len(done[stage]) == len(order):
@@ -151,7 +170,7 @@ def ticks_of(orders: list[list[Work]], num_chunks: int) -> list[dict[Work, int]]
 def allot(
     ticks: list[dict[Work, int]], orders: list[list[Work]], num_chunks: int
 ) -> Schedule:
-    """Write the tables, and give each array that waits at a stage a slot there."""
+    """Write the tables, and give a slot to each array that waits at a stage."""
     num_stages = len(orders)
     num_ticks = 1 + max(max(done.values()) for done in ticks)
     tables = {name: np.full((num_ticks, num_stages), NOWHERE, np.int32) for name in (
@@ -163,13 +182,15 @@ def allot(
     }
     num_slots = {"input": 0, "grad": 0}
     for stage, done in enumerate(ticks):
+        # An input waits from its arrival to its backward pass, which needs it again; a
+        # gradient from its arrival to the same.
         stays: dict[str, list] = {"input": [], "grad": []}  # (arrives, last use, work)
         for work, tick in done.items():
             for name, value in zip(("op", "microbatch", "chunk"), work, strict=True):
                 tables[name][tick, stage] = value
             needed = needs(work, stage, num_stages, num_chunks)
             if needed is None or (needed[0] == stage and needed[1][0] != work[0]):
-                continue  # from no other stage
+                continue  # nothing arrives: made from the batch, or from the loss
             arrives = ticks[needed[0]][needed[1]]
             kind = "input" if work[0] == FORWARD else "grad"
             stays[kind].append((arrives, done[BACKWARD, *work[1:]], work))
@@ -190,7 +211,10 @@ def allot(
 
 
 def colour(intervals: list[tuple[int, int, Work]]) -> list[int]:
-    """Give each (arrives, last use), by time of arrival, the first slot free by then."""
+    """Return a slot for each (arrives, last use, work), in the order of their arrival.
+
+    Each takes the first slot that is free when it arrives (interval colouring).
+    """
     busy_until: list[int] = []
     slots = []
     for arrives, last_use, _ in sorted(intervals):
@@ -205,8 +229,8 @@ def colour(intervals: list[tuple[int, int, Work]]) -> list[int]:
 def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> float:
     """Return the share of device time that is idle, if every tick waits for its slowest.
 
-    The costs are those of a pass through one chunk: backward is 2, or 3 with the forward
-    pass that it computes again. With both at 1 this is the share of idle slots.
+    The costs are those of a pass through one chunk. A backward pass costs 2 forward ones,
+    or 3 if it runs the forward pass again. With both at 1 this is the share of idle slots.
     """
     cost = np.array([0.0, forward, backward])[schedule.tables.op]
     return 1 - cost.sum() / (cost.max(1).sum() * schedule.num_stages)
@@ -215,7 +239,7 @@ def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> f
 def free_running_bubble(
     schedule: Schedule, forward: float = 1.0, backward: float = 1.0
 ) -> float:
-    """Return the same share if each stage waited only for what it needs."""
+    """Return the share that is idle if each stage waits only for what it needs."""
     p, v = schedule.num_stages, schedule.num_chunks
     cost, end = (0.0, forward, backward), {}
     clocks = [0.0] * p
@@ -229,7 +253,7 @@ def free_running_bubble(
 
 
 def ideal_bubble(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> float:
-    """Return (p - 1) / (v m + p - 1), of the papers."""
+    """Return (p - 1) / (v m + p - 1), the bubble as the papers give it."""
     p, m, v = num_stages, num_microbatches, num_chunks
     return (p - 1) / (v * m + p - 1)
 
@@ -237,10 +261,10 @@ def ideal_bubble(num_stages: int, num_microbatches: int, num_chunks: int = 1) ->
 def promised_inputs(
     name: str, num_stages: int, num_microbatches: int, num_chunks: int
 ) -> int:
-    """Return how many inputs of a chunk a stage may have to keep at once, at most.
+    """Return how many inputs of its chunks a stage keeps at once, at most.
 
-    gpipe m; 1f1b min(m, p); interleaved as many as are ahead on the first stage, and one:
-    2 (p - 1) + (v - 1) p + 1, and at most the v m that there are.
+    gpipe keeps all m, 1f1b min(m, p). Interleaving keeps those that the first stage is
+    ahead by, and one more: 2 (p - 1) + (v - 1) p + 1, but never more than v m.
     """
     p, m, v = num_stages, num_microbatches, num_chunks
     if name == "gpipe":

@@ -170,7 +170,7 @@ def test_names_overrides_and_reading_back():
 
 def test_what_decides_the_numbers():
     deciding = fields.deciding(Experiment())
-    assert {"steps", "optim.b1", "parallel.local.every", "data.path"} <= deciding
+    assert {"steps", "optim.b1", "parallel.local.every", "data.source"} <= deciding
     assert {"parallel.exchange.codec", "parallel.exchange.delay"} <= deciding
     free = fields.flatten(Experiment()).keys() - deciding
     assert {"data.cache", "model.attention", "parallel.data", "parallel.strategy"} <= free

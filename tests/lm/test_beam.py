@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.decoding import Beam, Sampling, generate
+from lm.beam import Beam
+from lm.decoding import Sampling, generate
 from lm.models.recurrent import RecurrentConfig
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
+from lm.task import Task
 from lm.vocabulary import END_ID
 
 VOCAB, NUM_NEW = 4, 4
@@ -80,6 +82,18 @@ def test_a_beam_of_one_is_greedy(model):
     task, params = model
     greedy = generate(task, params, PROMPTS, 9, Sampling(temperature=0), 0)
     assert generate(task, params, PROMPTS, 9, Beam(1), 0) == greedy
+
+
+def test_a_place_that_no_text_takes_is_not_the_best():
+    """The end mark is impossible here, and a wide beam has places that stay free."""
+    logits_V = jnp.array([-jnp.inf, 0.0, 1.0, 2.0])
+
+    def decode(params, cache, tokens_BT, start_B):
+        return jnp.broadcast_to(logits_V, (*tokens_BT.shape, VOCAB)), cache
+
+    task = Task(None, None, None, lambda rows, length: jnp.zeros((rows, 1)), decode)
+    for size in (2, 8, 99):
+        assert generate(task, {}, [[1]], 2, Beam(size), 0) == [[3, 3]]
 
 
 @pytest.mark.parametrize(

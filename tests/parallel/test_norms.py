@@ -13,6 +13,7 @@ from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.norms import ACTIVATION_SQUARE, GRADIENT_NORM, gradient_norms, square
 from lm.task import inputs, targets_mask
+from parallel.pipeline.stacking import outer_of, stack_params
 from tests.parallel.toy import (
     MODEL,
     SEQ_LEN,
@@ -64,11 +65,9 @@ def layer_outputs(family: str, task, params, batch) -> list[jax.Array]:
             shorter = nnx.merge(graph, params | {"layers": kept})
             found.append(shorter.hidden(*inputs(batch), None))
         return found
-    outer, stack = task.stages.split(params)
-    x_BTD, found = task.stages.embed(outer, batch, None), []
+    x_BTD, found = task.stages.embed(outer_of(params), batch, None), []
     for index in range(task.stages.num_layers):
-        layer = jax.tree.map(lambda x, i=index: x[i], stack)
-        x_BTD = task.stages.layer(layer, x_BTD, batch, index, None)
+        x_BTD = task.stages.layer(params["layers"][index], x_BTD, batch, index, None)
         found.append(x_BTD)
     return found
 
@@ -136,7 +135,7 @@ def test_scanned_layers_are_told_one_by_one():
     """Stacking what `layers` holds gives the same parameters and so the same norms."""
     apart, scanned = (traced_task("transformer", scan_layers=s) for s in (False, True))
     params, batch = jax.jit(apart.init)(jax.random.key(1)), batches(1)[0]
-    stacked = scanned.stages.join(*apart.stages.split(params))
+    stacked = stack_params(params, np.arange(scanned.stages.num_layers))
 
     def norms(task, params):
         grads, sums = jax.grad(task.loss, has_aux=True)(params, batch, None)

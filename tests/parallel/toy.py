@@ -61,14 +61,14 @@ def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none"
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
-def drawn_at_once(init):
+def drawn_at_once(init, size: float = 0.02):
     """Draw all matrices in one: initialisers of their own take longer to compile."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     sizes = [math.prod(x.shape) for x in jax.tree.leaves(shapes)]
     ends = np.cumsum(sizes)
 
     def drawn(key):
-        flat = 0.02 * jax.random.normal(key, (ends[-1],))
+        flat = size * jax.random.normal(key, (ends[-1],))
         parts = iter(jnp.split(flat, ends[:-1]))
 
         def leaf(path, shape):

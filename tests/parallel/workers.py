@@ -1,4 +1,4 @@
-"""Two real processes that compute together, each from a module."""
+"""Two real processes that compute together, each from a module of the tests."""
 
 import os
 import subprocess
@@ -7,12 +7,14 @@ import sys
 from tests.experiments.runs import ROOT, free_port
 
 
-def run_two(module: str) -> list[str]:
-    """Run `module PORT INDEX` in two processes at once; return what they print."""
+def run_two(module: str, *arguments: str) -> list[str]:
+    """Run `module PORT INDEX ...` in two processes at once; return what they print."""
     port = free_port()
+    (file,) = (ROOT / "tests").rglob(f"{module}.py")
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(port), str(index)],
+            [sys.executable, "-m", name, str(port), str(index), *arguments],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from flax import nnx
 from lm.models.layers import dropout, vocabulary_logits
 from lm.models.recurrence import Carry, output
 from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
-from lm.models.seq2seq.transformer import source_mask
+from lm.models.seq2seq.transformer import Streams, source_mask
 
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
@@ -41,6 +41,32 @@ class BothDirections(nnx.Module):
 
         y_BSD = output(onward) + jnp.flip(output(backward), 1)
         return y_BSD, jax.tree.map(last, onward, backward)
+
+
+class LayerPair(nnx.Module):
+    """The encoder's and the decoder's layers of one depth.
+
+    A decoder's layer needs of the encoder only the last states of the same depth; all else
+    is attended to after the last layer. So both sides can be cut at the same depths.
+    """
+
+    def __init__(self, encoder: BothDirections, decoder: Layer, config: RecurrentConfig):
+        self.encoder, self.decoder = encoder, decoder
+        self.dropout, self.num_layers = config.dropout, config.num_layers
+
+    def __call__(self, streams: Streams, mask_BS, index, row_keys_B) -> Streams:
+        """Run both sides, this being the pair number `index`."""
+        source_BSD, x_BTD = streams
+        source_BSD, carry = self.encoder(source_BSD, mask_BS)
+        x_BTD = output(self.decoder.states(x_BTD, carry, None))
+        site = index + 1
+        source_BSD = dropout(source_BSD, self.dropout, row_keys_B, site)
+        site += self.num_layers + 1  # after the encoder's sites
+        return source_BSD, dropout(x_BTD, self.dropout, row_keys_B, site)
+
+
+def make_pair(config: RecurrentConfig, rngs: nnx.Rngs) -> LayerPair:
+    return LayerPair(BothDirections(config, rngs), Layer(config, rngs), config)
 
 
 class GlobalAttention(nnx.Module):
@@ -68,8 +94,10 @@ class RecurrentSeq2Seq(nnx.Module):
         table_init = nnx.initializers.normal(c.width**-0.5)
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         layers = range(c.num_layers)
-        self.encoder = nnx.List([BothDirections(c, rngs) for _ in layers])
-        self.decoder = nnx.List([Layer(c, rngs) for _ in layers])
+        encoder = [BothDirections(c, rngs) for _ in layers]
+        decoder = [Layer(c, rngs) for _ in layers]
+        pairs = zip(encoder, decoder, strict=True)
+        self.layers = nnx.List([LayerPair(*pair, c) for pair in pairs])
         self.attention = GlobalAttention(c.width, rngs)
         self.output = (
             None
@@ -82,26 +110,25 @@ class RecurrentSeq2Seq(nnx.Module):
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         return self.embedding[tokens_BT] * embedding_scale(self.config.width)
 
-    def read(self, source_BS: jax.Array, row_keys_B) -> tuple[jax.Array, list[Carry]]:
-        """Return the encoder's output, x_BSD, and its last states layer by layer."""
-        rate, mask_BS, carries = self.config.dropout, source_mask(source_BS), []
-        x_BSD = dropout(self.embed(source_BS), rate, row_keys_B, 0)
-        for index, layer in enumerate(self.encoder):
-            x_BSD, carry = layer(x_BSD, mask_BS)
-            x_BSD = dropout(x_BSD, rate, row_keys_B, index + 1)
-            carries.append(carry)
-        return x_BSD, carries
+    def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
+        """Return what the first pair of layers takes in."""
+        rate, num_sites = self.config.dropout, self.config.num_layers + 1
+        source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
+        source_BSD = dropout(self.embed(source_BS), rate, row_keys_B, 0)
+        return source_BSD, dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
+
+    def leave(self, streams: Streams, mask_BS: jax.Array) -> jax.Array:
+        """Return x_BTD of the target's positions from what the last pair gives."""
+        source_BSD, x_BTD = streams
+        return self.attention(x_BTD, source_BSD, mask_BS)
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD of the target's positions. No keys: no dropout."""
-        rate, num_sites = self.config.dropout, self.config.num_layers + 1
-        source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
-        source_BSD, carries = self.read(source_BS, row_keys_B)
-        x_BTD = dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
-        for index, layer in enumerate(self.decoder):
-            x_BTD = output(layer.states(x_BTD, carries[index], None))
-            x_BTD = dropout(x_BTD, rate, row_keys_B, num_sites + index + 1)
-        return self.attention(x_BTD, source_BSD, source_mask(source_BS))
+        mask_BS = source_mask(tokens_BT[:, : self.source_len])
+        streams = self.enter(tokens_BT, row_keys_B)
+        for index, pair in enumerate(self.layers):
+            streams = pair(streams, mask_BS, index, row_keys_B)
+        return self.leave(streams, mask_BS)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         return vocabulary_logits(x_BTD, self.embedding, self.output)
@@ -110,21 +137,22 @@ class RecurrentSeq2Seq(nnx.Module):
         return {
             "mask": jnp.zeros((batch_size, self.source_len), bool),
             "source": jnp.zeros((batch_size, self.source_len, self.config.width)),
-            "target": [layer.zeros((batch_size, 1 + length)) for layer in self.decoder],
+            "target": [p.decoder.zeros((batch_size, 1 + length)) for p in self.layers],
         }
 
     def encode(self, cache: dict[str, Any], source_BS: jax.Array) -> dict[str, Any]:
-        source_BSD, carries = self.read(source_BS, None)
-        target = jax.tree.map(
-            lambda past, carry: past.at[:, 0].set(carry), cache["target"], carries
-        )
-        return {"mask": source_mask(source_BS), "source": source_BSD, "target": target}
+        source_BSD, mask_BS, target = self.embed(source_BS), source_mask(source_BS), []
+        for pair, past in zip(self.layers, cache["target"], strict=True):
+            source_BSD, carry = pair.encoder(source_BSD, mask_BS)
+            # The state before the first position is where the decoder begins.
+            target.append(jax.tree.map(lambda x, new: x.at[:, 0].set(new), past, carry))
+        return {"mask": mask_BS, "source": source_BSD, "target": target}
 
     def decode(self, cache: dict[str, Any], tokens_BT: jax.Array, start_B: jax.Array):
         """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
         x_BTD, target = self.embed(tokens_BT), []
-        for layer, past in zip(self.decoder, cache["target"], strict=True):
-            x_BTD, past = layer.decode(x_BTD, past, start_B)
+        for pair, past in zip(self.layers, cache["target"], strict=True):
+            x_BTD, past = pair.decoder.decode(x_BTD, past, start_B)
             target.append(past)
         x_BTD = self.attention(x_BTD, cache["source"], cache["mask"])
         return self.head(x_BTD), cache | {"target": target}

@@ -13,17 +13,33 @@ Shapes: B batch, S source, T target, L length of the decoder's cache, D model wi
 heads, K head width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import jax
 from flax import nnx
 
 from lm.models.recurrent import CELLS, RecurrentConfig
-from lm.models.seq2seq.recurrent import RecurrentSeq2Seq
-from lm.models.seq2seq.transformer import TransformerSeq2Seq
+from lm.models.seq2seq.recurrent import RecurrentSeq2Seq, make_pair
+from lm.models.seq2seq.transformer import (
+    DecoderBlock,
+    Streams,
+    TransformerSeq2Seq,
+    source_mask,
+)
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from lm.task import Task, next_token_task
+from lm.task import (
+    Batch,
+    Stages,
+    Task,
+    inputs,
+    next_token_loss,
+    next_token_task,
+    row_keys,
+    without_layers,
+)
 
 KINDS = ("transformer", "recurrent")
 
@@ -90,8 +106,49 @@ class Seq2SeqConfig:
             return RecurrentSeq2Seq(self.cells, *sizes)
 
         task = next_token_task(build, 0, smoothing=self.label_smoothing)
-        return task._replace(hidden=("encoder", "decoder", "attention"))
+        return task._replace(
+            stages=seq2seq_stages(self, build, setting.source_len),
+            hidden=("encoder", "layers", "attention"),
+        )
 
     def describe(self) -> str:
         kind = self.cell.upper() if self.kind == "recurrent" else self.kind
         return f"{kind} with an encoder, {self.num_layers} + {self.num_layers} layers"
+
+
+def seq2seq_stages(
+    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], source_len: int
+) -> Stages:
+    """Cut between the decoder's layers; the source goes along with the target.
+
+    The recurrent encoder is cut with the decoder, for a decoder's layer only waits for the
+    encoder's layer of the same depth. A transformer's decoder waits for the whole encoder,
+    whose layers have another shape. So that encoder is part of `embed`, on the first stage:
+    the stages have unequal work, and each has a copy of the encoder's parameters.
+    """
+    outer_graph = without_layers(build)
+
+    def one_layer() -> nnx.Module:
+        if config.kind == "transformer":
+            return DecoderBlock(config.blocks, nnx.Rngs(0))
+        return make_pair(config.cells, nnx.Rngs(0))
+
+    layer_graph = nnx.graphdef(nnx.eval_shape(one_layer))
+
+    def mask(batch: Batch) -> jax.Array:
+        return source_mask(batch["tokens"][:, :source_len])
+
+    def embed(outer, batch, key) -> Streams:
+        tokens_BT, _ = inputs(batch)
+        return nnx.merge(outer_graph, outer).enter(tokens_BT, row_keys(batch, key))
+
+    def layer(params, streams, batch, index, key) -> Streams:
+        module = nnx.merge(layer_graph, params)
+        return module(streams, mask(batch), index, row_keys(batch, key))
+
+    def loss(outer, streams, batch):
+        module = nnx.merge(outer_graph, outer)
+        x_BTD = module.leave(streams, mask(batch))
+        return next_token_loss(x_BTD, module.head, batch, 0, config.label_smoothing)
+
+    return Stages(config.num_layers, embed, layer, loss)

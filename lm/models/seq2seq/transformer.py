@@ -14,6 +14,8 @@ from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import MLP, Attention, linear, norm
 from lm.vocabulary import END_ID
 
+Streams = tuple[jax.Array, jax.Array]  # source_BSD and x_BTD, of the target
+
 
 def source_mask(source_BS: jax.Array) -> jax.Array:
     """Return bool_BS, true up to a source's first end mark; all else is padding."""
@@ -25,6 +27,10 @@ def layer_keys(row_keys_B: jax.Array | None, index: int) -> jax.Array | None:
     if row_keys_B is None:
         return None
     return jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
+
+
+def every_position(x_BTD: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(x_BTD.shape[1]), x_BTD.shape[:2])
 
 
 class EncoderBlock(nnx.Module):
@@ -68,7 +74,7 @@ class CrossAttention(nnx.Module):
 
 class DecoderBlock(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.dropout = config.dropout
+        self.dropout, self.num_encoder_layers = config.dropout, config.num_layers
         self.attention_norm = norm(config)
         self.attention = Attention(config, rngs)
         self.cross_norm = norm(config)
@@ -84,10 +90,15 @@ class DecoderBlock(nnx.Module):
         y_BTD = self.mlp(self.mlp_norm(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, row_keys_B, 2)
 
-    def __call__(self, x_BTD, positions_BT, memory, mask_B11S, row_keys_B) -> jax.Array:
+    def __call__(self, streams: Streams, mask_BS, index, row_keys_B) -> Streams:
+        """Run the decoder's layer number `index`; the source goes on as it is."""
+        source_BSD, x_BTD = streams
+        memory, mask_B11S = self.cross.memory(source_BSD), mask_BS[:, None, None]
+        keys_B = layer_keys(row_keys_B, self.num_encoder_layers + index)
         # What follows a target in its row is seen by no position that counts.
+        positions_BT = every_position(x_BTD)
         y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, None)
-        return self.after(x_BTD, y_BTD, memory, mask_B11S, row_keys_B)
+        return source_BSD, self.after(x_BTD, y_BTD, memory, mask_B11S, keys_B)
 
     def decode(self, x_BTD, positions_BT, cache, memory, mask_B11S):
         y_BTD, cache = self.attention.decode(
@@ -114,7 +125,7 @@ class TransformerSeq2Seq(nnx.Module):
         keys = jax.random.split(rngs.params(), 2 * c.num_layers)
         self.encoder = nnx.List([encoder_block(key) for key in keys[::2]])
         self.encoder_norm = norm(c)
-        self.decoder = nnx.List([decoder_block(key) for key in keys[1::2]])
+        self.layers = nnx.List([decoder_block(key) for key in keys[1::2]])  # the decoder's
         self.final_norm = norm(c)
         self.output = (
             None
@@ -127,26 +138,32 @@ class TransformerSeq2Seq(nnx.Module):
     def read(self, source_BS: jax.Array, row_keys_B) -> jax.Array:
         """Return the encoder's output, x_BSD."""
         c = self.config
-        positions_BS = jnp.broadcast_to(jnp.arange(source_BS.shape[1]), source_BS.shape)
         mask_B11S = source_mask(source_BS)[:, None, None]
         x_BSD = dropout(self.embedding[source_BS], c.dropout, row_keys_B, 2 * c.num_layers)
+        positions_BS = every_position(x_BSD)
         for index, block in enumerate(self.encoder):
             x_BSD = block(x_BSD, positions_BS, mask_B11S, layer_keys(row_keys_B, index))
         return self.encoder_norm(x_BSD)
 
-    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD of the target's positions. No keys: no dropout."""
+    def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
+        """Return what the decoder's first layer takes in."""
         c = self.config
         source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
-        source_BSD = self.read(source_BS, row_keys_B)
-        mask_B11S = source_mask(source_BS)[:, None, None]
-        positions_BT = jnp.broadcast_to(jnp.arange(target_BT.shape[1]), target_BT.shape)
         site = 2 * c.num_layers + 1  # after the keys of all layers
         x_BTD = dropout(self.embedding[target_BT], c.dropout, row_keys_B, site)
-        for index, block in enumerate(self.decoder, c.num_layers):
-            memory, keys_B = block.cross.memory(source_BSD), layer_keys(row_keys_B, index)
-            x_BTD = block(x_BTD, positions_BT, memory, mask_B11S, keys_B)
-        return self.final_norm(x_BTD)
+        return self.read(source_BS, row_keys_B), x_BTD
+
+    def leave(self, streams: Streams, mask_BS: jax.Array) -> jax.Array:
+        """Return x_BTD of the target's positions from what the last layer gives."""
+        return self.final_norm(streams[1])
+
+    def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
+        """Return x_BTD of the target's positions. No keys: no dropout."""
+        mask_BS = source_mask(tokens_BT[:, : self.source_len])
+        streams = self.enter(tokens_BT, row_keys_B)
+        for index, block in enumerate(self.layers):
+            streams = block(streams, mask_BS, index, row_keys_B)
+        return self.leave(streams, mask_BS)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         return vocabulary_logits(x_BTD, self.embedding, self.output)
@@ -166,7 +183,7 @@ class TransformerSeq2Seq(nnx.Module):
 
     def encode(self, cache: dict, source_BS: jax.Array) -> dict:
         x_BSD = self.read(source_BS, None)
-        memories = [block.cross.memory(x_BSD) for block in self.decoder]
+        memories = [block.cross.memory(x_BSD) for block in self.layers]
         return cache | {"mask": source_mask(source_BS), "source": memories}
 
     def decode(self, cache: dict, tokens_BT: jax.Array, start_B: jax.Array):
@@ -174,7 +191,7 @@ class TransformerSeq2Seq(nnx.Module):
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         mask_B11S = cache["mask"][:, None, None]
         x_BTD, target = self.embedding[tokens_BT], []
-        layers = zip(self.decoder, cache["target"], cache["source"], strict=True)
+        layers = zip(self.layers, cache["target"], cache["source"], strict=True)
         for block, past, memory in layers:
             x_BTD, past = block.decode(x_BTD, positions_BT, past, memory, mask_B11S)
             target.append(past)

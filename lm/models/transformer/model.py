@@ -17,7 +17,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.scheduling_groups import xla_metadata_call
 
-from lm.losses import cross_entropy
 from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
 from lm.models.layers import (
     ACTIVATIONS,
@@ -30,7 +29,15 @@ from lm.models.layers import (
 )
 from lm.models.setting import Setting
 from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
-from lm.task import Stages, Task, inputs, next_token_task, row_keys, targets_mask
+from lm.task import (
+    Stages,
+    Task,
+    inputs,
+    next_token_loss,
+    next_token_task,
+    row_keys,
+    without_layers,
+)
 
 
 def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
@@ -51,29 +58,9 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
 def transformer_stages(
     config: TransformerConfig, build: Callable[[nnx.Rngs], "Transformer"]
 ) -> Stages:
-    """Cut between the blocks; they are stacked, whether the model scans them or not."""
-
-    def without_layers() -> Transformer:
-        module = build(nnx.Rngs(0))
-        module.layers, module.scanned_layers = None, None
-        return module
-
-    outer_graph = nnx.graphdef(nnx.eval_shape(without_layers))
+    """Cut between the blocks."""
+    outer_graph = without_layers(build)
     block_graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
-    indices = range(config.num_layers)
-
-    def split(params):
-        outer, stack = dict(params), params.get("scanned_layers")
-        if stack is None:
-            each = outer.pop("layers")
-            return outer, jax.tree.map(lambda *xs: jnp.stack(xs), *map(each.get, indices))
-        del outer["scanned_layers"]
-        return outer, stack
-
-    def join(outer, stack):
-        if config.scan_layers:
-            return outer | {"scanned_layers": stack}
-        return outer | {"layers": {i: jax.tree.map(itemgetter(i), stack) for i in indices}}
 
     def embed(outer, batch, key) -> jax.Array:
         return nnx.merge(outer_graph, outer).enter(*inputs(batch), row_keys(batch, key))
@@ -93,15 +80,10 @@ def transformer_stages(
 
     def loss(outer, x_BTD, batch):
         module = nnx.merge(outer_graph, outer)
-        return cross_entropy(
-            module.final_norm(x_BTD),
-            module.head,
-            batch["tokens"][:, 1:],
-            targets_mask(batch),
-            config.loss_chunk,
-        )
+        x_BTD = module.final_norm(x_BTD)
+        return next_token_loss(x_BTD, module.head, batch, config.loss_chunk)
 
-    return Stages(config.num_layers, split, join, embed, layer, loss)
+    return Stages(config.num_layers, embed, layer, loss)
 
 
 def initializer(config: TransformerConfig, residual: bool = False):

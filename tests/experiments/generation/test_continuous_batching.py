@@ -10,7 +10,7 @@ from experiments.generation.continuous_batching import (
     Batching,
     Slots,
     generate_spread,
-    of_use,
+    trimmed,
 )
 from lm.decoding import Sampling, generate
 from lm.models.hmm import HmmConfig
@@ -98,9 +98,9 @@ def test_slots_and_chunks_that_no_text_fills_are_left_out():
     expected = generate(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5)
     write = spread_over(2, huge)
     assert write(task, params, PROMPTS, 9, Sampling(1.0, 5, 0.9), 5) == expected
-    assert of_use(huge, 4, 64) == Batching(4, 64, 64)
-    assert [of_use(huge, n, 64).slots for n in (1, 2, 3, 5)] == [1, 2, 4, 8]
-    assert of_use(Batching(2, 3, 4), 99, 64) == Batching(2, 3, 4)
+    assert trimmed(huge, 4, 64) == Batching(4, 64, 64)
+    assert [trimmed(huge, n, 64).slots for n in (1, 2, 3, 5)] == [1, 2, 4, 8]
+    assert trimmed(Batching(2, 3, 4), 99, 64) == Batching(2, 3, 4)
 
 
 def test_devices_get_the_longest_first_and_equally_many():

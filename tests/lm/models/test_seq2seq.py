@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from lm.beam import Beam
 from lm.data.rows.pairs import pair_row
-from lm.decoding import Beam, Sampling, generate
+from lm.decoding import Sampling, generate
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.setting import Setting
 from lm.precision import PrecisionConfig, mixed_precision

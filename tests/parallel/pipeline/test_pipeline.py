@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from lm.optim import OPTIMIZERS, OptimConfig, optimizer
@@ -108,14 +109,8 @@ def test_memory_grows_with_microbatches_in_gpipe_alone():
     assert growth["1f1b"] < carry
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
+def assert_round_trip(stacking):
     """Every leaf, told apart by its values, comes back to its place."""
-    config = OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau")
-    tx = optimizer(config, STEPS, toy_task().hidden)
-    learner = toy_learner(tx, num_layers=LAYERS, scan_layers=scan_layers)
-    stacking = build_stacking(learner, np.array([0, 2, 1, 3]))
     values = iter(range(1, 10**6))
     state = jax.tree.map(
         lambda x: (
@@ -128,6 +123,23 @@ def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
     shapes = jax.eval_shape(stacking.init, jax.random.key(0))
     assert jax.tree.map(np.shape, there) == jax.tree.map(np.shape, shapes)
     jax.tree.map(np.testing.assert_array_equal, stacking.portable(there), state)
+
+
+@pytest.mark.parametrize(
+    "name, scan_layers", [*((n, False) for n in OPTIMIZERS), ("muon", True)]
+)
+def test_the_state_goes_to_the_ordinary_tree_and_back(name, scan_layers):
+    config = OptimConfig(name=name, clip_adaptive=0.1, schedule="plateau")
+    tx = optimizer(config, STEPS, toy_task().hidden)
+    learner = toy_learner(tx, num_layers=LAYERS, scan_layers=scan_layers)
+    assert_round_trip(build_stacking(learner, np.array([2, 0, 3, 1])))
+
+
+def test_an_optimizer_that_mixes_layers_is_refused():
+    """Factored moments of a stack are not those of its layers."""
+    learner = toy_learner(optax.adafactor(min_dim_size_to_factor=8), num_layers=LAYERS)
+    with pytest.raises(ValueError, match="v_row.*choose another optimizer"):
+        build_stacking(learner, np.arange(LAYERS))
 
 
 def test_a_pipeline_takes_over_and_hands_back():
