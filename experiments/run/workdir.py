@@ -237,8 +237,18 @@ def read_description(workdir: pathlib.Path) -> dict[str, Any]:
 
 def read_config(workdir: pathlib.Path) -> Experiment:
     values = read_description(workdir)
-    model = fields.from_dict(FAMILIES[values["family"]], values["model"])
-    return fields.from_dict(Experiment, values | {"model": model})
+    family = FAMILIES[values.pop("family")]
+    del values["fingerprint"]
+    try:
+        values["model"] = fields.from_dict(family, values["model"])
+        config = fields.from_dict(Experiment, values)
+        fields.check_types(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{workdir / 'config.json'} is not a run's of this version ({error}); "
+            f"{PUT_BACK}"
+        ) from None
+    return config
 
 
 def family_name(config: Experiment) -> str:

@@ -197,7 +197,8 @@ def test_other_ends_of_a_run(tmp_path, config):
         new_end(workdir, changed(config, steps=7, seed=1), data)
 
     def cosine(end):
-        return 1e-3 * (0.9 * (1 + math.cos(math.pi * min(8 / end, 1))) / 2 + 0.1)
+        share = min(8 / (end - 1), 1)  # of the way from update 1 to the last
+        return 1e-3 * (0.9 * (1 + math.cos(math.pi * share)) / 2 + 0.1)
 
     for steps in (8, 24):
         said = new_end(workdir, changed(config, steps=steps), data)
