@@ -1,20 +1,21 @@
-"""Write docs/config.md: every field of a config, its values, and what it is.
+"""Fill in docs/config.md: every field of a config, its values, and what it is.
 
 python -m experiments.studies.config_page
 """
 
 import pathlib
 
-from absl import flags
-
+from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.sweeps.config_page import page
+from experiments.sweeps.pages import define_page, fill
 
-OUT = flags.DEFINE_string("out", "docs/config.md", "The page to write.")
+PAGE = define_page("docs/config.md")
 
 
 def main() -> None:
-    pathlib.Path(OUT.value).write_text(page(), encoding="utf-8")
+    with user_errors():
+        fill(pathlib.Path(PAGE.value), {"fields": page()})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,14 @@
-"""docs/config.md: every field of a config, made of the fields themselves."""
+"""The tables of docs/config.md: every field of a config, from the fields themselves."""
 
 from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.sweeps.tables import markdown
 
-HEAD = """# Every field of a config
-
-Made by `python -m experiments.studies.config_page` of the dataclasses themselves. Set a
-field in a config file, or on the command line: `--config.optim.learning_rate=3e-4`. *Only
-with*: elsewhere the field has no effect, and setting it is an error. *May change*: whether
-the field may differ when a run goes on in its workdir; the others decide its numbers.
-"""
 COLUMNS = ("field", "default", "values", "only with", "may change", "what it is")
 
 
 def page() -> str:
-    """Return the whole page as Markdown."""
+    """Return what docs/config.md has between its markers: a section for each config."""
     usual = Experiment()
     sections = [section("Experiment", usual, "", fields.deciding(usual))]
     for name in ("data", "optim", "precision", "parallel"):
@@ -25,7 +18,7 @@ def page() -> str:
         whole = Experiment(model=cls())
         decides = fields.deciding(whole)
         sections.append(section(f"model: {name}", whole.model, "model.", decides))
-    return HEAD + "\n" + "\n".join(sections)
+    return "\n".join(sections)
 
 
 def section(title: str, config, prefix: str, decides: set[str]) -> str:
