@@ -23,6 +23,7 @@ from lm.optim import (
     optimizer,
     schedule,
 )
+from parallel.pipeline.stacking import stack_params
 from tests.lm.papers import ORACLES
 
 RATE = 0.01
@@ -134,8 +135,9 @@ def test_hidden_matrices_are_those_of_every_layer_of_every_family():
             chosen = [path for path, yes in jax.tree.leaves_with_path(decays) if yes]
             assert chosen == [path for path, _ in kernels]
         if task.stages:  # a pipeline's tree
-            outer, layers = jax.eval_shape(task.stages.split, params)
-            stacked = muon_shapes(task, outer | {"scanned_layers": layers})
+            order = np.arange(task.stages.num_layers)
+            stack = jax.eval_shape(lambda p, o=order: stack_params(p, o), params)
+            stacked = muon_shapes(task, stack)
             assert sum(map(math.prod, stacked)) == sum(math.prod(s) for _, s in kernels)
 
 

@@ -171,6 +171,14 @@ def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.
 def oracle_of(
     task: Task, tx: optax.GradientTransformation, num_steps: int, batches=batches
 ):
+    """Train on one device; return the parameters and the losses."""
+    params, _, losses = oracle_state(task, tx, num_steps, batches)
+    return params, losses
+
+
+def oracle_state(
+    task: Task, tx: optax.GradientTransformation, num_steps: int, batches=batches
+):
     """Train on one device as a textbook would: the mean loss of the whole batch."""
 
     def mean_loss(params, batch, key):
@@ -190,4 +198,4 @@ def oracle_of(
         key = jax.random.fold_in(jax.random.key(7), index)
         params, opt, loss = step(params, opt, batch, key)
         losses.append(float(loss))
-    return jax.device_get(params), losses
+    return jax.device_get(params), jax.device_get(opt), losses
