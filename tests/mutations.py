@@ -251,7 +251,7 @@ FAULTS = [
     Fault(
         "the weights' gradient sees the state a step late", "lm/models/recurrence.py",
         "jnp.concatenate([start_BD[None], h_TBD[:-1]])", "h_TBD",
-        "lm/models/test_recurrent.py truncated",
+        "lm/models/test_recurrent.py autodiff",
     ),
     Fault(
         "a source's padding is read", "lm/models/seq2seq/transformer.py",

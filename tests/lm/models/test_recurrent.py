@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from lm.decoding import Sampling, generate
+from lm.models.recurrence import gru_step, lstm_step, output, recur, rnn_step, scan
 from lm.models.recurrent import (
     CELLS,
     INITIALIZERS,
@@ -29,6 +30,11 @@ SHAPES = {
     "rnn": {"cell": "rnn"},
     "relu": {"cell": "rnn", "activation": "relu", "init": "he"},
     "sigmoid": {"cell": "rnn", "activation": "sigmoid", "init": "naive", "tied": False},
+}
+STEPS = {  # cell -> (its step, its gates)
+    "rnn": (functools.partial(rnn_step, jnp.tanh), 1),
+    "gru": (gru_step, 3),
+    "lstm": (lstm_step, 4),
 }
 PACKED = [1] * 5 + [2] * 6 + [0] * 2
 
@@ -124,6 +130,32 @@ def test_equals_the_cell_of_flax(cell):
         logits.append(h @ params["embedding"].T)
     np.testing.assert_allclose(
         jax.jit(task.logits)(params, batch), jnp.stack(logits, 1), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("step, num_gates", STEPS.values(), ids=STEPS)
+def test_all_gradients_are_those_of_autodiff(step, num_gates):
+    """One product after the scan against what autodiff adds up inside it."""
+    time, batch, width = 6, 2, 3
+    gates = num_gates * width
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [(width, gates), (gates,), (batch, width), (time, batch, gates)]
+    kernel, bias, h, given = map(jax.random.normal, keys, shapes)
+    carry = (0.5 * h, h) if num_gates == 4 else h  # (c, h) of the LSTM
+    cut_T = jnp.arange(time) % 4 == 0
+    first_TB1 = jnp.arange(time)[:, None, None] == jnp.array([[2], [5]])
+    weights_TBD = jax.random.normal(keys[4], (time, batch, width))
+
+    def total(run, arrays, *more):
+        kernel, bias, carry, given = arrays
+        carries = run(step, kernel, bias, carry, given, *more, cut_T, first_TB1)
+        return jnp.sum(output(carries) * weights_TBD)
+
+    arrays = kernel, bias, carry, given
+    found = jax.grad(lambda arrays: total(recur, arrays))(arrays)
+    expected = jax.grad(lambda arrays: total(scan, arrays, None))(arrays)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
 
 

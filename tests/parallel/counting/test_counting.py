@@ -164,5 +164,5 @@ def test_bad_input_is_refused(strategy, limit, words):
 
 def test_between_processes():
     """Two real processes of two devices each count what numpy counts."""
-    for output in run_two("count_worker"):
+    for output in run_two("counting.count_worker"):
         assert output.count("counted by") == 2
