@@ -9,13 +9,15 @@ import jax
 
 from experiments.costs.machine import cores, product_limit
 from experiments.processes import join
+from experiments.processes.messages import user_errors
 from experiments.run import startup
 
 join.define_flags()
 
 
 def main() -> None:
-    join.start_jax()
+    with user_errors():
+        join.start_jax()
     device = jax.devices()[0]
     figures = {
         "device_kind": device.device_kind,

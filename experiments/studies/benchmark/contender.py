@@ -10,6 +10,7 @@ from functools import partial
 from absl import flags
 
 from experiments.processes import join
+from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.studies.benchmark.shapes import (
     SHAPES,
@@ -26,7 +27,8 @@ WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the loader; 0: a thre
 
 
 def main() -> None:
-    join.start_jax()
+    with user_errors():
+        join.start_jax()
     sides = {
         "lockstep": partial(lockstep, strategy=STRATEGY.value),
         "bare": bare,
