@@ -41,7 +41,6 @@ def small(folder: pathlib.Path, **overrides: object) -> list[str]:
         "model.num_heads": 2,
         "optim.warmup_steps": 0,  # so that a run may be as short as a test wants it
         "steps": 12,
-        "optim.warmup_steps": 2,
         "eval_every": 4,
         "eval_batches": 1,
         "save_every": 2,
