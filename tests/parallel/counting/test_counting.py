@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parallel.counting.program import STRATEGIES, Counting, counting_program
+from parallel.counting.program import Counting, counting_program
 from parallel.counting.table import (
     count_tuples,
     empty_table,
@@ -19,6 +19,7 @@ from parallel.counting.table import (
     unpack,
 )
 from parallel.mesh import data_mesh, device_mesh
+from parallel.strategies import STRATEGIES
 from tests.parallel.workers import run_two
 
 WIDTH, LIMIT, BATCH, CAPACITY = 3, 40, 64, 256
@@ -69,7 +70,7 @@ def assert_counts(program, state, batches):
 
 
 @pytest.mark.parametrize("degree", [1, 8])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [n for n, row in STRATEGIES.items() if row.counts])
 def test_counts_are_numpys(strategy, degree):
     program = program_of(strategy, degree)
     state, metrics = take(program, program.init(jax.random.key(0)), batches(3))
@@ -153,13 +154,9 @@ def test_one_tuple_many_times():
     np.testing.assert_array_equal(table.counts, [999, 0, 0, 0])
 
 
-@pytest.mark.parametrize(
-    "strategy, limit, words",
-    [("fsdp", LIMIT, "fsdp .*jit, pmap, shard_map"), ("jit", 2**32, "4294967296 ")],
-)  # fmt: skip
-def test_bad_input_is_refused(strategy, limit, words):
-    with pytest.raises(ValueError, match=words):
-        counting_program(counting(limit=limit), strategy, data_mesh(2))
+def test_too_large_integers_are_refused():
+    with pytest.raises(ValueError, match="4294967296 "):
+        counting_program(counting(limit=2**32), "jit", data_mesh(2))
 
 
 def test_between_processes():
