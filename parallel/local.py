@@ -202,7 +202,7 @@ def own_step(
     """Take one step of this replica's optimizer, and count its tokens."""
     key = learner.step_key(state.step)
     grads, sums = gradients(
-        learner.loss, state.params, batch, key, state.scale.value, accumulation
+        learner.task.loss, state.params, batch, key, state.scale.value, accumulation
     )
     tokens = sums["tokens"]
     grads, sums = sum_early(state.step, (grads, sums))

@@ -59,7 +59,7 @@ def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout)
     def global_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
         key = learner.step_key(state.step)
         return gradients(
-            learner.loss,
+            learner.task.loss,
             state.params,
             batch,
             key,
@@ -75,9 +75,9 @@ def zero_program(
     learner: Learner, mesh: Mesh, accumulation: int, layout: Layout
 ) -> Program:
     """Compute gradients under shard_map, with the collectives that the layout implies."""
-    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
     param_specs, grad_specs, opt_specs = (
-        specs(rule, shapes, mesh.shape, learner.tensor_dims) for rule in layout
+        specs(rule, shapes, mesh.shape, learner.task.tensor_dims) for rule in layout
     )
     shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
     tensor_specs = only({TENSOR}, param_specs)
@@ -93,11 +93,12 @@ def zero_program(
 
     def gathered_loss(shards: Params, batch: Batch, key):
         params = jax.tree.map(gather, shards, param_specs)
-        return learner.loss(params, batch, key)
+        return learner.task.loss(params, batch, key)
 
     def saveable(primitive, *args, **params) -> bool:
         """Keep what the task keeps, but not the gathered parameters: gather them again."""
-        keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
+        policy = learner.task.saveable
+        keeps = policy is None or policy(primitive, *args, **params)
         return keeps and primitive.name != "all_gather"
 
     gathers = any(dim is not None for dim in sharded_dims(param_specs, shapes, shard))
@@ -150,10 +151,10 @@ def layout_program(
     learner: Learner, mesh: Mesh, layout: Layout, sum_gradients: Gradients
 ) -> Program:
     shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
-    shardings = state_shardings(layout, shapes, mesh, learner.tensor_dims)
+    shardings = state_shardings(layout, shapes, mesh, learner.task.tensor_dims)
     replicated = NamedSharding(mesh, P())
     param_specs, opt_specs = (
-        specs(rule, shapes.params, mesh.shape, learner.tensor_dims)
+        specs(rule, shapes.params, mesh.shape, learner.task.tensor_dims)
         for rule in (layout.params, layout.opt)
     )
     update_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), opt_specs)

@@ -88,7 +88,7 @@ FAULTS = [
     ),
     Fault(
         "fsdp drops the model's rematerialisation", "parallel/sharded.py",
-        "keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)",
+        "keeps = policy is None or policy(primitive, *args, **params)",
         "keeps = True",
         "parallel/test_strategies.py rematerialisation",
     ),

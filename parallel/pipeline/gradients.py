@@ -55,7 +55,7 @@ def pipeline_gradients(
     gradient of the outer parameters and the sums are totals over all devices.
     """
     part = Part(
-        learner.stages,
+        learner.task.stages,
         schedule,
         jax.lax.axis_index(STAGE),
         outer_of(params),
