@@ -82,28 +82,14 @@ def zero_program(
     shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
     tensor_specs = only({TENSOR}, param_specs)
 
-    def gather(x: jax.Array, spec: P) -> jax.Array:
-        if (dim := sharded_dim(spec, shard)) is None:
-            return x
-        whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
-        over_tensor = only({TENSOR}, spec)
-        if sharded_dim(spec, TENSOR) is not None:
-            whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
-        return whole(x)
-
     def gathered_loss(shards: Params, batch: Batch, key):
-        params = jax.tree.map(gather, shards, param_specs)
+        params = jax.tree.map(partial(gathered, mesh), shards, param_specs)
         return learner.task.loss(params, batch, key)
-
-    def saveable(primitive, *args, **params) -> bool:
-        """Keep what the task keeps, but not the gathered parameters: gather them again."""
-        policy = learner.task.saveable
-        keeps = policy is None or policy(primitive, *args, **params)
-        return keeps and primitive.name != "all_gather"
 
     gathers = any(dim is not None for dim in sharded_dims(param_specs, shapes, shard))
     if gathers:
-        gathered_loss = jax.checkpoint(gathered_loss, policy=saveable)
+        policy = gathering_again(learner.task.saveable)
+        gathered_loss = jax.checkpoint(gathered_loss, policy=policy)
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.
@@ -145,6 +131,28 @@ def zero_program(
         return spread(state.params, batch, key, state.scale.value)
 
     return layout_program(learner, mesh, layout, sharded_gradients)
+
+
+def gathered(mesh: Mesh, x: jax.Array, spec: P) -> jax.Array:
+    """Gather a shard over the shard axis; its part over `tensor` stays apart."""
+    shard = shard_axis(mesh.shape)
+    if (dim := sharded_dim(spec, shard)) is None:
+        return x
+    whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
+    over_tensor = only({TENSOR}, spec)
+    if sharded_dim(spec, TENSOR) is not None:
+        whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
+    return whole(x)
+
+
+def gathering_again(policy: Callable[..., bool] | None) -> Callable[..., bool]:
+    """Keep for the backward pass what the policy keeps, but no gathered parameters."""
+
+    def saveable(primitive, *args, **params) -> bool:
+        keeps = policy is None or policy(primitive, *args, **params)
+        return keeps and primitive.name != "all_gather"
+
+    return saveable
 
 
 def layout_program(
