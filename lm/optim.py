@@ -89,40 +89,41 @@ DECAY_RATE = {"at_least": 0, "below": 1}
 
 @dataclass
 class OptimConfig:
-    # the optimizer
+    # optimizer
     name: str = field(default="adamw", metadata={"choices": (*OPTIMIZERS, *MAXIMIZERS)})
-    learning_rate: float = field(default=1e-3, metadata={"above": 0})  # the peak
-    # first-moment decay; the momentum of "momentum"
+    # highest learning rate, reached at the end of the warm-up
+    learning_rate: float = field(default=1e-3, metadata={"above": 0})
+    # decay rate of the mean of past gradients, per update; for name=momentum, the momentum
     b1: float = field(
         default=0.9, metadata=DECAY_RATE | {"only": {"optim.name": FIRST_MOMENT}}
     )
-    # second-moment decay
+    # decay rate of the mean of past squared gradients, per update
     b2: float = field(
         default=0.95, metadata=DECAY_RATE | {"only": {"optim.name": SECOND_MOMENT}}
     )
-    # added to the root of the second moment
+    # added to the root of the squared gradients, so that nothing is divided by 0
     eps: float = field(
         default=1e-8, metadata={"above": 0, "only": {"optim.name": WITH_EPS}}
     )
-    # of the momentum
+    # use Nesterov's momentum
     nesterov: bool = field(default=False, metadata={"only": {"optim.name": ("momentum",)}})
-    # L2 for sgd, momentum, adagrad, rmsprop and adam; decoupled for the others
+    # weight decay: L2 for sgd, momentum, adagrad, rmsprop and adam, decoupled for others
     weight_decay: float = field(default=0.1, metadata=NOT_NEGATIVE | {"only": DECAYED})
-    # matrices: two dims and more; hidden: those inside layers
+    # which parameters decay; matrices: two or more dims; hidden: matrices inside layers
     decay_mask: str = field(
         default="matrices", metadata={"choices": DECAY_MASKS, "only": DECAYED}
     )
-    # of the learning rate, after the warm-up
+    # how the learning rate changes after the warm-up
     schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
-    # linear from 0, for every schedule
+    # updates in which the learning rate rises linearly to learning_rate; 0: no warm-up
     warmup_steps: int = field(default=0, metadata=NOT_NEGATIVE)
-    # where the schedule ends; 0: the steps of the run
+    # update at which the schedule reaches its final rate; 0: the last one of the run
     decay_steps: int = field(default=0, metadata=NOT_NEGATIVE | {"only": ENDING})
-    # of the peak, at the end; plateau's floor
+    # final learning rate as a share of learning_rate; plateau: the lowest rate
     final_fraction: float = field(default=0.1, metadata=SHARE | {"only": FALLING})
-    # multiply by decay_rate this often, in steps
+    # updates between two falls by decay_rate; exponential: the fall is spread over them
     decay_every: int = field(default=100, metadata={"at_least": 1, "only": STAIRS})
-    # by what the rate is multiplied
+    # factor of each fall of the learning rate
     decay_rate: float = field(
         default=0.5,
         metadata={
@@ -131,21 +132,24 @@ class OptimConfig:
             "only": {"optim.schedule": ("step", "exponential", "plateau")},
         },
     )
-    # the share of steps that decays
+    # share of the updates after the warm-up in which the learning rate falls, at the end
     cooldown_fraction: float = field(
         default=0.2, metadata=SHARE | {"only": {"optim.schedule": ("wsd",)}}
     )
-    # windows without gain before the rate falls
+    # number of windows without a lower loss that the learning rate waits before it falls
     patience: int = field(default=5, metadata={"at_least": 1, "only": PLATEAU})
-    # steps whose training loss is averaged
+    # steps in a window; the training loss is averaged over them
     window: int = field(default=50, metadata={"at_least": 1, "only": PLATEAU})
-    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)  # global norm; 0: off
-    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)  # each element; 0: off
-    # relative to each unit's parameter norm; 0: off
+    # largest norm of the whole gradient; a longer one is scaled down to it; 0: off
+    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)
+    # largest magnitude of each element of the gradient; 0: off
+    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)
+    # largest norm of each unit's gradient, as a multiple of its parameters' norm; 0: off
     clip_adaptive: float = field(default=0.0, metadata=NOT_NEGATIVE)
-    # 0 (each batch by itself) to 1 (remembers all)
+    # update k moves the counts by a share k^-forgetting to those of its batch; 0: all the
+    # way; 1: to the mean of all batches
     forgetting: float = field(default=0.0, metadata=SHARE | {"only": COUNTED})
-    # pseudo-counts of each entry, per token
+    # added to each expected count, per token of the batch
     smoothing: float = field(default=1e-8, metadata=NOT_NEGATIVE | {"only": COUNTED})
 
     def validate(self, steps: int) -> None:

@@ -25,12 +25,12 @@ HALF = {"precision.compute": ("float16",)}  # has few exponents: its loss is sca
 
 @dataclass
 class PrecisionConfig:
-    # of products and activations; parameters are float32
+    # type of matrix products and activations; parameters stay float32
     compute: str = field(default="float32", metadata={"choices": tuple(DTYPES)})
-    # The scale multiplies the loss *sum*, so it is small beside the usual 2**15 of a mean:
-    # a step of 2**12 tokens at 2**6 is a mean scaled by 2**18.
+    # initial scale of the loss, which is a sum over tokens; 64 at 4,096 tokens in a step is
+    # like 262,144 for a mean loss
     loss_scale: float = field(default=64.0, metadata={"above": 0, "only": HALF})
-    # finite steps before the scale doubles
+    # steps in a row without an overflow after which the loss scale doubles
     growth_interval: int = field(default=1000, metadata={"at_least": 1, "only": HALF})
 
 

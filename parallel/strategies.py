@@ -179,20 +179,22 @@ class ParallelConfig:
     strategy: str = field(
         default="jit", metadata={"choices": tuple(STRATEGIES), "decides": False}
     )
-    # the data-parallel degree, in devices; -1: all
+    # number of replicas that share the batch; -1: as many as the devices allow
     data: int = field(default=-1, metadata=DEGREE)
-    # groups of `data` replicas, joined by links slower than those inside
+    # number of groups of `data` replicas; slower links join the groups; -1: the rest
     slice: int = field(default=1, metadata=DEGREE)
-    # the degree that shards the state, for `data` replicas of it; -1: rest
+    # devices that share the state of one replica (hsdp, hybrid); -1: the rest
     fsdp: int = field(default=1, metadata=DEGREE)
-    tensor: int = field(default=1, metadata=DEGREE)  # that splits single layers; -1: rest
-    stage: int = field(default=1, metadata=DEGREE)  # the stages of a pipeline
-    # the parts of the layers that each stage has
+    # devices that share each layer (tensor, hybrid); -1: the rest
+    tensor: int = field(default=1, metadata=DEGREE)
+    # stages of the pipeline, in devices; -1: the rest
+    stage: int = field(default=1, metadata=DEGREE)
+    # chunks of layers on each stage of the pipeline
     chunks: int = field(
         default=2,
         metadata={"at_least": 1, "only": where(interleaves=True), "decides": False},
     )
-    # microbatches that a device's rows are taken in
+    # microbatches that a device splits its rows into, to save memory; gradients add up
     accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
     exchange: ExchangeConfig = field(
         default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}

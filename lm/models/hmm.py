@@ -29,8 +29,9 @@ TRAINING = ("em", "gradient")
 
 @dataclass
 class HmmConfig:
-    num_states: int = field(default=128, metadata={"at_least": 1})  # S
-    # em: gradients are minus expected counts
+    # S, hidden states
+    num_states: int = field(default=128, metadata={"at_least": 1})
+    # em: expectation maximisation, with optim.name=baum_welch; gradient: descent
     training: str = field(default="em", metadata={"choices": TRAINING})
 
     reads: ClassVar[str] = "documents"

@@ -48,25 +48,26 @@ NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 @dataclass
 class RecurrentConfig:
-    # the recurrence
+    # kind of recurrent cell
     cell: str = field(default="lstm", metadata={"choices": tuple(CELLS)})
-    # D, of the embedding and of each state
+    # D, elements in an embedding and in a state
     width: int = field(default=256, metadata={"at_least": 1})
-    # each reads the states of the one before
+    # number of layers; each reads the states of the layer below
     num_layers: int = field(default=2, metadata={"at_least": 1, "at_most": 10_000})
-    # of the plain RNN
+    # activation function of the plain RNN
     activation: str = field(
         default="tanh",
         metadata={"choices": tuple(ACTIVATIONS), "only": {"model.cell": ("rnn",)}},
     )
-    # of each gate
+    # initialiser of each gate's matrices
     init: str = field(default="orthogonal", metadata={"choices": tuple(INITIALIZERS)})
-    # steps after which gradients stop; it divides seq_len; 0: none
+    # tokens that a gradient goes back at most; must divide seq_len; 0: no limit
     truncate: int = field(default=0, metadata={"at_least": 0})
-    tied: bool = True  # the head is the transposed embedding
-    # between layers, not between steps (Zaremba et al. 2014)
+    # use the embedding, transposed, as the head
+    tied: bool = True
+    # share of elements that dropout zeroes between layers, not between time steps
     dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
-    # positions whose logits exist at once; 0: all
+    # positions of a row whose logits exist at once, which saves memory; 0: all
     loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
 
     reads: ClassVar[str] = "documents"

@@ -41,14 +41,15 @@ DGC = {"parallel.exchange.codec": ("dgc",)}
 
 @dataclass
 class ExchangeConfig:
-    # auto: psum, or what the codec travels by
+    # how the sum travels between devices; auto: psum, or what the codec needs
     algorithm: str = field(
         default="auto",
         metadata={"choices": ("auto", *ALGORITHMS), "decides": False},
     )
-    # how a gradient is written in fewer bytes
+    # how a gradient is compressed; none: it is sent as float32
     codec: str = field(default="none", metadata={"choices": ("none", *CODECS)})
-    # on: what the codec lost goes with the next gradient
+    # on: what the codec lost is added to the next gradient; auto: on, but not for dgc and
+    # ternary
     error_feedback: str = field(
         default="auto",
         metadata={
@@ -56,25 +57,26 @@ class ExchangeConfig:
             "only": {"parallel.exchange.codec": tuple(CODECS)},
         },
     )
-    # elements that share a scale; 0: the codec's own number
+    # elements that share one scale; 0: the codec's own number
     block: int = field(default=0, metadata={"at_least": 0, "only": BLOCKS})
-    # the share of elements sent
+    # share of the gradient's elements that is sent
     keep: float = field(default=0.01, metadata={"above": 0, "at_most": 1, "only": SPARSE})
-    # of the two thin factors of a matrix
+    # rank of the two factors that stand for a matrix
     rank: int = field(
         default=4,
         metadata={"at_least": 1, "only": {"parallel.exchange.codec": ("power_sgd",)}},
     )
-    # of DGC's momentum correction
+    # momentum that DGC applies before it chooses what to send
     momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
-    # until `keep` is reached
+    # steps in which the share that is sent falls from 0.25 to keep
     warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
-    # exchange the leaves in buckets of this size; 0: all at once
+    # bytes of gradients that are exchanged together; 0: all of them
     bucket_bytes: int = field(default=0, metadata={"at_least": 0})
-    every: int = field(default=0, metadata={"at_least": 0})  # microbatches; 0: once a step
-    # steps by which the gradient that is used is late
+    # microbatches between exchanges; 0: one exchange a step
+    every: int = field(default=0, metadata={"at_least": 0})
+    # steps between the computation of a gradient and its use
     delay: int = field(default=0, metadata={"at_least": 0})
-    # DC-ASGD's lambda, which corrects a delay
+    # lambda of DC-ASGD, which corrects a late gradient; 0: no correction
     compensation: float = field(default=0.0, metadata={"at_least": 0})
 
     @property

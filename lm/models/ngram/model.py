@@ -39,11 +39,11 @@ MAX_ORDER = 5
 
 @dataclass
 class NgramConfig:
-    # n: a token is predicted from the n - 1 before it
+    # n; a token is predicted from the n - 1 tokens before it
     order: int = field(default=3, metadata={"at_least": 1, "at_most": MAX_ORDER})
-    # kneser_ney: modified and interpolated
+    # how rare n-grams get a probability; kneser_ney: modified and interpolated
     smoothing: str = field(default="kneser_ney", metadata={"choices": SMOOTHINGS})
-    # what is added to each count
+    # added to each count
     k: float = field(
         default=0.01, metadata={"above": 0, "only": {"model.smoothing": ("add_k",)}}
     )

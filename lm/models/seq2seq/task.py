@@ -46,24 +46,26 @@ KINDS = ("transformer", "recurrent")
 
 @dataclass
 class Seq2SeqConfig:
-    # of encoder and decoder
+    # kind of encoder and decoder
     kind: str = field(default="transformer", metadata={"choices": KINDS})
-    width: int = field(default=256, metadata={"at_least": 1})  # D
-    # of the encoder, and as many of the decoder
+    # D, elements in the vector of a token
+    width: int = field(default=256, metadata={"at_least": 1})
+    # layers of the encoder; the decoder has as many
     num_layers: int = field(default=3, metadata={"at_least": 1, "at_most": 10_000})
-    # N; the head width is width / num_heads
+    # N, attention heads in a layer; each is width / num_heads wide
     num_heads: int = field(
         default=4, metadata={"at_least": 1, "only": {"model.kind": ("transformer",)}}
     )
-    # the recurrence
+    # kind of recurrent cell
     cell: str = field(
         default="lstm",
         metadata={"choices": tuple(CELLS), "only": {"model.kind": ("recurrent",)}},
     )
-    tied: bool = True  # the head is the transposed embedding, common to both sides
-    # as in the decoder-only models
+    # use the embedding, which source and target share, transposed as the head
+    tied: bool = True
+    # share of elements that dropout zeroes, as in the models without an encoder
     dropout: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
-    # share of each label that is spread over the vocabulary
+    # share of each label's probability that is spread evenly over the vocabulary
     label_smoothing: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
 
     reads: ClassVar[str] = "pairs"

@@ -26,42 +26,48 @@ ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
 
 @dataclass
 class TransformerConfig:
-    width: int = field(default=256, metadata={"at_least": 1})  # D
-    # blocks of attention and MLP
+    # D, elements in the vector of a token
+    width: int = field(default=256, metadata={"at_least": 1})
+    # number of blocks; each has attention and an MLP
     num_layers: int = field(default=4, metadata={"at_least": 1, "at_most": 10_000})
-    # N; the head width is width / num_heads
+    # N, attention heads in a block; each is width / num_heads wide
     num_heads: int = field(default=4, metadata={"at_least": 1})
-    # G, grouped-query attention; 0: as many as heads
+    # G, key/value heads, each shared by num_heads / G heads; 0: as many as heads
     num_kv_heads: int = field(default=0, metadata={"at_least": 0})
-    # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
+    # F, width inside the MLP; 0: 4 D, or for swiglu 8/3 D rounded up to a multiple of 32
     mlp_width: int = field(default=0, metadata={"at_least": 0})
-    # of the MLP; swiglu has a gate
+    # activation function of the MLP; swiglu has a gate
     activation: str = field(default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu")})
-    # before attention, before the MLP and before the head
+    # norm before attention, before the MLP and before the head
     norm: str = field(default="layernorm", metadata={"choices": NORMS})
-    residual: bool = True  # add what a sublayer takes in to what it gives
-    # learned: a table as long as a row; rotary: any length
+    # add the input of attention and of the MLP to its output
+    residual: bool = True
+    # how positions enter; learned: a table of seq_len rows; rotary: rotated queries, keys
     positions: str = field(default="learned", metadata={"choices": POSITIONS})
-    # the longest wavelength over 2 pi, in tokens
+    # base of the rotary frequencies; the longest wavelength is about 2 pi base tokens
     rotary_base: float = field(
         default=10_000.0, metadata={"above": 0, "only": {"model.positions": ("rotary",)}}
     )
-    tied: bool = True  # the head is the transposed embedding
-    bias: bool = True  # of the linear layers
-    # of what attention and MLP add to the residual stream
+    # use the embedding, transposed, as the head
+    tied: bool = True
+    # give linear layers and LayerNorm a bias
+    bias: bool = True
+    # share of elements that dropout zeroes in the outputs of attention, MLP and embedding
     dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
-    # gpt2: 0.02, residual scaled by depth; naive: 0.01
+    # initialiser of matrices; gpt2: standard deviation 0.02, less for those whose product
+    # is added to the residual stream; naive: 0.01
     init: str = field(default="gpt2", metadata={"choices": ("gpt2", *INITIALIZERS)})
-    # what the backward pass recomputes
+    # what is recomputed to save memory; full: each block; dots: all but matrix products
     remat: str = field(
         default="none", metadata={"choices": tuple(SAVEABLE), "decides": False}
     )
-    scan_layers: bool = False  # stack the layers, compile one, loop over it
-    # the kernel; auto: by platform
+    # stack the layers' parameters and compile one layer that runs in a loop
+    scan_layers: bool = False
+    # attention kernel; auto: the platform's own
     attention: str = field(
         default="auto", metadata={"choices": ATTENTION, "decides": False}
     )
-    # positions whose logits exist at once; 0: all
+    # positions of a row whose logits exist at once, which saves memory; 0: all
     loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
 
     reads: ClassVar[str] = "documents"
