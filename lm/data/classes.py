@@ -1,8 +1,8 @@
-"""What kind of token a piece of Python source is, by Python's own tokenizer.
+"""Classes of the tokens in Python source, found by Python's own tokenizer.
 
-A token of the vocabulary takes the class of the first character in it that is not white
-space; one of white space alone is `space`. Texts that are no Python (templates, syntax of
-other versions) are `other` from where the tokenizer gives up.
+A token of the vocabulary has the class of its first character that is not white space. A
+token of nothing but white space has the class `space`. Where Python's tokenizer gives up (a
+template, the syntax of another version), the rest of the text is `other`.
 """
 
 import io
@@ -46,7 +46,7 @@ def character_classes(text: str) -> np.ndarray:
             first, last = starts[row - 1] + column, starts[end_row - 1] + end_column
             found[first:last] = CLASSES.index(kind)
     except (tokenize.TokenError, SyntaxError):
-        pass  # what was found until then stays
+        pass  # keep the classes that were found so far
     return found
 
 
@@ -62,7 +62,7 @@ def token_classes(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def usual_classes(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32[vocabulary], the class that each token most often has in the texts."""
+    """Return int32[vocabulary], the class that each token has most often in the texts."""
     counts = np.zeros((tokenizer.get_vocab_size(), len(CLASSES)), np.int64)
     for text in texts:
         ids = tokenizer.encode(text).ids

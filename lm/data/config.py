@@ -9,7 +9,7 @@ PAIR_SOURCES = ("docstring", "gettext", "parallel")  # of a source and a target 
 SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
 
 
-# Sources, by what is read of the config.
+# Sources, by the fields that have an effect on them.
 TFDS = {"data.source": ("tfds",)}
 NAMED = {"data.source": ("tfds", "gettext")}
 FILES = {"data.source": ("text", "jsonl")}
@@ -17,7 +17,7 @@ PATHS = {"data.source": ("text", "jsonl", "parallel")}
 SHARED = {"data.source": ("text", "jsonl", "gettext", "parallel")}
 PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": tuple(x for x in SOURCES if x not in PAIR_SOURCES)}
-# Where files lie decides nothing: the fingerprint tells whether the text is the same.
+# The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
 
 
