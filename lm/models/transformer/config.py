@@ -1,4 +1,4 @@
-"""The choices that make a transformer, and what is wrong with some of them."""
+"""The config of a transformer, and its checks."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,7 +12,7 @@ from lm.task import Task
 
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rotary")
-RESIDUAL = "residual"  # the checkpoint name of the stream between blocks
+RESIDUAL = "residual"  # the name of the stream between blocks, for jax.checkpoint
 DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 SAVEABLE = {  # what the backward pass may keep; None: everything
     "none": None,
@@ -82,12 +82,11 @@ class TransformerConfig:
         return -(-8 * self.width // 96) * 32 if gated else 4 * self.width
 
     def tensor_dims(self, vocab_size: int) -> tuple[tuple[str, int, int, str], ...]:
-        """Say how each layer is split over devices (Shoeybi et al. 2019, Megatron-LM, 3).
+        """Return Task.tensor_dims, after Megatron-LM (Shoeybi et al. 2019, 3).
 
-        (pattern of the parameter's path, its dim from the last, the number of parts that it
-        may be cut into, the name of that number). What reads the residual stream is split
-        by output, what writes to it by input, the vocabulary by token. With fewer key/value
-        heads than devices each device has them all.
+        Matrices that read the residual stream are split by output, matrices that write to
+        it by input, and the vocabulary by token. If there are fewer key/value heads than
+        devices, each device has all of them.
         """
         heads, hidden = self.num_heads, self.hidden_width
         reads, writes = r"/(kernel|bias)$", r"/kernel$"
@@ -130,7 +129,7 @@ class TransformerConfig:
         )
 
     def task(self, setting: Setting) -> Task:
-        # Imported where used: modules of layers import this config.
+        # Imported here, because the modules of the layers import this config.
         from lm.models.transformer.model import transformer_task
 
         return transformer_task(self, setting)
