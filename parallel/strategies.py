@@ -1,4 +1,7 @@
-"""The table of strategies: all that is known of each, and the config that picks one."""
+"""The table of strategies, and the config that chooses one.
+
+To add a strategy, write a constructor of a Program and enter a row in STRATEGIES.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,24 +29,28 @@ from parallel.program import AXIS, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, zero_program
 
+# Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
 REDUCED = {"all-reduce"}
 
 
 class Strategy(NamedTuple):
-    """A row of the table. Nothing elsewhere asks for a strategy's name."""
+    """A row of the table: all that is known of a strategy.
+
+    No other code asks for the name of a strategy.
+    """
 
     program: Callable[[Learner, Mesh, "ParallelConfig"], Program]
-    # The bytes that one device sends in a step; None where there is no closed form. The
-    # parameters are shapes, and the cut is None where the task is not cut.
+    # The bytes that one device sends in a step; None if there is no closed form. The
+    # parameters are shapes; the cut is None if the task is not cut into stages.
     sent_bytes: Callable[["ParallelConfig", Params, Mesh, Cut | None], float | None]
-    # The kinds of collectives that may carry more than metrics.
+    # The kinds of collectives that carry more than metrics in the compiled step.
     kinds: Callable[["ParallelConfig"], set[str]]
-    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the slowest links first
-    exchanges: bool = False  # what crosses goes through an Exchange
+    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the axis with the slowest links first
+    exchanges: bool = False  # gradients or moves cross devices through an Exchange
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
-    traces: bool = True  # the whole gradient and all activations meet in one step
-    counts: bool = False  # can count tuples instead (parallel/counting)
+    traces: bool = True  # a step sees the whole gradient and the outputs of all layers
+    counts: bool = False  # can also count tuples (parallel/counting)
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
@@ -164,7 +171,7 @@ DEGREE = {"at_least": -1, "decides": False}
 
 
 def where(**wanted: bool) -> dict[str, tuple[str, ...]]:
-    """Return the metadata `only`: the strategies whose rows have these values."""
+    """Return the metadata `only` for the strategies whose rows have these values."""
     names = tuple(
         name
         for name, row in STRATEGIES.items()
@@ -208,7 +215,7 @@ class ParallelConfig:
         return STRATEGIES[self.strategy]
 
     def mesh(self) -> Mesh:
-        """Make the mesh of the strategy's axes; ValueError if the devices do not fit."""
+        """Make the mesh of the strategy; ValueError if the devices do not fit."""
         axes = self.row.axes
         for axis in sorted(ALL_AXES - set(axes)):
             if getattr(self, axis) not in (1, -1):
@@ -224,7 +231,7 @@ class ParallelConfig:
         )
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
-        """Check against the global batch size, in rows, and the mesh."""
+        """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
         if self.row.exchanges:
             self.exchange.validate(mesh, self.accumulation)
         self.row.check(self, mesh)
@@ -242,12 +249,12 @@ class ParallelConfig:
             )
 
     def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:
-        """Check that a pipeline can cut this many layers; None: the model has none."""
+        """Raise ValueError if a pipeline cannot cut this many layers; None: no layers."""
         if STAGE in mesh.shape:
             check_cut(num_layers, mesh.shape[STAGE], self.num_chunks(mesh))
 
     def num_chunks(self, mesh: Mesh) -> int:
-        """Return the chunks of each stage; one stage alone has nothing to interleave."""
+        """Return the chunks of each stage; a single stage has nothing to interleave."""
         return self.chunks if self.row.interleaves and mesh.shape[STAGE] > 1 else 1
 
 

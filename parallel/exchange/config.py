@@ -1,4 +1,4 @@
-"""The config of an exchange, its checks, and `build_exchange`, which makes it."""
+"""The config of an exchange, and `build_exchange`, which makes the exchange."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "power_sgd": lambda c: power_sgd(c.rank),
 }
 
-# Codecs, by what is read of their config.
+# Codecs, by the fields that have an effect on them.
 BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "ternary", "sign")}
 SPARSE = {"parallel.exchange.codec": ("top_k", "random_k", "dgc")}
 DGC = {"parallel.exchange.codec": ("dgc",)}
@@ -81,7 +81,7 @@ class ExchangeConfig:
 
     @property
     def exact(self) -> bool:
-        """Whether the result is the mean of this step's gradients, up to rounding."""
+        """Whether the result is the mean gradient of this step, up to rounding."""
         return self.codec == "none" and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:
@@ -106,7 +106,7 @@ class ExchangeConfig:
             )
 
     def check_journey(self) -> None:
-        """Check that the codec can be made, and can travel by the algorithm."""
+        """Raise ValueError if the codec cannot be made, or cannot use the algorithm."""
         try:
             able = CODECS[self.codec](self).algorithms
         except ValueError as error:
@@ -119,9 +119,10 @@ class ExchangeConfig:
             )
 
 
-# Under error_feedback=auto these have none. dgc keeps by itself what it does not send.
-# ternary's rounding is unbiased, but can err by more than the gradient is long: fed back,
-# such errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
+# With error_feedback=auto these codecs have no error feedback. dgc itself keeps what it
+# does not send. The rounding of ternary has no bias, but its error can be longer than the
+# gradient. Such errors would grow if they were fed back (Karimireddy et al. 2019, 4, ask
+# for a contraction).
 WITHOUT_FEEDBACK = ("dgc", "ternary")
 
 
