@@ -1,4 +1,4 @@
-"""The typed config of one experiment; config files return an instance of it."""
+"""The typed config of one experiment; each config file returns an instance of it."""
 
 from dataclasses import dataclass, field
 
@@ -63,7 +63,7 @@ class Experiment:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def validate(self) -> None:
-        """Check every field by itself, then what needs more than one; ValueError."""
+        """Raise ValueError for a wrong field, or for fields that do not fit together."""
         if type(self.model) not in FAMILIES.values():
             names = ", ".join(cls.__name__ for cls in FAMILIES.values())
             raise ValueError(
