@@ -38,7 +38,7 @@ class Beam:
 class Search(NamedTuple):
     """The state of the search after some steps; the best text of a row comes first."""
 
-    cache: Any  # of B x K rows
+    cache: Any  # has B x K rows
     logits_BKV: jax.Array
     log_p_BK: jax.Array
     tokens_BKN: jax.Array

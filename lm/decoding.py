@@ -120,8 +120,9 @@ def check_inputs(
     if not prompts or not all(prompts):
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         raise ValueError(
-            f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
-            "least one (the end-of-text mark begins a text)"
+            f"{len(prompts)} prompts were given, and those numbered {empty} have no token; "
+            "give at least one prompt, and each one a token (the end-of-text mark begins a "
+            "text)"
         )
     if min(limits) < 1:
         raise ValueError(f"num_new is {min(limits)}; it must be at least 1")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOP_K = 5
-NUM_BINS = 15  # of the calibration error, as Guo et al. 2017
+NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 
 
 def prediction_sums(
@@ -68,8 +68,8 @@ def prediction_sums(
 def ranks(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     """Return the rank of each label, from 0, with the likeliest token first.
 
-    Of equal logits, the token with the lower number comes first, as in argmax. So a model
-    whose logits are all equal has TOP_K of V tokens among the best TOP_K, not all of them.
+    If logits are equal, the token with the lower number comes first, as in argmax. So if
+    all logits are equal, only TOP_K of the V labels have a rank below TOP_K.
     """
     label_logits_BT1 = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)
     earlier_BTV = jnp.arange(logits_BTV.shape[-1]) < labels_BT[..., None]

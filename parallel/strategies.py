@@ -245,7 +245,8 @@ class ParallelConfig:
         if batch_size % (degree * self.accumulation):
             raise ValueError(
                 f"data.batch_size {batch_size} is not divisible by data degree {degree}"
-                f" x accumulation {self.accumulation} = {degree * self.accumulation}"
+                f" x accumulation {self.accumulation} = {degree * self.accumulation}; "
+                "change one of them"
             )
 
     def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:

@@ -1,11 +1,11 @@
-"""What data a run learns from, and how it is cut into rows."""
+"""The config of the data: where texts come from, and how they are cut into rows."""
 
 from dataclasses import dataclass, field
 
 from lm.data.rows.packing import PACKINGS
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
-PAIR_SOURCES = ("docstring", "gettext", "parallel")  # of a source and a target text
+PAIR_SOURCES = ("docstring", "gettext", "parallel")  # they give source and target texts
 SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
 
 
@@ -77,8 +77,8 @@ class DataConfig:
         self.validate_vocab_size()
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
-                f"data.source_len is {self.source_len}; of data.seq_len {self.seq_len} "
-                "tokens it must leave at least 2 to the source and 2 to the target"
+                f"data.source_len is {self.source_len}; it must be at least 2, and leave "
+                f"at least 2 of data.seq_len {self.seq_len} for the target"
             )
 
     def validate_vocab_size(self) -> None:

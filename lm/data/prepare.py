@@ -112,7 +112,7 @@ def fill_cache(
 ) -> None:
     """Make rows in a folder beside `folder`, then rename it; a failure leaves nothing."""
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
     try:
         partial.mkdir()
         make_rows(config, corpus, partial, fingerprint)

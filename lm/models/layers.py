@@ -88,7 +88,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }
-INITIALIZERS = {  # of a matrix [I, O] that sums over its inputs
+INITIALIZERS = {  # for a matrix [I, O] that sums over its inputs
     "naive": nnx.initializers.normal(0.01),  # ignores the width
     "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010
     "he": nnx.initializers.he_normal(),  # He et al. 2015

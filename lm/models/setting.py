@@ -26,7 +26,7 @@ import jax.numpy as jnp
 class Setting(NamedTuple):
     """What a model is made for: all that it needs to know besides its own config."""
 
-    vocab_size: int  # of the tokenizer that was learnt, which may be less than asked for
+    vocab_size: int  # tokens of the tokenizer, perhaps fewer than data.vocab_size
     seq_len: int  # T, tokens in a row that the model reads; with pairs, both texts together
     source_len: int = 0  # pairs: the part of seq_len that is reserved for the source
     compute: jnp.dtype = jnp.float32  # the type of matrix products
@@ -36,4 +36,7 @@ class Setting(NamedTuple):
 def check_chunk(name: str, size: int, setting: Setting) -> None:
     """Raise ValueError if a row cannot be cut into chunks of this size; 0: no chunks."""
     if size and setting.seq_len % size:
-        raise ValueError(f"{name} {size} does not divide data.seq_len {setting.seq_len}")
+        raise ValueError(
+            f"{name} {size} does not divide data.seq_len {setting.seq_len}; change one of "
+            "them"
+        )

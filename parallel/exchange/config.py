@@ -88,13 +88,13 @@ class ExchangeConfig:
         """Check what needs more than one field; ValueError."""
         if self.compensation and not self.delay:
             raise ValueError(
-                f"parallel.exchange.compensation {self.compensation} corrects a delay, and "
-                "parallel.exchange.delay is 0; set one of them"
+                f"parallel.exchange.compensation {self.compensation} corrects a delay, but "
+                "parallel.exchange.delay is 0; set a delay, or unset the compensation"
             )
         if self.every and accumulation % self.every:
             raise ValueError(
                 f"parallel.exchange.every {self.every} does not divide "
-                f"parallel.accumulation {accumulation}"
+                f"parallel.accumulation {accumulation}; change one of them"
             )
         if self.codec != "none":
             self.check_journey()

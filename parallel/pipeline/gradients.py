@@ -23,7 +23,7 @@ from parallel.pipeline.schedules import Schedule, Tables
 from parallel.pipeline.stacking import STACK, outer_of
 from parallel.program import STAGE, Batch, Key, Learner, Metrics, Params, split_rows
 
-Carry = Any  # what goes from layer to layer
+Carry = Any  # the output of a layer and the input of the next
 Totals = Any  # ((gradients of outer, of layers), sums of the loss)
 
 

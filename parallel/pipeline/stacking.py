@@ -33,7 +33,7 @@ from parallel.program import STAGE, Key, Learner, Params, TrainState
 LAYERS, STACK = "layers", "scanned_layers"
 OUTSIDE, EACH = "outside_layers", "each_layer"
 
-Path = tuple  # of the keys of jax.tree_util
+Path = tuple  # keys of jax.tree_util
 
 
 class Stacking(NamedTuple):

@@ -111,13 +111,13 @@ class TransformerConfig:
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_kv_heads {self.num_kv_heads} does not divide "
-                f"model.num_heads {self.num_heads}"
+                f"model.num_heads {self.num_heads}; change one of them"
             )
         if self.positions == "rotary" and (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.positions=rotary needs an even head width, not "
-                f"{self.width // self.num_heads} (width {self.width} / "
-                f"{self.num_heads} heads)"
+                f"{self.width // self.num_heads} (model.width {self.width} / "
+                f"model.num_heads {self.num_heads}); change one of them"
             )
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
         choose_kernel(
