@@ -73,6 +73,7 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def set_field(config: Any, name: str, value: Any) -> None:
+    """Set one field in place; ValueError for an unknown name."""
     known = flatten(config)
     if name not in known:
         raise ValueError(f"config has no field {name!r}{nearest(name, known)}")
@@ -205,6 +206,7 @@ def deciding(config: Any) -> set[str]:
 
 
 def is_in(name: str, config: str) -> bool:
+    """Tell whether a name is that of a config or of a field inside it."""
     return name == config or name.startswith(config + ".")
 
 

@@ -58,6 +58,8 @@ class Strategy(NamedTuple):
 def replicas(
     constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,)
 ) -> Strategy:
+    """Return the row of a strategy in which replicas exchange gradients in each step."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         return constructor(
             learner,
@@ -79,6 +81,8 @@ def replicas(
 
 
 def local(name: str) -> Strategy:
+    """Return the row of a strategy whose replicas meet once in many steps."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         exchange = build_exchange(config.exchange, mesh)
         plan = PLANS[name](config.local)
@@ -107,6 +111,7 @@ def sharded(
     axes: tuple[str, ...] = (AXIS,),
     counts: bool = False,
 ) -> Strategy:
+    """Return the row of a strategy that splits the state by a Layout."""
     return Strategy(
         lambda learner, mesh, config: constructor(
             learner, mesh, config.accumulation, layout
@@ -119,6 +124,8 @@ def sharded(
 
 
 def pipeline(name: str, interleaves: bool = False) -> Strategy:
+    """Return the row of a pipeline with the schedule `name`."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         chunks = config.num_chunks(mesh)
         return pipeline_program(learner, mesh, config.accumulation, name, chunks)
@@ -260,5 +267,6 @@ class ParallelConfig:
 
 
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
+    """Make the Program of the strategy; ValueError if the mesh cannot split the layers."""
     validate_tensor_dims(learner.tensor_dims, mesh.shape.get(TENSOR, 1))
     return config.row.program(learner, mesh, config)

@@ -32,6 +32,7 @@ EVAL_ROWS = 256  # rows in each evaluation during a run
 
 
 def each(key: str, *values: Any) -> list[Member]:
+    """Return a member for each value of a key."""
     return [{key: value} for value in values]
 
 

@@ -134,6 +134,7 @@ def make_rows(
     folder: pathlib.Path,
     fingerprint: str,
 ) -> None:
+    """Write the tokenizer, the rows of all splits and meta.json into `folder`."""
     logging.info("preparing %s", json.dumps(corpus.identity)[:200])
     if isinstance(corpus, PairCorpus):
         texts, rows = pair_splits(corpus, config.source_len, config.seq_len)

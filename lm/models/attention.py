@@ -197,6 +197,8 @@ def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
     q_BGRTK = heads_first(q_BTNK, num_kv_heads) * width**-0.5
     k_BGSK = heads_first(k_BTGK, num_kv_heads)[:, :, 0]
     v_BGSK = heads_first(v_BTGK, num_kv_heads)[:, :, 0]
+    # For each block: scores, softmax, and the mean of the values. The largest score is
+    # subtracted first, so that no exponential overflows.
     ys, logs = [], []
     for start, end in query_blocks(q_BTNK.shape[1]):
         s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
@@ -217,6 +219,8 @@ def backward(saved, dy_BTNK: jax.Array):
     batch, num_kv_heads, _, time, width = q_BGRTK.shape
     dtype = dy_BTNK.dtype
     dy_BGRTK = heads_first(dy_BTNK, num_kv_heads)
+    # The gradient of a softmax p is p * (dp - sum(p * dp)). That sum over keys equals the
+    # sum of dy * y over the head width, which needs no probabilities.
     dot_BTN1 = jnp.sum(
         dy_BTNK.astype(jnp.float32) * y_BTNK.astype(jnp.float32), -1, keepdims=True
     )
@@ -230,7 +234,7 @@ def backward(saved, dy_BTNK: jax.Array):
         block = slice(start, end)
         q, dy = q_BGRTK[:, :, :, block], dy_BGRTK[:, :, :, block]
         s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
-        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)
+        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)  # the probabilities again
         dp_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", dy, v_BGSK[:, :, :end])
         ds_BGRTS = p_BGRTS * (dp_BGRTS - dot_BGRT1[:, :, :, block])
         dqs.append(jnp.einsum("bgrts,bgsk->bgrtk", ds_BGRTS, k_BGSK[:, :, :end]))

@@ -79,6 +79,8 @@ def recur(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1) ->
 
 
 def forward(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1):
+    # The weights are constants of this function, so the scan of its backward pass does not
+    # add up their gradient.
     def run(carry, inputs_TBG, more_TBG):
         arrays = carry, inputs_TBG, more_TBG, cut_T, first_TB1
         return scan(step, kernel_DG, bias_G, *arrays)
@@ -91,6 +93,7 @@ def forward(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1):
 def backward(step: Step, saved, d_carries):
     pull, bias_G, start_BD, h_TBD, first_TB1 = saved
     d_carry, d_inputs_TBG, d_states_TBG = pull(d_carries)
+    # The states that the weights were multiplied with: those before each step.
     before_TBD = jnp.concatenate([start_BD[None], h_TBD[:-1]])
     if first_TB1 is not None:
         before_TBD = jnp.where(first_TB1, 0, before_TBD)

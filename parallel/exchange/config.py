@@ -127,6 +127,7 @@ WITHOUT_FEEDBACK = ("dgc", "ternary")
 
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
+    """Make the exchange: an algorithm or a codec, then buckets, delay and guard."""
     c, axes = config, batch_axes(mesh)
     algorithm = "psum" if c.algorithm == "auto" else c.algorithm
     if c.codec == "none":

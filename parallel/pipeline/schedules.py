@@ -60,6 +60,7 @@ class Schedule(NamedTuple):
 
 
 def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[list[Work]]:
+    """List all forwards, then all backwards, for each stage."""
     forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
     backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
     return [forwards + backwards] * num_stages
@@ -68,6 +69,7 @@ def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[l
 def one_forward_one_backward(
     num_stages: int, num_microbatches: int, num_chunks: int = 1
 ) -> list[list[Work]]:
+    """List the work of 1f1b: a stage is ahead by the number of stages after it."""
     forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
     backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
     return [

@@ -131,6 +131,7 @@ def decode(file: pathlib.Path, raw: bytes, offset: int) -> str:
 
 
 def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
+    """Yield the text of each line that is not blank; ValueError names file and line."""
     offset = 0
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):

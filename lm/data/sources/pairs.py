@@ -33,6 +33,7 @@ class PairCorpus(NamedTuple):
 
 
 def docstring_corpus() -> PairCorpus:
+    """Read the functions of the standard library that have a docstring."""
     # Imported here, because a run whose rows are prepared needs no TFDS.
     from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
 

@@ -56,6 +56,7 @@ def source_files() -> list[pathlib.Path]:
 
 
 def split_of(path: pathlib.Path) -> str:
+    """Return the split of a module: "tests" by its folder, else by a hash of its path."""
     if any(part in ("test", "tests", "idle_test") for part in path.parts[:-1]):
         return "tests"
     digest = hashlib.blake2b(path.as_posix().encode(), digest_size=4).digest()

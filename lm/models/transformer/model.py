@@ -42,6 +42,8 @@ from lm.task import (
 
 
 def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
+    """Return the Task of a transformer, with stages and tensor dims."""
+
     def build(rngs: nnx.Rngs) -> Transformer:
         return Transformer(config, setting.vocab_size, setting.seq_len, rngs)
 
