@@ -133,19 +133,7 @@ def local_program(
         step=ONCE, params=EACH, opt=EACH, comm=[FRAGMENT] * plan.fragments, scale=EACH
     )
 
-    def adopt(state: TrainState) -> TrainState:
-        comm = [
-            Fragment(
-                agreed=leaves,
-                outer=plan.outer.init(leaves),
-                arriving=jax.tree.map(jnp.zeros_like, leaves) if plan.overlap else [],
-                tokens=jnp.zeros(num_replicas),
-                comm=for_each(exchange.init(leaves), num_replicas),
-            )
-            for leaves in split(state.params, plan.fragments)
-        ]
-        own = for_each((state.params, state.opt, state.scale), num_replicas)
-        return TrainState(state.step, own[0], own[1], comm, own[2])
+    adopt = partial(part, exchange, plan, num_replicas)
 
     def init(key: Key) -> TrainState:
         return adopt(learner.initial_state(key))
@@ -193,6 +181,24 @@ def local_program(
     )
 
 
+def part(
+    exchange: Exchange, plan: Plan, num_replicas: int, state: TrainState
+) -> TrainState:
+    """Give each replica a state of its own; they agree on what they begin from."""
+    comm = [
+        Fragment(
+            agreed=leaves,
+            outer=plan.outer.init(leaves),
+            arriving=jax.tree.map(jnp.zeros_like, leaves) if plan.overlap else [],
+            tokens=jnp.zeros(num_replicas),
+            comm=for_each(exchange.init(leaves), num_replicas),
+        )
+        for leaves in split(state.params, plan.fragments)
+    ]
+    own = for_each((state.params, state.opt, state.scale), num_replicas)
+    return TrainState(state.step, own[0], own[1], comm, own[2])
+
+
 def own_step(
     learner: Learner,
     state: TrainState,
@@ -203,7 +209,7 @@ def own_step(
     """Take one step of this replica's optimizer, and count its tokens."""
     key = learner.step_key(state.step)
     grads, sums = gradients(
-        learner.loss, state.params, batch, key, state.scale.value, accumulation
+        learner.task.loss, state.params, batch, key, state.scale.value, accumulation
     )
     tokens = sums["tokens"]
     grads, sums = sum_early(state.step, (grads, sums))

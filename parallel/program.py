@@ -70,20 +70,18 @@ def no_metrics(grads: Params) -> Metrics:
 class Learner(NamedTuple):
     """What a strategy spreads; it knows nothing of devices."""
 
-    init: Callable[[Key], Params]
-    loss: Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]]
+    # What is learnt (lm/task.py:Task). A strategy reads its init, loss, saveable,
+    # tensor_dims and stages.
+    task: Any
     optimizer: optax.GradientTransformationExtraArgs
     scaling: Any  # `init() -> scale`, `update(scale, finite) -> scale`
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
-    saveable: Callable[..., bool] | None = None  # checkpoint policy; None: everything
-    tensor_dims: TensorDims = ()  # how parameters are split over the axis `tensor`
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
-    stages: Any = None  # the loss cut between its layers (lm.task.Stages); None: it is not
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
-        params = self.init(key)
+        params = self.task.init(key)
         return TrainState(
             step=jnp.int32(0),
             params=params,

@@ -64,7 +64,7 @@ def exchanged_gradients(
 
     def one(batch: Batch, comm: Any, index):
         grads, sums = gradients(
-            learner.loss,
+            learner.task.loss,
             state.params,
             batch,
             key,

@@ -59,7 +59,7 @@ def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout)
     def global_gradients(state: TrainState, batch: Batch) -> tuple[Params, Metrics]:
         key = learner.step_key(state.step)
         return gradients(
-            learner.loss,
+            learner.task.loss,
             state.params,
             batch,
             key,
@@ -75,34 +75,21 @@ def zero_program(
     learner: Learner, mesh: Mesh, accumulation: int, layout: Layout
 ) -> Program:
     """Compute gradients under shard_map, with the collectives that the layout implies."""
-    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
     param_specs, grad_specs, opt_specs = (
-        specs(rule, shapes, mesh.shape, learner.tensor_dims) for rule in layout
+        specs(rule, shapes, mesh.shape, learner.task.tensor_dims) for rule in layout
     )
     shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
     tensor_specs = only({TENSOR}, param_specs)
 
-    def gather(x: jax.Array, spec: P) -> jax.Array:
-        if (dim := sharded_dim(spec, shard)) is None:
-            return x
-        whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
-        over_tensor = only({TENSOR}, spec)
-        if sharded_dim(spec, TENSOR) is not None:
-            whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
-        return whole(x)
-
     def gathered_loss(shards: Params, batch: Batch, key):
-        params = jax.tree.map(gather, shards, param_specs)
-        return learner.loss(params, batch, key)
-
-    def saveable(primitive, *args, **params) -> bool:
-        """Keep what the task keeps, but not the gathered parameters: gather them again."""
-        keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)
-        return keeps and primitive.name != "all_gather"
+        params = jax.tree.map(partial(gathered, mesh), shards, param_specs)
+        return learner.task.loss(params, batch, key)
 
     gathers = any(dim is not None for dim in sharded_dims(param_specs, shapes, shard))
     if gathers:
-        gathered_loss = jax.checkpoint(gathered_loss, policy=saveable)
+        policy = gathering_again(learner.task.saveable)
+        gathered_loss = jax.checkpoint(gathered_loss, policy=policy)
 
     def microbatch_reduce(grads: Params) -> Params:
         # The transpose of a gather has already scattered those of sharded parameters.
@@ -146,14 +133,36 @@ def zero_program(
     return layout_program(learner, mesh, layout, sharded_gradients)
 
 
+def gathered(mesh: Mesh, x: jax.Array, spec: P) -> jax.Array:
+    """Gather a shard over the shard axis; its part over `tensor` stays apart."""
+    shard = shard_axis(mesh.shape)
+    if (dim := sharded_dim(spec, shard)) is None:
+        return x
+    whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
+    over_tensor = only({TENSOR}, spec)
+    if sharded_dim(spec, TENSOR) is not None:
+        whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
+    return whole(x)
+
+
+def gathering_again(policy: Callable[..., bool] | None) -> Callable[..., bool]:
+    """Keep for the backward pass what the policy keeps, but no gathered parameters."""
+
+    def saveable(primitive, *args, **params) -> bool:
+        keeps = policy is None or policy(primitive, *args, **params)
+        return keeps and primitive.name != "all_gather"
+
+    return saveable
+
+
 def layout_program(
     learner: Learner, mesh: Mesh, layout: Layout, sum_gradients: Gradients
 ) -> Program:
     shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
-    shardings = state_shardings(layout, shapes, mesh, learner.tensor_dims)
+    shardings = state_shardings(layout, shapes, mesh, learner.task.tensor_dims)
     replicated = NamedSharding(mesh, P())
     param_specs, opt_specs = (
-        specs(rule, shapes.params, mesh.shape, learner.tensor_dims)
+        specs(rule, shapes.params, mesh.shape, learner.task.tensor_dims)
         for rule in (layout.params, layout.opt)
     )
     update_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), opt_specs)

@@ -268,5 +268,5 @@ class ParallelConfig:
 
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
     """Make the Program of the strategy; ValueError if the mesh cannot split the layers."""
-    validate_tensor_dims(learner.tensor_dims, mesh.shape.get(TENSOR, 1))
+    validate_tensor_dims(learner.task.tensor_dims, mesh.shape.get(TENSOR, 1))
     return config.row.program(learner, mesh, config)

@@ -43,8 +43,7 @@ FAULTS = [
     ),
     Fault(
         "the mean is taken twice", "parallel/program.py",
-        "lambda g: g * inverse, grads)",
-        'lambda g: g * inverse / jnp.maximum(sums["tokens"], 1.0), grads)',
+        "lambda x: x * inverse, sums)", "lambda x: x * inverse * inverse, sums)",
         "parallel/test_strategies.py parameters",
     ),
     Fault(
@@ -89,7 +88,7 @@ FAULTS = [
     ),
     Fault(
         "fsdp drops the model's rematerialisation", "parallel/sharded.py",
-        "keeps = learner.saveable is None or learner.saveable(primitive, *args, **params)",
+        "keeps = policy is None or policy(primitive, *args, **params)",
         "keeps = True",
         "parallel/test_strategies.py rematerialisation",
     ),
@@ -191,7 +190,7 @@ FAULTS = [
     ),
     Fault(
         "moments go back to the wrong layers", "parallel/pipeline/stacking.py",
-        "found[leaves[0]] = x[np.argsort(order)]", "found[leaves[0]] = x",
+        "back = np.argsort(order)", "back = order",
         "parallel/pipeline/test_pipeline.py state_goes",
     ),
     Fault(
@@ -276,8 +275,8 @@ FAULTS = [
     ),
     Fault(
         "the schedule is a step late", "lm/optim.py",
-        "optax.linear_schedule(peak / c.warmup_steps, peak, c.warmup_steps - 1)",
-        "optax.linear_schedule(0.0, peak, c.warmup_steps)",
+        "optax.linear_schedule(peak / peak_at, peak, peak_at - 1)",
+        "optax.linear_schedule(0.0, peak, peak_at - 1)",
         "lm/test_optim.py schedule or warm",
     ),
     Fault(

@@ -192,15 +192,11 @@ def build(
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
-        init=task.init,
-        loss=task.loss,
+        task=task,
         optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=loss_scaling(config.precision),
         learning_rate=learning_rate,
         seed=config.seed,
-        saveable=task.saveable,
-        tensor_dims=task.tensor_dims,
-        stages=task.stages,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)

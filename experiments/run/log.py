@@ -29,6 +29,8 @@ from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 SPIKE_WINDOW = 100  # steps whose losses tell what is usual
 MIN_SPIKE_HISTORY = 20
 
+OF_GRADIENTS = ("grad_norm", "learning_rate", "loss_scale")
+
 
 class Clock:
     """Seconds by part of the run, and those that this process's cores worked in it."""
@@ -151,10 +153,11 @@ class Log:
         now = time.perf_counter()
         seconds = now - max(self.last_done, began)
         self.last_done = now
-        loss = m["loss"] / max(m["tokens"], 1)
+        finite = m.get("finite", True)  # what only counts has no loss, and is always fine
+        loss = m.get("loss", math.nan) / max(m["tokens"], 1)
         self.tokens += int(m["tokens"])
-        self.skipped += not m["finite"]
-        self.skipped_in_a_row = 0 if m["finite"] else self.skipped_in_a_row + 1
+        self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.rates.append(m["tokens"] / seconds)
         estimates = {n: m[n] for n in ("grad_variance", "grad_square") if n in m}
         if estimates:
@@ -170,12 +173,10 @@ class Log:
                 "tokens_per_second": m["tokens"] / seconds,
                 "step_seconds": seconds,
                 "data_wait_seconds": waited,
-                "grad_norm": m["grad_norm"],
                 **estimates,
                 **traced_norms(m),
-                "learning_rate": m["learning_rate"],
-                "loss_scale": m["loss_scale"],
-                "skipped": int(not m["finite"]),
+                **{name: m[name] for name in OF_GRADIENTS if name in m},
+                "skipped": int(not finite),
                 "spike": int(self.spikes.add(loss)),
             }
         )
@@ -185,7 +186,7 @@ class Log:
         self.bar.set_postfix_str(
             f"{told}{human(m['tokens'] / seconds)} tokens/s", refresh=False
         )
-        if m["finite"]:
+        if finite:
             return None
         return Skipped(step, loss, m["grad_norm"], self.skipped_in_a_row)
 

@@ -56,7 +56,7 @@ def pipeline_gradients(
     parameters and the sums are totals over all devices.
     """
     part = Part(
-        learner.stages,
+        learner.task.stages,
         schedule,
         jax.lax.axis_index(STAGE),
         outer_of(params),

@@ -45,7 +45,7 @@ def pipeline_program(
     """
     num_stages = mesh.shape[STAGE]
     schedule = build_schedule(name, num_stages, accumulation, num_chunks)
-    num_layers = learner.stages and learner.stages.num_layers
+    num_layers = learner.task.stages and learner.task.stages.num_layers
     check_cut(num_layers, num_stages, schedule.num_chunks)
     order = device_order(num_layers, num_stages, schedule.num_chunks)
     stacking = build_stacking(learner, order)

@@ -49,9 +49,10 @@ def build_stacking(learner: Learner, order: np.ndarray) -> Stacking:
 
     Raises ValueError if the optimizer's state cannot be stacked.
     """
-    stacked_learner = learner._replace(
-        init=lambda key: stack_params(learner.init(key), order)
+    stacked_task = learner.task._replace(
+        init=lambda key: stack_params(learner.task.init(key), order)
     )
+    stacked_learner = learner._replace(task=stacked_task)
     saved = jax.eval_shape(learner.initial_state, jax.random.key(0))
     shapes = jax.eval_shape(stacked_learner.initial_state, jax.random.key(0))
     if STACK in saved.params:  # the Task stacks its layers too, in the model's order

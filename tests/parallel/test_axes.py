@@ -90,10 +90,10 @@ def leaves(name):
     """Return of each parameter its size and the devices that it is cut over, by axis."""
     degrees = {"fsdp": 1, "tensor": 1} | MESHES[name][1]
     learner = toy_learner(SGD)
-    shapes = jax.eval_shape(learner.init, jax.random.key(0))
+    shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
     result = []
     for path, x in jax.tree.leaves_with_path(shapes):
-        split = tensor_dim(path, x.shape, learner.tensor_dims, degrees["tensor"])
+        split = tensor_dim(path, x.shape, learner.task.tensor_dims, degrees["tensor"])
         tensor = 1 if split is None else degrees["tensor"]
         fsdp = degrees["fsdp"] if x.size >= MIN_SHARDED_SIZE else 1
         result.append((x.size, fsdp, tensor))

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from lm.precision import PrecisionConfig, loss_scaling
+from lm.task import Task
 from parallel.program import Learner
 from parallel.strategies import ParallelConfig, build_program
 
@@ -36,8 +37,7 @@ def program(strategy: str, accumulation: int, **exchange):
     for name, value in exchange.items():
         setattr(config.exchange, name, value)
     learner = Learner(
-        init=lambda key: {"w": jnp.zeros(DIM)},
-        loss=loss,
+        task=Task(lambda key: {"w": jnp.zeros(DIM)}, loss, None, None, None),
         optimizer=optax.with_extra_args_support(optax.sgd(0.0)),
         scaling=loss_scaling(PrecisionConfig(compute="float16", loss_scale=8.0)),
         learning_rate=lambda opt: jnp.float32(0),

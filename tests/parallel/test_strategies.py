@@ -73,7 +73,8 @@ def own_initialisers():
 )
 def test_the_models_own_initialisers_draw_the_same_everywhere(strategy, degrees):
     init, expected = own_initialisers()
-    learner = toy_learner(SGD, num_layers=2)._replace(init=init)
+    learner = toy_learner(SGD, num_layers=2)
+    learner = learner._replace(task=learner.task._replace(init=init))
     program = toy_program(strategy, learner, **degrees)
     params = program.params(program.init(jax.random.key(1)))
     assert_equal(jax.device_get(params), expected)

@@ -103,15 +103,11 @@ def learner_of(
     task: Task, tx: optax.GradientTransformation, compute="float32", loss_scale=64.0
 ) -> Learner:
     return Learner(
-        init=task.init,
-        loss=task.loss,
+        task=task,
         optimizer=optax.with_extra_args_support(tx),
         scaling=loss_scaling(PrecisionConfig(compute=compute, loss_scale=loss_scale)),
         learning_rate=lambda opt: jnp.float32(0),
         seed=7,
-        saveable=task.saveable,
-        tensor_dims=task.tensor_dims,
-        stages=task.stages,
     )
 
 

@@ -21,8 +21,7 @@ from typing import NamedTuple
 from lm.data.sources.files import file_digest, list_files, read_text
 
 Pair = tuple[str, str]
-# The first bytes of a .mo file -> its byte order.
-MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
+MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
 
 
 class PairCorpus(NamedTuple):
@@ -33,8 +32,7 @@ class PairCorpus(NamedTuple):
 
 
 def docstring_corpus() -> PairCorpus:
-    """Read the functions of the standard library that have a docstring."""
-    # Imported here, because a run whose rows are prepared needs no TFDS.
+    # Imported where used: a run whose rows are prepared needs no TFDS.
     from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
 
     def pairs(split: str) -> Iterator[Pair]:

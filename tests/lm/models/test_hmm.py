@@ -148,7 +148,7 @@ def hmmlearn_em(params, batch, num_iterations):
 def learner(task, tx) -> Learner:
     precision = PrecisionConfig()
     return Learner(
-        task.init, task.loss, optax.with_extra_args_support(tx), loss_scaling(precision),
+        task, optax.with_extra_args_support(tx), loss_scaling(precision),
         lambda opt: jnp.float32(0), seed=0,
     )  # fmt: skip
 
