@@ -155,7 +155,7 @@ class OptimConfig:
     smoothing: float = field(default=1e-8, metadata=NOT_NEGATIVE | {"only": COUNTED})
 
     def validate(self, steps: int) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         if self.warmup_steps > steps:
             raise ValueError(
                 f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of "

@@ -90,9 +90,9 @@ def next_token_task(
     """Return the Task of predicting each token from the tokens before it.
 
     `build(rngs)` makes an NNX module with the methods `hidden`, `head`, `cache` and
-    `decode`; with `encode` if it has an encoder, and with `outputs` for `trace_norms`,
-    which adds the sums of lm/norms.py to those of the loss. lm/models/recurrent.py has an
-    example of each.
+    `decode`. A module with an encoder has `encode` too. `trace_norms` needs `outputs`, and
+    adds the sums of lm/norms.py to those of the loss. lm/models/recurrent.py and
+    lm/models/seq2seq/recurrent.py are examples of such modules.
 
     A target counts if it lies in the same document as the token before it. If `hidden`
     returns only the last positions of a row, only their targets are predicted.

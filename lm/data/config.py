@@ -73,7 +73,7 @@ class DataConfig:
     cache: str = field(default="~/.cache/lockstep", metadata={"decides": False})
 
     def validate(self) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         self.validate_vocab_size()
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(

@@ -44,7 +44,7 @@ class HmmConfig:
         return "expectation" if self.training == "em" else "gradient"
 
     def validate(self, setting: Setting) -> None:
-        """Nothing needs more than one field."""
+        """Accept every setting: no fields depend on each other."""
 
     def task(self, setting: Setting) -> Task:
         return hmm_task(self, setting.vocab_size)

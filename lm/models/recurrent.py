@@ -80,7 +80,7 @@ class RecurrentConfig:
     traces: ClassVar[bool] = True
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the setting."""
         check_chunk("model.truncate", self.truncate, setting)
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
 

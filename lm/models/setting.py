@@ -10,7 +10,9 @@ with the members below, and enter it in FAMILIES (configs/base.py).
               them into parameters (lm/baum_welch.py).
               "counts": tuples of tokens are counted, and the model is made of the counts.
   traces      whether the outputs of its layers can be measured (Experiment.trace_norms)
-  validate    (setting) -> None; raises ValueError for what needs more than one field
+  validate    (setting) -> None; raises ValueError for fields that do not fit together, or
+              not the setting. Each field by itself is checked by its metadata
+              (configs/fields.py).
   task        (setting) -> Task, the functions that train and run the model (lm/task.py)
   describe    () -> a few words for tables
 

@@ -85,7 +85,7 @@ class ExchangeConfig:
         return self.codec == "none" and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         if self.compensation and not self.delay:
             raise ValueError(
                 f"parallel.exchange.compensation {self.compensation} corrects a delay, but "

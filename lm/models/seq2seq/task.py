@@ -97,7 +97,7 @@ class Seq2SeqConfig:
         )
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the setting."""
         (self.blocks if self.kind == "transformer" else self.cells).validate(setting)
 
     def task(self, setting: Setting) -> Task:

@@ -57,7 +57,8 @@ class TransformerConfig:
     # initialiser of matrices; gpt2: standard deviation 0.02, less for those whose product
     # is added to the residual stream; naive: 0.01
     init: str = field(default="gpt2", metadata={"choices": ("gpt2", *INITIALIZERS)})
-    # what is recomputed to save memory; full: each block; dots: all but matrix products
+    # what the backward pass computes again to save memory; none: nothing; full: each block;
+    # dots: all but matrix products
     remat: str = field(
         default="none", metadata={"choices": tuple(SAVEABLE), "decides": False}
     )
@@ -102,7 +103,7 @@ class TransformerConfig:
         )
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field, or the platform; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the platform."""
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.width "
