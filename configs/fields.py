@@ -84,7 +84,7 @@ def set_field(config: Any, name: str, value: Any) -> None:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return words that give the nearest known name."""
+    """Say which known name is the nearest."""
     near = difflib.get_close_matches(name, known, 1, 0.0)
     return f"; the nearest is {near[0]!r}" if near else ""
 
