@@ -20,14 +20,14 @@ KINDS = {
     tokenize.OP: "operator",
     tokenize.COMMENT: "comment",
 }
-# Python 3.12 and later take formatted strings apart.
+# Python 3.12 and later split formatted strings into several tokens.
 for part in ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"):
     if hasattr(tokenize, part):
         KINDS[getattr(tokenize, part)] = "string"
 
 
 def character_classes(text: str) -> np.ndarray:
-    """Return int8[characters], indices into CLASSES."""
+    """Return the class of each character, int8[characters], as indices into CLASSES."""
     found = np.zeros(len(text), np.int8)
     lines = text.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)])
@@ -51,7 +51,7 @@ def character_classes(text: str) -> np.ndarray:
 
 
 def token_classes(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Return int8[tokens + 2], the end-of-text marks around the document included."""
+    """Return the class of each token and of both end-of-text marks, int8[tokens + 2]."""
     of_character = character_classes(text)
     classes = [CLASSES.index("other")]
     for start, end in tokenizer.encode(text).offsets:
@@ -71,6 +71,6 @@ def usual_classes(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def encode_classes(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Yield each text's classes, as long as its tokens in encode_documents."""
+    """Yield the classes of each text, one for each id that encode_documents yields."""
     for text in texts:
         yield token_classes(text, tokenizer).astype(np.int32)

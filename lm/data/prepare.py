@@ -31,7 +31,7 @@ from lm.data.texts import cache_folder, document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 3  # part of the fingerprint; changes when the files or their making change
+FORMAT = 3  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -180,7 +180,7 @@ def load(folder: pathlib.Path) -> Data:
         if not meta["segments"]:
             rows = {split: r._replace(segments=None) for split, r in rows.items()}
         return Data(tokenizer=tokenizer, meta=meta, **rows)
-    except Exception as error:  # each library that reads has kinds of its own
+    except Exception as error:  # each library raises errors of its own kinds
         raise ValueError(
             f"the prepared data in {folder} is damaged ({error}); remove that folder, and "
             "it is made anew"

@@ -71,7 +71,10 @@ def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
 
 
 def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
-    """Return the functions from a split to its texts and to its rows, training first."""
+    """Return two functions: split -> its texts, and (tokenizer, split) -> its rows.
+
+    Ask for the rows of training first: each split leaves out the texts of earlier ones.
+    """
     seen: set[bytes] = set()
 
     def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:

@@ -25,7 +25,10 @@ from lm.vocabulary import END_ID
 def pair_splits(
     corpus: PairCorpus, source_len: int, seq_len: int
 ) -> tuple[Texts, SplitRows]:
-    """Return the functions from a split to its texts and to its rows, training first."""
+    """Return two functions: split -> its texts, and (tokenizer, split) -> its rows.
+
+    Ask for the rows of training first: each split leaves out the sources of earlier ones.
+    """
     seen: set[bytes] = set()
 
     def texts(split: str) -> Iterator[str]:
@@ -105,7 +108,7 @@ def encode_sources(tokenizer: Tokenizer, texts: list[str], source_len: int) -> n
 
 
 def split_rows(tokens_RT: np.ndarray, source_len: int) -> Iterator[tuple[list, list]]:
-    """Yield the source's and the target's ids of each row, without marks and padding."""
+    """Yield the ids of source and target of each row, without marks and padding."""
     for row in tokens_RT.tolist():
         yield until_end(row[:source_len]), until_end(row[source_len + 1 :])
 

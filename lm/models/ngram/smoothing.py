@@ -97,7 +97,7 @@ def adjusted_counts(levels: list[Level], order: int) -> np.ndarray:
     if order == len(levels):
         return level.counts_G
     longer = levels[order]
-    # A distinct longer gram, found at any n-gram that ends in it, adds one to its suffix.
+    # Each distinct longer gram adds one to the gram that is left without its oldest token.
     at_M = longer.gram_M >= 0
     suffix = np.zeros(len(longer.words_G), np.int64)
     suffix[longer.gram_M[at_M]] = level.gram_M[at_M]
