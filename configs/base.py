@@ -1,4 +1,4 @@
-"""The typed config of one experiment; config files return an instance of it."""
+"""The typed config of one experiment; each config file returns an instance of it."""
 
 from dataclasses import dataclass, field
 
@@ -29,29 +29,33 @@ FREE = {"decides": False}
 
 @dataclass
 class Experiment:
-    steps: int = field(default=400, metadata={"at_least": 1})  # optimizer updates
-    # of the initial parameters, the data order and dropout
+    # optimizer updates in the whole run
+    steps: int = field(default=400, metadata={"at_least": 1})
+    # random seed of the initial parameters, the order of the data and dropout
     seed: int = field(default=0, metadata={"at_least": 0, "below": 2**32})
-    eval_every: int = field(default=100, metadata=EVERY)  # steps; 0: at the end only
-    # batches of each evaluation on the way; 0: all rows, as the last one takes
+    # steps between evaluations; 0: only at the end
+    eval_every: int = field(default=100, metadata=EVERY)
+    # batches in an evaluation during the run; 0: all rows, as in the evaluation at the end
     eval_batches: int = field(default=8, metadata=EVERY)
-    save_every: int = field(default=100, metadata=EVERY)  # steps; 0: at the end only
-    # latest checkpoints kept, besides the best
+    # steps between checkpoints; 0: only at the end
+    save_every: int = field(default=100, metadata=EVERY)
+    # number of latest checkpoints that are kept; the best one is kept too
     keep: int = field(default=2, metadata={"at_least": 1, "decides": False})
-    # a non-finite loss or gradient: skip the step, or stop
+    # on a NaN or an infinity in the loss or a gradient: skip the update, or stop the run
     on_nonfinite: str = field(
         default="skip", metadata={"choices": ("skip", "stop"), "decides": False}
     )
-    # this many skipped steps in a row end the run
+    # number of skipped steps in a row that ends the run
     max_skipped: int = field(
         default=100,
         metadata={"at_least": 1, "only": {"on_nonfinite": ("skip",)}, "decides": False},
     )
-    # a loss this far above its recent mean is a spike
+    # a loss this many standard deviations above the recent mean is a spike; 0: count none
     spike_sigmas: float = field(default=6.0, metadata=EVERY)
-    # log norms of gradients and activations by layer
+    # log the norms of gradients and activations of each layer
     trace_norms: bool = field(default=False, metadata=FREE)
-    prompt: str = field(default="def ", metadata=FREE)  # of the sample at the end
+    # text that the sample at the end of the run continues; with pairs, the source text
+    prompt: str = field(default="def ", metadata=FREE)
     data: DataConfig = field(default_factory=DataConfig)
     model: Model = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -59,7 +63,7 @@ class Experiment:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def validate(self) -> None:
-        """Check every field by itself, then what needs more than one; ValueError."""
+        """Raise ValueError for a wrong field, or for fields that do not fit together."""
         if type(self.model) not in FAMILIES.values():
             names = ", ".join(cls.__name__ for cls in FAMILIES.values())
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A function of the Python standard library -> the first line of its docstring.
+"""Write the first line of the docstring of a function of the Python standard library.
 
 Command:  python -m experiments.train --config=configs/docstring.py --workdir=runs/doc \
               --devices=8

@@ -1,16 +1,16 @@
 """One walker of configs: names, overrides, flattening, reading back, checking, comments.
 
-A config is a dataclass whose fields are numbers, words or further configs. A field is named
-by its path, as in `optim.learning_rate`. What is known of a field besides its type is in
-its metadata, a plain dict that each component writes without importing this module:
+A config is a dataclass whose fields are numbers, strings or further configs. The name of a
+field is its path, as in `optim.learning_rate`. Its metadata, a plain dict, says more than
+its type. Each component writes this dict without importing this module:
 
   at_least, above, at_most, below  bounds of a number; every number must be finite
-  choices                          the values that it may have
+  choices                          the values that the field may have
   only                             {name of another field: values}: the field has an effect
-                                   only where each of these has one of the values; elsewhere
-                                   it must keep its default
-  decides                          False: it does not decide the numbers of a run, so it may
-                                   differ when a run goes on
+                                   only if each of these other fields has one of its values;
+                                   otherwise the field must keep its default
+  decides                          False: the field does not decide the numbers of a run, so
+                                   it may differ when the run continues
 """
 
 import dataclasses
@@ -66,13 +66,14 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def override(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Set fields in place; ValueError, with the nearest name, for one that is not there."""
+    """Set fields in place; ValueError, with the nearest name, for an unknown name."""
     for name, value in overrides.items():
         set_field(config, name, value)
     return config
 
 
 def set_field(config: Any, name: str, value: Any) -> None:
+    """Set one field in place; ValueError for an unknown name."""
     known = flatten(config)
     if name not in known:
         raise ValueError(f"config has no field {name!r}{nearest(name, known)}")
@@ -89,7 +90,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """Build a config from what dataclasses.asdict made of one.
+    """Build a config from a dict that dataclasses.asdict made.
 
     Raises ValueError for a field that the class does not have.
     """
@@ -112,7 +113,8 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
 def check(config: Any, prefix: str = "") -> None:
     """Check the type and the metadata of every field; ValueError names the field.
 
-    `prefix` is where a config that is checked by itself stands in the whole, with a dot.
+    A config that is part of a larger one can be checked by itself. `prefix` is then its
+    name in the larger one, with a dot at the end.
     """
     fields = {field.name: field for field in walk(config, prefix)}
     for field in fields.values():
@@ -134,7 +136,7 @@ def check_types(config: Any) -> None:
 
 def check_type(field: Field) -> None:
     expected = field.spec.type
-    # A whole number will do for a real one; True and False are no numbers.
+    # An int is accepted as a float. A bool is an int in Python, but not here.
     fits = (int, float) if expected is float else expected
     is_bool = isinstance(field.value, bool) and expected is not bool
     if is_bool or not isinstance(field.value, fits):
@@ -179,7 +181,7 @@ def check_effect(field: Field, fields: Mapping[str, Field]) -> None:
 
 
 def told(field: Field) -> str:
-    """Say what a field is set to; of a config, the first field that differs."""
+    """Return words for the value of a field; for a config, its first changed field."""
     if not field.is_config:
         return f"{field.name} is {field.value!r}"
     usual = flatten(field.default)
@@ -204,11 +206,12 @@ def deciding(config: Any) -> set[str]:
 
 
 def is_in(name: str, config: str) -> bool:
+    """Tell whether a name is that of a config or of a field inside it."""
     return name == config or name.startswith(config + ".")
 
 
 def comments(cls: type) -> dict[str, str]:
-    """Map each field of a dataclass to its comment: at its end, or on the lines before."""
+    """Map each field of a dataclass to its comment, on its line or on the lines before."""
     lines = inspect.getsource(cls).splitlines(keepends=True)
     found: dict[str, str] = {}
     above: list[str] = []

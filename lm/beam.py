@@ -1,9 +1,10 @@
 """Beam search: the likeliest text that a search of bounded width finds.
 
-It keeps the K best texts, ended or not, by their log likelihood over
-((5 + length) / 6) ** length_penalty (Wu et al. 2016, 7), the end mark being one of a text's
-tokens. A row is done when no text that goes on can become better than the best that has
-ended; where none has, the best that goes on is taken. A beam of 1 is greedy decoding.
+The search keeps the K texts with the best scores. Some of them have ended, others go on.
+The score of a text is its log likelihood, divided by ((5 + length) / 6) ** length_penalty
+(Wu et al. 2016, 7); the end mark counts as a token. A row is done when no text that goes on
+can reach a better score than the best text that has ended. If no text ends in the tokens
+that are allowed, the best one is taken as it is. A beam of 1 is greedy decoding.
 
 Shapes: B batch, N new tokens, V vocabulary, K beams.
 """
@@ -35,9 +36,9 @@ class Beam:
 
 
 class Search(NamedTuple):
-    """What beam search knows after some steps; the best text of a row comes first."""
+    """The state of the search after some steps; the best text of a row comes first."""
 
-    cache: Any  # of B x K rows
+    cache: Any  # has B x K rows
     logits_BKV: jax.Array
     log_p_BK: jax.Array
     tokens_BKN: jax.Array
@@ -50,7 +51,7 @@ def beam_rows(
 ) -> jax.Array:
     """Return tokens_BN of the best text of each row; after its end come more end marks.
 
-    Nothing is drawn: the key is of no use.
+    `key` is not used, because nothing is drawn; `sample_rows` has the same signature.
     """
     num_rows, num_beams = len(logits_BV), beam.size
 
@@ -76,15 +77,16 @@ def beam_rows(
     start = Search(
         cache=jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), cache),
         logits_BKV=jnp.repeat(logits_BV[:, None], num_beams, axis=1),
-        # All beams are the same text yet: one of them is enough.
+        # All beams begin as the same text. Only one of them may go on, or all K beams
+        # would find the same texts.
         log_p_BK=jnp.full((num_rows, num_beams), -jnp.inf).at[:, 0].set(0.0),
         tokens_BKN=jnp.full((num_rows, num_beams, num_new), END_ID, jnp.int32),
         length_BK=jnp.zeros((num_rows, num_beams), jnp.int32),
         ended_BK=jnp.zeros((num_rows, num_beams), bool),
     )
     _, search = jax.lax.while_loop(unfinished, body, (0, start))
-    # The first that has ended, else the first. No text at all holds a place that too few
-    # texts have left free, though it may end.
+    # Take the first text that has ended, or else the first of all. Where a row has fewer
+    # than K texts, a beam with log likelihood -inf fills the place; it holds no text.
     best_B = jnp.argmax(search.ended_BK & (search.log_p_BK > -jnp.inf), 1)
     return search.tokens_BKN[jnp.arange(num_rows), best_B]
 
@@ -94,10 +96,10 @@ def penalty(beam: Beam, length) -> jax.Array:
 
 
 def extend(beam: Beam, search: Search, step) -> tuple[Search, jax.Array]:
-    """Choose each row's texts of one more token; return also parent_BK, what they were."""
+    """Give each text one more token; return also parent_BK, the beam that it continues."""
     num_rows, num_beams, vocab_size = search.logits_BKV.shape
     ended_BK1 = search.ended_BK[:, :, None]
-    # A text that has ended goes on in one way, which costs nothing.
+    # A text that has ended can only take another end mark, at no cost.
     stays_V = jnp.where(jnp.arange(vocab_size) == END_ID, 0.0, -jnp.inf)
     log_p_BKV = jax.nn.log_softmax(search.logits_BKV.astype(jnp.float32))
     log_p_BKV = search.log_p_BK[:, :, None] + jnp.where(ended_BK1, stays_V, log_p_BKV)

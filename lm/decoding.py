@@ -1,8 +1,8 @@
 """Decoding with a cache: greedy, temperature, top-k, top-p; or beam search (lm/beam.py).
 
-All rows advance together, each at its own position; the prompt is taken in one pass, and
-each new token costs one. A row's randomness depends on its index alone, so the same prompt
-gives the same text in any batch.
+All rows advance together, each at its own position. One pass of the model reads the
+prompts, and one more pass gives each new token. A row's randomness depends only on the seed
+and the row's index, so the other rows do not change its text.
 
 Shapes: B batch, S source, P longest prompt, N new tokens, V vocabulary, k tokens kept.
 """
@@ -24,7 +24,7 @@ from lm.vocabulary import END_ID
 
 @dataclass(frozen=True)
 class Sampling:
-    temperature: float = 0.8  # 0: greedy
+    temperature: float = 0.8  # divides the logits; 0: greedy
     top_k: int = 0  # keep the k likeliest; 0: all
     top_p: float = 1.0  # keep the likeliest that hold this share (Holtzman et al. 2020)
 
@@ -40,7 +40,7 @@ class Sampling:
 
 
 def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw one token, int32[]; of equally likely ones, top-k and top-p keep the first."""
+    """Draw one token, int32[]; of equally likely tokens top-k and top-p keep the first."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_V).astype(jnp.int32)
     vocab_size = logits_V.size
@@ -48,18 +48,18 @@ def sample(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array
     if num_kept == vocab_size and sampling.top_p == 1:
         tempered_V = tempered(logits_V, sampling.temperature)
         return jax.random.categorical(key, tempered_V).astype(jnp.int32)
-    # Only here is anything sorted: it takes longer than all the rest.
+    # Plain temperature, above, sorts nothing: sorting takes longer than all the rest.
     ranked_k, token_k = jax.lax.top_k(logits_V, num_kept)
     ranked_k = tempered(ranked_k, sampling.temperature)
     share_k = jax.nn.softmax(ranked_k)
-    # What lies before a token decides; the likeliest, with nothing before it, is kept.
+    # Keep a token if the tokens before it hold less than top_p; always keep the likeliest.
     kept_k = (jnp.cumsum(share_k) - share_k < sampling.top_p).at[0].set(True)
     rank = jax.random.categorical(key, jnp.where(kept_k, ranked_k, -jnp.inf))
     return token_k[rank]
 
 
 def tempered(logits_V: jax.Array, temperature: float) -> jax.Array:
-    """Divide by the temperature: the largest logit is 0, however small the temperature."""
+    """Divide by the temperature, after a shift that makes the largest logit 0."""
     logits_V = logits_V.astype(jnp.float32)
     float32 = np.finfo(np.float32)
     representable = np.clip(temperature, float32.tiny, float32.max)
@@ -77,7 +77,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt by up to `num_new` tokens, ending at the end-of-text mark.
 
-    A model with an encoder needs a source for each. Raises what `check_inputs` does.
+    A model with an encoder needs a source for each prompt. Raises ValueError as
+    `check_inputs` does.
     """
     check_inputs(task, params, prompts, [num_new] * len(prompts), source_BS)
     method.validate()
@@ -97,7 +98,7 @@ def until_end(tokens: list[int]) -> list[int]:
 
 @lru_cache(maxsize=8)
 def programs(task: Task, num_new: int, method: Sampling | Beam):
-    """Return what reads prompts and what continues them; compiled once for all calls."""
+    """Return the compiled functions that read prompts and continue them, for all calls."""
     rows = beam_rows if isinstance(method, Beam) else sample_rows
     return (
         jax.jit(partial(read_prompts, task, num_new)),
@@ -112,17 +113,16 @@ def check_inputs(
     limits: Sequence[int],
     source_BS: np.ndarray | None,
 ) -> None:
-    """Raise ValueError for what cannot be continued; `limits` are the tokens to add.
+    """Raise ValueError for prompts that the model cannot continue.
 
-    No prompt, or one without a token, or nothing to add; texts longer than the context;
-    tokens that the vocabulary does not have; sources where there is no encoder, or none
-    where there is one.
+    `limits` has the number of tokens to add to each prompt.
     """
     if not prompts or not all(prompts):
         empty = [index for index, prompt in enumerate(prompts) if not prompt]
         raise ValueError(
-            f"of {len(prompts)} prompts those numbered {empty} have no token; give each at "
-            "least one (the end-of-text mark begins a text)"
+            f"{len(prompts)} prompts were given, and those numbered {empty} have no token; "
+            "give at least one prompt, and each one a token (the end-of-text mark begins a "
+            "text)"
         )
     if min(limits) < 1:
         raise ValueError(f"num_new is {min(limits)}; it must be at least 1")
@@ -154,7 +154,7 @@ def check_tokens(
 
 
 def vocabulary(task: Task, params: Params) -> int:
-    """Return how many tokens the model knows."""
+    """Return the number of tokens that the model knows."""
 
     def one_token(params: Params) -> jax.Array:
         zero = jnp.zeros((1, 1), jnp.int32)
@@ -164,7 +164,7 @@ def vocabulary(task: Task, params: Params) -> int:
 
 
 def read_prompts(task: Task, num_new: int, params, prompts_BP, lengths_B, source_BS):
-    """Return the cache after sources and prompts, and logits_BV of what comes next."""
+    """Return the cache after sources and prompts, and logits_BV of the next token."""
     num_rows, longest = prompts_BP.shape
     cache = task.cache(num_rows, longest + num_new)
     if source_BS is not None:
@@ -178,8 +178,8 @@ class Texts(NamedTuple):
     """Rows that are being continued, each at its own position."""
 
     cache: Any
-    token_B: jax.Array  # the last one drawn; the cache does not know it yet
-    position_B: jax.Array  # where it goes
+    token_B: jax.Array  # the last token that was drawn; it is not in the cache yet
+    position_B: jax.Array  # the position of token_B
     key_B: jax.Array
     drawn_B: jax.Array  # how many tokens have been drawn
     ended_B: jax.Array
@@ -188,7 +188,7 @@ class Texts(NamedTuple):
 def begin_texts(
     sampling: Sampling, cache, logits_BV: jax.Array, position_B: jax.Array, key_B: jax.Array
 ) -> Texts:
-    """Draw the first token of each row, whose prompt the cache has read."""
+    """Draw the first token of each row; the prompts are in the cache already."""
     drawn_B = jnp.zeros_like(position_B)
     token_B = draw(sampling, logits_BV, key_B, drawn_B)
     return Texts(cache, token_B, position_B, key_B, drawn_B + 1, token_B == END_ID)
@@ -202,9 +202,10 @@ def draw(sampling: Sampling, logits_BV, key_B, drawn_B) -> jax.Array:
 def advance(
     task: Task, num_tokens: int, sampling: Sampling, params: Params, texts: Texts
 ) -> tuple[Texts, jax.Array]:
-    """Draw so many tokens more for each row; return also those that the cache now knows.
+    """Draw `num_tokens` more tokens for each row.
 
-    These are tokens_BN; after a row's end-of-text mark come more of them.
+    Returns also tokens_BN, those that were added to the cache. After the end-of-text mark
+    of a row come more such marks.
     """
 
     def body(texts: Texts, _):
@@ -232,7 +233,7 @@ def text_keys(seed_key: jax.Array, rows_B) -> jax.Array:
 def sample_rows(
     task: Task, num_new: int, sampling: Sampling, params, cache, logits_BV, lengths_B, key
 ) -> jax.Array:
-    """Return tokens_BN; after a row's end-of-text mark come more of them."""
+    """Return tokens_BN; after the end-of-text mark of a row come more such marks."""
     keys_B = text_keys(key, jnp.arange(len(logits_BV)))
     texts = begin_texts(sampling, cache, logits_BV, lengths_B, keys_B)
     texts, tokens_BN = advance(task, num_new - 1, sampling, params, texts)

@@ -1,10 +1,9 @@
 """Metrics of next-token prediction: sums on devices, one division at the end.
 
-Everything that leaves a device is a sum over target tokens, so the metrics are exact under
-any strategy, any padding and any split into batches. Classes of tokens (keyword, name,
-number, ...) come from outside (lm/data/classes.py): the true class of each target, and the
-class that each token of the vocabulary usually has, which is the class a prediction of it
-stands for.
+Only sums over target tokens leave a device, so the metrics are exact under any strategy,
+any padding and any split into batches. lm/data/classes.py finds classes of tokens (keyword,
+name, number, ...): the true class of each target, and the class that each token of the
+vocabulary has most often. The latter is the class of a prediction.
 
 Shapes: B batch, T time, V vocabulary, C classes, K bins.
 """
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 TOP_K = 5
-NUM_BINS = 15  # of the calibration error, as Guo et al. 2017
+NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 
 
 def prediction_sums(
@@ -28,11 +27,11 @@ def prediction_sums(
     class_of_V: jax.Array | None = None,
     num_classes: int = 0,
 ) -> dict[str, jax.Array]:
-    """Return the sums, int32 but for `confidence`, from which `metrics` divides.
+    """Return the sums that `metrics` divides, int32 except for `bin_confidence`.
 
-    `confusion` is [C, C + 1]: the true class of a target, the class of what was predicted.
-    The last column counts positions that predict nothing, for their logits hold a NaN or an
-    infinity that no softmax takes: such a position is wrong, with a confidence of 0.
+    `confusion` is [C, C + 1]: the true class of a target, and the class of the prediction.
+    If the logits of a position hold a NaN or an infinity that has no softmax, the position
+    predicts nothing: it counts as wrong, with a confidence of 0, in the last column.
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     confidence_BT = jnp.max(jax.nn.softmax(logits_BTV), -1)
@@ -67,9 +66,10 @@ def prediction_sums(
 
 
 def ranks(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
-    """Count the tokens before each label, likeliest first; of equals the first, as argmax.
+    """Return the rank of each label, from 0, with the likeliest token first.
 
-    So one of two equal logits is right, and of equal logits everywhere TOP_K in V are.
+    If logits are equal, the token with the lower number comes first, as in argmax. So if
+    all logits are equal, only TOP_K of the V labels have a rank below TOP_K.
     """
     label_logits_BT1 = jnp.take_along_axis(logits_BTV, labels_BT[..., None], -1)
     earlier_BTV = jnp.arange(logits_BTV.shape[-1]) < labels_BT[..., None]
@@ -82,9 +82,10 @@ def ranks(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[str, Any]:
     """Divide sums over the whole evaluation, given as NumPy arrays.
 
-    accuracy, top_5_accuracy; calibration_error, the expected one; and where there are
-    classes micro and macro averages and, under `classes`, precision, recall, F1 and the
-    number of targets of each. What would be a division by zero is 0, as in scikit-learn.
+    Returns accuracy, top_5_accuracy and calibration_error (the expected calibration error).
+    With classes there are also micro and macro averages and, under `classes`, precision,
+    recall, F1 and the number of targets of each class. A quotient with the divisor 0 is 0,
+    as in scikit-learn.
     """
     total = max(int(sums["targets"]), 1)
     gaps = np.abs(sums["bin_correct"] - sums["bin_confidence"].astype(np.float64))
@@ -99,7 +100,7 @@ def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)[:-1]
     precision, recall = divide(hits, predicted), divide(hits, true)
     f1 = divide(2 * hits, predicted + true)
-    there = predicted + true > 0  # a class that never occurs is none
+    there = predicted + true > 0  # a class that never occurs has no part in the averages
     for name, values in [("precision", precision), ("recall", recall), ("f1", f1)]:
         found[f"macro_{name}"] = float(values[there].mean())
     found["micro_f1"] = float(hits.sum() / max(confusion.sum(), 1))

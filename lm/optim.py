@@ -1,12 +1,13 @@
-"""Optimizers, learning-rate schedules and clipping, as one chain of optax's.
+"""Optimizers, learning-rate schedules and clipping, as one chain of optax transformations.
 
-clip -> optimizer at learning rate 1 -> schedule [-> reduce on plateau]. Every optimizer
-here is linear in its learning rate, so one schedule link serves them all.
+clip -> optimizer at learning rate 1 -> schedule [-> reduce on plateau]. The update of every
+optimizer here is proportional to its learning rate, so the schedule can be a link of its
+own.
 
-Weight decay is L2 regularisation for sgd, momentum, adagrad, rmsprop and adam: it is added
-to the gradient, so the optimizer scales it as it scales the gradient. For the others it is
-decoupled: it is added to the update, and follows the schedule (Loshchilov and Hutter 2019).
-lamb adds it before its trust ratio, as its paper does.
+Weight decay is L2 regularisation for sgd, momentum, adagrad, rmsprop and adam: the decay is
+added to the gradient, and the optimizer scales both. For the others the decay is decoupled:
+it is added to the update, and follows the schedule (Loshchilov and Hutter 2019). lamb adds
+it before its trust ratio, as its paper does.
 """
 
 from collections.abc import Callable
@@ -21,14 +22,15 @@ from lm.baum_welch import baum_welch
 from lm.task import Params
 
 Selection = Callable[[Params], Params]  # params -> bool tree
-# Each takes the config, and two Selections: what decays, and the hidden matrices.
+# Each row takes the config and two Selections: which parameters decay, and which are hidden
+# matrices.
 OPTIMIZERS = {
     "sgd": lambda c, decays, hidden: optax.sgd(1.0),
     "momentum": lambda c, decays, hidden: optax.sgd(
         1.0, momentum=c.b1, nesterov=c.nesterov
     ),
     "adagrad": lambda c, decays, hidden: adagrad(c.eps),
-    # eps is added to the root: in it, 1e-8 would hide gradients below 1e-4.
+    # eps is added to the root: inside the root, 1e-8 would hide gradients below 1e-4.
     "rmsprop": lambda c, decays, hidden: optax.rmsprop(
         1.0, decay=c.b2, eps=c.eps, eps_in_sqrt=False
     ),
@@ -50,12 +52,12 @@ OPTIMIZERS = {
     ),
     "muon": lambda c, decays, hidden: optax.chain(
         muon(c, hidden),
-        # Muon's own decay takes no mask for what is left to Adam.
+        # contrib.muon cannot mask the decay of the parameters that it leaves to Adam.
         optax.add_decayed_weights(-c.weight_decay, decays),
     ),
 }
-L2 = ("sgd", "momentum", "adagrad", "rmsprop", "adam")  # whose decay is not decoupled
-# No descent, but a closed form: for tasks whose gradients are expected counts.
+L2 = ("sgd", "momentum", "adagrad", "rmsprop", "adam")  # their decay is not decoupled
+# These do not descend: a closed form turns expected counts, the gradients, into parameters.
 MAXIMIZERS = {"baum_welch": lambda c, decays, hidden: baum_welch(c.forgetting, c.smoothing)}
 
 SCHEDULES = (
@@ -72,7 +74,7 @@ DECAY_MASKS = ("matrices", "hidden", "all")
 UNSTACKED = "layers"  # the name under which `per_layer` shows one layer of a stack
 
 
-# Optimizers and schedules, by what is read of their config.
+# Optimizers and schedules, by the fields that have an effect on them.
 FIRST_MOMENT = ("momentum", "adam", "adamw", "lamb", "lion", "muon")
 SECOND_MOMENT = ("rmsprop", "adam", "adamw", "lamb", "lion", "muon")
 WITH_EPS = ("adagrad", "rmsprop", "adam", "adamw", "lamb", "muon")
@@ -89,40 +91,41 @@ DECAY_RATE = {"at_least": 0, "below": 1}
 
 @dataclass
 class OptimConfig:
-    # the optimizer
+    # optimizer
     name: str = field(default="adamw", metadata={"choices": (*OPTIMIZERS, *MAXIMIZERS)})
-    learning_rate: float = field(default=1e-3, metadata={"above": 0})  # the peak
-    # first-moment decay; the momentum of "momentum"
+    # highest learning rate, reached at the end of the warm-up
+    learning_rate: float = field(default=1e-3, metadata={"above": 0})
+    # decay rate of the mean of past gradients, per update; for name=momentum, the momentum
     b1: float = field(
         default=0.9, metadata=DECAY_RATE | {"only": {"optim.name": FIRST_MOMENT}}
     )
-    # second-moment decay
+    # decay rate of the mean of past squared gradients, per update
     b2: float = field(
         default=0.95, metadata=DECAY_RATE | {"only": {"optim.name": SECOND_MOMENT}}
     )
-    # added to the root of the second moment
+    # added to the root of the squared gradients, so that nothing is divided by 0
     eps: float = field(
         default=1e-8, metadata={"above": 0, "only": {"optim.name": WITH_EPS}}
     )
-    # of the momentum
+    # use Nesterov's momentum
     nesterov: bool = field(default=False, metadata={"only": {"optim.name": ("momentum",)}})
-    # L2 for sgd, momentum, adagrad, rmsprop and adam; decoupled for the others
+    # weight decay: L2 for sgd, momentum, adagrad, rmsprop and adam, decoupled for others
     weight_decay: float = field(default=0.1, metadata=NOT_NEGATIVE | {"only": DECAYED})
-    # matrices: two dims and more; hidden: those inside layers
+    # which parameters decay; matrices: two or more dims; hidden: matrices inside layers
     decay_mask: str = field(
         default="matrices", metadata={"choices": DECAY_MASKS, "only": DECAYED}
     )
-    # of the learning rate, after the warm-up
+    # how the learning rate changes after the warm-up
     schedule: str = field(default="cosine", metadata={"choices": SCHEDULES})
-    # linear from 0, for every schedule
+    # updates in which the learning rate rises linearly to learning_rate; 0: no warm-up
     warmup_steps: int = field(default=0, metadata=NOT_NEGATIVE)
-    # where the schedule ends; 0: the steps of the run
+    # update at which the schedule reaches its final rate; 0: the last one of the run
     decay_steps: int = field(default=0, metadata=NOT_NEGATIVE | {"only": ENDING})
-    # of the peak, at the end; plateau's floor
+    # final learning rate as a share of learning_rate; plateau: the lowest rate
     final_fraction: float = field(default=0.1, metadata=SHARE | {"only": FALLING})
-    # multiply by decay_rate this often, in steps
+    # updates between two falls by decay_rate; exponential: the fall is spread over them
     decay_every: int = field(default=100, metadata={"at_least": 1, "only": STAIRS})
-    # by what the rate is multiplied
+    # factor of each fall of the learning rate
     decay_rate: float = field(
         default=0.5,
         metadata={
@@ -131,25 +134,28 @@ class OptimConfig:
             "only": {"optim.schedule": ("step", "exponential", "plateau")},
         },
     )
-    # the share of steps that decays
+    # share of the updates after the warm-up in which the learning rate falls, at the end
     cooldown_fraction: float = field(
         default=0.2, metadata=SHARE | {"only": {"optim.schedule": ("wsd",)}}
     )
-    # windows without gain before the rate falls
+    # number of windows without a lower loss that the learning rate waits before it falls
     patience: int = field(default=5, metadata={"at_least": 1, "only": PLATEAU})
-    # steps whose training loss is averaged
+    # steps in a window; the training loss is averaged over them
     window: int = field(default=50, metadata={"at_least": 1, "only": PLATEAU})
-    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)  # global norm; 0: off
-    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)  # each element; 0: off
-    # relative to each unit's parameter norm; 0: off
+    # largest norm of the whole gradient; a longer one is scaled down to it; 0: off
+    clip_norm: float = field(default=1.0, metadata=NOT_NEGATIVE)
+    # largest magnitude of each element of the gradient; 0: off
+    clip_value: float = field(default=0.0, metadata=NOT_NEGATIVE)
+    # largest norm of each unit's gradient, as a multiple of its parameters' norm; 0: off
     clip_adaptive: float = field(default=0.0, metadata=NOT_NEGATIVE)
-    # 0 (each batch by itself) to 1 (remembers all)
+    # update k moves the counts by a share k^-forgetting to those of its batch; 0: all the
+    # way; 1: to the mean of all batches
     forgetting: float = field(default=0.0, metadata=SHARE | {"only": COUNTED})
-    # pseudo-counts of each entry, per token
+    # added to each expected count, per token of the batch
     smoothing: float = field(default=1e-8, metadata=NOT_NEGATIVE | {"only": COUNTED})
 
     def validate(self, steps: int) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         if self.warmup_steps > steps:
             raise ValueError(
                 f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of "
@@ -162,8 +168,9 @@ def optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Chain clipping, the optimizer and its schedule for a run of `steps` steps.
 
-    `hidden` is the Task's. `update` takes the step's mean loss as `value=`, for the plateau
-    schedule. Raises ValueError if hidden matrices are asked for and the Task has none.
+    `hidden` is Task.hidden. The transformation's `update` takes the mean loss of the step
+    as `value=`, which the plateau schedule reads. Raises ValueError if the config asks for
+    hidden matrices and the Task has none.
     """
     if needs_hidden(config) and not hidden:
         given = "name=muon" if config.name == "muon" else "decay_mask=hidden"
@@ -185,7 +192,7 @@ def optimizer(
     make = (OPTIMIZERS | MAXIMIZERS)[c.name]
     links.append(per_layer(make(c, decays, hidden_matrices(hidden))))
     links.append(
-        # Injected, so that the state holds the rate in force and the log can show it.
+        # inject_hyperparams keeps the current rate in the state, where the log reads it.
         optax.inject_hyperparams(optax.scale_by_learning_rate, static_args="flip_sign")(
             learning_rate=schedule(c, steps), flip_sign=False
         )
@@ -194,8 +201,8 @@ def optimizer(
         links.append(
             contrib.reduce_on_plateau(
                 factor=c.decay_rate,
-                # Optax lowers the rate at this many windows without gain; PyTorch, whose
-                # meaning of patience we take, at the one after them.
+                # Optax lowers the rate in the window number `patience` without a gain.
+                # PyTorch, whose meaning of patience we take, does so one window later.
                 patience=c.patience + 1,
                 accumulation_size=c.window,
                 min_scale=c.final_fraction,
@@ -205,11 +212,11 @@ def optimizer(
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Apply `tx` to a stack of scanned layers as if each of them lay apart.
+    """Apply `tx` to each layer of a stack of scanned layers by itself.
 
-    What looks at a parameter's shape or at a whole parameter (decay masks, trust ratios,
-    factors, orthogonalisation, unit-wise norms) then does the same with and without the
-    stack.
+    Some transformations look at the shape of a parameter or at the whole of it: decay
+    masks, trust ratios, factors, orthogonalisation, unit-wise norms. With `per_layer` they
+    do the same to a layer in a stack as to a layer by itself.
     """
 
     def split(tree):
@@ -255,9 +262,10 @@ def learning_rate(state: optax.OptState) -> jax.Array:
 def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Return the learning rate as a function of the number of updates done.
 
-    Let updates be numbered from 1 to n. Update t of the warm-up has the rate peak x t /
-    warmup_steps, so its last has the peak; without warm-up, the first of the run has it.
-    From there the rate falls; update n has the final rate of linear, cosine and wsd.
+    Let updates be numbered from 1 to n. Update t of the warm-up has the rate
+    peak x t / warmup_steps, so the last update of the warm-up has the peak. Without a
+    warm-up, the first update of the run has the peak. Then the rate follows the schedule:
+    linear, cosine and wsd give update n the final rate.
     """
     c = config
     peak, final = c.learning_rate, c.learning_rate * c.final_fraction
@@ -273,9 +281,9 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array
         "exponential": lambda: optax.exponential_decay(peak, c.decay_every, c.decay_rate),
         "linear": lambda: optax.linear_schedule(peak, final, span),
         "cosine": lambda: optax.cosine_decay_schedule(peak, span, c.final_fraction),
-        # Vaswani et al. 2017, 5.3, whose constant makes the peak what it is here.
+        # Vaswani et al. 2017, 5.3, with the peak in place of their constant.
         "inverse_sqrt": lambda: (
-            # Joined schedules are also asked about counts before they begin.
+            # join_schedules also calls this with counts below 0, before it begins.
             lambda count: peak * (1 + jnp.maximum(count, 0) / peak_at) ** -0.5
         ),
         # Warmup-stable-decay: Hu et al. 2024, 4.
@@ -289,7 +297,7 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array
     }[c.schedule]()
     if peak_at == 1:
         return after_peak
-    # From 1/n, not 0: a first step at rate 0 would be a step without effect.
+    # The warm-up starts at peak / warmup_steps: a step at rate 0 would have no effect.
     warmup = optax.linear_schedule(peak / peak_at, peak, peak_at - 1)
     return optax.join_schedules([warmup, after_peak], [peak_at - 1])
 
@@ -297,8 +305,8 @@ def schedule(config: OptimConfig, steps: int) -> Callable[[jax.Array], jax.Array
 def adagrad(eps: float) -> optax.GradientTransformation:
     """Divide by the root of the sum of all squared gradients (Duchi et al. 2011, fig. 1).
 
-    Optax's starts the sum at 0.1 and adds eps inside the root. Either is larger than a
-    language model's squared gradients, and would leave plain descent.
+    optax.adagrad starts the sum at 0.1 and adds eps inside the root. Both are larger than
+    the squared gradients of a language model, so its updates would be those of plain SGD.
     """
 
     def init(params: Params) -> Params:
@@ -316,9 +324,9 @@ def muon(config: OptimConfig, hidden: Selection) -> optax.GradientTransformation
 
     Muon's momentum is 0.95. Muon and this Adam take Nesterov's momentum in the form of
     Dozat 2016: the mean of past gradients and the newest gradient are each divided by the
-    sum of their weights so far. Jordan et al. do not divide. So here the newest gradient
-    weighs 1.46 times as much as theirs at the second update, 1.07 times at the tenth, and
-    in the end the same.
+    sum of their weights so far. Jordan et al. do not divide. So the newest gradient weighs
+    more here than in their code: 1.46 times as much at the second update, 1.07 times at the
+    tenth, and as much in the end.
     """
 
     def dimensions(params: Params):
@@ -331,8 +339,8 @@ def muon(config: OptimConfig, hidden: Selection) -> optax.GradientTransformation
         eps=config.eps,
         adam_b1=config.b1,
         adam_b2=config.b2,
-        # Match the size of an AdamW update, so that one learning rate suits the matrices
-        # and what is left to Adam (Liu et al. 2025, 2.2).
+        # Give matrices updates of the size of AdamW's, so that one learning rate suits them
+        # and the parameters that Adam updates (Liu et al. 2025, 2.2).
         consistent_rms=0.2,
         muon_weight_dimension_numbers=dimensions,
     )
@@ -343,7 +351,7 @@ def needs_hidden(config: OptimConfig) -> bool:
 
 
 def hidden_matrices(names: tuple[str, ...]) -> Selection:
-    """Select the matrices under these names of a Task, and those of its stacked layers."""
+    """Select the matrices under these names of a Task, and in one layer of a stack."""
 
     def is_hidden(path, x: jax.Array) -> bool:
         return x.ndim == 2 and path[0].key in (*names, UNSTACKED)
@@ -354,7 +362,8 @@ def hidden_matrices(names: tuple[str, ...]) -> Selection:
 def decay_mask(config: OptimConfig, hidden: tuple[str, ...] = ()) -> Selection:
     """Select the parameters that decay.
 
-    matrices: two dims and more; hidden: those inside layers (no embedding, no head).
+    matrices: all with two or more dims; hidden: the matrices inside layers, but not the
+    embeddings and the head.
     """
     return {
         "all": lambda params: jax.tree.map(lambda _: True, params),

@@ -1,9 +1,10 @@
 """Mixed precision: 16-bit compute over float32 parameters, with dynamic loss scaling.
 
-The policy is a transformation Task -> Task: parameters are cast on the way in, so
-gradients come back in float32. float16 has 5 exponent bits, so its loss is scaled up
-before the backward pass and the scale follows the overflows (Micikevicius et al. 2018,
-3.2). bfloat16 has float32's exponent and needs none of it.
+`mixed_precision` is a transformation Task -> Task. It casts the parameters on their way
+into the Task, so that gradients come back in float32. float16 has only 5 bits of exponent:
+small gradients would become 0. So the loss is multiplied by a scale before the backward
+pass, and the scale falls after an overflow and rises without one (Micikevicius et al. 2018,
+3.2). bfloat16 has the exponent of float32 and needs no scale.
 """
 
 from collections.abc import Callable
@@ -20,17 +21,17 @@ DTYPES = {
     "bfloat16": jnp.bfloat16,
     "float16": jnp.float16,
 }
-HALF = {"precision.compute": ("float16",)}  # has few exponents: its loss is scaled
+HALF = {"precision.compute": ("float16",)}  # the one type whose loss is scaled
 
 
 @dataclass
 class PrecisionConfig:
-    # of products and activations; parameters are float32
+    # type of matrix products and activations; parameters stay float32
     compute: str = field(default="float32", metadata={"choices": tuple(DTYPES)})
-    # The scale multiplies the loss *sum*, so it is small beside the usual 2**15 of a mean:
-    # a step of 2**12 tokens at 2**6 is a mean scaled by 2**18.
+    # initial scale of the loss, which is a sum over tokens; 64 at 4,096 tokens in a step is
+    # like 262,144 for a mean loss
     loss_scale: float = field(default=64.0, metadata={"above": 0, "only": HALF})
-    # finite steps before the scale doubles
+    # steps in a row without an overflow after which the loss scale doubles
     growth_interval: int = field(default=1000, metadata={"at_least": 1, "only": HALF})
 
 
@@ -40,14 +41,17 @@ class LossScale(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """How the loss scale starts and follows what happened in a step."""
+    """How the loss scale starts, and how it changes after a step."""
 
     init: Callable[[], LossScale]
     update: Callable[[LossScale, jax.Array], LossScale]  # (scale, finite: bool[])
 
 
 def loss_scaling(config: PrecisionConfig) -> Scaling:
-    """Halve on overflow, double after `growth_interval` finite steps; 1 if not float16."""
+    """Halve the scale on overflow, double it after `growth_interval` finite steps.
+
+    The scale of types other than float16 is always 1.
+    """
     dynamic = config.compute == "float16"
 
     def init() -> LossScale:
@@ -60,7 +64,7 @@ def loss_scaling(config: PrecisionConfig) -> Scaling:
         steps = jnp.where(finite, scale.finite_steps + 1, 0)
         grow = steps >= config.growth_interval
         factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-        # Below float32's smallest normal number the inverse would overflow.
+        # Without bounds, overflow after overflow would bring the scale to 0.
         value = jnp.clip(scale.value * factor, 2.0**-24, 2.0**24)
         return LossScale(value, jnp.where(grow, 0, steps))
 

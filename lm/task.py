@@ -1,12 +1,13 @@
 """A Task: what is learnt, as pure functions over plain pytrees.
 
-This is the one place where Flax NNX is left: a module is split once into its graph and
-its parameters, and everything outside (strategies, optimizers, checkpoints) sees a plain
-nested dict of arrays and plain functions of it.
+A Task is all that the rest of the code sees of a model. Strategies, optimizers and
+checkpoints know only a nested dict of arrays, the parameters, and functions of them. Models
+written in Flax NNX become such functions here, and only here: `next_token_task` splits a
+module once into its graph and its parameters.
 
-Only sums leave a Task. `loss` returns the loss summed over the batch's target tokens
-together with every other sum worth keeping (`sums["loss"]`, `sums["tokens"]`, ...); who
-holds the whole batch divides once.
+Only sums leave a Task. `loss` returns the loss summed over the target tokens of a batch,
+and the other sums that are of use (`sums["loss"]`, `sums["tokens"]`, ...). The division by
+the number of tokens happens once, where the sums of the whole batch meet.
 
 Shapes: B batch, T time, D model width, V vocabulary, S cache length.
 """
@@ -22,22 +23,22 @@ from lm.losses import cross_entropy
 from lm.norms import activation_squares, square
 
 Params = Any  # nested dict of arrays
-Batch = dict[str, jax.Array]  # tokens_BT+1, optionally segments_BT+1, and row_B
+Batch = dict[str, jax.Array]  # tokens_BT+1, row_B, and perhaps segments_BT+1
 Sums = dict[str, jax.Array]
 Cache = Any
 Key = jax.Array
 
 
 class Stages(NamedTuple):
-    """A Task cut between its layers, all of one shape; None of it where it cannot be cut.
+    """The loss of a Task in pieces, so that a pipeline can put its layers on other devices.
 
-    embed, every layer in turn, then loss are together the Task's `loss`. What goes from
-    layer to layer, the carry, is a pytree of arrays; everything else about the rows is in
-    `batch`.
+    `embed`, then `layer` for each layer in turn, then `loss` give together what the Task's
+    own `loss` gives. A pytree of arrays, the carry, goes from one piece to the next; it has
+    the same shapes between all layers. All pieces also see the batch.
 
-    The layers lie in the parameters as {"layers": {0: ..., 1: ...}}, or stacked, [L, ...],
-    as {"scanned_layers": ...}. All other parameters are the outer ones; embed and loss may
-    share some.
+    The parameters of the layers lie in {"layers": {0: ..., 1: ...}}, or stacked, [L, ...],
+    in {"scanned_layers": ...}. All layers have parameters of the same shapes. The other
+    parameters are the outer ones; `embed` and `loss` may share some of them.
     """
 
     num_layers: int  # L
@@ -48,32 +49,35 @@ class Stages(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Pure functions of one learning problem; a transformation of it is Task -> Task.
+    """The pure functions of one learning problem.
 
-    `key` is one key for the whole step: randomness inside is drawn per row (from
-    `batch["row"]`), so it does not depend on how rows are spread over devices. A key of
-    None means deterministic (no dropout).
+    A change of the problem, such as another precision, is a function Task -> Task.
+
+    `key` is one key for the whole step. Each row draws its random numbers from `key` and
+    its own number in the global batch, `batch["row"]`, so they do not depend on how rows
+    are spread over devices. A key of None means no randomness (no dropout).
     """
 
     init: Callable[[Key], Params]
     loss: Callable[[Params, Batch, Key | None], tuple[jax.Array, Sums]]
-    logits: Callable[[Params, Batch], jax.Array]
+    logits: Callable[[Params, Batch], jax.Array]  # logits_BTV
     cache: Callable[[int, int], Cache]  # (batch size, length) -> empty cache
     decode: Callable[..., tuple[jax.Array, Cache]]  # (params, cache, tokens_BT, start_B)
-    # (params, cache, source_BS) -> the cache from which `decode` begins; None: no encoder.
+    # (params, cache, source_BS) -> the cache with which `decode` begins; None: no encoder.
     encode: Callable[[Params, Cache, jax.Array], Cache] | None = None
-    # The checkpoint policy of what the backward pass may keep; None: everything. A strategy
-    # that wraps the loss in jax.checkpoint must pass it on, for an outer policy replaces
-    # those inside.
+    # The policy of jax.checkpoint: what the backward pass may keep; None: everything. A
+    # strategy that wraps the loss in jax.checkpoint must pass this policy on, because the
+    # outer policy replaces those inside.
     saveable: Callable[..., bool] | None = None
-    # How parameters are split over devices that share a layer: (pattern of the path, dim
-    # from the last, into how many parts it may be cut, the name of that number).
+    # How parameters are split over devices that share a layer: (regular expression of the
+    # path, the dim counted from the end, the number of parts that it can be cut into, the
+    # name of that number for error messages).
     tensor_dims: tuple[tuple[str, int, int, str], ...] = ()
-    stages: Stages | None = None
-    # The top-level names of the parameters inside layers. A matrix there is hidden: it maps
-    # features to features. Tables (embeddings, the head) lie outside.
+    stages: Stages | None = None  # None: the Task cannot be cut
+    # The top-level names of the parameters inside layers. The matrices there map features
+    # to features, and optimizers call them hidden. Embeddings and the head lie elsewhere.
     hidden: tuple[str, ...] = ()
-    context: int | None = None  # the most tokens of a text; None: any number
+    context: int | None = None  # the most tokens that a text may have; None: any number
 
 
 def next_token_task(
@@ -83,14 +87,16 @@ def next_token_task(
     smoothing: float = 0.0,
     trace_norms: bool = False,
 ) -> Task:
-    """The Task of predicting each token from those before it.
+    """Return the Task of predicting each token from the tokens before it.
 
-    `build(rngs)` makes a module with `hidden`, `head`, `cache` and `decode`, and `encode`
-    if it has an encoder; `loss_chunk` is the number of positions whose logits exist at once
-    (0: all). A target counts where it lies in the same document as the token before it.
-    Where `hidden` covers the last positions of a row alone, those are predicted. With
-    `trace_norms` the loss's sums also hold those of lm/norms.py; it takes a module with
-    `outputs`.
+    `build(rngs)` makes an NNX module with the methods `hidden`, `head`, `cache` and
+    `decode`. A module with an encoder has `encode` too. `trace_norms` needs `outputs`, and
+    adds the sums of lm/norms.py to those of the loss. lm/models/recurrent.py and
+    lm/models/seq2seq/recurrent.py are examples of such modules.
+
+    A target counts if it lies in the same document as the token before it. If `hidden`
+    returns only the last positions of a row, only their targets are predicted.
+    `loss_chunk` is the number of positions whose logits exist at once (0: all).
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, encodes = nnx.graphdef(abstract), hasattr(abstract, "encode")
@@ -136,7 +142,7 @@ def next_token_task(
 def next_token_loss(
     x_BTD: jax.Array, head: Callable, batch: Batch, loss_chunk: int, smoothing: float = 0.0
 ) -> tuple[jax.Array, Sums]:
-    """Sum the loss of the last T targets of each row; see `cross_entropy`."""
+    """Return what `cross_entropy` does for the last T targets of each row."""
     last = slice(-x_BTD.shape[1], None)
     mask_BT = targets_mask(batch)
     return cross_entropy(
@@ -150,20 +156,20 @@ def next_token_loss(
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
-    """Return tokens_BT and segments_BT, all but each row's last."""
+    """Return tokens_BT and segments_BT, without the last of each row, a mere target."""
     segments = batch.get("segments")
     return batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
 
 
 def row_keys(batch: Batch, key: Key | None) -> jax.Array | None:
-    """Return each row's own key; None for none."""
+    """Return a key for each row of the batch; None if there is no key."""
     if key is None:
         return None
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
 
 
 def targets_mask(batch: Batch) -> jax.Array | None:
-    """Return bool_BT, true where a target counts; None where every target does."""
+    """Return bool_BT, true where a target counts; None if every target does."""
     segments = batch.get("segments")
     if segments is None:
         return None

@@ -54,23 +54,24 @@ STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 
 @dataclass
 class LocalConfig:
-    every: int = field(default=50, metadata={"at_least": 1})  # H, steps between meetings
-    # steps at the start in which every step exchanges gradients
+    # H, steps that replicas train alone before they meet
+    every: int = field(default=50, metadata={"at_least": 1})
+    # steps at the start in which gradients are exchanged in every step
     first: int = field(
         default=100,
         metadata={"at_least": 0, "only": {"parallel.strategy": ("post_local_sgd",)}},
     )
-    # of the outer optimizer
+    # learning rate of the outer optimizer, which acts at meetings
     learning_rate: float = field(default=0.7, metadata={"above": 0, "only": OUTER})
-    # of the outer optimizer, Nesterov's
+    # Nesterov momentum of the outer optimizer
     momentum: float = field(
         default=0.9, metadata={"at_least": 0, "below": 1, "only": OUTER}
     )
-    # parts of the parameters that meet apart
+    # number of parts of the parameters; each part has meetings of its own
     fragments: int = field(default=4, metadata={"at_least": 1, "only": STREAMING})
-    # steps until what was agreed arrives
+    # steps between a meeting and the arrival of its result
     overlap: int = field(default=5, metadata={"at_least": 0, "only": STREAMING})
-    # the share of a replica's own parameters that is kept when it arrives
+    # weight of a replica's own parameters when the result arrives; the result has the rest
     mix: float = field(default=0.5, metadata={"at_least": 0, "below": 1, "only": STREAMING})
 
 

@@ -1,4 +1,7 @@
-"""The table of strategies: all that is known of each, and the config that picks one."""
+"""The table of strategies, and the config that chooses one.
+
+To add a strategy, write a constructor of a Program and enter a row in STRATEGIES.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,24 +29,28 @@ from parallel.program import AXIS, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, zero_program
 
+# Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
 REDUCED = {"all-reduce"}
 
 
 class Strategy(NamedTuple):
-    """A row of the table. Nothing elsewhere asks for a strategy's name."""
+    """A row of the table: all that is known of a strategy.
+
+    No other code asks for the name of a strategy.
+    """
 
     program: Callable[[Learner, Mesh, "ParallelConfig"], Program]
-    # The bytes that one device sends in a step; None where there is no closed form. The
-    # parameters are shapes, and the cut is None where the task is not cut.
+    # The bytes that one device sends in a step; None if there is no closed form. The
+    # parameters are shapes; the cut is None if the task is not cut into stages.
     sent_bytes: Callable[["ParallelConfig", Params, Mesh, Cut | None], float | None]
-    # The kinds of collectives that may carry more than metrics.
+    # The kinds of collectives that carry more than metrics in the compiled step.
     kinds: Callable[["ParallelConfig"], set[str]]
-    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the slowest links first
-    exchanges: bool = False  # what crosses goes through an Exchange
+    axes: tuple[str, ...] = (AXIS,)  # of its mesh, the axis with the slowest links first
+    exchanges: bool = False  # gradients or moves cross devices through an Exchange
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
-    traces: bool = True  # the whole gradient and all activations meet in one step
-    counts: bool = False  # can count tuples instead (parallel/counting)
+    traces: bool = True  # a step sees the whole gradient and the outputs of all layers
+    counts: bool = False  # can also count tuples (parallel/counting)
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
@@ -51,6 +58,8 @@ class Strategy(NamedTuple):
 def replicas(
     constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,)
 ) -> Strategy:
+    """Return the row of a strategy in which replicas exchange gradients in each step."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         return constructor(
             learner,
@@ -72,6 +81,8 @@ def replicas(
 
 
 def local(name: str) -> Strategy:
+    """Return the row of a strategy whose replicas meet once in many steps."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         exchange = build_exchange(config.exchange, mesh)
         plan = PLANS[name](config.local)
@@ -100,6 +111,7 @@ def sharded(
     axes: tuple[str, ...] = (AXIS,),
     counts: bool = False,
 ) -> Strategy:
+    """Return the row of a strategy that splits the state by a Layout."""
     return Strategy(
         lambda learner, mesh, config: constructor(
             learner, mesh, config.accumulation, layout
@@ -112,6 +124,8 @@ def sharded(
 
 
 def pipeline(name: str, interleaves: bool = False) -> Strategy:
+    """Return the row of a pipeline with the schedule `name`."""
+
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
         chunks = config.num_chunks(mesh)
         return pipeline_program(learner, mesh, config.accumulation, name, chunks)
@@ -164,7 +178,7 @@ DEGREE = {"at_least": -1, "decides": False}
 
 
 def where(**wanted: bool) -> dict[str, tuple[str, ...]]:
-    """Return the metadata `only`: the strategies whose rows have these values."""
+    """Return the metadata `only` for the strategies whose rows have these values."""
     names = tuple(
         name
         for name, row in STRATEGIES.items()
@@ -179,20 +193,22 @@ class ParallelConfig:
     strategy: str = field(
         default="jit", metadata={"choices": tuple(STRATEGIES), "decides": False}
     )
-    # the data-parallel degree, in devices; -1: all
+    # number of replicas that share the batch; -1: as many as the devices allow
     data: int = field(default=-1, metadata=DEGREE)
-    # groups of `data` replicas, joined by links slower than those inside
+    # number of groups of `data` replicas; slower links join the groups; -1: the rest
     slice: int = field(default=1, metadata=DEGREE)
-    # the degree that shards the state, for `data` replicas of it; -1: rest
+    # devices that share the state of one replica (hsdp, hybrid); -1: the rest
     fsdp: int = field(default=1, metadata=DEGREE)
-    tensor: int = field(default=1, metadata=DEGREE)  # that splits single layers; -1: rest
-    stage: int = field(default=1, metadata=DEGREE)  # the stages of a pipeline
-    # the parts of the layers that each stage has
+    # devices that share each layer (tensor, hybrid); -1: the rest
+    tensor: int = field(default=1, metadata=DEGREE)
+    # stages of the pipeline, in devices; -1: the rest
+    stage: int = field(default=1, metadata=DEGREE)
+    # chunks of layers on each stage of the pipeline
     chunks: int = field(
         default=2,
         metadata={"at_least": 1, "only": where(interleaves=True), "decides": False},
     )
-    # microbatches that a device's rows are taken in
+    # microbatches that a device splits its rows into, to save memory; gradients add up
     accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
     exchange: ExchangeConfig = field(
         default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
@@ -206,7 +222,7 @@ class ParallelConfig:
         return STRATEGIES[self.strategy]
 
     def mesh(self) -> Mesh:
-        """Make the mesh of the strategy's axes; ValueError if the devices do not fit."""
+        """Make the mesh of the strategy; ValueError if the devices do not fit."""
         axes = self.row.axes
         for axis in sorted(ALL_AXES - set(axes)):
             if getattr(self, axis) not in (1, -1):
@@ -222,7 +238,7 @@ class ParallelConfig:
         )
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
-        """Check against the global batch size, in rows, and the mesh."""
+        """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
         if self.row.exchanges:
             self.exchange.validate(mesh, self.accumulation)
         self.row.check(self, mesh)
@@ -236,19 +252,21 @@ class ParallelConfig:
         if batch_size % (degree * self.accumulation):
             raise ValueError(
                 f"data.batch_size {batch_size} is not divisible by data degree {degree}"
-                f" x accumulation {self.accumulation} = {degree * self.accumulation}"
+                f" x accumulation {self.accumulation} = {degree * self.accumulation}; "
+                "change one of them"
             )
 
     def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:
-        """Check that a pipeline can cut this many layers; None: the model has none."""
+        """Raise ValueError if a pipeline cannot cut this many layers; None: no layers."""
         if STAGE in mesh.shape:
             check_cut(num_layers, mesh.shape[STAGE], self.num_chunks(mesh))
 
     def num_chunks(self, mesh: Mesh) -> int:
-        """Return the chunks of each stage; one stage alone has nothing to interleave."""
+        """Return the chunks of each stage; a single stage has nothing to interleave."""
         return self.chunks if self.row.interleaves and mesh.shape[STAGE] > 1 else 1
 
 
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
+    """Make the Program of the strategy; ValueError if the mesh cannot split the layers."""
     validate_tensor_dims(learner.task.tensor_dims, mesh.shape.get(TENSOR, 1))
     return config.row.program(learner, mesh, config)

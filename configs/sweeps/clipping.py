@@ -1,4 +1,4 @@
-"""Does clipping help? Off, by norm, by element, by unit, at a usual and a high rate.
+"""Does clipping help? No clipping, or by norm, element or unit; at two learning rates.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/clipping.py \
               --workdir=runs/clipping

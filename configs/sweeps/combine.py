@@ -1,13 +1,16 @@
 """Sweeps as lists: a member is a dict of overrides, a sweep is a list of members.
 
-    product(each("devices", 1, 2), each("seed", 0, 1))      # four members
-    zipped(each("devices", 1, 2), each("seed", 0, 1))       # two
-    each("devices", 1, 2) + each("seed", 0, 1)              # a chain: four
+    product(each("devices", 1, 2), each("seed", 0, 1))      # four members: each with each
+    zipped(each("devices", 1, 2), each("seed", 0, 1))       # two: firsts, seconds
+    each("devices", 1, 2) + each("seed", 0, 1)              # four: one key in each
 
-The keys of a member are dotted fields of the config ("optim.learning_rate") and four that
-belong to the launch: "config" (the config's file), "devices" (the number of all devices),
-"processes" (the devices are divided among them) and "cores" (CPU cores for each process;
-without it all processes share all cores).
+The keys of a member are names of config fields ("optim.learning_rate") and four keys that
+belong to the launch:
+
+  config     the config file
+  devices    the number of devices, over all processes together
+  processes  the number of processes
+  cores      CPU cores for each process; without it all processes share all cores
 """
 
 import itertools
@@ -15,7 +18,8 @@ from typing import Any
 
 Member = dict[str, Any]
 LAUNCH = ("config", "devices", "processes", "cores")  # keys that are not the config's
-# Keys that follow from others as a rule; a member's name has them only if it must.
+# Keys whose values usually follow from other keys. The name of a member contains one of
+# them only if no other key tells the members apart.
 FOLLOWING = (
     "steps",
     "optim.warmup_steps",
@@ -24,25 +28,26 @@ FOLLOWING = (
     "eval_batches",
     "parallel.data",
 )
-EVAL_ROWS = 256  # of the evaluations on the way
+EVAL_ROWS = 256  # rows in each evaluation during a run
 
 
 def each(key: str, *values: Any) -> list[Member]:
+    """Return a member for each value of a key."""
     return [{key: value} for value in values]
 
 
 def product(*lists: list[Member]) -> list[Member]:
-    """Join every combination; the last list varies fastest. Later keys win."""
+    """Join members in every combination; the last list varies fastest, later keys win."""
     return [merge(members) for members in itertools.product(*lists)]
 
 
 def zipped(*lists: list[Member]) -> list[Member]:
-    """Join the first members, the second ones, and so on; ValueError if one is longer."""
+    """Join the first members, the second, and so on; ValueError if a list is longer."""
     return [merge(members) for members in zip(*lists, strict=True)]
 
 
 def degrees(*numbers: int) -> list[Member]:
-    """Take the first n devices as n replicas; where there is no accelerator, emulate n."""
+    """Return a member for each n: n devices as n replicas; CPU devices are emulated."""
     return [{"devices": n, "parallel.data": n} for n in numbers]
 
 
@@ -51,12 +56,12 @@ def merge(members: tuple[Member, ...]) -> Member:
 
 
 def distinct(members: list[Member]) -> list[Member]:
-    """Drop members that say the same as one before."""
+    """Drop members that are equal to a member before."""
     return [m for i, m in enumerate(members) if m not in members[:i]]
 
 
 def names(members: list[Member]) -> list[str]:
-    """Name each member by what differs between members; ValueError if two are the same."""
+    """Name each member by the keys that differ; ValueError if two members are equal."""
     keys = list(dict.fromkeys(key for member in members for key in member))
     keys = [key for key in keys if len({repr(m.get(key)) for m in members}) > 1]
     for key in FOLLOWING:
@@ -77,10 +82,10 @@ def names(members: list[Member]) -> list[str]:
 
 
 def at_tokens(tokens: int, members: list[Member], seq_len: int) -> list[Member]:
-    """Give each member the steps in which its batch size sees about `tokens` tokens.
+    """Give each member so many steps that it sees about `tokens` tokens.
 
-    Warm-up and evaluations on the way keep their share of the run, and evaluations their
-    number of rows.
+    The warm-up and the intervals between evaluations and between checkpoints are the same
+    share of each run. Each evaluation has the same number of rows.
     """
     found = []
     for member in members:

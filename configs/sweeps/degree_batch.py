@@ -1,4 +1,4 @@
-"""How many devices, and how large a batch? The degree x the global batch, at equal tokens.
+"""How many devices, and how large a batch? Each degree with each batch, at equal tokens.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/degree_batch.py \
               --workdir=runs/sweep

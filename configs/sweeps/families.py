@@ -5,16 +5,16 @@ Command:  python -m experiments.sweep --sweep=configs/sweeps/families.py \
           python -m experiments.studies.families runs/families     # fills docs/families.md
           The two members of translation.py need requirements-pairs.txt.
 
-Encoder-decoders learn from pairs, for as many steps as their configs say.
+Encoder-decoders learn from pairs of texts, for as many steps as their configs say.
 """
 
 from configs.sweeps.combine import Member, each, product
 
-ROWS = 12_800  # of 128 targets: what configs/tiny.py sees in its 400 steps
+ROWS = 12_800  # rows of 128 targets; configs/tiny.py sees as many in its 400 steps
 
 
 def get_sweep() -> list[Member]:
-    # Counting has no need of many steps: the same rows in fewer, larger batches.
+    # Counting does not need many steps: give it the same rows in fewer, larger batches.
     counted = {
         "config": "configs/ngram.py",
         "data.batch_size": 1280,

@@ -1,10 +1,10 @@
 """Where do gradients vanish or explode? Depth, activation, initialiser, clipping, model.
 
-First every model at depth 8 with each of its activations and initialisers, clipped. Then
-one of each kind with fewer layers, and one not clipped. Then residuals without norms, and
-norms without residuals. LSTM and GRU have no choice of activation, and only transformers
-have residuals and norms. The optimizer is plain SGD, because Adam would divide the norms
-away.
+The members are, in this order: every model with 8 layers, with each activation and
+initialiser, clipped; one of each kind with fewer layers; one of each kind not clipped;
+residuals without norms, and norms without residuals. LSTM and GRU have no choice of
+activation, and only transformers have residuals and norms. The optimizer is plain SGD,
+because Adam would divide by the size of the gradients, which is what is measured.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/gradient_flow.py \
               --workdir=runs/gradient_flow

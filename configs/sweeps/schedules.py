@@ -1,4 +1,4 @@
-"""Which learning-rate schedule? All of them, at equal tokens and the same peak.
+"""Which learning-rate schedule? All of them, with equal tokens and the same highest rate.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/schedules.py \
               --workdir=runs/schedules

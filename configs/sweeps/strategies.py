@@ -1,17 +1,17 @@
-"""Every strategy, every codec and every way to meet rarely, at equal tokens over 8 devices.
+"""Every strategy, codec and way to exchange rarely, with equal tokens, on 8 devices.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strategies.py \
               --workdir=runs/strategies
 
-The studies strategies, wire and slow_link (experiments/studies) measure members of the same
-table, MEMBERS: a name -> its overrides.
+MEMBERS maps a name to its overrides. The studies strategies, wire and slow_link
+(experiments/studies) measure members of the same table.
 """
 
 from typing import Any
 
 from configs.sweeps.combine import Member, product
 
-BASE = "shard_map"  # float32 all-reduce, with which all are compared
+BASE = "shard_map"  # float32 all-reduce; all others are compared with it
 
 
 def codec(name: str, **fields: Any) -> Member:

@@ -1,4 +1,4 @@
-"""Are more processes faster? The same batch on more processes, with a core each.
+"""Are more processes faster? The same batch on more processes, each with one core.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strong_scaling.py \
               --workdir=runs/strong
@@ -7,7 +7,7 @@ Command:  python -m experiments.sweep --sweep=configs/sweeps/strong_scaling.py \
 
 from configs.sweeps.combine import Member, each, product, zipped
 
-# Of both kinds of scaling: each process has a core, which is its device.
+# Shared with weak_scaling.py. Each process has one core, which is its device.
 A_CORE_EACH = {
     "config": "configs/tiny.py",
     "parallel.strategy": "shard_map",
@@ -16,7 +16,7 @@ A_CORE_EACH = {
     "optim.warmup_steps": 6,
     "eval_batches": 2,
 }
-REPEATS = each("seed", 0, 1, 2)  # a machine that is shared with others is noisy
+REPEATS = each("seed", 0, 1, 2)  # timings on a shared machine are noisy
 
 
 def get_sweep() -> list[Member]:

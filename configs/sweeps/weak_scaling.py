@@ -1,4 +1,4 @@
-"""Do more processes do more? The batch grows with the processes, so each keeps its share.
+"""Do more processes do more? The batch grows with the number of processes.
 
 Command:  python -m experiments.sweep --sweep=configs/sweeps/weak_scaling.py \
               --workdir=runs/weak

@@ -26,7 +26,7 @@ def bigram_counts(
 def bigram_loss(train: sparse.csr_array, held_out: sparse.csr_array) -> float:
     """Return the mean negative log likelihood (nats) of held-out pairs.
 
-    The smallest over ADD_K: the constant is chosen in the baseline's favour.
+    It is the smallest over the constants in ADD_K, a choice that favours the baseline.
     """
     previous, following = held_out.nonzero()
     weights = held_out[previous, following]

@@ -1,8 +1,8 @@
-"""What kind of token a piece of Python source is, by Python's own tokenizer.
+"""Classes of the tokens in Python source, found by Python's own tokenizer.
 
-A token of the vocabulary takes the class of the first character in it that is not white
-space; one of white space alone is `space`. Texts that are no Python (templates, syntax of
-other versions) are `other` from where the tokenizer gives up.
+A token of the vocabulary has the class of its first character that is not white space. A
+token of nothing but white space has the class `space`. Where Python's tokenizer gives up (a
+template, the syntax of another version), the rest of the text is `other`.
 """
 
 import io
@@ -20,14 +20,14 @@ KINDS = {
     tokenize.OP: "operator",
     tokenize.COMMENT: "comment",
 }
-# Python 3.12 and later take formatted strings apart.
+# Python 3.12 and later split formatted strings into several tokens.
 for part in ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END"):
     if hasattr(tokenize, part):
         KINDS[getattr(tokenize, part)] = "string"
 
 
 def character_classes(text: str) -> np.ndarray:
-    """Return int8[characters], indices into CLASSES."""
+    """Return the class of each character, int8[characters], as indices into CLASSES."""
     found = np.zeros(len(text), np.int8)
     lines = text.splitlines(keepends=True)
     starts = np.cumsum([0, *map(len, lines)])
@@ -46,12 +46,12 @@ def character_classes(text: str) -> np.ndarray:
             first, last = starts[row - 1] + column, starts[end_row - 1] + end_column
             found[first:last] = CLASSES.index(kind)
     except (tokenize.TokenError, SyntaxError):
-        pass  # what was found until then stays
+        pass  # keep the classes that were found so far
     return found
 
 
 def token_classes(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Return int8[tokens + 2], the end-of-text marks around the document included."""
+    """Return the class of each token and of both end-of-text marks, int8[tokens + 2]."""
     of_character = character_classes(text)
     classes = [CLASSES.index("other")]
     for start, end in tokenizer.encode(text).offsets:
@@ -62,7 +62,7 @@ def token_classes(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def usual_classes(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32[vocabulary], the class that each token most often has in the texts."""
+    """Return int32[vocabulary], the class that each token has most often in the texts."""
     counts = np.zeros((tokenizer.get_vocab_size(), len(CLASSES)), np.int64)
     for text in texts:
         ids = tokenizer.encode(text).ids
@@ -71,6 +71,6 @@ def usual_classes(texts: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def encode_classes(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Yield each text's classes, as long as its tokens in encode_documents."""
+    """Yield the classes of each text, one for each id that encode_documents yields."""
     for text in texts:
         yield token_classes(text, tokenizer).astype(np.int32)

@@ -1,15 +1,15 @@
-"""What data a run learns from, and how it is cut into rows."""
+"""The config of the data: where texts come from, and how they are cut into rows."""
 
 from dataclasses import dataclass, field
 
 from lm.data.rows.packing import PACKINGS
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
-PAIR_SOURCES = ("docstring", "gettext", "parallel")  # of a source and a target text
+PAIR_SOURCES = ("docstring", "gettext", "parallel")  # they give source and target texts
 SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
 
 
-# Sources, by what is read of the config.
+# Sources, by the fields that have an effect on them.
 TFDS = {"data.source": ("tfds",)}
 NAMED = {"data.source": ("tfds", "gettext")}
 FILES = {"data.source": ("text", "jsonl")}
@@ -17,67 +17,68 @@ PATHS = {"data.source": ("text", "jsonl", "parallel")}
 SHARED = {"data.source": ("text", "jsonl", "gettext", "parallel")}
 PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": tuple(x for x in SOURCES if x not in PAIR_SOURCES)}
-# Where files lie decides nothing: the fingerprint tells whether the text is the same.
+# The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
 
 
 @dataclass
 class DataConfig:
-    # where texts come from (lm/data/sources)
+    # where the texts come from (lm/data/sources)
     source: str = field(default="stdlib", metadata={"choices": SOURCES})
-    # tfds: the dataset, such as lm1b; gettext: the package, "" for all
+    # tfds: the dataset, such as lm1b; gettext: an installed package; "": all packages
     name: str = field(default="", metadata={"only": NAMED})
-    # the split to train on
+    # TFDS split to train on
     split: str = field(default="train", metadata={"only": TFDS})
-    # the split held out
+    # TFDS split to evaluate on
     validation_split: str = field(default="test", metadata={"only": TFDS})
-    # held-out text of another kind; "": none
+    # TFDS split with another kind of text, also evaluated at the end; "": none
     shifted_split: str = field(default="", metadata={"only": TFDS})
-    # where prepared datasets lie; "": TFDS's default
+    # folder where TFDS keeps its datasets; "": TFDS's own default
     tfds_dir: str = field(default="", metadata={"only": TFDS, "decides": False})
-    # text, jsonl: a file, a folder or a glob; parallel: the sources' file
+    # text, jsonl: a file, a folder or a glob; parallel: the file of source lines
     path: str = field(default="", metadata={"only": PATHS} | BY_TEXT)
-    # the targets' file, as many lines
+    # file of target lines; line i is the target of line i of path
     target_path: str = field(
         default="", metadata={"only": {"data.source": ("parallel",)}} | BY_TEXT
     )
-    # of the translations
+    # language of the translations, as gettext names it
     language: str = field(default="de", metadata={"only": {"data.source": ("gettext",)}})
-    # held-out files; "": a share of path
+    # files to evaluate on; "": hold out validation_share of path
     validation_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
-    # held out where there are no files or splits for it
+    # share of the text that is held out to evaluate on, if no files are given for it
     validation_share: float = field(
         default=0.05, metadata={"above": 0, "below": 1, "only": SHARED}
     )
-    # held-out files of another kind; "": none
+    # files with another kind of text, also evaluated at the end; "": none
     shifted_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
-    # the feature that holds the text
+    # TFDS feature, or key of a JSON line, that holds the text
     text_key: str = field(
         default="text", metadata={"only": {"data.source": ("tfds", "jsonl")}}
     )
-    # what a token is; all spell unknown pieces as bytes
+    # what a token is; each kind writes pieces that it does not know as bytes
     tokenizer: str = field(default="bpe", metadata={"choices": tuple(LEAST_VOCAB_SIZE)})
-    # at most; 257 holds the bytes alone
+    # most tokens that the tokenizer learns; 257: the bytes and the end-of-text mark alone
     vocab_size: int = field(default=4096, metadata={"at_least": NUM_BYTES})
-    # T, target tokens in a row; of pairs, with those of the source
+    # T, tokens in a row that the model reads; with pairs, source and target together
     seq_len: int = field(default=256, metadata={"at_least": 2})
-    # the part of seq_len that is the source's
+    # tokens of seq_len that are reserved for the source
     source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
-    batch_size: int = field(default=32, metadata={"at_least": 1})  # global, in rows
-    # first_fit: segments; concat: one stream, no mask
+    # rows in a step, over all devices together
+    batch_size: int = field(default=32, metadata={"at_least": 1})
+    # how documents share rows; first_fit: no attention across documents; concat: one stream
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )
-    # where prepared data lies
+    # folder where prepared data is kept
     cache: str = field(default="~/.cache/lockstep", metadata={"decides": False})
 
     def validate(self) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         self.validate_vocab_size()
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
-                f"data.source_len is {self.source_len}; of data.seq_len {self.seq_len} "
-                "tokens it must leave at least 2 to the source and 2 to the target"
+                f"data.source_len is {self.source_len}; it must be at least 2, and leave "
+                f"at least 2 of data.seq_len {self.seq_len} for the target"
             )
 
     def validate_vocab_size(self) -> None:

@@ -30,8 +30,8 @@ from lm.data.sources.pairs import (
 from lm.data.texts import cache_folder, document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
-SILENT_SECONDS = 5.0  # after which a wait is told
-FORMAT = 3  # part of the fingerprint; changes when the files or their making change
+SILENT_SECONDS = 5.0  # a longer wait for another process is reported
+FORMAT = 3  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -45,9 +45,9 @@ class Data(NamedTuple):
 
 
 def prepare(config: DataConfig) -> Data:
-    """Return the rows and the tokenizer, making them first where the cache has none.
+    """Return the rows and the tokenizer; make them first if the cache does not have them.
 
-    Safe to call from many processes at once: one makes them, the others wait.
+    Many processes may call it at once: one makes the rows, the others wait.
     """
     corpus = open_corpus(config)
     fingerprint = fingerprint_of(config, corpus)
@@ -61,7 +61,7 @@ def prepare(config: DataConfig) -> Data:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of a folder of the cache; say so if another process has it for long."""
+    """Hold the lock of a folder in the cache; report a long wait for another process."""
     lock = filelock.FileLock(f"{folder}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +82,16 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def load_prepared(config: DataConfig, fingerprint: str) -> Data | None:
-    """Return the rows of this fingerprint from the cache, whatever the corpus is now."""
+    """Return the rows with this fingerprint from the cache; None if it has none.
+
+    The corpus is not read, so it may have changed since.
+    """
     folder = rows_folder(config, fingerprint)
     return load(folder) if (folder / "meta.json").exists() else None
 
 
 def current_fingerprint(config: DataConfig) -> str:
-    """Return the fingerprint of the rows that the corpus gives as it is now."""
+    """Return the fingerprint of the rows that the corpus would give now."""
     return fingerprint_of(config, open_corpus(config))
 
 
@@ -107,9 +110,9 @@ def rows_folder(config: DataConfig, fingerprint: str) -> pathlib.Path:
 def fill_cache(
     config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path, fingerprint: str
 ) -> None:
-    """Make the rows beside `folder`, then put them there; a failure leaves nothing."""
+    """Make rows in a folder beside `folder`, then rename it; a failure leaves nothing."""
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
     try:
         partial.mkdir()
         make_rows(config, corpus, partial, fingerprint)
@@ -131,6 +134,7 @@ def make_rows(
     folder: pathlib.Path,
     fingerprint: str,
 ) -> None:
+    """Write the tokenizer, the rows of all splits and meta.json into `folder`."""
     logging.info("preparing %s", json.dumps(corpus.identity)[:200])
     if isinstance(corpus, PairCorpus):
         texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
@@ -176,7 +180,7 @@ def load(folder: pathlib.Path) -> Data:
         if not meta["segments"]:
             rows = {split: r._replace(segments=None) for split, r in rows.items()}
         return Data(tokenizer=tokenizer, meta=meta, **rows)
-    except Exception as error:  # each library that reads has kinds of its own
+    except Exception as error:  # each library raises errors of its own kinds
         raise ValueError(
             f"the prepared data in {folder} is damaged ({error}); remove that folder, and "
             "it is made anew"

@@ -25,7 +25,7 @@ from lm.data.sources.stdlib import stdlib_corpus
 from lm.data.sources.tfds import tfds_corpus
 from lm.data.tokenizer import encode_documents
 
-SHIFTED_CHARACTERS = 300_000  # of the shifted text, at most
+SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
 
 def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
@@ -65,13 +65,16 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
 
 
 def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
-    """Yield a split's texts, cleaned; of the shifted one as many as are used."""
+    """Yield the cleaned texts of a split; those of the shifted split only up to a limit."""
     texts = map(clean, corpus.documents(split))
     return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
 
 
 def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
-    """Return the functions from a split to its texts and to its rows, training first."""
+    """Return two functions: split -> its texts, and (tokenizer, split) -> its rows.
+
+    Ask for the rows of training first: each split leaves out the texts of earlier ones.
+    """
     seen: set[bytes] = set()
 
     def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
@@ -88,7 +91,7 @@ def training_texts(config: DataConfig) -> Iterator[str]:
 
 
 def held_out_texts(config: DataConfig, split: str) -> list[str]:
-    """Return the texts of which the rows of a held-out split were made."""
+    """Return the texts whose tokens are in the rows of a held-out split."""
     corpus, seen = open_corpus(config), set()
     for before in corpus.splits:
         found = list(deduplicate(split_texts(corpus, before), seen))
@@ -100,7 +103,7 @@ def held_out_texts(config: DataConfig, split: str) -> list[str]:
 def pack_texts(
     config: DataConfig, tokenizer: Tokenizer, texts: list[str], classes: bool = False
 ) -> Rows:
-    """Pack texts into rows in memory, with the classes of their tokens if asked for."""
+    """Pack texts into rows in memory; with `classes`, also the class of each token."""
     pack = PACKINGS[config.packing]
 
     def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -113,7 +116,7 @@ def pack_texts(
         return [np.stack(x) for x in zip(*packed, strict=True)]
 
     tokens, segments = rows(encode_documents(tokenizer, texts))
-    # Packing goes by lengths alone, so the classes come to lie where their tokens do.
+    # Packing looks only at lengths, so each class lies where its token lies.
     found = rows(encode_classes(texts, tokenizer))[0] if classes else None
     return Rows(tokens, segments, found)
 

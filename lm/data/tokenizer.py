@@ -1,9 +1,16 @@
-"""Tokenizers: any text in, the same text out, none of it ever unknown.
+"""Tokenizers: any text can be encoded, and decoding gives the same text back.
 
-Each begins with the 256 bytes and the end-of-text mark, and goes on with longer pieces,
-which it learns from text: `bpe` those that occur most often within words (Sennrich et al.
-2016; GPT-2's bytes), `character` the characters, `word` the words. A word or a character
-that is not among them is spelled as bytes, so bits per byte are exact and comparable.
+The vocabulary of each kind begins with the end-of-text mark and the 256 bytes. Longer
+pieces follow, learnt from text:
+
+  byte       none
+  bpe        the pieces of words that occur most often (Sennrich et al. 2016, on bytes as in
+             GPT-2)
+  character  the characters of more than one byte
+  word       the words
+
+A word or a character that has no token of its own is written as bytes. So no text is
+unknown, and the bits per byte of all kinds can be compared.
 """
 
 import pathlib
@@ -18,13 +25,15 @@ END_OF_TEXT = "<|endoftext|>"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())  # each byte as a character
 NUM_BYTES = 1 + len(ALPHABET)  # the vocabulary of bytes alone
 LEAST_VOCAB_SIZE = {
-    "bpe": NUM_BYTES,  # which is `byte`
+    "bpe": NUM_BYTES,  # with no more, it is the same as `byte`
     "byte": NUM_BYTES,
     "character": NUM_BYTES + 1,
     "word": NUM_BYTES + 1,
 }
-MIN_COUNT = 2  # of a piece: from those seen once, a model learns how others are spelled
-CHUNK = 1 << 20  # characters encoded at once: an encoding takes 100 times its text
+# A word or character seen once gets no token: the model learns to spell from its bytes.
+MIN_COUNT = 2
+# Characters that are encoded at once: an encoding takes 100 times the memory of its text.
+CHUNK = 1 << 20
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -44,16 +53,17 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
         num_pieces = vocab_size - NUM_BYTES
         pieces = common_pieces(texts, cuts(kind), num_pieces) if num_pieces else []
         ids = {token: i for i, token in enumerate([END_OF_TEXT, *ALPHABET, *pieces])}
-        # Without merges, a piece that has no id of its own stays the bytes that it is of.
+        # Without merges, a piece that has no id of its own stays as its bytes.
         tokenizer.model = models.BPE(ids, [], ignore_merges=True)
         tokenizer.add_special_tokens([END_OF_TEXT])
     return as_text(tokenizer)
 
 
 def cuts(kind: str) -> pre_tokenizers.PreTokenizer:
-    """Return what cuts a text into characters, or as GPT-2 does into words.
+    """Return the pre-tokenizer that cuts a text into characters, or else into words.
 
-    A word is letters, digits or other signs, with a space before them; or white space.
+    Words are those of GPT-2: letters, digits or other signs, with the space before them; or
+    white space.
     """
     if kind != "character":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,7 +75,7 @@ def cuts(kind: str) -> pre_tokenizers.PreTokenizer:
 def common_pieces(
     texts: Iterable[str], cut: pre_tokenizers.PreTokenizer, num: int
 ) -> list[str]:
-    """Return the `num` commonest pieces of more than a byte, in the byte alphabet."""
+    """Return the `num` commonest pieces of more than one byte, in the byte alphabet."""
     counter = Tokenizer(models.WordLevel())
     counter.pre_tokenizer = cut
     trainer = trainers.WordLevelTrainer(
@@ -81,7 +91,7 @@ def load_tokenizer(file: pathlib.Path) -> Tokenizer:
 
 
 def as_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Make "<|endoftext|>" inside a document plain text, not the end of it."""
+    """Treat "<|endoftext|>" inside a document as plain text, not as the end of it."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -89,7 +99,7 @@ def as_text(tokenizer: Tokenizer) -> Tokenizer:
 def encode_documents(
     tokenizer: Tokenizer, documents: Iterable[str], batch: int = 256
 ) -> Iterator[np.ndarray]:
-    """Yield each document's ids, END_ID before and after, on all cores."""
+    """Yield the ids of each document, with END_ID before and after; uses all cores."""
 
     def encode(texts: list[str]) -> Iterator[np.ndarray]:
         chunks = [list(split_text(text)) for text in texts]
@@ -123,7 +133,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32[vocabulary], the bytes of text that each token stands for."""
+    """Return int32[vocabulary], the number of bytes of text that each token stands for."""
     lengths = np.zeros(tokenizer.get_vocab_size(), np.int32)
     for token, index in tokenizer.get_vocab().items():
         # In the byte-level alphabet each byte is one character.

@@ -1,7 +1,7 @@
-"""Attention as functions: the kernel by platform, rotary positions, positions in segments.
+"""Attention as functions: kernels by platform, rotary positions, positions in segments.
 
-Shapes: B batch, T queries, S keys, N heads, G key/value heads, R = N / G query heads that
-share a key head, K head width.
+Shapes: B batch, T queries, S keys, N heads, G key/value heads, R = N / G heads that share a
+key/value head, K head width.
 """
 
 from functools import partial
@@ -17,15 +17,15 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-BLOCK = 64  # queries in a block, at least
+BLOCK = 64  # the fewest queries in a block
 MAX_BLOCKS = 8
-LANES = 128  # of a TPU's vector unit; splash takes multiples of it
-HEADS_AXIS = "tensor"  # the mesh axis that heads are split over, where it is there
+LANES = 128  # lanes of a TPU's vector unit; splash takes multiples of it
+HEADS_AXIS = "tensor"  # heads are split over this axis of the mesh, if it has the axis
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
 
 def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
-    """Return y_BTNK: causal attention, within a row's segments where it has several."""
+    """Return y_BTNK: causal attention, inside the segments of each row."""
     num_queries, _, width = q_BTNK.shape[1:]
     kernel = choose_kernel(wanted, q_BTNK.dtype, width, num_queries, jax.default_backend())
     if kernel == "blockwise":
@@ -50,11 +50,11 @@ def library_attention(kernel: str, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.A
 def choose_kernel(
     wanted: str, dtype, head_width: int, num_queries: int, backend: str
 ) -> str:
-    """Resolve `auto` to the platform's own kernel where that takes such arrays.
+    """Return the kernel that `wanted` means on this platform.
 
-    On a CPU our blocks, on a GPU cuDNN's flash attention, on a TPU the Pallas kernel
-    "splash" that comes with JAX; else XLA's. Raises ValueError if another is wanted and
-    cannot be had.
+    `auto` is our blockwise attention on a CPU, cuDNN's flash attention on a GPU, and JAX's
+    Pallas kernel "splash" on a TPU. If that kernel does not take such arrays, `auto` is
+    "xla". Raises ValueError for any other kernel that does not take them.
     """
     half = dtype == jnp.float16
     narrow = head_width % 8 == 0 and head_width <= 128
@@ -109,11 +109,12 @@ def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
 
 
 def split_rows_and_heads(kernel):
-    """Let each device run `kernel` on its rows and heads, which no compiler can split.
+    """Make each device run `kernel` on its own rows and heads.
 
-    The heads lie over the axis `tensor`, the rows over the other axes of the mesh in force
-    that are left to the compiler. Where there is none (one device, or inside shard_map) the
-    rows are the device's own already. Key/value heads fewer than devices are repeated.
+    The compiler cannot split such a kernel by itself. The heads are split over the mesh
+    axis `tensor`, the rows over the other axes that are left to the compiler. If no axis is
+    left to it (one device, or inside shard_map), each device has only its own rows already.
+    If there are fewer key/value heads than devices, they are repeated.
     """
     axes = axes_left_to_the_compiler()
     if not axes:
@@ -158,11 +159,12 @@ def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:
 
 @jax.custom_vjp
 def blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
-    """Return y_BTNK in blocks of queries that see only the keys before their end.
+    """Return y_BTNK, one block of queries at a time, computed in float32.
 
-    Half of the products of full attention, and no T x T array outlives its block: the
-    backward pass keeps the logarithms of the softmax's sums and computes the
-    probabilities again (Dao 2023, FlashAttention-2, 3.1). Computed in float32.
+    A block of queries sees only the keys up to its own end, so that half of the products of
+    full attention are left out. No T x T array outlives its block: the forward pass keeps
+    only the logarithms of the softmax's sums, and the backward pass computes the
+    probabilities again from them (Dao 2023, FlashAttention-2, 3.1).
     """
     return forward(q_BTNK, k_BTGK, v_BTGK, segments_BT)[0]
 
@@ -195,13 +197,15 @@ def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
     q_BGRTK = heads_first(q_BTNK, num_kv_heads) * width**-0.5
     k_BGSK = heads_first(k_BTGK, num_kv_heads)[:, :, 0]
     v_BGSK = heads_first(v_BTGK, num_kv_heads)[:, :, 0]
+    # For each block: scores, softmax, and the mean of the values. The largest score is
+    # subtracted first, so that no exponential overflows.
     ys, logs = [], []
     for start, end in query_blocks(q_BTNK.shape[1]):
         s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
         max_BGRT1 = jnp.max(s_BGRTS, -1, keepdims=True)
         e_BGRTS = jnp.exp(s_BGRTS - max_BGRT1)
         sum_BGRT1 = jnp.sum(e_BGRTS, -1, keepdims=True)
-        # Divided after the product: K numbers a query, not S.
+        # Divide after the product: that is K divisions a query instead of S.
         y_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", e_BGRTS, v_BGSK[:, :, :end])
         ys.append(y_BGRTK / sum_BGRT1)
         logs.append(max_BGRT1 + jnp.log(sum_BGRT1))
@@ -215,20 +219,22 @@ def backward(saved, dy_BTNK: jax.Array):
     batch, num_kv_heads, _, time, width = q_BGRTK.shape
     dtype = dy_BTNK.dtype
     dy_BGRTK = heads_first(dy_BTNK, num_kv_heads)
+    # The gradient of a softmax p is p * (dp - sum(p * dp)). That sum over keys equals the
+    # sum of dy * y over the head width, which needs no probabilities.
     dot_BTN1 = jnp.sum(
         dy_BTNK.astype(jnp.float32) * y_BTNK.astype(jnp.float32), -1, keepdims=True
     )
     dot_BGRT1 = heads_first(dot_BTN1, num_kv_heads)
     dqs = []
-    # Key gradients lie head width first: XLA for CPUs multiplies in this order 2 to 3
-    # times faster.
+    # The gradients of keys have the head width before the time: XLA for CPUs multiplies
+    # them 2 to 3 times faster in this order.
     dk_BGKS = jnp.zeros((batch, num_kv_heads, width, time))
     dv_BGKS = dk_BGKS
     for (start, end), log_BGRT1 in zip(query_blocks(time), logs, strict=True):
         block = slice(start, end)
         q, dy = q_BGRTK[:, :, :, block], dy_BGRTK[:, :, :, block]
         s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
-        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)
+        p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)  # the probabilities again
         dp_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", dy, v_BGSK[:, :, :end])
         ds_BGRTS = p_BGRTS * (dp_BGRTS - dot_BGRT1[:, :, :, block])
         dqs.append(jnp.einsum("bgrts,bgsk->bgrtk", ds_BGRTS, k_BGSK[:, :, :end]))
@@ -244,7 +250,7 @@ blockwise_attention.defvjp(forward, backward)
 
 
 def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Apply rotary position embedding, halves paired (Su et al. 2021; Llama's order)."""
+    """Apply rotary position embedding (Su et al. 2021), with halves paired as in Llama."""
     half = x_BTNK.shape[-1] // 2
     frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1K = positions_BT[:, :, None, None] * frequency_K
@@ -255,7 +261,7 @@ def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
 
 
 def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
-    """Return each token's position within its document's piece."""
+    """Return the position of each token within its segment."""
     index_T = jnp.arange(tokens_BT.shape[1])
     if segments_BT is None:
         return jnp.broadcast_to(index_T, tokens_BT.shape)

@@ -1,16 +1,18 @@
-"""Hidden Markov language model: Baum-Welch and gradients are one task.
+"""Hidden Markov language model, trained by Baum-Welch or by gradient.
 
-The idea: the gradient of the log likelihood with respect to log-probabilities, taken as
-if they were free, *is* the expected count of each start, transition and emission, and the
-backward pass of the forward algorithm is the backward algorithm (Eisner 2016). So the
-E-step is a gradient that any strategy sums, and the M-step is an optimizer
-(lm/baum_welch.py). Differentiated through the normalisation as well, the same loss is
-trained by any other optimizer.
+The idea: differentiate the log likelihood with respect to the log-probabilities, as if they
+were free. The gradient is then the expected count of each start, transition and emission,
+and the backward pass of the forward algorithm is the backward algorithm (Eisner 2016). So
+the E-step of Baum-Welch is a gradient, which any strategy can sum, and the M-step is an
+optimizer (lm/baum_welch.py). If the normalisation is differentiated too, any other
+optimizer can train the same loss.
 
-The chain starts anew at the beginning of each segment. What is maximised is the likelihood
-of all tokens; what is reported is the loss of the targets, each given the tokens before it
-in its segment, as for every other model. A scan over time is used: its step costs S^2 per
-row where an associative scan composes matrices at S^3. Source: Rabiner 1989.
+The chain starts again at the beginning of each segment. Training maximises the likelihood
+of all tokens. The loss that is reported is that of the targets, each given the tokens
+before it in its segment, as for every other model.
+
+The forward algorithm is a scan over time. A step costs S^2 for each row; an associative
+scan would multiply matrices, at S^3. Source: Rabiner 1989.
 
 Shapes: B batch, T time, S states, V vocabulary, C cache length.
 """
@@ -29,8 +31,9 @@ TRAINING = ("em", "gradient")
 
 @dataclass
 class HmmConfig:
-    num_states: int = field(default=128, metadata={"at_least": 1})  # S
-    # em: gradients are minus expected counts
+    # S, hidden states
+    num_states: int = field(default=128, metadata={"at_least": 1})
+    # em: expectation maximisation, with optim.name=baum_welch; gradient: descent
     training: str = field(default="em", metadata={"choices": TRAINING})
 
     reads: ClassVar[str] = "documents"
@@ -41,7 +44,7 @@ class HmmConfig:
         return "expectation" if self.training == "em" else "gradient"
 
     def validate(self, setting: Setting) -> None:
-        """Nothing needs more than one field."""
+        """Accept every setting: no fields depend on each other."""
 
     def task(self, setting: Setting) -> Task:
         return hmm_task(self, setting.vocab_size)
@@ -88,7 +91,7 @@ def hmm_task(config: HmmConfig, vocab_size: int) -> Task:
         return predict(logs, filter_BTS)
 
     def cache(batch_size: int, length: int) -> jax.Array:
-        """Make room for log p(state | tokens before it) at every position."""
+        """Return an array for log p(state | tokens before it) at every position."""
         return jnp.zeros((batch_size, length + 1, num_states))
 
     def decode(params: Params, filter_BCS: jax.Array, tokens_BT, start_B):
@@ -109,9 +112,9 @@ def hmm_task(config: HmmConfig, vocab_size: int) -> Task:
 
 
 def normalised(params: Params, as_constant: bool = False) -> Params:
-    """Return log-probabilities, float32, each distribution along the last dim.
+    """Return log-probabilities, float32, with each distribution along the last dim.
 
-    `as_constant` keeps the normaliser out of the gradient.
+    With `as_constant` the gradient ignores the normaliser, so that it is a count.
     """
 
     def one(x: jax.Array) -> jax.Array:
@@ -141,9 +144,9 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Run the forward algorithm over each row.
 
-    Returns filter_BTS, log p(state | the segment's tokens so far), and logp_BT, log
-    p(token | those before it in its segment), 0 at padding. `before_BS` is the filter
-    before the first position, for rows that do not start there.
+    Returns filter_BTS, the log p(state | tokens of the segment so far), and logp_BT, the
+    log p(token | tokens before it in its segment), which is 0 at padding. `before_BS` is
+    the filter before the first position, for rows that continue a text.
     """
     transition_SS = jnp.exp(logs["transition"])
     start_S = jnp.exp(logs["start"])
@@ -153,7 +156,7 @@ def forward(
 
     def step(filter_BS, now):
         emission_BS, starts_B, padding_B = now
-        # A product of probabilities: their sum is 1, so what underflows is 1e-38 of it.
+        # Probabilities, not logs: they sum to 1, so an underflow loses 1e-38 of the sum.
         moved_BS = jnp.where(starts_B[:, None], start_S, jnp.exp(filter_BS) @ transition_SS)
         joint_BS = safe_log(moved_BS) + emission_BS
         logp_B = jax.nn.logsumexp(joint_BS, -1)
@@ -170,15 +173,15 @@ def safe_log(x: jax.Array) -> jax.Array:
 
 
 def predict(logs: Params, filter_BTS: jax.Array) -> jax.Array:
-    """Return logits_BTV, the log-probabilities of each position's next token."""
+    """Return logits_BTV, the log-probabilities of the token after each position."""
     next_BTS = jnp.exp(filter_BTS) @ jnp.exp(logs["transition"])
     return safe_log(next_BTS @ jnp.exp(logs["emission"]))
 
 
 def viterbi(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Return the likeliest states int32_BT (-1: padding) and their log-probability_B.
+    """Return the likeliest states, int32_BT (-1: padding), and their log-probability_B.
 
-    The probability is of states and tokens together, over all segments of the row.
+    It is the probability of states and tokens together, over all segments of a row.
     """
     logs = normalised(params)
     emission_BTS = logs["emission"].T[batch["tokens"]]
@@ -187,7 +190,7 @@ def viterbi(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
     def step(best_BS, now):
         emission_BS, starts_B, padding_B = (x[:, None] for x in now)
-        # A segment begins after the best end of the one before it.
+        # A segment begins after the best last state of the segment before it.
         moves_BSS = jnp.where(
             starts_B[..., None], logs["start"], logs["transition"]
         ) + jnp.expand_dims(best_BS, -1)
@@ -202,7 +205,7 @@ def viterbi(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return before_B, state_B
 
     by_time = (emission_BTS.swapaxes(0, 1), starts_BT.T, padding_BT.T)
-    # Nothing comes before the first position: one state alone, at probability 1.
+    # Nothing comes before the first position. One state with probability 1 stands for it.
     before_BS = jnp.where(jnp.arange(num_states) == 0, 0.0, -jnp.inf)
     before_BS = jnp.broadcast_to(before_BS, emission_BTS[:, 0].shape)
     best_BS, came_from_TBS = jax.lax.scan(step, before_BS, by_time)
@@ -214,7 +217,7 @@ def viterbi(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
 def sample_rows(
     params: Params, key: Key, num_rows: int, length: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw states and tokens, each int32[num_rows, length], from the chain's start."""
+    """Draw states and tokens from the start of the chain, each int32[num_rows, length]."""
     logs = normalised(params)
 
     def step(state_B, key):

@@ -1,4 +1,4 @@
-"""What layers are made of: the matrix product, activations, initialisers, norms, dropout.
+"""The parts of layers: the matrix product, activations, initialisers, norms, dropout.
 
 Shapes: I inputs, O outputs (x_xI and y_xO have any leading dims); B batch, T time, D width.
 """
@@ -16,13 +16,14 @@ from jax.typing import DTypeLike
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_xI: jax.Array, w_IO: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
-    """Return x @ w, as `dtype` if given; its sums are made in float32 anyway.
+    """Return x @ w, as `dtype` if given; sums are in float32 in either case.
 
-    The gradient of w sums over rows, so one of x and dy must be read transposed. Autodiff
-    always transposes dy. XLA for CPUs makes a transposed copy and computes dy anew inside
-    it, element by element against the grain of memory: with a wide dy (of the first matrix
-    of an MLP, of the head) a step of GPT-2 takes 1.2 to 1.5 times as long. Here the
-    narrower of the two is transposed. Elsewhere the two orders cost the same.
+    Its gradient differs from that of autodiff only in speed. The gradient of w sums over
+    rows, so either x or dy must be transposed. Autodiff always transposes dy. XLA for CPUs
+    then makes a transposed copy and computes dy again for each element of it, in an order
+    that does not suit the memory. With a wide dy (the first matrix of an MLP, the head) a
+    step of GPT-2 takes 1.2 to 1.5 times as long. So `matmul_backward` transposes the
+    narrower one. On other platforms the two orders cost the same.
     """
     return jnp.matmul(x_xI, w_IO, preferred_element_type=dtype)
 
@@ -51,8 +52,8 @@ def vocabulary_logits(
 ) -> jax.Array:
     """Return logits_BTV in float32, by `output` or, without one, by the embedding.
 
-    The operands keep the type of x. Sixteen bits would give the likeliest tokens the same
-    logit where they differ by less than 1 in 256.
+    The operands keep the type of x. Logits of 16 bits would be equal for tokens whose
+    logits differ by less than 1 in 256.
     """
     w_DV = embedding[...].T if output is None else output.kernel[...]
     return matmul(x_BTD, w_DV, jnp.float32)
@@ -62,9 +63,9 @@ def vocabulary_logits(
 def gelu(x: jax.Array) -> jax.Array:
     """Return GELU in its tanh form (Hendrycks and Gimpel 2016).
 
-    The backward pass needs x alone. It computes tanh(u) again as 2 sigmoid(2u) - 1: XLA
-    would find a second tanh equal to the first, and keep that one, as large as x, from the
-    forward pass to the backward pass.
+    The backward pass keeps only x and computes tanh(u) again, as 2 sigmoid(2u) - 1. If it
+    called tanh, XLA would find that the forward pass has the same tanh, and would keep that
+    array, as large as x, until the backward pass.
     """
     return jax.nn.gelu(x)
 
@@ -87,8 +88,8 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }
-INITIALIZERS = {  # of a matrix [I, O] that sums over its inputs
-    "naive": nnx.initializers.normal(0.01),  # whatever the width
+INITIALIZERS = {  # for a matrix [I, O] that sums over its inputs
+    "naive": nnx.initializers.normal(0.01),  # ignores the width
     "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010
     "he": nnx.initializers.he_normal(),  # He et al. 2015
     "orthogonal": nnx.initializers.orthogonal(),  # Saxe et al. 2014
@@ -98,7 +99,7 @@ INITIALIZERS = {  # of a matrix [I, O] that sums over its inputs
 class Norm(nnx.Module):
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016), in float32.
 
-    Plain products: nnx.RMSNorm made a whole training step 5 % slower on a CPU.
+    It is written out here because nnx.RMSNorm made a training step 5 % slower on a CPU.
     """
 
     def __init__(self, width: int, rms: bool, bias: bool):
@@ -119,7 +120,7 @@ class Norm(nnx.Module):
 
 
 def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
-    """Drop elements, each row from its own key: the same masks under every sharding."""
+    """Zero a share of the elements; each row has its own key, on whatever device it is."""
     if rate == 0.0 or row_keys_B is None:
         return x_BTD
 
@@ -132,12 +133,13 @@ def dropout(x_BTD: jax.Array, rate: float, row_keys_B, site: int) -> jax.Array:
 
 
 def one_core_a_device() -> bool:
-    """Tell whether each device is a CPU with no second core: layers then stay calls.
+    """Tell whether each device is a CPU with no second core.
 
-    Written out one after the other, layers have no gradient of the residual stream in
-    memory: XLA for CPUs sums it anew, from the last layer down, wherever a transposed copy
-    of it is needed. As calls they hand it over. But a call waits for the one before, and
-    two cores want more to do at once: they lose more than they gain.
+    Such devices are faster if layers stay function calls in the compiled program. XLA for
+    CPUs would otherwise write out all layers one after the other, and sum the gradient of
+    the residual stream again, from the last layer down, for each transposed copy of it.
+    Calls hand the gradient over in memory. But a call waits for the call before, so two
+    cores have less to do at once and lose more than they gain.
     """
     if jax.default_backend() != "cpu":
         return False

@@ -1,12 +1,13 @@
-"""A recurrence over time whose weights' gradient is one matrix product after the scan.
+"""A recurrence over time whose weights get their gradient from one product after the scan.
 
-Autodiff of a scan adds up the gradient of the weights step by step, a read and a write of a
-whole matrix at each; where GSPMD spreads the rows over devices, it even sums over devices
-at each. Here the backward scan gives the gradients of the products with the state alone,
-and that of the weights follows from all of them at once (as in Appleyard et al. 2016).
+Autodiff of a scan adds to the gradient of the weights in each time step, so it reads and
+writes a whole matrix each time. Under GSPMD, with rows on several devices, each time step
+even sums over devices. Here the backward scan returns only the gradients of the products
+with the state. One matrix product turns them into the gradient of the weights (as in
+Appleyard et al. 2016).
 
 Shapes: B batch, T time, D width of a state, G gates x D. A carry is a pytree of states
-[B, D]: (c, h) of the LSTM, else h.
+[B, D]: (c, h) for the LSTM, h for the other cells.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,10 @@ def output(carry: Carry) -> jax.Array:
 
 
 def scan(step: Step, kernel_DG, bias_G, carry, inputs_TBG, more_TBG, cut_T, first_TB1):
-    """Return the carries after every step, `more` being added to the states' products."""
+    """Return the carries after every step; `more_TBG` is added to products with the state.
+
+    The gradient of `more_TBG` is that of these products; `forward` passes zeros to get it.
+    """
 
     def body(carry: Carry, inputs):
         inputs_BG, more_BG, cut, first_B1 = inputs
@@ -68,13 +72,15 @@ def scan(step: Step, kernel_DG, bias_G, carry, inputs_TBG, more_TBG, cut_T, firs
 def recur(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1) -> Carry:
     """Return the carries after every step, a pytree of [T, B, D].
 
-    The gradient stops before the steps that `cut_T` marks; the carry is zeroed before those
-    that `first_TB1` marks. Either may be None, and so may the bias.
+    The gradient stops before the steps that `cut_T` marks. The carry is zeroed before the
+    steps that `first_TB1` marks. Both may be None, and so may the bias.
     """
     return scan(step, kernel_DG, bias_G, carry, inputs_TBG, None, cut_T, first_TB1)
 
 
 def forward(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1):
+    # The weights are constants of this function, so the scan of its backward pass does not
+    # add up their gradient.
     def run(carry, inputs_TBG, more_TBG):
         arrays = carry, inputs_TBG, more_TBG, cut_T, first_TB1
         return scan(step, kernel_DG, bias_G, *arrays)
@@ -87,6 +93,7 @@ def forward(step: Step, kernel_DG, bias_G, carry, inputs_TBG, cut_T, first_TB1):
 def backward(step: Step, saved, d_carries):
     pull, bias_G, start_BD, h_TBD, first_TB1 = saved
     d_carry, d_inputs_TBG, d_states_TBG = pull(d_carries)
+    # The states that the weights were multiplied with: those before each step.
     before_TBD = jnp.concatenate([start_BD[None], h_TBD[:-1]])
     if first_TB1 is not None:
         before_TBD = jnp.where(first_TB1, 0, before_TBD)

@@ -1,15 +1,20 @@
-"""Recurrent language models: plain RNN (Elman 1990), LSTM (Hochreiter and Schmidhuber
-1997; Gers et al. 2000) and GRU (Cho et al. 2014), of Flax's cells.
+"""Recurrent language models: plain RNN, LSTM and GRU, made of Flax's cells.
 
-The inputs of all time steps go through one matrix product before the scan over time, in
-which only the product with the state is left. A state lives as long as a row: it is zeroed
-where another document begins, and with `truncate` its gradient stops every so many steps
-while the state itself goes on (Williams and Peng 1990). So the windows of a document whose
-state is carried along are the parts of one long row. They are not rows of successive
-batches: those are shuffled, which lets a run be resumed and spread at will.
+Sources: Elman 1990 (RNN); Hochreiter and Schmidhuber 1997, Gers et al. 2000 (LSTM); Cho et
+al. 2014 (GRU).
+
+One matrix product takes in the inputs of all time steps, before the scan over time. Only
+the product with the state is left for the scan.
+
+The state is zeroed at the beginning of each row and of each document. With `truncate`, the
+gradient stops every so many steps while the state goes on (Williams and Peng 1990). So a
+long document that is to be read in windows, with the state carried along, must lie in one
+long row. Rows of successive batches do not continue each other, because rows are shuffled:
+that lets a run be resumed, and spread over any number of devices.
 
 Shapes: B batch, T time, S cache length, D width of embeddings and states, G gates x D,
-V vocabulary. A cell's carry is a pytree of states [B, D]: (c, h) of the LSTM, else h.
+V vocabulary. A carry is a pytree of states [B, D]: (c, h) for the LSTM, h for the other
+cells.
 """
 
 from collections.abc import Callable
@@ -48,25 +53,26 @@ NUM_GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 @dataclass
 class RecurrentConfig:
-    # the recurrence
+    # kind of recurrent cell
     cell: str = field(default="lstm", metadata={"choices": tuple(CELLS)})
-    # D, of the embedding and of each state
+    # D, elements in an embedding and in a state
     width: int = field(default=256, metadata={"at_least": 1})
-    # each reads the states of the one before
+    # number of layers; each reads the states of the layer below
     num_layers: int = field(default=2, metadata={"at_least": 1, "at_most": 10_000})
-    # of the plain RNN
+    # activation function of the plain RNN
     activation: str = field(
         default="tanh",
         metadata={"choices": tuple(ACTIVATIONS), "only": {"model.cell": ("rnn",)}},
     )
-    # of each gate
+    # initialiser of each gate's matrices
     init: str = field(default="orthogonal", metadata={"choices": tuple(INITIALIZERS)})
-    # steps after which gradients stop; it divides seq_len; 0: none
+    # tokens that a gradient goes back at most; must divide seq_len; 0: no limit
     truncate: int = field(default=0, metadata={"at_least": 0})
-    tied: bool = True  # the head is the transposed embedding
-    # between layers, not between steps (Zaremba et al. 2014)
+    # use the embedding, transposed, as the head
+    tied: bool = True
+    # share of elements that dropout zeroes between layers, not between time steps
     dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
-    # positions whose logits exist at once; 0: all
+    # positions of a row whose logits exist at once, which saves memory; 0: all
     loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
 
     reads: ClassVar[str] = "documents"
@@ -74,7 +80,7 @@ class RecurrentConfig:
     traces: ClassVar[bool] = True
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the setting."""
         check_chunk("model.truncate", self.truncate, setting)
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
 
@@ -93,7 +99,7 @@ class RecurrentConfig:
 def recurrent_stages(
     config: RecurrentConfig, build: Callable[[nnx.Rngs], "Recurrent"]
 ) -> Stages:
-    """Cut between the layers; a state is as wide as an embedding, so all have one shape."""
+    """Cut between layers; all have one shape, as a state is as wide as an embedding."""
     outer_graph = without_layers(build)
     layer_graph = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, nnx.Rngs(0))))
 
@@ -114,7 +120,7 @@ def recurrent_stages(
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:
-    """Initialise the matrix [D, gates x D] of several gates gate by gate."""
+    """Return an initialiser of [D, gates x D] that initialises each gate by itself."""
 
     def gates(key: jax.Array, shape: tuple[int, int], dtype, *_) -> jax.Array:
         one = shape[0], shape[1] // num_gates
@@ -143,7 +149,7 @@ def make_cell(config: RecurrentConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 
 class Layer(nnx.Module):
-    """One of Flax's cells over time, its products with all inputs being done at once."""
+    """A cell of Flax that runs over time, with one product for the inputs of all steps."""
 
     def __init__(self, config: RecurrentConfig, rngs: nnx.Rngs):
         self.width, self.truncate = config.width, config.truncate
@@ -181,9 +187,8 @@ class Layer(nnx.Module):
     def decode(self, x_BTD: jax.Array, past: Carry, start_B: jax.Array):
         """Return the outputs y_BTD, and `past` with the new states after start_B.
 
-        `past` holds, [B, 1 + S, D], the state before each position. All are kept, so that
-        a row goes on from its own position: what a shorter prompt was padded with does no
-        harm.
+        `past`, [B, 1 + S, D], holds the state before each position. Each row goes on from
+        the state at its own position, so the padding of a shorter prompt does no harm.
         """
         rows_B = jnp.arange(len(x_BTD))
         after_BT = start_B[:, None] + 1 + jnp.arange(x_BTD.shape[1])
@@ -196,7 +201,7 @@ class Layer(nnx.Module):
 
 
 def document_starts(tokens_BT, segments_BT) -> jax.Array | None:
-    """Return bool_BT, true where another document begins; None without segments."""
+    """Return bool_BT, true where a document begins; None without segments."""
     if segments_BT is None:
         return None
     return positions_in_segment(tokens_BT, segments_BT) == 0
@@ -209,10 +214,10 @@ def run_layer(x_BTD: jax.Array, layer: Layer, first_BT: jax.Array | None) -> jax
 
 
 def embedding_scale(width: int) -> float:
-    """Return what embeddings are times (Vaswani et al. 2017, 3.4).
+    """Return the factor of embeddings that enter a layer (Vaswani et al. 2017, 3.4).
 
-    A table of variance 1 / width suits a tied head, but no layer scales it up: gates that
-    see so little stay half open.
+    The table has the variance 1 / width, which suits a tied head. As inputs its rows would
+    be too small: the gates would stay half open.
     """
     return width**0.5
 
@@ -236,15 +241,15 @@ class Recurrent(nnx.Module):
         return self.embedding[tokens_BT] * embedding_scale(self.config.width)
 
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> jax.Array:
-        """Return x_BTD, what the first layer takes in."""
+        """Return x_BTD, the input of the first layer."""
         return dropout(self.embed(tokens_BT), self.config.dropout, row_keys_B, 0)
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD, the states of the last layer. No keys: no dropout."""
+        """Return x_BTD, the states of the last layer; without keys, without dropout."""
         return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
 
     def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
-        """Return what `hidden` does, and `measure` of each layer's output."""
+        """Return the result of `hidden`, and `measure` of the output of each layer."""
         measured = []
         first_BT = document_starts(tokens_BT, segments_BT)
         x_BTD = self.enter(tokens_BT, row_keys_B)
@@ -261,7 +266,7 @@ class Recurrent(nnx.Module):
         return [layer.zeros((batch_size, 1 + length)) for layer in self.layers]
 
     def decode(self, cache: list[Carry], tokens_BT: jax.Array, start_B: jax.Array):
-        """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
+        """Return logits_BTV and the cache; the tokens of a row begin at start_B."""
         x_BTD = self.embed(tokens_BT)
         new_cache = []
         for layer, past in zip(self.layers, cache, strict=True):

@@ -1,8 +1,9 @@
 """Counting as a Program: each step adds a batch's tuples to a table spread over devices.
 
-This is for models whose parameters are functions of counts. The state's parameters are the
-table; `params` are what the model makes of the joined counts. A checkpoint holds the joined
-table, so a run can continue under another strategy and on other devices.
+It trains models whose parameters are functions of counts. The table is in the `params` of
+the state. The `params` of the Program are the model's: it makes them from the joined counts
+of all devices. A checkpoint holds the joined table, so a run can continue under another
+strategy and on other devices.
 """
 
 from collections.abc import Callable
@@ -34,20 +35,20 @@ PLACEMENT = TrainState(step=ONCE, params=EACH, opt=ONCE, comm=ONCE, scale=ONCE)
 
 
 class Counting(NamedTuple):
-    """What is counted, and what the model makes of the counts."""
+    """The tuples that are counted, and the function that makes the model from counts."""
 
     # (batch, its step int32[]) -> int32[N, width], bool[N]: which of them count
     tuples: Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]
     finish: Callable[[np.ndarray, np.ndarray], Params]  # (distinct [M, width], counts [M])
     width: int  # integers in a tuple
-    limit: int  # they are below it
-    capacity: int  # of distinct tuples, on all devices together
+    limit: int  # the integers are below it
+    capacity: int  # the most distinct tuples, on all devices together
 
 
 def counting_program(counting: Counting, strategy: str, mesh: Mesh) -> Program:
-    """Return the Program under jit (the compiler's collectives), pmap or shard_map.
+    """Return the Program that counts under `strategy`: jit, pmap or shard_map.
 
-    Raises ValueError for another strategy, or for tuples that cannot be packed.
+    Raises ValueError for tuples that cannot be packed.
     """
     axes = () if strategy == "jit" else batch_axes(mesh)
     degree = batch_degree(mesh) if axes else 1
@@ -95,7 +96,7 @@ def counting_program(counting: Counting, strategy: str, mesh: Mesh) -> Program:
 def count_step(
     counting: Counting, axes: tuple[str, ...], state: TrainState, batch: Batch
 ) -> tuple[TrainState, Metrics]:
-    """Add one replica's tuples; the metric `tokens` is the number that all have counted."""
+    """Add the tuples of one replica; the metrics are sums over all replicas."""
     tuples_Nn, valid_N = counting.tuples(batch, state.step)
     table = count_tuples(state.params, tuples_Nn, valid_N, counting.limit, axes)
     sums = {
@@ -125,9 +126,9 @@ def jit_step(one_replica: Callable, mesh: Mesh, laid_out: TrainState) -> Callabl
 
 
 def finish(counting: Counting, parts: Table) -> Params:
-    """Make the model from all devices' counts, on the host of every process.
+    """Make the model from the counts of all devices, on the host of every process.
 
-    One device joins the counts: all devices would sort the same.
+    Only one device of a process joins the counts: the others would do the same work.
     """
     everywhere = multihost_utils.process_allgather(parts, tiled=True)
     table = jax.jit(join, static_argnums=1)(everywhere, counting.capacity)

@@ -86,7 +86,7 @@ def owner(words_NK: jax.Array, degree: int) -> jax.Array:
 
 
 def count_sorted(words_NK: jax.Array, counts_N: jax.Array, first_N=()) -> Table:
-    """Sort tuples, first of all by `first_N` if given; add up the counts of equal ones.
+    """Sort tuples, first by `first_N` if given, and add up the counts of equal tuples.
 
     The table has as many rows as there are tuples. The caller must have made tuples of
     count 0 EMPTY; they become the empty rows at its end.
@@ -128,12 +128,13 @@ def lower_bound(sorted_CK: jax.Array, words_NK: jax.Array) -> jax.Array:
 
 
 def merge(table: Table, more: Table) -> Table:
-    """Add the counts of one table to another, which keeps its capacity.
+    """Add the counts of `more` to `table`, which keeps its capacity.
 
-    Linear in the capacity: a row's new place is its old place plus the number of new rows
-    before it.
+    The time is linear in the capacity, because `table` is not sorted again: the new place
+    of a row is its old place plus the number of new rows before it.
     """
     capacity = len(table.counts)
+    # Tuples that the table has already: add to their counts.
     at_N = lower_bound(table.words, more.words)
     found_N = jnp.all(table.words[jnp.minimum(at_N, capacity - 1)] == more.words, 1)
     found_N &= at_N < capacity
@@ -142,9 +143,12 @@ def merge(table: Table, more: Table) -> Table:
         more.counts, mode="drop"
     )
 
+    # New tuples: at_N rows of the table, and the new tuples before it, come before each.
     new_N = full_N & ~found_N
     before_N = jnp.cumsum(new_N, dtype=jnp.int32) - new_N
     place_N = jnp.where(new_N, at_N + before_N, capacity)
+    # Old tuples move up by the number of new tuples that come before them. A place from the
+    # capacity on is dropped below.
     inserted_C = jnp.zeros(capacity + 1, jnp.int32).at[at_N].add(new_N.astype(jnp.int32))
     place_C = jnp.arange(capacity) + jnp.cumsum(inserted_C)[:-1]
     place_C = jnp.where(table.counts > 0, place_C, capacity)
@@ -169,8 +173,8 @@ def count_tuples(
 ) -> Table:
     """Add the valid tuples to the table, on one device or over mesh axes.
 
-    With axes it runs where they are bound. Each device brings its own tuples and holds the
-    part of the table that it owns.
+    With `axes` it must run inside shard_map or pmap over them. Each device brings its own
+    tuples and holds the part of the table that it owns.
     """
     words_NK = jnp.where(valid_N[:, None], pack(tuples_Nn, limit), EMPTY)
     counts_N = valid_N.astype(jnp.int32)
@@ -182,7 +186,7 @@ def count_tuples(
 
 
 def owner_or_none(words_NK: jax.Array, degree: int) -> jax.Array:
-    """Return each tuple's owner; `degree`, which sorts after them, for empty rows."""
+    """Return the owner of each tuple, and `degree` for empty rows, which sorts last."""
     empty_N = words_NK[:, 0] == EMPTY
     return jnp.where(empty_N, jnp.uint32(degree), owner(words_NK, degree))
 
@@ -191,16 +195,19 @@ def exchange(table: Table, mine: Table, degree: int, axes: tuple[str, ...]) -> T
     """Send counts, sorted by owner, to their owners; merge what other devices send."""
     num, num_words = mine.words.shape
     room = exchange_room(num, degree)
+    # Where the tuples of each owner begin, and how many there are.
     starts_D = jnp.searchsorted(
         owner_or_none(mine.words, degree), jnp.arange(degree + 1, dtype=jnp.uint32)
     )
     sizes_D = starts_D[1:] - starts_D[:-1]
+    # All devices take as many rounds as the fullest of them needs.
     rounds = jax.lax.pmax(-(-jnp.max(sizes_D) // room), axes)
     rows = jnp.concatenate([mine.words, mine.counts.astype(jnp.uint32)[:, None]], 1)
     nothing = jnp.array([EMPTY] * num_words + [0], jnp.uint32)
 
     def one(carry):
         index, table = carry
+        # Take the next `room` tuples of each owner, or empty rows after the last.
         offset_R = index * room + jnp.arange(room)
         chosen_DR = starts_D[:-1, None] + offset_R
         there_DR = offset_R < sizes_D[:, None]

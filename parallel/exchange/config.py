@@ -1,4 +1,4 @@
-"""The config of an exchange, its checks, and `build_exchange`, which makes it."""
+"""The config of an exchange, and `build_exchange`, which makes the exchange."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "power_sgd": lambda c: power_sgd(c.rank),
 }
 
-# Codecs, by what is read of their config.
+# Codecs, by the fields that have an effect on them.
 BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "ternary", "sign")}
 SPARSE = {"parallel.exchange.codec": ("top_k", "random_k", "dgc")}
 DGC = {"parallel.exchange.codec": ("dgc",)}
@@ -41,14 +41,15 @@ DGC = {"parallel.exchange.codec": ("dgc",)}
 
 @dataclass
 class ExchangeConfig:
-    # auto: psum, or what the codec travels by
+    # how the sum travels between devices; auto: psum, or what the codec needs
     algorithm: str = field(
         default="auto",
         metadata={"choices": ("auto", *ALGORITHMS), "decides": False},
     )
-    # how a gradient is written in fewer bytes
+    # how a gradient is compressed; none: it is sent as float32
     codec: str = field(default="none", metadata={"choices": ("none", *CODECS)})
-    # on: what the codec lost goes with the next gradient
+    # on: what the codec lost is added to the next gradient; auto: on, but not for dgc and
+    # ternary
     error_feedback: str = field(
         default="auto",
         metadata={
@@ -56,43 +57,44 @@ class ExchangeConfig:
             "only": {"parallel.exchange.codec": tuple(CODECS)},
         },
     )
-    # elements that share a scale; 0: the codec's own number
+    # elements that share one scale; 0: the codec's own number
     block: int = field(default=0, metadata={"at_least": 0, "only": BLOCKS})
-    # the share of elements sent
+    # share of the gradient's elements that is sent
     keep: float = field(default=0.01, metadata={"above": 0, "at_most": 1, "only": SPARSE})
-    # of the two thin factors of a matrix
+    # rank of the two factors that stand for a matrix
     rank: int = field(
         default=4,
         metadata={"at_least": 1, "only": {"parallel.exchange.codec": ("power_sgd",)}},
     )
-    # of DGC's momentum correction
+    # momentum that DGC applies before it chooses what to send
     momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
-    # until `keep` is reached
+    # steps in which the share that is sent falls from 0.25 to keep
     warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
-    # exchange the leaves in buckets of this size; 0: all at once
+    # bytes of gradients that are exchanged together; 0: all of them
     bucket_bytes: int = field(default=0, metadata={"at_least": 0})
-    every: int = field(default=0, metadata={"at_least": 0})  # microbatches; 0: once a step
-    # steps by which the gradient that is used is late
+    # microbatches between exchanges; 0: one exchange a step
+    every: int = field(default=0, metadata={"at_least": 0})
+    # steps between the computation of a gradient and its use
     delay: int = field(default=0, metadata={"at_least": 0})
-    # DC-ASGD's lambda, which corrects a delay
+    # lambda of DC-ASGD, which corrects a late gradient; 0: no correction
     compensation: float = field(default=0.0, metadata={"at_least": 0})
 
     @property
     def exact(self) -> bool:
-        """Whether the result is the mean of this step's gradients, up to rounding."""
+        """Whether the result is the mean gradient of this step, up to rounding."""
         return self.codec == "none" and not self.delay
 
     def validate(self, mesh: Mesh, accumulation: int) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together."""
         if self.compensation and not self.delay:
             raise ValueError(
-                f"parallel.exchange.compensation {self.compensation} corrects a delay, and "
-                "parallel.exchange.delay is 0; set one of them"
+                f"parallel.exchange.compensation {self.compensation} corrects a delay, but "
+                "parallel.exchange.delay is 0; set a delay, or unset the compensation"
             )
         if self.every and accumulation % self.every:
             raise ValueError(
                 f"parallel.exchange.every {self.every} does not divide "
-                f"parallel.accumulation {accumulation}"
+                f"parallel.accumulation {accumulation}; change one of them"
             )
         if self.codec != "none":
             self.check_journey()
@@ -104,7 +106,7 @@ class ExchangeConfig:
             )
 
     def check_journey(self) -> None:
-        """Check that the codec can be made, and can travel by the algorithm."""
+        """Raise ValueError if the codec cannot be made, or cannot use the algorithm."""
         try:
             able = CODECS[self.codec](self).algorithms
         except ValueError as error:
@@ -117,13 +119,15 @@ class ExchangeConfig:
             )
 
 
-# Under error_feedback=auto these have none. dgc keeps by itself what it does not send.
-# ternary's rounding is unbiased, but can err by more than the gradient is long: fed back,
-# such errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
+# With error_feedback=auto these codecs have no error feedback. dgc itself keeps what it
+# does not send. The rounding of ternary has no bias, but its error can be longer than the
+# gradient. Such errors would grow if they were fed back (Karimireddy et al. 2019, 4, ask
+# for a contraction).
 WITHOUT_FEEDBACK = ("dgc", "ternary")
 
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
+    """Make the exchange: an algorithm or a codec, then buckets, delay and guard."""
     c, axes = config, batch_axes(mesh)
     algorithm = "psum" if c.algorithm == "auto" else c.algorithm
     if c.codec == "none":

@@ -1,8 +1,8 @@
 """The gradients of a pipeline: one program for all stages, which steps through a schedule.
 
-In each tick a stage looks up in the schedule's tables what it has to do: run a microbatch
-forward or backward through one of its chunks of layers, or nothing. Activations then go to
-the next stage, and gradients to the one before.
+In each tick a stage looks up its work in the tables of the schedule: run one microbatch
+forward or backward through one of its chunks of layers, or do nothing. Then activations go
+to the next stage, and gradients to the stage before.
 
 A stage keeps only the inputs of its chunks. Its backward pass runs the forward pass again
 from the stored input (Huang et al. 2019, 2.3).
@@ -23,21 +23,21 @@ from parallel.pipeline.schedules import Schedule, Tables
 from parallel.pipeline.stacking import STACK, outer_of
 from parallel.program import STAGE, Batch, Key, Learner, Metrics, Params, split_rows
 
-Carry = Any  # what goes from layer to layer
-Totals = Any  # the gradients, of (outer, layers), and the loss's sums
+Carry = Any  # the output of a layer and the input of the next
+Totals = Any  # ((gradients of outer, of layers), sums of the loss)
 
 
 class Part(NamedTuple):
-    """What a stage has at hand during a step."""
+    """All that a stage reads during a step."""
 
-    stages: Any  # the Task's, lm.task.Stages
+    stages: Any  # Task.stages (lm.task.Stages)
     schedule: Schedule
-    stage: jax.Array  # its number, int32[]
+    stage: jax.Array  # the number of the stage, int32[]
     outer: Params
-    layers: Params  # of this stage, [chunks, layers of a chunk, ...]
+    layers: Params  # those of this stage, [chunks, layers in a chunk, ...]
     microbatches: Batch
     key: Key
-    scale: jax.Array
+    scale: jax.Array  # factor of the loss, float32[]
 
 
 def pipeline_gradients(
@@ -49,10 +49,11 @@ def pipeline_gradients(
     key: Key,
     scale: jax.Array,
 ) -> tuple[Params, Metrics]:
-    """Return `scale` * gradient and the loss's sums; it runs on each device.
+    """Return `scale` * gradient and the sums of the loss; runs on each device.
 
-    `params` holds the layers of this device's stage, and the gradient is of these. The
-    gradient of the outer parameters and the sums are totals over all devices.
+    `params` holds the outer parameters and the layers of this device's stage. The gradient
+    of the layers is that of this stage, summed over the batch. The gradient of the outer
+    parameters and the sums are totals over all devices.
     """
     part = Part(
         learner.task.stages,
@@ -68,13 +69,13 @@ def pipeline_gradients(
     )
     (outer_grads, layer_grads), sums = run(part)
     layer_grads = jax.tree.map(lambda g, x: g.reshape(x.shape), layer_grads, params[STACK])
-    # Layers differ from stage to stage, so their gradients are summed over the batch alone.
+    # Each stage has other layers, so their gradients are summed over the batch only.
     outer_grads, sums = psum_in_one((outer_grads, sums), (*axes, STAGE))
     return outer_grads | {STACK: psum_in_one(layer_grads, axes)}, sums
 
 
 def run(part: Part) -> Totals:
-    """Step through the schedule's ticks; return the totals of this stage."""
+    """Step through the ticks of the schedule; return the totals of this stage."""
     stages, schedule = part.stages, part.schedule
     first = jax.tree.map(lambda x: x[0], part.microbatches)
     carry = jax.eval_shape(stages.embed, part.outer, first, part.key)
@@ -82,19 +83,19 @@ def run(part: Part) -> Totals:
     zeros = partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
 
     def buffer(size: int) -> Carry:
-        # One slot at least: a stage that receives nothing still reads.
+        # At least one slot: a stage that receives nothing still reads.
         size = max(size, 1)
         return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), carry)
 
     def tick(held, row):
-        # `inputs` and `grads` are buffers of slots. The tables say which slot is read, and
-        # into which slot goes what arrives.
+        # `inputs` and `grads` are buffers of slots. The tables name the slot that is read,
+        # and the slot for the array that arrives.
         inputs, grads, totals = held
         mine = jax.tree.map(lambda column: column[part.stage], row)
         x, dy = read(inputs, mine.input), read(grads, mine.grad)
         work = [partial(one, part) for one in (idle, forward, backward)]
         onward, back, totals = jax.lax.switch(mine.op, work, mine, x, dy, totals)
-        # Every stage sends and receives in every tick, idle or not: a collective inside of
+        # Every stage sends and receives in every tick, even if it is idle. A collective in
         # a branch that some stages do not take would wait for ever.
         inputs = write(inputs, mine.input_arrives, send(onward, 1, schedule))
         grads = write(grads, mine.grad_arrives, send(back, -1, schedule))
@@ -107,14 +108,14 @@ def run(part: Part) -> Totals:
 
 
 def read(buffer: Carry, slot: jax.Array) -> Carry:
-    """Read a slot. Where the table names none, nobody uses what is returned."""
+    """Read a slot. If the table names none, the result is not used."""
     return jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, jnp.maximum(slot, 0), 0, False), buffer
     )
 
 
 def write(buffer: Carry, slot: jax.Array, value: Carry) -> Carry:
-    """Write a slot; change nothing where the table names none."""
+    """Write a slot. If the table names none, change nothing."""
 
     def one(x: jax.Array, new: jax.Array) -> jax.Array:
         index = jnp.maximum(slot, 0)
@@ -126,10 +127,10 @@ def write(buffer: Carry, slot: jax.Array, value: Carry) -> Carry:
 
 
 def send(value: Carry, step: int, schedule: Schedule) -> Carry:
-    """Send to the stage `step` further on, +1 or -1.
+    """Send to the next stage (`step` +1) or to the stage before (`step` -1).
 
-    Between chunks the last stage sends to the first, and the other way round. Who receives
-    from no one gets zeros.
+    With several chunks the last stage also sends to the first, and the first to the last. A
+    stage to which nobody sends gets zeros.
     """
     num = schedule.num_stages
     pairs = [(stage, stage + step) for stage in range(num)]
@@ -139,8 +140,8 @@ def send(value: Carry, step: int, schedule: Schedule) -> Carry:
     return jax.tree.map(lambda x: jax.lax.ppermute(x, STAGE, pairs), value)
 
 
-# The three kinds of work, in the order of their numbers in the tables. Each returns what
-# the stage sends onward, what it sends back, and the new totals.
+# The three kinds of work, in the order of their numbers in the tables. Each returns the
+# carry to send to the next stage, the gradient to send back, and the new totals.
 
 
 def idle(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
@@ -157,7 +158,7 @@ def forward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
 def backward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
     (outer_grads, layer_grads), sums = totals
     parameters, x, batch = chunk_inputs(part, row, x)
-    # The forward pass again: of the first one only its input was kept.
+    # Run the forward pass again: the first one kept only its input.
     y, pull = jax.vjp(partial(chunk_of_layers, part, row.chunk, batch), parameters, x)
 
     def scaled_loss(outer: Params, y: Carry):
@@ -175,7 +176,7 @@ def backward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
         )
         return add(outer_grads, pull(dx)[0])
 
-    # The last chunk gets dy from the loss, every other from the stage after.
+    # The last chunk gets dy from the loss, every other chunk from the next stage.
     dy, outer_grads, sums = jax.lax.cond(
         is_last(part, row), from_loss, lambda *same: (dy, *same), outer_grads, sums
     )
@@ -183,7 +184,7 @@ def backward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
     layer_grads = jax.tree.map(
         lambda total, g: total.at[row.chunk].add(g), layer_grads, grads
     )
-    # The first chunk's dx goes into the embedding, every other's to the stage before.
+    # The dx of the first chunk goes into the embedding, every other to the stage before.
     outer_grads = jax.lax.cond(
         is_first(part, row), into_embedding, lambda _, same: same, dx, outer_grads
     )
@@ -191,9 +192,9 @@ def backward(part: Part, row: Tables, x: Carry, dy: Carry, totals: Totals):
 
 
 def chunk_inputs(part: Part, row: Tables, x: Carry) -> tuple[Params, Carry, Batch]:
-    """Return the parameters, the input and the rows of the chunk that is to be run."""
+    """Return the parameters, the input and the rows of the chunk in this row of tables."""
     batch = jax.tree.map(lambda rows: rows[row.microbatch], part.microbatches)
-    # The first chunk receives nothing; its input is made from the rows.
+    # The first chunk receives nothing: the embedding makes its input from the rows.
     x = jax.lax.cond(
         is_first(part, row),
         lambda: part.stages.embed(part.outer, batch, part.key),
@@ -205,7 +206,7 @@ def chunk_inputs(part: Part, row: Tables, x: Carry) -> tuple[Params, Carry, Batc
 def chunk_of_layers(
     part: Part, chunk: jax.Array, batch: Batch, parameters: Params, x: Carry
 ) -> Carry:
-    """Run a chunk's layers, each under its number in the whole model."""
+    """Run the layers of a chunk; each is told its number in the whole model."""
     schedule = part.schedule
     per_chunk = part.stages.num_layers // (schedule.num_stages * schedule.num_chunks)
     start = (chunk * schedule.num_stages + part.stage) * per_chunk

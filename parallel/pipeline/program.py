@@ -1,11 +1,12 @@
 """Pipeline parallelism: GPipe, 1F1B and interleaved 1F1B over a `stage` mesh axis.
 
 Each stage holds some of the layers and runs the microbatches through them. A schedule
-(parallel/pipeline/schedules.py) says what a stage does when; parallel/pipeline/gradients.py
-does it. The optimizer then runs on global arrays, so that a global norm covers all stages.
+(parallel/pipeline/schedules.py) says what each stage does and when, and
+parallel/pipeline/gradients.py follows it. The optimizer then runs on global arrays, so that
+a global norm covers all stages.
 
-In the state the layers are stacked, [L, ...], in the order of the devices, and that dim is
-split over the stages. What is saved has the layers as the Task has them.
+The state has the layers stacked, [L, ...], in the order of the devices; the first dim is
+split over the stages. A checkpoint has the layers as the Task has them.
 """
 
 from functools import partial
@@ -36,10 +37,11 @@ from parallel.program import (
 def pipeline_program(
     learner: Learner, mesh: Mesh, accumulation: int, name: str, num_chunks: int = 1
 ) -> Program:
-    """Train over (data, stage), the batch in `accumulation` microbatches.
+    """Return the Program of a pipeline over the mesh axes (data, stage).
 
-    `name` is one of schedules.ORDERS; only interleaving uses `num_chunks`. Raises
-    ValueError if the layers cannot be dealt out equally.
+    The batch is cut into `accumulation` microbatches. `name` is one of schedules.ORDERS;
+    only interleaving uses `num_chunks`. Raises ValueError if the stages cannot get equally
+    many layers.
     """
     num_stages = mesh.shape[STAGE]
     schedule = build_schedule(name, num_stages, accumulation, num_chunks)
@@ -87,7 +89,7 @@ def pipeline_program(
 
 
 def check_cut(num_layers: int | None, num_stages: int, num_chunks: int) -> None:
-    """Raise ValueError if the layers make no equal parts; None: the task has no layers."""
+    """Raise ValueError if the layers do not give equal parts; None: no layers at all."""
     if num_layers is None:
         raise ValueError(
             f"parallel.stage is {num_stages}, but this task cannot be cut into stages; "
@@ -103,13 +105,13 @@ def check_cut(num_layers: int | None, num_stages: int, num_chunks: int) -> None:
 
 
 def device_order(num_layers: int, num_stages: int, num_chunks: int) -> np.ndarray:
-    """Return the layers' numbers so ordered that those of a stage lie together."""
+    """Order the numbers of the layers so that those of a stage lie together."""
     layers = np.arange(num_layers).reshape(num_chunks, num_stages, -1)
     return layers.swapaxes(0, 1).ravel()
 
 
 def spread_over_stages(mesh: Mesh, x: jax.ShapeDtypeStruct) -> NamedSharding:
-    """Split an array that is saved, so that no device need hold the whole model."""
+    """Split an array that is saved, so that no device has to hold the whole model."""
     degree = mesh.shape[STAGE]
     dim = next((d for d, size in enumerate(x.shape) if size % degree == 0), None)
     axes = [STAGE if d == dim else None for d in range(len(x.shape))]

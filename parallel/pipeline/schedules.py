@@ -1,11 +1,12 @@
-"""Pipeline schedules: which stage does what at which tick, worked out before anything runs.
+"""Pipeline schedules: what each stage does in each tick, computed before anything runs.
 
 A schedule is a table. In each tick a stage runs the forward or the backward pass of one
-microbatch through one of its chunks of layers, or is idle. Results arrive before the next
-tick.
+microbatch through one of its chunks of layers, or is idle. Its result arrives at another
+stage before the next tick.
 
-It is made in two steps. An *order* lists each stage's work in sequence, without times. Then
-each stage does the next thing on its list as soon as what it needs has arrived.
+A schedule is made in two steps. An *order* lists the work of each stage in sequence,
+without times. Then each piece of work gets the first tick in which the work before it on
+the list is done and its inputs have arrived.
 
   gpipe        all forwards, then all backwards (Huang et al. 2019)
   1f1b         just enough forwards to fill the pipeline, then one forward and one backward
@@ -29,22 +30,23 @@ Work = tuple[int, int, int]  # FORWARD or BACKWARD, microbatch, chunk
 class Tables(NamedTuple):
     """What each stage does in each tick, int32[ticks, p].
 
-    A stage has two buffers, for inputs and for gradients that wait; slots are their places.
+    A stage has a buffer for inputs and a buffer for gradients; the places in a buffer are
+    its slots. NOWHERE stands for no slot.
     """
 
-    op: np.ndarray
+    op: np.ndarray  # IDLE, FORWARD or BACKWARD
     microbatch: np.ndarray
     chunk: np.ndarray
-    input: np.ndarray  # the slot of the stage's input: read forward and backward
-    grad: np.ndarray  # the slot of the gradient of its output: read backward
-    input_arrives: np.ndarray  # the slot of what the stage before sends in this tick
-    grad_arrives: np.ndarray  # the slot of what the stage after sends in this tick
+    input: np.ndarray  # slot of the input of the chunk; read forward and backward
+    grad: np.ndarray  # slot of the gradient of its output; read backward
+    input_arrives: np.ndarray  # slot for the input that arrives at the end of this tick
+    grad_arrives: np.ndarray  # slot for the gradient that arrives at the end of this tick
 
 
 class Schedule(NamedTuple):
     tables: Tables
-    num_inputs: int  # slots of stashed inputs
-    num_grads: int  # slots of waiting gradients
+    num_inputs: int  # slots for inputs
+    num_grads: int  # slots for gradients
     num_chunks: int
     num_microbatches: int
 
@@ -58,6 +60,7 @@ class Schedule(NamedTuple):
 
 
 def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[list[Work]]:
+    """List all forwards, then all backwards, for each stage."""
     forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
     backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
     return [forwards + backwards] * num_stages
@@ -66,6 +69,7 @@ def gpipe(num_stages: int, num_microbatches: int, num_chunks: int = 1) -> list[l
 def one_forward_one_backward(
     num_stages: int, num_microbatches: int, num_chunks: int = 1
 ) -> list[list[Work]]:
+    """List the work of 1f1b: a stage is ahead by the number of stages after it."""
     forwards = [(FORWARD, i, 0) for i in range(num_microbatches)]
     backwards = [(BACKWARD, i, 0) for i in range(num_microbatches)]
     return [
@@ -76,9 +80,9 @@ def one_forward_one_backward(
 def interleaved(
     num_stages: int, num_microbatches: int, num_chunks: int
 ) -> list[list[Work]]:
-    """List 1f1b's work for several chunks.
+    """List the work of 1f1b with several chunks on each stage.
 
-    p microbatches go through one chunk, then the same p through the next.
+    A group of p microbatches goes through one chunk, then the same group through the next.
     """
     p, m, v = num_stages, num_microbatches, num_chunks
     if m % p:
@@ -90,9 +94,9 @@ def interleaved(
     forwards = [
         (FORWARD, first + i, c) for first in groups for c in range(v) for i in range(p)
     ]
-    # Backward the same groups come in the same order, but from the last chunk to the first.
+    # Backward, groups come in the same order, but go from the last chunk to the first.
     backwards = [(BACKWARD, i, v - 1 - c) for _, i, c in forwards]
-    # A group's first backward can begin once it is through all chunks and all stages.
+    # The first backward of a group can begin when it is through all chunks on all stages.
     return [
         in_turns(forwards, backwards, 2 * (p - stage - 1) + (v - 1) * p)
         for stage in range(p)
@@ -114,9 +118,9 @@ ORDERS = {"gpipe": gpipe, "1f1b": one_forward_one_backward, "interleaved": inter
 def build_schedule(
     name: str, num_stages: int, num_microbatches: int, num_chunks: int = 1
 ) -> Schedule:
-    """Make the schedule of that name.
+    """Make the schedule `name`, one of ORDERS.
 
-    Raises ValueError if interleaving is given microbatches that p does not divide.
+    Raises ValueError if it is interleaved and p does not divide the microbatches.
     """
     if name != "interleaved":
         num_chunks = 1
@@ -125,9 +129,9 @@ def build_schedule(
 
 
 def needs(work: Work, stage: int, num_stages: int, num_chunks: int) -> tuple | None:
-    """Return the (stage, work) whose result this work takes in.
+    """Return the (stage, work) whose result this work needs.
 
-    None: the first forward of all takes in the batch alone.
+    None: a forward pass through the first chunk of the model needs only the batch.
     """
     op, microbatch, chunk = work
     # Places number the chunks of all stages in the order of the model.
@@ -149,8 +153,8 @@ def ticks_of(orders: list[list[Work]], num_chunks: int) -> list[dict[Work, int]]
     done: list[dict[Work, int]] = [{} for _ in orders]
     tick = 0
     while any(len(d) < len(order) for d, order in zip(done, orders, strict=True)):
-        # First find all that can be done in this tick, then do it: a result of this tick
-        # is of use in the next only.
+        # First find all the work that can be done in this tick, then mark it as done: no
+        # result of this tick can be used before the next.
         ready = []
         for stage, order in enumerate(orders):
             if len(done[stage]) == len(order):
@@ -170,7 +174,7 @@ def ticks_of(orders: list[list[Work]], num_chunks: int) -> list[dict[Work, int]]
 def allot(
     ticks: list[dict[Work, int]], orders: list[list[Work]], num_chunks: int
 ) -> Schedule:
-    """Write the tables, and give a slot to each array that waits at a stage."""
+    """Write the tables; give a slot to each array that waits at a stage."""
     num_stages = len(orders)
     num_ticks = 1 + max(max(done.values()) for done in ticks)
     tables = {name: np.full((num_ticks, num_stages), NOWHERE, np.int32) for name in (
@@ -182,15 +186,15 @@ def allot(
     }
     num_slots = {"input": 0, "grad": 0}
     for stage, done in enumerate(ticks):
-        # An input waits from its arrival to its backward pass, which needs it again; a
-        # gradient from its arrival to the same.
+        # An input waits from its arrival to its backward pass, which needs it again. A
+        # gradient waits from its arrival to the same backward pass.
         stays: dict[str, list] = {"input": [], "grad": []}  # (arrives, last use, work)
         for work, tick in done.items():
             for name, value in zip(("op", "microbatch", "chunk"), work, strict=True):
                 tables[name][tick, stage] = value
             needed = needs(work, stage, num_stages, num_chunks)
             if needed is None or (needed[0] == stage and needed[1][0] != work[0]):
-                continue  # nothing arrives: made from the batch, or from the loss
+                continue  # nothing arrives: the batch or the loss gives what is needed
             arrives = ticks[needed[0]][needed[1]]
             kind = "input" if work[0] == FORWARD else "grad"
             stays[kind].append((arrives, done[BACKWARD, *work[1:]], work))
@@ -211,14 +215,14 @@ def allot(
 
 
 def colour(intervals: list[tuple[int, int, Work]]) -> list[int]:
-    """Return a slot for each (arrives, last use, work), in the order of their arrival.
+    """Return a slot for each (arrives, last use, work), in the order of arrival.
 
-    Each takes the first slot that is free when it arrives (interval colouring).
+    An array takes the first slot that is free when it arrives (interval colouring).
     """
     busy_until: list[int] = []
     slots = []
     for arrives, last_use, _ in sorted(intervals):
-        # What is read in a tick may be overwritten at its end.
+        # A slot that is read in a tick may be overwritten at the end of that tick.
         free = (i for i, until in enumerate(busy_until) if until <= arrives)
         slot = next(free, len(busy_until))
         busy_until[slot : slot + 1] = [last_use]
@@ -227,10 +231,11 @@ def colour(intervals: list[tuple[int, int, Work]]) -> list[int]:
 
 
 def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> float:
-    """Return the share of device time that is idle, if every tick waits for its slowest.
+    """Return the share of device time that is idle if all wait for a tick's slowest pass.
 
-    The costs are those of a pass through one chunk. A backward pass costs 2 forward ones,
-    or 3 if it runs the forward pass again. With both at 1 this is the share of idle slots.
+    `forward` and `backward` are the costs of a pass through one chunk. A backward pass
+    costs as much as 2 forward passes, or 3 if it runs the forward pass again. With both
+    costs at 1 the result is the share of idle entries in the table.
     """
     cost = np.array([0.0, forward, backward])[schedule.tables.op]
     return 1 - cost.sum() / (cost.max(1).sum() * schedule.num_stages)
@@ -239,7 +244,7 @@ def bubble(schedule: Schedule, forward: float = 1.0, backward: float = 1.0) -> f
 def free_running_bubble(
     schedule: Schedule, forward: float = 1.0, backward: float = 1.0
 ) -> float:
-    """Return the share that is idle if each stage waits only for what it needs."""
+    """Return the share of device time that is idle if stages wait only for their inputs."""
     p, v = schedule.num_stages, schedule.num_chunks
     cost, end = (0.0, forward, backward), {}
     clocks = [0.0] * p
@@ -261,10 +266,11 @@ def ideal_bubble(num_stages: int, num_microbatches: int, num_chunks: int = 1) ->
 def promised_inputs(
     name: str, num_stages: int, num_microbatches: int, num_chunks: int
 ) -> int:
-    """Return how many inputs of its chunks a stage keeps at once, at most.
+    """Return the most inputs of chunks that a stage keeps at once.
 
-    gpipe keeps all m, 1f1b min(m, p). Interleaving keeps those that the first stage is
-    ahead by, and one more: 2 (p - 1) + (v - 1) p + 1, but never more than v m.
+    gpipe keeps all m, 1f1b min(m, p). With interleaving the first stage keeps the most: it
+    runs 2 (p - 1) + (v - 1) p forwards before the turns begin, and keeps their inputs and
+    one more, but never more than all v m.
     """
     p, m, v = num_stages, num_microbatches, num_chunks
     if name == "gpipe":

@@ -1,19 +1,22 @@
-"""Between the Task's ordinary state and one with its layers stacked, in device order.
+"""Change a state between the Task's own form and the form of a pipeline, and back.
 
-The ordinary state may hold each layer apart; the stacked one has a single array for all
-layers, [L, ...], which is split over the stages. Where a leaf of the one lies in the other
-is told by its path alone. Two agreements make that so:
+In the Task's own form, the ordinary state, each layer may have arrays of its own. The
+stacked state of a pipeline has one array for all layers, [L, ...], in the order of the
+devices, so that it can be split over the stages.
 
-  with the Task       the parameters of layer i are params["layers"][i]; stacked they are
-                      params["scanned_layers"] (lm.task.Stages)
-  with the optimizer  what it keeps of a parameter lies under the parameter's own path. One
-                      that looks at stacked layers one by one keeps {"outside_layers": its
-                      state of the other parameters, "each_layer": its state of a layer,
-                      stacked}, in which the layer is named "layers" (lm.optim.per_layer)
+The path of a leaf in one state tells its path in the other. Two agreements make that so:
 
-So opt/outside_layers/mu/embedding comes from opt/mu/embedding, and place p of
-opt/each_layer/mu/layers/kernel from opt/mu/layers/i/kernel, i being the layer at place p.
-What is kept once and not for a parameter, as a count of steps is, each layer has alike.
+  with the Task       The parameters of layer i are params["layers"][i]. Stacked, they are
+                      params["scanned_layers"] (lm.task.Stages).
+  with the optimizer  Its state of a parameter lies under the path of the parameter. An
+                      optimizer that treats stacked layers one by one has two parts
+                      (lm.optim.per_layer): "outside_layers", its state of the outer
+                      parameters, and "each_layer", its states of all layers, stacked. In
+                      the latter a layer has the name "layers".
+
+Examples: opt/outside_layers/mu/embedding comes from opt/mu/embedding. If layer i is at
+place p, then place p of opt/each_layer/mu/layers/kernel comes from opt/mu/layers/i/kernel.
+A value that belongs to no parameter, such as a count of steps, is the same in every layer.
 """
 
 from collections.abc import Callable
@@ -30,26 +33,29 @@ from parallel.program import STAGE, Key, Learner, Params, TrainState
 LAYERS, STACK = "layers", "scanned_layers"
 OUTSIDE, EACH = "outside_layers", "each_layer"
 
-Path = tuple  # of the keys of jax.tree_util
+Path = tuple  # keys of jax.tree_util
 
 
 class Stacking(NamedTuple):
     init: Callable[[Key], TrainState]
     specs: TrainState  # the PartitionSpec of every leaf of the stacked state
-    saved: TrainState  # the shapes of the ordinary one
+    saved: TrainState  # the shapes of the ordinary state
     portable: Callable[[TrainState], TrainState]  # stacked -> ordinary
     adopt: Callable[[TrainState], TrainState]  # ordinary -> stacked
 
 
 def build_stacking(learner: Learner, order: np.ndarray) -> Stacking:
-    """Stack the layers in this order; ValueError if the optimizer's state does not go."""
+    """Return the Stacking with the layers in this order.
+
+    Raises ValueError if the optimizer's state cannot be stacked.
+    """
     stacked_task = learner.task._replace(
         init=lambda key: stack_params(learner.task.init(key), order)
     )
     stacked_learner = learner._replace(task=stacked_task)
     saved = jax.eval_shape(learner.initial_state, jax.random.key(0))
     shapes = jax.eval_shape(stacked_learner.initial_state, jax.random.key(0))
-    if STACK in saved.params:  # the ordinary state is a stack too, in the Task's order
+    if STACK in saved.params:  # the Task stacks its layers too, in the model's order
         back = np.argsort(order)
         adopt, portable = (lambda s: reorder(s, order)), (lambda s: reorder(s, back))
     else:
@@ -86,12 +92,12 @@ def is_stacked(path: Path) -> bool:
 
 
 def reorder(tree, order: np.ndarray):
-    """Reorder the layers of a tree that has them stacked."""
+    """Reorder the layers of a tree in which they are stacked."""
     return jax.tree.map_with_path(lambda path, x: x[order] if is_stacked(path) else x, tree)
 
 
 def ordinary_path(path: Path, layer: int) -> Path:
-    """Return where a stacked leaf's part of this layer lies in the ordinary state."""
+    """Return the path, in the ordinary state, of one layer's part of a stacked leaf."""
     found = []
     for entry in path:
         if entry in (DictKey(OUTSIDE), DictKey(EACH)):
@@ -128,7 +134,7 @@ def unstack(state: TrainState, like: TrainState, order: np.ndarray) -> TrainStat
 
 
 def check_names(saved: TrainState, shapes: TrainState) -> None:
-    """Raise ValueError where a leaf of one state has no counterpart in the other."""
+    """Raise ValueError if a leaf of one state has no counterpart in the other."""
     expected = {path: x.shape for path, x in jax.tree.leaves_with_path(saved)}
     found = {}
     for path, x in jax.tree.leaves_with_path(shapes):

@@ -1,4 +1,4 @@
-"""Cleaning of documents: what would differ between platforms, and nothing else."""
+"""Cleaning of documents: remove what differs between platforms, and nothing else."""
 
 
 def clean(text: str) -> str:

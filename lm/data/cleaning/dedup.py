@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 
 
 def deduplicate(documents: Iterable[str], seen: set[bytes]) -> Iterator[str]:
-    """Yield each document that `seen` does not hold, and add it.
+    """Yield each document that `seen` does not hold yet, and add it to `seen`.
 
-    Training documents first, then validation with the same set: no text is in both.
+    Pass the training documents first, then the others with the same `seen`: so no text of
+    the training split is in another split.
     """
     for text in documents:
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

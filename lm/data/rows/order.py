@@ -1,7 +1,8 @@
 """The batch of step k as a pure function of (seed, k).
 
-Grain permutes row numbers by index, so the position in the data *is* the step, and resuming
-needs no iterator state on any number of devices.
+Grain computes the row number at any position of a permutation. So the position in the data
+follows from the step alone, and a run resumes on any number of devices without the saved
+state of an iterator.
 """
 
 from collections.abc import Iterator
@@ -13,12 +14,12 @@ from lm.data.rows.store import Rows, read_batch
 
 
 def row_order(num_rows: int, seed: int) -> grain.MapDataset:
-    """Return position -> row number: each epoch is another permutation of all rows."""
+    """Return position -> row number; each epoch is a new permutation of all rows."""
     return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
 
 
 def step_rows(num_rows: int, seed: int, batch_size: int, step: int) -> list[int]:
-    """Return the numbers of the rows that make the global batch of a step."""
+    """Return the row numbers of the global batch of a step."""
     order = row_order(num_rows, seed)
     return [order[i] for i in range(step * batch_size, (step + 1) * batch_size)]
 
@@ -34,8 +35,8 @@ def train_batches(
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
     """Return this process's rows of the batches of steps start, ..., stop - 1.
 
-    A process loads a contiguous part of each global batch and nothing else. `row` is a
-    row's place in the global batch; dropout is drawn from it.
+    A process loads only its own contiguous part of each global batch. `row` is the place of
+    a row in the global batch; dropout depends on it.
     """
     order = row_order(len(rows.tokens), seed)
     local = batch_size // num_processes

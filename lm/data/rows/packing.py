@@ -1,8 +1,9 @@
-"""Packing: documents of any length -> rows of one length, no token lost.
+"""Packing: documents of any length -> rows of one length.
 
-A document of n tokens has n - 1 targets. Long ones become pieces that overlap by one token,
-so each target stands in exactly one row. Pieces shorter than a row share rows, each with
-its own segment id, by first fit (Coffman et al. 1984) over the rows still open.
+A document of n tokens has n - 1 targets. A long document is cut into pieces that overlap by
+one token, so that each target stands in exactly one row. Pieces shorter than a row share
+rows, each with its own segment id. Each goes into the first open row with room for it
+(first fit: Coffman et al. 1984).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from tokenizers import Tokenizer
 
-OPEN_ROWS = 512  # how many rows first fit may choose from; bounds time and memory
+OPEN_ROWS = 512  # rows that first fit can choose from; bounds time and memory
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens, segments (0: padding), each [seq_len + 1]
 Texts = Callable[[str], Iterable[str]]  # split -> all its texts
@@ -18,7 +19,7 @@ SplitRows = Callable[[Tokenizer, str], Iterable[Row]]  # (tokenizer, split) -> i
 
 
 def pieces(tokens: np.ndarray, row_len: int) -> Iterator[np.ndarray]:
-    """Cut into pieces of at most `row_len` tokens, each starting with the last's end."""
+    """Cut into pieces of at most `row_len` tokens that overlap by one token."""
     for start in range(0, len(tokens) - 1, row_len - 1):
         yield tokens[start : start + row_len]
 
@@ -58,8 +59,8 @@ def first_fit(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
 def concatenate(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
     """Cut the stream of all documents into rows, as GPT-2's training did.
 
-    Rows cross document boundaries and have one segment, so attention needs no mask beyond
-    the causal one. What does not fill a row at the very end is dropped.
+    A row has one segment even if documents end inside it, so attention needs only the
+    causal mask. The last tokens, if they do not fill a row, are dropped.
     """
     row_len = seq_len + 1
     segments = np.ones(row_len, np.int32)

@@ -1,8 +1,9 @@
-"""How a pair of a source and a target lies in a row.
+"""Rows of pairs: how a source and a target text lie in a row.
 
 A row of seq_len + 1 tokens is [source, END, padding to source_len][END, target, END,
-padding]. Padding is END_ID too, which stands in no text. Segments are 0 but for the target
-with its two marks, so that the targets of a row are counted as anywhere else.
+padding]. Padding is END_ID as well, because no text contains it. The segment id is 1 for
+the target and its two marks and 0 elsewhere. So only the tokens of the target are counted
+as targets, by the same rule as in rows of documents.
 """
 
 import collections
@@ -24,7 +25,10 @@ from lm.vocabulary import END_ID
 def pair_splits(
     corpus: PairCorpus, source_len: int, seq_len: int
 ) -> tuple[Texts, SplitRows]:
-    """Return the functions from a split to its texts and to its rows, training first."""
+    """Return two functions: split -> its texts, and (tokenizer, split) -> its rows.
+
+    Ask for the rows of training first: each split leaves out the sources of earlier ones.
+    """
     seen: set[bytes] = set()
 
     def texts(split: str) -> Iterator[str]:
@@ -49,7 +53,7 @@ def pair_splits(
 
 
 def deduplicate_sources(pairs: Iterable[Pair], seen: set[bytes]) -> Iterator[Pair]:
-    """Yield the first pair of each source that `seen` does not hold; drop empty ones."""
+    """Yield the first pair of each new source; drop pairs with an empty text."""
     for source, target in pairs:
         digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
         if digest not in seen and source.strip() and target.strip():
@@ -65,7 +69,7 @@ def pair_rows(
     cuts_sources: bool,
     count: collections.Counter,
 ) -> Iterator[Row]:
-    """Lay out each pair in a row; count those that one has no room for."""
+    """Lay out each pair in a row; leave out, and count, the pairs that are too long."""
     pairs = iter(pairs)
     while batch := list(itertools.islice(pairs, 1024)):
         encoded = tokenizer.encode_batch_fast([text for pair in batch for text in pair])
@@ -90,7 +94,7 @@ def pair_row(source: list[int], target: list[int], source_len: int, seq_len: int
 
 
 def encode_sources(tokenizer: Tokenizer, texts: list[str], source_len: int) -> np.ndarray:
-    """Return source_BS of texts; ValueError for one longer than the source's part."""
+    """Return source_BS of texts; ValueError for a text longer than `source_len` allows."""
     source_BS = np.full((len(texts), source_len), END_ID, np.int32)
     for row, text in enumerate(texts):
         ids = tokenizer.encode(text).ids
@@ -104,7 +108,7 @@ def encode_sources(tokenizer: Tokenizer, texts: list[str], source_len: int) -> n
 
 
 def split_rows(tokens_RT: np.ndarray, source_len: int) -> Iterator[tuple[list, list]]:
-    """Yield the source's and the target's ids of each row, without marks and padding."""
+    """Yield the ids of source and target of each row, without marks and padding."""
     for row in tokens_RT.tolist():
         yield until_end(row[:source_len]), until_end(row[source_len + 1 :])
 

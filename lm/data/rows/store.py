@@ -12,7 +12,7 @@ from lm.data.rows.packing import Row
 class Rows(NamedTuple):
     tokens: np.ndarray  # [R, T + 1], memory-mapped
     segments: np.ndarray | None  # [R, T + 1]; None: every row is one segment
-    classes: np.ndarray | None = None  # [R, T + 1], where they are asked for
+    classes: np.ndarray | None = None  # [R, T + 1], only if a caller asked for them
 
 
 def write_rows(
@@ -21,7 +21,7 @@ def write_rows(
     split: str,
     meta: dict,
 ) -> dict[str, float]:
-    """Append rows to the split's files; return their number and the share of padding."""
+    """Write rows to the files of a split; return their number and the share of padding."""
     num_rows = num_targets = 0
     with (
         (folder / f"{split}.tokens").open("wb") as tokens_file,
@@ -39,7 +39,7 @@ def write_rows(
     return {
         "rows": num_rows,
         "targets": int(num_targets),
-        # The share of positions that train nothing: padding, and one a piece in a row.
+        # The share of positions without a target: padding, and the last of each piece.
         "padding": 1 - num_targets / size if size else 0.0,
     }
 

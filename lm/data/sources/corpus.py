@@ -1,8 +1,7 @@
 """A Corpus: where documents come from.
 
-It is an identity (all that decides its text, for the cache's fingerprint) and a function
-from split ("train", "validation", and "shifted" where it has one: held-out text of another
-kind) to an iterator of documents.
+A corpus has the splits "train" and "validation". It may also have "shifted", held-out text
+of another kind than the training text.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +9,8 @@ from typing import NamedTuple
 
 
 class Corpus(NamedTuple):
-    identity: dict[str, object]
-    documents: Callable[[str], Iterator[str]]
+    identity: dict[str, object]  # all that decides the text; part of the fingerprint
+    documents: Callable[[str], Iterator[str]]  # split -> its documents
     splits: tuple[str, ...] = ("train", "validation")
 
 

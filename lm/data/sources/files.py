@@ -12,9 +12,9 @@ from lm.data.sources.corpus import SHIFTED, Corpus
 def text_corpus(
     path: str, validation_path: str, validation_share: float, shifted_path: str = ""
 ) -> Corpus:
-    """Read plain text files, each a document.
+    """Read plain text files, each as one document.
 
-    Without files for validation, the last share of each file's lines is held out.
+    Without files for validation, the last part of each file is held out.
     """
 
     def cut(text: str) -> tuple[str, str]:
@@ -37,9 +37,9 @@ def jsonl_corpus(
     text_key: str,
     shifted_path: str = "",
 ) -> Corpus:
-    """Read JSON-lines files, one document a line under `text_key`.
+    """Read JSON-lines files: each line holds a document under `text_key`.
 
-    Without files for validation, a hash of each document decides what is held out.
+    Without files for validation, a hash of the document decides if it is held out.
     """
 
     def cut(text: str) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def files_corpus(
     read: Callable[[pathlib.Path], Iterator[str]],
     cut: Callable[[str], tuple[str, str]],
 ) -> Corpus:
-    """Read files by `read`; hold out other files, or what `cut` takes from each text."""
+    """Read files by `read`; hold out other files, or a part of each text, by `cut`."""
     files = list_files("data.path", path)
     held_out = (
         list_files("data.validation_path", validation_path) if validation_path else []
@@ -100,7 +100,7 @@ def file_digest(file: pathlib.Path) -> str:
 
 
 def list_files(field: str, pattern: str) -> list[pathlib.Path]:
-    """Expand a path, a folder or a glob; each file must be there and not empty."""
+    """List the files of a path, a folder or a glob; ValueError if none, or an empty one."""
     if not pattern:
         raise ValueError(f"{field} is empty; give a file, a folder or a glob")
     expanded = pathlib.Path(pattern).expanduser()
@@ -131,6 +131,7 @@ def decode(file: pathlib.Path, raw: bytes, offset: int) -> str:
 
 
 def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
+    """Yield the text of each line that is not blank; ValueError names file and line."""
     offset = 0
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):

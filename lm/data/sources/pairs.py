@@ -1,9 +1,11 @@
-"""Pairs of a source and a target text: where they come from.
+"""Where pairs of a source and a target text come from.
 
-docstring  A function of the Python standard library, without its docstring -> the first
-           line of that; whole modules are held out, as in lm/data/sources/stdlib.py.
-gettext    A message -> its translation, from .mo catalogues of installed packages.
-parallel   Two text files, the lines of one the translations of the other's.
+docstring  The source is a function of the Python standard library without its docstring,
+           the target the first line of the docstring. Whole modules are held out, as in
+           lm/data/sources/stdlib.py.
+gettext    The source is a message, the target its translation, from the .mo catalogues of
+           installed packages.
+parallel   Source and target are the same line of two text files.
 """
 
 import ast
@@ -25,7 +27,7 @@ MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by
 class PairCorpus(NamedTuple):
     identity: dict[str, object]
     pairs: Callable[[str], Iterator[Pair]]  # split -> (source, target)
-    cuts_sources: bool  # too long a source loses its end; else the pair is left out
+    cuts_sources: bool  # True: a long source loses its end; False: its pair is left out
     splits: tuple[str, ...] = ("train", "validation")
 
 
@@ -43,12 +45,12 @@ def docstring_corpus() -> PairCorpus:
 
 
 def documented_functions(code: bytes) -> Iterator[Pair]:
-    """Yield each function's code without its docstring, and that one's first line."""
+    """Yield each function without its docstring, and the first line of the docstring."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(code)
     except (SyntaxError, ValueError):
-        return  # some files of the library's tests are broken on purpose
+        return  # the tests of the library hold files that are broken on purpose
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -58,7 +60,7 @@ def documented_functions(code: bytes) -> Iterator[Pair]:
 
 
 def gettext_corpus(package: str, language: str, validation_share: float) -> PairCorpus:
-    """Read catalogues; a hash of the message decides what is held out."""
+    """Read catalogues; a hash of the message decides if it is held out."""
     files = catalogues(package, language)
 
     def pairs(split: str) -> Iterator[Pair]:
@@ -78,7 +80,7 @@ def gettext_corpus(package: str, language: str, validation_share: float) -> Pair
 
 
 def catalogues(package: str, language: str) -> list[pathlib.Path]:
-    """List the catalogues of an installed package; "": of all that are installed."""
+    """List the catalogues of an installed package; "": those of all packages."""
     try:
         found = [metadata.distribution(package)] if package else metadata.distributions()
     except metadata.PackageNotFoundError:
@@ -105,8 +107,9 @@ def catalogues(package: str, language: str) -> list[pathlib.Path]:
 def read_mo(file: pathlib.Path) -> Iterator[Pair]:
     """Yield (message, translation) of a compiled catalogue, without contexts.
 
-    Of a message with a plural, the singular goes with the first form and the plural with
-    the last. Format: GNU gettext manual, "The Format of GNU MO Files".
+    A message with a plural gives two pairs: the singular with the first form of the
+    translation, and the plural with the last. Format: GNU gettext manual, "The Format of
+    GNU MO Files".
     """
     raw = file.read_bytes()
     if raw[:4] not in MAGIC:
@@ -125,7 +128,7 @@ def read_mo(file: pathlib.Path) -> Iterator[Pair]:
 
 
 def parallel_corpus(path: str, target_path: str, validation_share: float) -> PairCorpus:
-    """Read two files line by line; a hash of the source line decides what is held out."""
+    """Read two files line by line; a hash of the source line decides if it is held out."""
     files = []
     for field, pattern in [("data.path", path), ("data.target_path", target_path)]:
         files += list_files(field, pattern)[:2]

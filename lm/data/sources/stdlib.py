@@ -1,8 +1,9 @@
-"""The embedded corpus: the source of the running interpreter's standard library.
+"""The built-in corpus: the source of the running interpreter's standard library.
 
-Real text that every machine with Python already has, as a TFDS dataset: `train` and
-`validation` are library modules (a hash of the path decides), `tests` is the library's own
-test suite, a second held-out corpus where the interpreter ships it.
+Every machine with Python has this text. It is read as a TFDS dataset with the splits
+`train` and `validation`, the modules of the library (a hash of the path decides), and
+`tests`, the library's own test suite. Not every interpreter ships the tests; where they
+are, they are the shifted split.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ def stdlib_folder() -> pathlib.Path:
 
 
 def source_files() -> list[pathlib.Path]:
-    """List the library's .py files, relative to its folder, in a fixed order."""
+    """List the .py files of the library, relative to its folder, in a fixed order."""
     folder = stdlib_folder()
     return sorted(
         path.relative_to(folder)
@@ -55,6 +56,7 @@ def source_files() -> list[pathlib.Path]:
 
 
 def split_of(path: pathlib.Path) -> str:
+    """Return the split of a module: "tests" by its folder, else by a hash of its path."""
     if any(part in ("test", "tests", "idle_test") for part in path.parts[:-1]):
         return "tests"
     digest = hashlib.blake2b(path.as_posix().encode(), digest_size=4).digest()
@@ -72,7 +74,7 @@ def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:
         try:
             text = raw.decode()
         except UnicodeDecodeError:
-            continue  # a few test files are in other encodings on purpose
+            continue  # some test files have another encoding on purpose
         if text.strip():
             yield path.as_posix(), {"path": path.as_posix(), "text": text}
 

@@ -1,4 +1,4 @@
-"""Any text dataset that TensorFlow Datasets knows."""
+"""Corpora from TensorFlow Datasets (TFDS)."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from lm.data.sources.corpus import Corpus
 
 
 def tfds_corpus(name: str, splits: dict[str, str], text_key: str, data_dir: str) -> Corpus:
-    """Read any text dataset that TFDS knows; `splits` maps our split to TFDS's."""
+    """Read any text dataset that TFDS knows; `splits` maps our splits to those of TFDS."""
     import tensorflow_datasets as tfds
 
     if not name:

@@ -1,13 +1,12 @@
-"""N-gram language models of orders 1 to 5: counted on any devices, evaluated on them.
+"""N-gram language models of orders 1 to 5, counted and evaluated on any devices.
 
-The idea: each target with the n - 1 tokens before it is a tuple of integers, counted by
-whoever counts tuples of integers (parallel/counting/table.py); `estimate` turns the
-distinct ones and their counts into tables (lm/models/ngram/smoothing.py), and the Task
-looks targets up in them. N-grams never cross the beginning of a segment: what lies before
-it is a mark of its own, and a target there is predicted from the context that it has.
+The idea: each target with the n - 1 tokens before it is a tuple of integers.
+parallel/counting/table.py counts such tuples. `estimate` turns the distinct tuples and
+their counts into tables (lm/models/ngram/smoothing.py), and the Task looks targets up in
+these tables. An n-gram never crosses the beginning of a segment: a mark stands for each
+token before it, and a target there is predicted from the context that it has.
 
-The bigram model with add-k smoothing at the end is the baseline of the data pipeline: its
-counts are a sparse matrix. Source: Jurafsky and Martin, Speech and Language Processing, 3.
+Source: Jurafsky and Martin, Speech and Language Processing, 3.
 
 Shapes: B batch, T time, N lookups, n order, V vocabulary, C cache length, M distinct
 n-grams, G grams of one order, H contexts of one length.
@@ -39,11 +38,11 @@ MAX_ORDER = 5
 
 @dataclass
 class NgramConfig:
-    # n: a token is predicted from the n - 1 before it
+    # n; a token is predicted from the n - 1 tokens before it
     order: int = field(default=3, metadata={"at_least": 1, "at_most": MAX_ORDER})
-    # kneser_ney: modified and interpolated
+    # how rare n-grams get a probability; kneser_ney: modified and interpolated
     smoothing: str = field(default="kneser_ney", metadata={"choices": SMOOTHINGS})
-    # what is added to each count
+    # added to each count
     k: float = field(
         default=0.01, metadata={"above": 0, "only": {"model.smoothing": ("add_k",)}}
     )
@@ -53,7 +52,7 @@ class NgramConfig:
     traces: ClassVar[bool] = False
 
     def validate(self, setting: Setting) -> None:
-        """Check that counts are added up exactly; ValueError."""
+        """Raise ValueError for types in which counts are not exact."""
         if setting.compute != jnp.float32:
             raise ValueError(
                 f"precision.compute is {jnp.dtype(setting.compute).name}; a model of "
@@ -68,7 +67,7 @@ class NgramConfig:
 
 
 def grams(batch: Batch, order: int, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """Return each target's n-gram, int32[B * T, n], and whether it counts, bool[B * T]."""
+    """Return the n-gram of each target, int32[B * T, n], and if it counts, bool[B * T]."""
     batch = {"segments": jnp.ones_like(batch["tokens"])} | batch
     windows_BTn = windows(batch, order, vocab_size)[:, 1:]
     return windows_BTn.reshape(-1, order), targets_mask(batch).reshape(-1)
@@ -77,7 +76,7 @@ def grams(batch: Batch, order: int, vocab_size: int) -> tuple[jax.Array, jax.Arr
 def windows(batch: Batch, width: int, vocab_size: int) -> jax.Array:
     """Return the last `width` tokens up to each place, int32[B, T + 1, width].
 
-    `vocab_size` itself stands for what is before the beginning of the segment.
+    `vocab_size`, which is no token, stands for each place before the segment.
     """
     back = jnp.arange(width - 1, -1, -1)
     places = jnp.arange(batch["tokens"].shape[1])[:, None] - back
@@ -88,10 +87,10 @@ def windows(batch: Batch, width: int, vocab_size: int) -> jax.Array:
 
 
 def first_epoch(batch: Batch, step: jax.Array, batch_size: int, num_rows: int) -> Batch:
-    """Empty the rows that an epoch of `num_rows` rows has already shown.
+    """Empty the rows that come after the first epoch of `num_rows` rows.
 
-    Seen twice, a text would only look surer than it is (no n-gram would be seen once, and
-    the discounts of Kneser-Ney would have nothing to go by).
+    A text that is counted twice looks surer than it is: no n-gram would occur once, and
+    Kneser-Ney computes its discounts from the n-grams that occur once.
     """
     new_B = step * batch_size + batch["row"] < num_rows
     segments = batch.get("segments", jnp.ones_like(batch["tokens"]))
@@ -101,7 +100,7 @@ def first_epoch(batch: Batch, step: jax.Array, batch_size: int, num_rows: int) -
 def counted(
     config: NgramConfig, vocab_size: int, batch_size: int, num_rows: int
 ) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Return (batch, step) -> its n-grams and which of them count."""
+    """Return the function (batch, step) -> its n-grams, and which of them count."""
 
     def tuples(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         new = first_epoch(batch, step, batch_size, num_rows)
@@ -113,7 +112,7 @@ def counted(
 def estimate(
     config: NgramConfig, vocab_size: int, grams_Mn: np.ndarray, counts_M: np.ndarray
 ) -> Params:
-    """Return the model of the distinct n-grams and their counts, as the Task takes it."""
+    """Make the parameters of the Task from the distinct n-grams and their counts."""
     levels = build_levels(grams_Mn, counts_M, vocab_size)
     return smooth(config, vocab_size, levels, counts_M)
 
@@ -121,7 +120,7 @@ def estimate(
 def smooth(
     config: NgramConfig, vocab_size: int, levels: list[Level], counts_M: np.ndarray
 ) -> Params:
-    """Do the rest of `estimate`; the levels may be those of longer n-grams."""
+    """Make the parameters from levels, which may be those of longer n-grams."""
     levels = levels[: config.order]
     if config.smoothing == "kneser_ney":
         tables = kneser_ney(levels)
@@ -138,10 +137,10 @@ def smooth(
 
 
 def ngram_task(config: NgramConfig, vocab_size: int) -> Task:
-    """Return the Task of looking targets up; its `init` is the model of no text.
+    """Return the Task that looks targets up in the tables of `estimate`.
 
-    Its parameters are what `estimate` returns. They are counted, not descended to: the
-    loss has no gradient.
+    `init` returns the tables of a model that has seen no text. The loss has no gradient:
+    the parameters come from counts.
     """
     order, direct = config.order, config.smoothing == "add_k"
 
@@ -160,7 +159,7 @@ def ngram_task(config: NgramConfig, vocab_size: int) -> Task:
         return loss_sum, {"loss": loss_sum, "tokens": tokens}
 
     def all_logits(params: Params, contexts_BTn: jax.Array) -> jax.Array:
-        """Return logits_BTV, a position at a time: each asks for the whole vocabulary."""
+        """Return logits_BTV, one position at a time: each looks up the whole vocabulary."""
 
         def one(contexts_Bn: jax.Array) -> jax.Array:
             words_BV = jnp.broadcast_to(

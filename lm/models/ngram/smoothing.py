@@ -4,17 +4,18 @@ The idea: all three are one recursion over orders,
 
     p_m(w | h) = alpha_m(h w) + gamma_m(h) p_{m-1}(w | h without its oldest token),
 
-p_0 uniform over the vocabulary, with another alpha and gamma (add-k goes straight from the
-longest context to p_0). So estimating means filling two arrays per order, and nothing
-later has to know which method it was. A context that was never seen is passed over.
+where p_0 is uniform over the vocabulary. They differ only in alpha and gamma; add-k also
+goes straight from the longest context to p_0. So a method fills two arrays for each order,
+and nothing that comes later needs to know the method. A context that was never seen is
+skipped.
 
-Contexts are the nodes of a tree that reads backwards from the latest token, so a longer
-context is a child of the shorter one, and an n-gram is a node and a word: any vocabulary
-fits, and nothing is searched but one integer in one node's range.
+Contexts are the nodes of a tree that is read backwards from the latest token: the parent of
+a context is the context without its oldest token. An n-gram is a node and a word. So a
+lookup searches for one integer in the range of one node, and any size of vocabulary fits.
 
 Sources: Chen and Goodman 1999 (modified Kneser-Ney, its discounts); Heafield et al. 2013
-(adjusted counts); Jelinek and Mercer 1980, with weights by EM on the training text, each
-occurrence left out in its turn.
+(adjusted counts); Jelinek and Mercer 1980, with weights by EM on the training text, where
+each occurrence is left out when its own probability is computed.
 
 Shapes: M distinct n-grams, n order, G distinct grams of one order, H nodes of one depth.
 """
@@ -23,28 +24,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Where the counts of counts of an order give none (Chen and Goodman's formula), as in
-# KenLM's --discount_fallback.
+# These are used where Chen and Goodman's formula gives no valid discounts, as KenLM does
+# with --discount_fallback.
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
-EM_ROUNDS, EM_TOLERANCE = 1000, 1e-7  # of weights that lie between 0 and 1
+EM_ROUNDS, EM_TOLERANCE = 1000, 1e-7  # EM stops when no weight changes by more
 
 
 class Level(NamedTuple):
     """The distinct m-grams of one order m, and their contexts: nodes of depth m - 1."""
 
     parents_H: np.ndarray  # each node's parent, a node of the depth before; sorted
-    labels_H: np.ndarray  # the token by which it is further back; ascending in a parent
+    labels_H: np.ndarray  # the oldest token of each node; ascending within a parent
     nodes_G: np.ndarray  # each gram's node; sorted
-    words_G: np.ndarray  # its last token; ascending in a node
-    counts_G: np.ndarray  # its occurrences, int64
-    alone_G: np.ndarray  # those with nothing to the left, int64
-    gram_M: np.ndarray  # the gram in which each distinct n-gram ends; -1: not so long
+    words_G: np.ndarray  # each gram's last token; ascending within a node
+    counts_G: np.ndarray  # each gram's occurrences, int64
+    alone_G: np.ndarray  # the occurrences at the beginning of a text, int64
+    gram_M: np.ndarray  # the gram in which each distinct n-gram ends; -1: it is shorter
 
 
 def build_levels(grams_Mn: np.ndarray, counts_M: np.ndarray, pad: int) -> list[Level]:
     """Return the grams of orders 1 to n that end the distinct n-grams.
 
-    `pad` stands, in an n-gram, for what is left of the beginning of its text.
+    In an n-gram, `pad` stands for each token before the beginning of the text.
     """
     order, base = grams_Mn.shape[1], np.int64(pad + 1)
     words_M = grams_Mn[:, -1].astype(np.int64)
@@ -88,14 +89,15 @@ def total(index: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
 def adjusted_counts(levels: list[Level], order: int) -> np.ndarray:
     """Return the Kneser-Ney counts of the grams of one order, int64_G.
 
-    Of the highest order, occurrences; of a lower one, different tokens to the left. Where
-    nothing is to the left (a text begins), an occurrence counts by itself.
+    The count of a gram of the highest order is the number of its occurrences. The count of
+    a shorter gram is the number of different tokens that stand before it, plus its
+    occurrences at the beginning of a text.
     """
     level = levels[order - 1]
     if order == len(levels):
         return level.counts_G
     longer = levels[order]
-    # A distinct longer gram, found at any n-gram that ends in it, adds one to its suffix.
+    # Each distinct longer gram adds one to the gram that is left without its oldest token.
     at_M = longer.gram_M >= 0
     suffix = np.zeros(len(longer.words_G), np.int64)
     suffix[longer.gram_M[at_M]] = level.gram_M[at_M]
@@ -106,7 +108,7 @@ def adjusted_counts(levels: list[Level], order: int) -> np.ndarray:
 def discounts(counts_G: np.ndarray) -> np.ndarray:
     """Return D_1, D_2, D_3+ (Chen and Goodman 1999, eq. 26) from the counts of counts.
 
-    The fallback where they do not lie between 0 and the count that they lessen.
+    Returns the fallback if a discount is below 0 or above the count that it lowers.
     """
     n = [np.count_nonzero(counts_G == k) for k in range(5)]
     if all(n[1:4]):
@@ -125,14 +127,14 @@ def kneser_ney(levels: list[Level]) -> list[tuple[np.ndarray, np.ndarray]]:
         taken_G = np.concatenate([[0.0], discounts(counts_G)])[np.minimum(counts_G, 3)]
         totals_H = np.bincount(level.nodes_G, counts_G, len(level.labels_H))
         freed_H = np.bincount(level.nodes_G, taken_G, len(level.labels_H))
-        # Only the root can be without grams, where there is no text at all.
+        # Only the root can have no grams, and only if there is no text at all.
         gamma_H = np.divide(freed_H, totals_H, np.ones(len(freed_H)), where=totals_H > 0)
         tables.append(((counts_G - taken_G) / totals_H[level.nodes_G], gamma_H))
     return tables
 
 
 def add_k(levels: list[Level], k: float, vocab_size: int):
-    """Return alpha_G and gamma_H of each order, for a recursion that is over p_0."""
+    """Return alpha_G and gamma_H of each order, for a recursion straight to p_0."""
     tables = []
     for level in levels:
         seen_H = np.bincount(level.nodes_G, level.counts_G, len(level.labels_H))
@@ -143,7 +145,7 @@ def add_k(levels: list[Level], k: float, vocab_size: int):
 
 
 def jelinek_mercer(levels: list[Level], weights: np.ndarray):
-    """Return alpha_G and gamma_H of each order, a weight for each order."""
+    """Return alpha_G and gamma_H of each order; each order has one weight."""
     tables = []
     for level, weight in zip(levels, weights, strict=True):
         totals_H = np.bincount(level.nodes_G, level.counts_G, len(level.labels_H))
@@ -157,11 +159,13 @@ def deleted_weights(
 ) -> np.ndarray:
     """Return the weight of each order that makes the training text likeliest, by EM.
 
-    Each occurrence is left out when its own probability is asked for: with it, the highest
-    order would take all. An order whose context is then unseen is passed over.
+    Each occurrence is left out when its own probability is computed. Otherwise the highest
+    order would get all the weight. An order whose context is then unseen is skipped.
     """
     num_grams = len(counts_M)
-    left_out = []  # of each order: relative frequencies, and where the context remains
+    # For each order: relative frequencies without the occurrence itself, and whether the
+    # context remains.
+    left_out = []
     for level in levels:
         totals_H = np.bincount(level.nodes_G, level.counts_G, len(level.labels_H))
         there_M = level.gram_M >= 0
@@ -173,14 +177,18 @@ def deleted_weights(
         left_out.append((q_M, there_M))
     weights = np.full(len(levels), 0.5)
     for _ in range(EM_ROUNDS):
+        # E-step, first half: the probability of each n-gram, from the lowest order up, and
+        # the shares of it that come from the order's own frequency and from lower orders.
         p_M = np.full(num_grams, 1 / vocab_size)
-        chosen, passed = [], []  # the share of p that each order's own frequency gives
+        chosen, passed = [], []
         for (q_M, there_M), weight in zip(left_out, weights, strict=True):
             own_M = np.where(there_M, weight * q_M, 0.0)
             lower_M = np.where(there_M, 1 - weight, 1.0) * p_M
             p_M = own_M + lower_M
             chosen.append(own_M / p_M)
             passed.append(lower_M / p_M)
+        # Second half, from the highest order down: the occurrences that reach an order. The
+        # M-step makes its weight the share of them that the order explains itself.
         reached_M, new = counts_M.astype(np.float64), []
         for share_M, rest_M, (_, there_M) in zip(
             chosen[::-1], passed[::-1], left_out[::-1], strict=True

@@ -1,9 +1,9 @@
-"""N-gram probabilities on the device: a tree of contexts, searched a token at a time.
+"""N-gram probabilities on the device: a tree of contexts, searched one token at a time.
 
-Each order is six arrays: the ranges of every context's children and of its words, the
-sorted labels and words in them, alpha of each gram and gamma of each context
-(lm/models/ngram/smoothing.py). A lookup walks back from the latest token, a binary search
-in one range at each step, and applies the recursion over orders on the way.
+Each order has six arrays: the range of each context's children and that of its words; the
+sorted labels and words in these ranges; alpha of each gram and gamma of each context
+(lm/models/ngram/smoothing.py). A lookup walks back from the latest token, with a binary
+search in one range at each step, and applies the recursion over orders on the way.
 
 Shapes: N lookups, n order, G grams of one order, H contexts of one length.
 """
@@ -21,7 +21,7 @@ def searchable(
 ) -> dict[str, jax.Array]:
     """Lay out one order for the device: ranges of children, and of words, of each node.
 
-    Every array has one more element than is used, so that none is empty.
+    Each array has one element that is not used, so that none is empty.
     """
 
     def ends(sorted_owners: np.ndarray, num_owners: int) -> jax.Array:
@@ -42,7 +42,7 @@ def searchable(
 
 
 def find(values: jax.Array, low_N, high_N, wanted_N) -> tuple[jax.Array, jax.Array]:
-    """Search each range of ascending values; return the places and which were found."""
+    """Search each range of ascending values; return places, and which values were found."""
 
     def halve(_, bounds):
         low_N, high_N = bounds
@@ -61,8 +61,8 @@ def probabilities(
 ) -> jax.Array:
     """Return p(word | context)_N; a context [..., n - 1] ends with the latest token.
 
-    `words` may have more dims than the contexts, after theirs. `direct`: each order is
-    mixed with the uniform distribution instead of the order below.
+    `words_N` may have more dims than the contexts, after their dims. With `direct`, each
+    order is mixed with the uniform distribution instead of the order below it.
     """
     p_N = jnp.full(words_N.shape, uniform, jnp.float32)
     node = jnp.zeros(contexts_Nn.shape[:-1], jnp.int32)

@@ -1,10 +1,12 @@
 """The recurrent encoder-decoder with attention; see lm/models/seq2seq/task.py.
 
-The encoder's layers run in both directions, whose outputs are added (Amodei et al. 2016,
-Deep Speech 2, 3.3); the last states of each are where the decoder's layer begins. The
-decoder's states over all of the target come first, then each attends to the source by a
-bilinear score (Luong et al. 2015, 3.1, "general"), for all positions at once: what was
-attended to is not fed back.
+Each layer of the encoder runs in both directions and adds the two outputs (Amodei et al.
+2016, Deep Speech 2, 3.3). The sum of its two last states is the first state of the
+decoder's layer of the same depth.
+
+The decoder first runs over the whole target. Then each of its states attends to the source
+by a bilinear score (Luong et al. 2015, 3.1, "general"). All positions attend at once,
+because what a position attended to is not an input of the next.
 
 Shapes: B batch, S source, T target, L length of the cache, D width, V vocabulary.
 """
@@ -28,11 +30,11 @@ class BothDirections(nnx.Module):
         self.onward, self.backward = Layer(config, rngs), Layer(config, rngs)
 
     def __call__(self, x_BSD: jax.Array, mask_BS: jax.Array) -> tuple[jax.Array, Carry]:
-        """Return the outputs, y_BSD, and the last states of the two directions, added."""
+        """Return the outputs y_BSD and the last states, each summed over directions."""
         zeros = self.onward.zeros(x_BSD.shape[:1], x_BSD.dtype)
         last_B = jnp.sum(mask_BS, 1) - 1
         onward = self.onward.states(x_BSD, zeros, None)
-        # Backwards the padding comes first; the state begins anew at the last token.
+        # Backwards the padding comes first, so zero the state at the last token.
         first_BS = jnp.flip(jnp.arange(mask_BS.shape[1]) == last_B[:, None], 1)
         backward = self.backward.states(jnp.flip(x_BSD, 1), zeros, first_BS)
 
@@ -44,10 +46,11 @@ class BothDirections(nnx.Module):
 
 
 class LayerPair(nnx.Module):
-    """The encoder's and the decoder's layers of one depth.
+    """The encoder's layer and the decoder's layer of one depth.
 
-    A decoder's layer needs of the encoder only the last states of the same depth; all else
-    is attended to after the last layer. So both sides can be cut at the same depths.
+    A layer of the decoder needs only the last states of the encoder's layer of the same
+    depth. The attention to the source comes after the last layer. So both sides can be cut
+    at the same depths.
     """
 
     def __init__(self, encoder: BothDirections, decoder: Layer, config: RecurrentConfig):
@@ -55,13 +58,13 @@ class LayerPair(nnx.Module):
         self.dropout, self.num_layers = config.dropout, config.num_layers
 
     def __call__(self, streams: Streams, mask_BS, index, row_keys_B) -> Streams:
-        """Run both sides, this being the pair number `index`."""
+        """Run both sides; `index` is the number of this pair."""
         source_BSD, x_BTD = streams
         source_BSD, carry = self.encoder(source_BSD, mask_BS)
         x_BTD = output(self.decoder.states(x_BTD, carry, None))
         site = index + 1
         source_BSD = dropout(source_BSD, self.dropout, row_keys_B, site)
-        site += self.num_layers + 1  # after the encoder's sites
+        site += self.num_layers + 1  # the decoder's sites come after the encoder's
         return source_BSD, dropout(x_BTD, self.dropout, row_keys_B, site)
 
 
@@ -70,7 +73,7 @@ def make_pair(config: RecurrentConfig, rngs: nnx.Rngs) -> LayerPair:
 
 
 class GlobalAttention(nnx.Module):
-    """tanh(W [context; state]), the context being a mean of the source (Luong et al.)."""
+    """tanh(W [context; state]); the context is a weighted mean of the source (Luong)."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         init = nnx.initializers.xavier_uniform()
@@ -111,19 +114,19 @@ class RecurrentSeq2Seq(nnx.Module):
         return self.embedding[tokens_BT] * embedding_scale(self.config.width)
 
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
-        """Return what the first pair of layers takes in."""
+        """Return the input of the first pair of layers."""
         rate, num_sites = self.config.dropout, self.config.num_layers + 1
         source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
         source_BSD = dropout(self.embed(source_BS), rate, row_keys_B, 0)
         return source_BSD, dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
 
     def leave(self, streams: Streams, mask_BS: jax.Array) -> jax.Array:
-        """Return x_BTD of the target's positions from what the last pair gives."""
+        """Return x_BTD for the positions of the target, from the last pair's output."""
         source_BSD, x_BTD = streams
         return self.attention(x_BTD, source_BSD, mask_BS)
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD of the target's positions. No keys: no dropout."""
+        """Return x_BTD for the positions of the target; without keys, without dropout."""
         mask_BS = source_mask(tokens_BT[:, : self.source_len])
         streams = self.enter(tokens_BT, row_keys_B)
         for index, pair in enumerate(self.layers):
@@ -144,12 +147,12 @@ class RecurrentSeq2Seq(nnx.Module):
         source_BSD, mask_BS, target = self.embed(source_BS), source_mask(source_BS), []
         for pair, past in zip(self.layers, cache["target"], strict=True):
             source_BSD, carry = pair.encoder(source_BSD, mask_BS)
-            # The state before the first position is where the decoder begins.
+            # The decoder begins with the state before its first position.
             target.append(jax.tree.map(lambda x, new: x.at[:, 0].set(new), past, carry))
         return {"mask": mask_BS, "source": source_BSD, "target": target}
 
     def decode(self, cache: dict[str, Any], tokens_BT: jax.Array, start_B: jax.Array):
-        """Return logits_BTV and the cache, with each row's tokens taken at start_B."""
+        """Return logits_BTV and the cache; the tokens of a row begin at start_B."""
         x_BTD, target = self.embed(tokens_BT), []
         for pair, past in zip(self.layers, cache["target"], strict=True):
             x_BTD, past = pair.decoder.decode(x_BTD, past, start_B)

@@ -1,13 +1,13 @@
-"""Encoder-decoder models: a source text is read whole, then a target is written.
+"""Encoder-decoder models: the encoder reads a whole source, the decoder writes a target.
 
-Both kinds are trained by teacher forcing: the decoder is given the true target so far. In a
-row of T' tokens the first `source_len` are the source, up to its end mark, and the others
-the target (lm/data/rows/pairs.py); `hidden` covers the target alone.
+Both kinds are trained by teacher forcing: the decoder reads the true target up to each
+position. The first `source_len` tokens of a row are the source, its end mark and padding;
+the target follows (lm/data/rows/pairs.py). `hidden` returns only positions of the target.
 
-transformer: pre-norm blocks in the shape of Llama (Vaswani et al. 2017; Touvron et al.
-2023), whose decoder attends to itself and then to the encoder's output.
-recurrent: an encoder in both directions and a decoder with attention (Bahdanau et al. 2015;
-Luong et al. 2015, lm/models/seq2seq/recurrent.py).
+transformer  pre-norm blocks in the shape of Llama (Vaswani et al. 2017; Touvron et al.
+             2023); the decoder attends to the target and then to the encoder's output
+recurrent    an encoder that reads in both directions, and a decoder with attention
+             (Bahdanau et al. 2015; Luong et al. 2015; lm/models/seq2seq/recurrent.py)
 
 Shapes: B batch, S source, T target, L length of the decoder's cache, D model width, N
 heads, K head width, V vocabulary.
@@ -46,24 +46,26 @@ KINDS = ("transformer", "recurrent")
 
 @dataclass
 class Seq2SeqConfig:
-    # of encoder and decoder
+    # kind of encoder and decoder
     kind: str = field(default="transformer", metadata={"choices": KINDS})
-    width: int = field(default=256, metadata={"at_least": 1})  # D
-    # of the encoder, and as many of the decoder
+    # D, elements in the vector of a token
+    width: int = field(default=256, metadata={"at_least": 1})
+    # layers of the encoder; the decoder has as many
     num_layers: int = field(default=3, metadata={"at_least": 1, "at_most": 10_000})
-    # N; the head width is width / num_heads
+    # N, attention heads in a layer; each is width / num_heads wide
     num_heads: int = field(
         default=4, metadata={"at_least": 1, "only": {"model.kind": ("transformer",)}}
     )
-    # the recurrence
+    # kind of recurrent cell
     cell: str = field(
         default="lstm",
         metadata={"choices": tuple(CELLS), "only": {"model.kind": ("recurrent",)}},
     )
-    tied: bool = True  # the head is the transposed embedding, common to both sides
-    # as in the decoder-only models
+    # use the embedding, which source and target share, transposed as the head
+    tied: bool = True
+    # share of elements that dropout zeroes, as in the models without an encoder
     dropout: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
-    # share of each label that is spread over the vocabulary
+    # share of each label's probability that is spread evenly over the vocabulary
     label_smoothing: float = field(default=0.1, metadata={"at_least": 0, "below": 1})
 
     reads: ClassVar[str] = "pairs"
@@ -95,7 +97,7 @@ class Seq2SeqConfig:
         )
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the setting."""
         (self.blocks if self.kind == "transformer" else self.cells).validate(setting)
 
     def task(self, setting: Setting) -> Task:
@@ -119,12 +121,13 @@ class Seq2SeqConfig:
 def seq2seq_stages(
     config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], source_len: int
 ) -> Stages:
-    """Cut between the decoder's layers; the source goes along with the target.
+    """Cut between the layers of the decoder; the carry holds both source and target.
 
-    The recurrent encoder is cut with the decoder, for a decoder's layer only waits for the
-    encoder's layer of the same depth. A transformer's decoder waits for the whole encoder,
-    whose layers have another shape. So that encoder is part of `embed`, on the first stage:
-    the stages have unequal work, and each has a copy of the encoder's parameters.
+    A recurrent decoder layer needs only the encoder layer of the same depth, so the encoder
+    is cut with the decoder. A layer of a transformer's decoder needs the whole encoder, and
+    the encoder's layers have another shape. So a transformer's encoder is part of `embed`,
+    on the first stage: that stage has more work than the others, and every stage has a copy
+    of the encoder's parameters.
     """
     outer_graph = without_layers(build)
 

@@ -14,11 +14,11 @@ from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import MLP, Attention, linear, norm
 from lm.vocabulary import END_ID
 
-Streams = tuple[jax.Array, jax.Array]  # source_BSD and x_BTD, of the target
+Streams = tuple[jax.Array, jax.Array]  # source_BSD, and x_BTD for the target
 
 
 def source_mask(source_BS: jax.Array) -> jax.Array:
-    """Return bool_BS, true up to a source's first end mark; all else is padding."""
+    """Return bool_BS, true up to the first end mark of a source; the rest is padding."""
     ends_BS = (source_BS == END_ID).astype(jnp.int32)
     return jnp.cumsum(ends_BS, axis=1) - ends_BS == 0
 
@@ -51,7 +51,7 @@ class EncoderBlock(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Attention of the target to the encoder's output, without positions."""
+    """Attention from the target to the output of the encoder, without positions."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         width = config.width
@@ -83,7 +83,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = MLP(config, rngs)
 
     def after(self, x_BTD, y_BTD, memory, mask_B11S, row_keys_B) -> jax.Array:
-        """Return the block's output, y_BTD being that of its attention to the target."""
+        """Return the output of the block; y_BTD is that of its attention to the target."""
         x_BTD += dropout(y_BTD, self.dropout, row_keys_B, 0)
         y_BTD = self.cross(self.cross_norm(x_BTD), memory, mask_B11S)
         x_BTD += dropout(y_BTD, self.dropout, row_keys_B, 1)
@@ -91,11 +91,11 @@ class DecoderBlock(nnx.Module):
         return x_BTD + dropout(y_BTD, self.dropout, row_keys_B, 2)
 
     def __call__(self, streams: Streams, mask_BS, index, row_keys_B) -> Streams:
-        """Run the decoder's layer number `index`; the source goes on as it is."""
+        """Run layer number `index` of the decoder; the source goes on unchanged."""
         source_BSD, x_BTD = streams
         memory, mask_B11S = self.cross.memory(source_BSD), mask_BS[:, None, None]
         keys_B = layer_keys(row_keys_B, self.num_encoder_layers + index)
-        # What follows a target in its row is seen by no position that counts.
+        # No mask of segments: only padding follows a target, and attention is causal.
         positions_BT = every_position(x_BTD)
         y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, None)
         return source_BSD, self.after(x_BTD, y_BTD, memory, mask_B11S, keys_B)
@@ -119,7 +119,7 @@ class TransformerSeq2Seq(nnx.Module):
         self.config, self.source_len = c, source_len
         table_init = nnx.initializers.normal(0.02)
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
-        # Traced once for all layers: NNX traces in time quadratic in the keys drawn.
+        # Trace one block for all layers: NNX's tracing is quadratic in the keys drawn.
         encoder_block = jax.jit(lambda key: EncoderBlock(c, nnx.Rngs(key)))
         decoder_block = jax.jit(lambda key: DecoderBlock(c, nnx.Rngs(key)))
         keys = jax.random.split(rngs.params(), 2 * c.num_layers)
@@ -136,7 +136,7 @@ class TransformerSeq2Seq(nnx.Module):
         )
 
     def read(self, source_BS: jax.Array, row_keys_B) -> jax.Array:
-        """Return the encoder's output, x_BSD."""
+        """Return the output of the encoder, x_BSD."""
         c = self.config
         mask_B11S = source_mask(source_BS)[:, None, None]
         x_BSD = dropout(self.embedding[source_BS], c.dropout, row_keys_B, 2 * c.num_layers)
@@ -146,7 +146,7 @@ class TransformerSeq2Seq(nnx.Module):
         return self.encoder_norm(x_BSD)
 
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
-        """Return what the decoder's first layer takes in."""
+        """Return the input of the first layer of the decoder."""
         c = self.config
         source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
         site = 2 * c.num_layers + 1  # after the keys of all layers
@@ -154,11 +154,11 @@ class TransformerSeq2Seq(nnx.Module):
         return self.read(source_BS, row_keys_B), x_BTD
 
     def leave(self, streams: Streams, mask_BS: jax.Array) -> jax.Array:
-        """Return x_BTD of the target's positions from what the last layer gives."""
+        """Return x_BTD for the positions of the target, from the last layer's output."""
         return self.final_norm(streams[1])
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD of the target's positions. No keys: no dropout."""
+        """Return x_BTD for the positions of the target; without keys, without dropout."""
         mask_BS = source_mask(tokens_BT[:, : self.source_len])
         streams = self.enter(tokens_BT, row_keys_B)
         for index, block in enumerate(self.layers):
@@ -187,7 +187,7 @@ class TransformerSeq2Seq(nnx.Module):
         return cache | {"mask": source_mask(source_BS), "source": memories}
 
     def decode(self, cache: dict, tokens_BT: jax.Array, start_B: jax.Array):
-        """Return logits_BTV and the cache, with each row's tokens written at start_B."""
+        """Return logits_BTV and the cache; the tokens of a row begin at start_B."""
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         mask_B11S = cache["mask"][:, None, None]
         x_BTD, target = self.embedding[tokens_BT], []

@@ -1,4 +1,4 @@
-"""The choices that make a transformer, and what is wrong with some of them."""
+"""The config of a transformer, and its checks."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,7 +12,7 @@ from lm.task import Task
 
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rotary")
-RESIDUAL = "residual"  # the checkpoint name of the stream between blocks
+RESIDUAL = "residual"  # the name of the stream between blocks, for jax.checkpoint
 DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 SAVEABLE = {  # what the backward pass may keep; None: everything
     "none": None,
@@ -26,42 +26,49 @@ ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
 
 @dataclass
 class TransformerConfig:
-    width: int = field(default=256, metadata={"at_least": 1})  # D
-    # blocks of attention and MLP
+    # D, elements in the vector of a token
+    width: int = field(default=256, metadata={"at_least": 1})
+    # number of blocks; each has attention and an MLP
     num_layers: int = field(default=4, metadata={"at_least": 1, "at_most": 10_000})
-    # N; the head width is width / num_heads
+    # N, attention heads in a block; each is width / num_heads wide
     num_heads: int = field(default=4, metadata={"at_least": 1})
-    # G, grouped-query attention; 0: as many as heads
+    # G, key/value heads, each shared by num_heads / G heads; 0: as many as heads
     num_kv_heads: int = field(default=0, metadata={"at_least": 0})
-    # F; 0: 4 D, or 8/3 D rounded up to 32 for swiglu
+    # F, width inside the MLP; 0: 4 D, or for swiglu 8/3 D rounded up to a multiple of 32
     mlp_width: int = field(default=0, metadata={"at_least": 0})
-    # of the MLP; swiglu has a gate
+    # activation function of the MLP; swiglu has a gate
     activation: str = field(default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu")})
-    # before attention, before the MLP and before the head
+    # norm before attention, before the MLP and before the head
     norm: str = field(default="layernorm", metadata={"choices": NORMS})
-    residual: bool = True  # add what a sublayer takes in to what it gives
-    # learned: a table as long as a row; rotary: any length
+    # add the input of attention and of the MLP to its output
+    residual: bool = True
+    # how positions enter; learned: a table of seq_len rows; rotary: rotated queries, keys
     positions: str = field(default="learned", metadata={"choices": POSITIONS})
-    # the longest wavelength over 2 pi, in tokens
+    # base of the rotary frequencies; the longest wavelength is about 2 pi base tokens
     rotary_base: float = field(
         default=10_000.0, metadata={"above": 0, "only": {"model.positions": ("rotary",)}}
     )
-    tied: bool = True  # the head is the transposed embedding
-    bias: bool = True  # of the linear layers
-    # of what attention and MLP add to the residual stream
+    # use the embedding, transposed, as the head
+    tied: bool = True
+    # give linear layers and LayerNorm a bias
+    bias: bool = True
+    # share of elements that dropout zeroes in the outputs of attention, MLP and embedding
     dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
-    # gpt2: 0.02, residual scaled by depth; naive: 0.01
+    # initialiser of matrices; gpt2: standard deviation 0.02, less for those whose product
+    # is added to the residual stream; naive: 0.01
     init: str = field(default="gpt2", metadata={"choices": ("gpt2", *INITIALIZERS)})
-    # what the backward pass recomputes
+    # what the backward pass computes again to save memory; none: nothing; full: each block;
+    # dots: all but matrix products
     remat: str = field(
         default="none", metadata={"choices": tuple(SAVEABLE), "decides": False}
     )
-    scan_layers: bool = False  # stack the layers, compile one, loop over it
-    # the kernel; auto: by platform
+    # stack the layers' parameters and compile one layer that runs in a loop
+    scan_layers: bool = False
+    # attention kernel; auto: the platform's own
     attention: str = field(
         default="auto", metadata={"choices": ATTENTION, "decides": False}
     )
-    # positions whose logits exist at once; 0: all
+    # positions of a row whose logits exist at once, which saves memory; 0: all
     loss_chunk: int = field(default=0, metadata={"at_least": 0, "decides": False})
 
     reads: ClassVar[str] = "documents"
@@ -76,12 +83,11 @@ class TransformerConfig:
         return -(-8 * self.width // 96) * 32 if gated else 4 * self.width
 
     def tensor_dims(self, vocab_size: int) -> tuple[tuple[str, int, int, str], ...]:
-        """Say how each layer is split over devices (Shoeybi et al. 2019, Megatron-LM, 3).
+        """Return Task.tensor_dims, after Megatron-LM (Shoeybi et al. 2019, 3).
 
-        (pattern of the parameter's path, its dim from the last, the number of parts that it
-        may be cut into, the name of that number). What reads the residual stream is split
-        by output, what writes to it by input, the vocabulary by token. With fewer key/value
-        heads than devices each device has them all.
+        Matrices that read the residual stream are split by output, matrices that write to
+        it by input, and the vocabulary by token. If there are fewer key/value heads than
+        devices, each device has all of them.
         """
         heads, hidden = self.num_heads, self.hidden_width
         reads, writes = r"/(kernel|bias)$", r"/kernel$"
@@ -97,7 +103,7 @@ class TransformerConfig:
         )
 
     def validate(self, setting: Setting) -> None:
-        """Check what needs more than one field, or the platform; ValueError."""
+        """Raise ValueError for fields that do not fit together, or not the platform."""
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.width "
@@ -106,13 +112,13 @@ class TransformerConfig:
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_kv_heads {self.num_kv_heads} does not divide "
-                f"model.num_heads {self.num_heads}"
+                f"model.num_heads {self.num_heads}; change one of them"
             )
         if self.positions == "rotary" and (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"model.positions=rotary needs an even head width, not "
-                f"{self.width // self.num_heads} (width {self.width} / "
-                f"{self.num_heads} heads)"
+                f"{self.width // self.num_heads} (model.width {self.width} / "
+                f"model.num_heads {self.num_heads}); change one of them"
             )
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
         choose_kernel(
@@ -124,7 +130,7 @@ class TransformerConfig:
         )
 
     def task(self, setting: Setting) -> Task:
-        # Imported where used: modules of layers import this config.
+        # Imported here, because the modules of the layers import this config.
         from lm.models.transformer.model import transformer_task
 
         return transformer_task(self, setting)

@@ -1,7 +1,8 @@
-"""Decoder-only transformer: the GPT-2 and the Llama shape, and what lies between.
+"""Decoder-only transformer in the shape of GPT-2, of Llama, or between the two.
 
-Pre-norm residual blocks (Radford et al. 2019; Touvron et al. 2023). Rows may hold several
-documents: attention stays inside a segment and positions restart with it. The module knows
+It is a stack of residual blocks with norms before the sublayers (Radford et al. 2019;
+Touvron et al. 2023). A row may hold several documents, each in a segment of its own:
+attention stays inside a segment, and positions begin again with it. The module knows
 nothing of devices.
 
 Shapes: B batch, T time, S cache length, D model width, N heads, G key/value heads,
@@ -41,6 +42,8 @@ from lm.task import (
 
 
 def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
+    """Return the Task of a transformer, with stages and tensor dims."""
+
     def build(rngs: nnx.Rngs) -> Transformer:
         return Transformer(config, setting.vocab_size, setting.seq_len, rngs)
 
@@ -58,7 +61,7 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
 def transformer_stages(
     config: TransformerConfig, build: Callable[[nnx.Rngs], "Transformer"]
 ) -> Stages:
-    """Cut between the blocks."""
+    """Cut between blocks."""
     outer_graph = without_layers(build)
     block_graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
 
@@ -89,8 +92,9 @@ def transformer_stages(
 def initializer(config: TransformerConfig, residual: bool = False):
     """Return the initialiser of a weight matrix.
 
-    gpt2: normal 0.02, matrices that write to the residual stream divided by
-    sqrt(2 layers) (Radford et al. 2019, 2.3). The others: INITIALIZERS.
+    gpt2 is a normal distribution with the standard deviation 0.02, divided by
+    sqrt(2 layers) for matrices that write to the residual stream (Radford et al. 2019,
+    2.3). The other names are those of INITIALIZERS.
     """
     if config.init in INITIALIZERS:
         return INITIALIZERS[config.init]
@@ -161,7 +165,7 @@ class Attention(nnx.Module):
         rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
         k_BSGK = cache[0].at[rows_B1, positions_BT].set(k_BTGK.astype(cache[0].dtype))
         v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
-        # Slots beyond a row's own position hold nothing yet, or padding of its prompt.
+        # Slots after the position of a row are empty, or hold padding of its prompt.
         mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
         y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS)
         return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
@@ -212,7 +216,7 @@ class Block(nnx.Module):
 
 
 def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B):
-    """Run layer number `index`, its dropout drawn from the key of each row and layer."""
+    """Run layer number `index`; its dropout has a key for each row and layer."""
     if row_keys_B is not None:
         row_keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
     return block(x_BTD, positions_BT, segments_BT, row_keys_B)
@@ -228,16 +232,16 @@ class Transformer(nnx.Module):
     ):
         c = config
         self.config = c
-        # He and Xavier are meant for matrices that sum over their input; a table is read.
+        # He and Xavier suit matrices that sum over inputs; a table only looks up rows.
         table_init = nnx.initializers.normal(0.02)
-        # Plain parameters: nnx.Embed would cast them to the type that it was made with.
+        # Not nnx.Embed, which casts its table back to the type that it was made with.
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         self.position_embedding = (
             nnx.Param(table_init(rngs.params(), (seq_len, c.width)))
             if c.positions == "learned"
             else None
         )
-        # Traced once for all layers: NNX traces in time quadratic in the keys drawn.
+        # Trace one block for all layers: NNX's tracing is quadratic in the keys drawn.
         make_block = jax.jit(lambda key: Block(c, nnx.Rngs(key)))
         keys_L = jax.random.split(rngs.params(), c.num_layers)
         if c.scan_layers:
@@ -261,16 +265,16 @@ class Transformer(nnx.Module):
         return x_BTD
 
     def enter(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD, what the first layer takes in."""
+        """Return x_BTD, the input of the first layer."""
         x_BTD = self.embed(tokens_BT, positions_in_segment(tokens_BT, segments_BT))
         return dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
-        """Return x_BTD, the final hidden states. No keys: no dropout."""
+        """Return x_BTD, the final hidden states; without keys, without dropout."""
         return self.outputs(tokens_BT, segments_BT, row_keys_B, lambda x_BTD: None)[0]
 
     def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
-        """Return what `hidden` does, and `measure` of each layer's output."""
+        """Return the result of `hidden`, and `measure` of the output of each layer."""
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
         x_BTD = self.enter(tokens_BT, segments_BT, row_keys_B)
 
@@ -313,7 +317,7 @@ class Transformer(nnx.Module):
         return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(c.num_layers)]
 
     def decode(self, cache, tokens_BT: jax.Array, start_B: jax.Array):
-        """Return logits_BTV and the cache, with each row's tokens written at start_B."""
+        """Return logits_BTV and the cache; the tokens of a row begin at start_B."""
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT, positions_BT)
         new_cache = []

@@ -120,8 +120,8 @@ def test_devices_get_the_longest_first_and_equally_many():
 @pytest.mark.parametrize(
     "prompts, num_new, batching, words",
     [
-        ([[1], []], 4, Batching(), r"of 2 prompts those numbered \[1\] have no token"),
-        ([], 4, Batching(), "of 0 prompts"),
+        ([[1], []], 4, Batching(), r"2 prompts .* \[1\] have no token"),
+        ([], 4, Batching(), "0 prompts were given"),
         ([[1], [2]], [4, 0], Batching(), "num_new is 0"),
         ([[VOCAB]], 4, Batching(), f"token {VOCAB} is unknown"),
         ([[1] * 9, [1]], [16, 3], Batching(), "25 tokens together, .* context is 24"),
