@@ -62,9 +62,10 @@ def check(config: Experiment) -> Mesh:
 
 
 def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
-    """Check that the model can be split and cut as the mesh asks; ValueError."""
+    """Check that the model can be split and cut, and has what is optimised; ValueError."""
     validate_tensor_dims(task.tensor_dims, mesh.shape.get(TENSOR, 1))
     config.parallel.validate_layers(task.stages and task.stages.num_layers, mesh)
+    optimizer(config.optim, config.steps, task.hidden)
 
 
 def check_memory(config: Experiment, task: Task) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import fields
 from parallel.mesh import data_mesh, device_mesh, place_rows
 from parallel.program import AXIS, split_rows
 from parallel.replicas import pmap_program, shard_map_program
@@ -96,4 +97,5 @@ def test_the_rest_of_the_devices_and_a_part_of_them():
 def test_bad_config_is_refused(changes, batch_size, words):
     config = ParallelConfig(**{"data": 4} | changes)
     with pytest.raises(ValueError, match=words):
+        fields.check(config, "parallel.")
         config.validate(batch_size, config.mesh())

@@ -118,7 +118,7 @@ SWEEPS = {  # what get_sweep() returns -> what the message must say
     "[{'config': 3}]": "there is no config file 3",
     "[{'config': 'no.py'}]": "no config file 'no.py'",
     "[{'config': C, 'optim.rate': 1}]": "rate",
-    "[{'config': C, 'optim': 1}]": "optim is 1",
+    "[{'config': C, 'optim': 1}]": "config has no field 'optim'",
     "[{'config': C, 'steps': 'ten'}]": "steps is 'ten'; expected a value of type int",
     "[{'config': C, 'steps': 0}]": "steps is 0",
     "[{'config': C, 'devices': 3, 'processes': 2}]": "divisible",

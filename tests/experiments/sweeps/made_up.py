@@ -1,9 +1,12 @@
 """Made-up runs whose answers are known, in memory and as files of a sweep."""
 
+import dataclasses
 import json
 import math
 import pathlib
 
+from configs import fields
+from configs.base import Experiment
 from experiments.sweeps.rows import Row
 
 
@@ -34,14 +37,12 @@ def row(
 
 def write_run(workdir: pathlib.Path, row: Row) -> pathlib.Path:
     workdir.mkdir(parents=True)
-    nested: dict = {}
-    for name, value in row.config.items():
-        *path, last = name.split(".")
-        node = nested
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    (workdir / "config.json").write_text(json.dumps(nested))
+    known = fields.flatten(Experiment())
+    config = fields.override(
+        Experiment(), {name: x for name, x in row.config.items() if name in known}
+    )
+    described = dataclasses.asdict(config) | {"family": "transformer", "fingerprint": "0"}
+    (workdir / "config.json").write_text(json.dumps(described))
     (workdir / "summary.json").write_text(json.dumps(row.summary))
     lines = "".join(json.dumps(record) + "\n" for record in row.records)
     (workdir / "metrics.jsonl").write_text(lines)

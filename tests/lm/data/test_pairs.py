@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from configs import fields
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches, validation_batches
@@ -104,6 +105,7 @@ def config_of(tmp_path, **changes):
     config = {"vocab_size": 300, "seq_len": 32, "source_len": 16, "batch_size": 8}
     config |= {"validation_share": 0.2, "cache": str(tmp_path / "cache")}
     config = DataConfig(**config | changes)
+    fields.check(config, "data.")
     config.validate()
     return config
 

@@ -13,6 +13,7 @@ import filelock
 import numpy as np
 import pytest
 
+from configs import fields
 from lm.data import prepare as preparation
 from lm.data.bigram import ADD_K
 from lm.data.cleaning.clean import clean
@@ -265,13 +266,13 @@ def test_a_wait_for_another_process_is_told(tmp_path, monkeypatch, capsys):
         ({"source": "texts"}, "stdlib, tfds, text, jsonl"),
         ({"packing": "best_fit"}, "first_fit, concat"),
         ({"vocab_size": 100}, "vocab_size .*100.* 257"),
-        ({"validation_share": 1.5}, "validation_share .*1.5"),
+        ({"source": "text", "validation_share": 1.5}, "validation_share .*1.5"),
         ({"batch_size": 0}, "batch_size .*0.* 1"),
     ],
 )
 def test_bad_config_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        DataConfig(**changes).validate()
+        fields.check(DataConfig(**changes), "data.")
 
 
 @pytest.fixture

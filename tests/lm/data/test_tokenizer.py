@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from configs import fields
 from lm.data.classes import CLASSES, character_classes, encode_classes, token_classes
 from lm.data.config import DataConfig
 from lm.data.tokenizer import (
@@ -156,6 +157,7 @@ REFUSED = [
 def test_bad_config_is_refused(kind, size, words):
     config = DataConfig("text", tokenizer=kind, vocab_size=size)
     with pytest.raises(ValueError, match=words):
+        fields.check(config, "data.")
         config.validate()
 
 

@@ -250,17 +250,3 @@ def test_samples_follow_the_model():
         np.testing.assert_allclose(found, p, atol=0.025)
         found = np.bincount(tokens[:, t], minlength=V) / 4000
         np.testing.assert_allclose(found, p @ emission, atol=0.025)
-
-
-@pytest.mark.parametrize(
-    "validate, words",
-    [
-        (lambda: HmmConfig(0).validate(8), "model.num_states .*0"),
-        (lambda: HmmConfig(4, "viterbi").validate(8), "em, gradient"),
-        (lambda: OptimConfig(forgetting=1.5).validate(), "optim.forgetting .*1.5"),
-        (lambda: OptimConfig(smoothing=-1.0).validate(), "optim.smoothing .*-1.0"),
-    ],
-)
-def test_bad_config_is_refused(validate, words):
-    with pytest.raises(ValueError, match=words):
-        validate()

@@ -265,17 +265,3 @@ def test_decoding_equals_the_full_pass(order):
     )
     prompts = [train["tokens"][0, :n].tolist() for n in (1, 6, 3)]
     assert_greedy(task, params, prompts, 6)
-
-
-@pytest.mark.parametrize(
-    "config, words",
-    [
-        (NgramConfig(0), "order .*0.* 1 .* 5"),
-        (NgramConfig(6), "order .*6"),
-        (NgramConfig(3, "witten_bell"), "kneser_ney, jelinek_mercer, add_k"),
-        (NgramConfig(3, "add_k", 0.0), "model.k .*0.0"),
-    ],
-)
-def test_bad_config_is_refused(config, words):
-    with pytest.raises(ValueError, match=words):
-        config.validate(8)

@@ -36,7 +36,7 @@ def make(name="gpt2", **changes):
     config = TransformerConfig(
         **{"width": 16, "num_layers": 2, "num_heads": 4, **SHAPES[name], **changes}
     )
-    config.validate(SEQ_LEN)
+    config.validate(Setting(VOCAB, SEQ_LEN))
     task = config.task(Setting(VOCAB, SEQ_LEN))
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     # Larger weights than at the start, so that every path matters to the result.

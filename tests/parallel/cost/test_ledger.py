@@ -150,7 +150,7 @@ def test_scopes_are_found_inside_transformations(scope, count):
 def test_a_source_is_not_in_the_environment():
     head = f"""FileNames
 1 "{ROOT}/.venv/lib/python3.11/site-packages/optax/base.py"
-2 "{ROOT}/parallel/exchange.py"
+2 "{ROOT}/parallel/exchange/transforms.py"
 
 FileLocations
 1 {{file_name_id=1 function_name_id=1 line=7 end_line=7 column=1 end_column=2}}

@@ -161,5 +161,5 @@ def test_too_large_integers_are_refused():
 
 def test_between_processes():
     """Two real processes of two devices each count what numpy counts."""
-    for output in run_two("counting.count_worker"):
+    for output in run_two("count_worker"):
         assert output.count("counted by") == 2

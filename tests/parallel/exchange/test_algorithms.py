@@ -137,7 +137,7 @@ def test_between_processes():
     """Two real processes of three devices each, all algorithms, held to numpy there."""
     first, second = (
         [line for line in output.splitlines() if line.startswith("sum ")]
-        for output in run_two("exchange.sum_worker")
+        for output in run_two("sum_worker")
     )
     assert first == second  # the digests of the bits of each sum
     assert len(first) == 2 * len(ALGORITHMS) + len(ALGORITHMS) - 1
