@@ -17,16 +17,17 @@ SGD = optax.sgd(0.1)
 
 
 def remembering() -> optax.GradientTransformation:
-    """Sum over replicas, and keep this replica's own gradient and number."""
+    """Return the mean over replicas, and keep this replica's own sums and number."""
 
     def init(params):
         return {"own": jax.tree.map(jnp.zeros_like, params), "index": jnp.int32(-1)}
 
-    def update(grads, comm, params=None):
-        comm = {"own": grads, "index": jax.lax.axis_index(AXIS)}
-        return jax.lax.psum(grads, AXIS), comm
+    def update(sums, comm, params=None, *, weight, key):
+        comm = {"own": sums, "index": jax.lax.axis_index(AXIS)}
+        means = jax.tree.map(lambda x: jax.lax.psum(x, AXIS) / weight, sums)
+        return means, comm
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @pytest.mark.parametrize("make", [shard_map_program, pmap_program])

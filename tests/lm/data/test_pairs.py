@@ -103,8 +103,10 @@ def package(tmp_path, monkeypatch):
 
 def config_of(tmp_path, **changes):
     config = {"vocab_size": 300, "seq_len": 32, "source_len": 16, "batch_size": 8}
-    config |= {"validation_share": 0.2, "cache": str(tmp_path / "cache")}
-    config = DataConfig(**config | changes)
+    config |= {"cache": str(tmp_path / "cache")} | changes
+    if config["source"] != "docstring":
+        config |= {"validation_share": 0.2}
+    config = DataConfig(**config)
     fields.check(config, "data.")
     config.validate()
     return config
