@@ -228,3 +228,11 @@ def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
     if config.data.packing == "first_fit":
         batch["segments"] = tokens
     return batch
+
+
+def full_rows(config: Experiment, tokens_BT: np.ndarray) -> dict[str, np.ndarray]:
+    """Return a batch of these tokens, each row one document."""
+    batch = {"tokens": tokens_BT, "row": np.arange(len(tokens_BT), dtype=np.int32)}
+    if config.data.packing == "first_fit":
+        batch["segments"] = np.ones_like(tokens_BT)
+    return batch
