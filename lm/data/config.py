@@ -3,22 +3,18 @@
 from dataclasses import dataclass, field
 
 from lm.data.rows.packing import PACKINGS
+from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
-PAIR_SOURCES = ("docstring", "gettext", "parallel")  # of a source and a target text
-SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
-
-
-# Sources, by what is read of the config.
-TFDS = {"data.source": ("tfds",)}
-NAMED = {"data.source": ("tfds", "gettext")}
-FILES = {"data.source": ("text", "jsonl")}
-PATHS = {"data.source": ("text", "jsonl", "parallel")}
-SHARED = {"data.source": ("text", "jsonl", "gettext", "parallel")}
 PAIRS = {"data.source": PAIR_SOURCES}
-DOCUMENTS = {"data.source": tuple(x for x in SOURCES if x not in PAIR_SOURCES)}
+DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 # Where files lie decides nothing: the fingerprint tells whether the text is the same.
 BY_TEXT = {"decides": False}
+
+
+def read(name: str) -> dict[str, dict]:
+    """Return the metadata of a field that only some sources read."""
+    return {"only": {"data.source": readers(name)}}
 
 
 @dataclass
@@ -26,35 +22,31 @@ class DataConfig:
     # where texts come from (lm/data/sources)
     source: str = field(default="stdlib", metadata={"choices": SOURCES})
     # tfds: the dataset, such as lm1b; gettext: the package, "" for all
-    name: str = field(default="", metadata={"only": NAMED})
+    name: str = field(default="", metadata=read("name"))
     # the split to train on
-    split: str = field(default="train", metadata={"only": TFDS})
+    split: str = field(default="train", metadata=read("split"))
     # the split held out
-    validation_split: str = field(default="test", metadata={"only": TFDS})
+    validation_split: str = field(default="test", metadata=read("validation_split"))
     # held-out text of another kind; "": none
-    shifted_split: str = field(default="", metadata={"only": TFDS})
+    shifted_split: str = field(default="", metadata=read("shifted_split"))
     # where prepared datasets lie; "": TFDS's default
-    tfds_dir: str = field(default="", metadata={"only": TFDS, "decides": False})
+    tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
     # text, jsonl: a file, a folder or a glob; parallel: the sources' file
-    path: str = field(default="", metadata={"only": PATHS} | BY_TEXT)
+    path: str = field(default="", metadata=read("path") | BY_TEXT)
     # the targets' file, as many lines
-    target_path: str = field(
-        default="", metadata={"only": {"data.source": ("parallel",)}} | BY_TEXT
-    )
+    target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
     # of the translations
-    language: str = field(default="de", metadata={"only": {"data.source": ("gettext",)}})
+    language: str = field(default="de", metadata=read("language"))
     # held-out files; "": a share of path
-    validation_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
+    validation_path: str = field(default="", metadata=read("validation_path") | BY_TEXT)
     # held out where there are no files or splits for it
     validation_share: float = field(
-        default=0.05, metadata={"above": 0, "below": 1, "only": SHARED}
+        default=0.05, metadata={"above": 0, "below": 1} | read("validation_share")
     )
     # held-out files of another kind; "": none
-    shifted_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
+    shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
     # the feature that holds the text
-    text_key: str = field(
-        default="text", metadata={"only": {"data.source": ("tfds", "jsonl")}}
-    )
+    text_key: str = field(default="text", metadata=read("text_key"))
     # what a token is; all spell unknown pieces as bytes
     tokenizer: str = field(default="bpe", metadata={"choices": tuple(LEAST_VOCAB_SIZE)})
     # at most; 257 holds the bytes alone

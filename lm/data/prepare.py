@@ -24,10 +24,9 @@ from lm.data.config import DataConfig
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
-from lm.data.sources.pairs import (
-    PairCorpus,
-)
-from lm.data.texts import cache_folder, document_splits, open_corpus, sample
+from lm.data.sources.pairs import PairCorpus
+from lm.data.sources.table import cache_folder
+from lm.data.texts import document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 SILENT_SECONDS = 5.0  # after which a wait is told
