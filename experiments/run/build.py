@@ -163,6 +163,7 @@ def setting(config: Experiment, vocab_size: int) -> Setting:
         source_len=config.data.source_len,
         compute=DTYPES[config.precision.compute],
         trace_norms=config.trace_norms,
+        packed=config.data.packing == "first_fit",
     )
 
 
@@ -224,15 +225,4 @@ def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
     """Return a batch, or one of equal parts of it, in which nothing is written yet."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
-    if config.data.packing == "first_fit":
-        batch["segments"] = tokens
-    return batch
-
-
-def full_rows(config: Experiment, tokens_BT: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a batch of these tokens, each row one document."""
-    batch = {"tokens": tokens_BT, "row": np.arange(len(tokens_BT), dtype=np.int32)}
-    if config.data.packing == "first_fit":
-        batch["segments"] = np.ones_like(tokens_BT)
-    return batch
+    return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.run.build import build, compile_step, full_rows
+from experiments.run.build import build, compile_step
 from lm.data.rows.order import train_batches
 from lm.data.rows.store import Rows
 from lm.task import Batch, Task
@@ -41,7 +41,11 @@ class Trial(NamedTuple):
         Every process gives the same global batch; each row is one document.
         """
         index, count = process_rows(self.program.mesh)
-        batch = full_rows(self.config, tokens_BT)
+        batch = {
+            "tokens": tokens_BT,
+            "segments": np.ones_like(tokens_BT),
+            "row": np.arange(len(tokens_BT), dtype=np.int32),
+        }
         return self.program.place({k: np.split(x, count)[index] for k, x in batch.items()})
 
 

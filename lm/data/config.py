@@ -56,7 +56,7 @@ class DataConfig:
     # the part of seq_len that is the source's
     source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
     batch_size: int = field(default=32, metadata={"at_least": 1})  # global, in rows
-    # first_fit: segments; concat: one stream, no mask
+    # first_fit: documents share rows; concat: one stream, no mask
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )

@@ -172,8 +172,6 @@ def load(folder: pathlib.Path) -> Data:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
-        if not meta["segments"]:
-            rows = {split: r._replace(segments=None) for split, r in rows.items()}
         return Data(tokenizer=tokenizer, meta=meta, **rows)
     except Exception as error:  # each library that reads has kinds of its own
         raise ValueError(

@@ -255,7 +255,7 @@ def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
 
 
 def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
-    """Return each token's position within its document's piece."""
+    """Return each token's position within its document's piece (None: the row is one)."""
     index_T = jnp.arange(tokens_BT.shape[1])
     if segments_BT is None:
         return jnp.broadcast_to(index_T, tokens_BT.shape)

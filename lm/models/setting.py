@@ -22,6 +22,7 @@ class Setting(NamedTuple):
     source_len: int = 0  # pairs: the part of seq_len that is the source's
     compute: jnp.dtype = jnp.float32  # the type of products
     trace_norms: bool = False
+    packed: bool = True  # rows hold several documents; else each row is one segment
 
 
 def check_chunk(name: str, size: int, setting: Setting) -> None:

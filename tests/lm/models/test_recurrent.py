@@ -42,7 +42,7 @@ PACKED = [1] * 5 + [2] * 6 + [0] * 2
 @functools.cache
 def make(name="lstm", **changes):
     config = RecurrentConfig(**{"width": 8, "num_layers": 2, **SHAPES[name], **changes})
-    config.validate(SEQ_LEN)
+    config.validate(Setting(VOCAB, SEQ_LEN))
     task = config.task(Setting(VOCAB, 0))
     params = jax.jit(task.init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 100))
@@ -51,13 +51,11 @@ def make(name="lstm", **changes):
     return config, task, jax.tree.map(jnp.add, params, noise)
 
 
-def random_batch(seed=0, rows=3, segments=None):
+def random_batch(seed=0, rows=3, segments=1):
     rng = np.random.default_rng(seed)
     tokens = jnp.asarray(rng.integers(1, VOCAB, (rows, SEQ_LEN + 1)))
-    batch = {"tokens": tokens, "row": jnp.arange(rows)}
-    if segments is not None:
-        batch["segments"] = jnp.broadcast_to(jnp.asarray(segments), tokens.shape)
-    return batch
+    segments = jnp.broadcast_to(jnp.asarray(segments), tokens.shape)
+    return {"tokens": tokens, "segments": segments, "row": jnp.arange(rows)}
 
 
 def sigmoid(x):
