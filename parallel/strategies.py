@@ -1,6 +1,6 @@
 """The table of strategies: all that is known of each, and the config that picks one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -158,27 +158,39 @@ STRATEGIES = {
     **{name: local(name) for name in PLANS},
 }
 EXACT = [name for name, row in STRATEGIES.items() if row.exact]
-ALL_AXES = {axis for row in STRATEGIES.values() for axis in row.axes}
 
 DEGREE = {"at_least": -1, "decides": False}
 
 
-def where(**wanted: bool) -> dict[str, tuple[str, ...]]:
+class Having(Collection):
+    """The strategies whose rows have these values, of the table as it is when asked."""
+
+    def __init__(self, **wanted: bool):
+        self.wanted = wanted.items()
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            name
+            for name, row in STRATEGIES.items()
+            if all(getattr(row, key) == value for key, value in self.wanted)
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == other for other in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def where(**wanted: bool) -> dict[str, Having]:
     """Return the metadata `only`: the strategies whose rows have these values."""
-    names = tuple(
-        name
-        for name, row in STRATEGIES.items()
-        if all(getattr(row, key) == value for key, value in wanted.items())
-    )
-    return {"parallel.strategy": names}
+    return {"parallel.strategy": Having(**wanted)}
 
 
 @dataclass
 class ParallelConfig:
     # how training is spread over devices (docs/strategies.md)
-    strategy: str = field(
-        default="jit", metadata={"choices": tuple(STRATEGIES), "decides": False}
-    )
+    strategy: str = field(default="jit", metadata={"choices": STRATEGIES, "decides": False})
     # the data-parallel degree, in devices; -1: all
     data: int = field(default=-1, metadata=DEGREE)
     # groups of `data` replicas, joined by links slower than those inside
@@ -208,7 +220,8 @@ class ParallelConfig:
     def mesh(self) -> Mesh:
         """Make the mesh of the strategy's axes; ValueError if the devices do not fit."""
         axes = self.row.axes
-        for axis in sorted(ALL_AXES - set(axes)):
+        all_axes = {axis for row in STRATEGIES.values() for axis in row.axes}
+        for axis in sorted(all_axes - set(axes)):
             if getattr(self, axis) not in (1, -1):
                 able = [name for name, other in STRATEGIES.items() if axis in other.axes]
                 raise ValueError(

@@ -1,19 +1,10 @@
-"""What a model is made for, besides its own config.
+"""What a model is made for, besides its own config; what a config says of its family."""
 
-The config class of a family says all that is known of it:
-
-  reads       "documents" or "pairs" of a source and a target
-  trained_by  "gradient", "expectation" (its gradients are expected counts, which a closed
-              form turns into parameters) or "counts" (its tuples are counted)
-  traces      whether its layers' outputs can be measured (Experiment.trace_norms)
-  validate    (setting) -> ValueError for what needs more than one field
-  task        (setting) -> Task
-  describe    () -> a few words for tables
-"""
-
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+
+from lm.task import Task
 
 
 class Setting(NamedTuple):
@@ -23,6 +14,26 @@ class Setting(NamedTuple):
     compute: jnp.dtype = jnp.float32  # the type of products
     trace_norms: bool = False
     packed: bool = True  # rows hold several documents; else each row is one segment
+
+
+@runtime_checkable
+class Family(Protocol):
+    """The config of a model; its class says all that is known of its family."""
+
+    # "documents", or "pairs" of a source and a target
+    reads: str
+    # "gradient", "expectation" (its gradients are expected counts, which a closed form
+    # turns into parameters) or "counts" (its tuples are counted)
+    trained_by: str
+    traces: bool  # whether its layers' outputs can be measured (Experiment.trace_norms)
+
+    def validate(self, setting: Setting) -> None:
+        """Check what needs more than one field; ValueError."""
+
+    def task(self, setting: Setting) -> Task: ...
+
+    def describe(self) -> str:
+        """Return a few words for tables."""
 
 
 def check_chunk(name: str, size: int, setting: Setting) -> None:

@@ -1,5 +1,6 @@
 """The config of an exchange, its checks, and `build_exchange`, which makes it."""
 
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,16 +45,18 @@ class ExchangeConfig:
     # auto: psum, or what the codec travels by
     algorithm: str = field(
         default="auto",
-        metadata={"choices": ("auto", *ALGORITHMS), "decides": False},
+        metadata={"choices": ChainMap(ALGORITHMS, {"auto": None}), "decides": False},
     )
     # how a gradient is written in fewer bytes
-    codec: str = field(default="none", metadata={"choices": ("none", *CODECS)})
+    codec: str = field(
+        default="none", metadata={"choices": ChainMap(CODECS, {"none": None})}
+    )
     # on: what the codec lost goes with the next gradient
     error_feedback: str = field(
         default="auto",
         metadata={
             "choices": ("auto", "on", "off"),
-            "only": {"parallel.exchange.codec": tuple(CODECS)},
+            "only": {"parallel.exchange.codec": CODECS},
         },
     )
     # elements that share a scale; 0: the codec's own number
