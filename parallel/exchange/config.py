@@ -120,12 +120,6 @@ class ExchangeConfig:
             )
 
 
-# Under error_feedback=auto these have none. dgc keeps by itself what it does not send.
-# ternary's rounding is unbiased, but can err by more than the gradient is long: fed back,
-# such errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
-WITHOUT_FEEDBACK = ("dgc", "ternary")
-
-
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
     c, axes = config, batch_axes(mesh)
     algorithm = "psum" if c.algorithm == "auto" else c.algorithm
@@ -136,7 +130,7 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
         wanted = c.error_feedback
-        feedback = wanted == "on" or (wanted == "auto" and c.codec not in WITHOUT_FEEDBACK)
+        feedback = wanted == "on" or (wanted == "auto" and codec.feedback)
         exchange = compressed(codec, axes, algorithm, feedback)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
