@@ -8,6 +8,7 @@ from lm.models.hmm import HmmConfig
 from lm.models.ngram.model import NgramConfig
 from lm.models.recurrent import RecurrentConfig
 from lm.models.seq2seq.task import Seq2SeqConfig
+from lm.models.setting import Family
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
@@ -20,7 +21,6 @@ FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "ngram": NgramConfig,
     "seq2seq": Seq2SeqConfig,
 }
-Model = TransformerConfig | RecurrentConfig | Seq2SeqConfig | HmmConfig | NgramConfig
 
 
 EVERY = {"at_least": 0, "decides": False}
@@ -57,7 +57,7 @@ class Experiment:
     # text that the sample at the end of the run continues; with pairs, the source text
     prompt: str = field(default="def ", metadata=FREE)
     data: DataConfig = field(default_factory=DataConfig)
-    model: Model = field(default_factory=TransformerConfig)
+    model: Family = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

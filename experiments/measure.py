@@ -31,10 +31,9 @@ from experiments.processes import join
 from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import build, check, compile_step, model_flops
+from experiments.run.build import check, model_flops
+from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
-from lm.data.rows.order import train_batches
-from parallel.mesh import process_rows
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -48,26 +47,14 @@ def measure(config: Experiment) -> dict[str, Any]:
     mesh = check(config)
     data = prepare(config.data)
     vocab_size = data.tokenizer.get_vocab_size()
-    _, program = build(config, vocab_size, mesh)
-    began = time.perf_counter()
-    compiled = compile_step(config, program)
-    compile_seconds = time.perf_counter() - began
+    trial = build_trial(config, vocab_size, mesh)
     num_steps = WARM_UP.value + NUM_STEPS.value
-    batches = iter(
-        train_batches(
-            data.train,
-            config.seed,
-            config.data.batch_size,
-            0,
-            num_steps + TRACED,
-            *process_rows(mesh),
-        )
-    )
-    state, seconds, tokens, cpu = program.init(jax.random.key(config.seed)), [], 0, 0.0
-    for step, host_batch in enumerate(itertools.islice(batches, num_steps)):
-        batch = jax.block_until_ready(program.place(host_batch))
+    batches = trial.batches(data.train, num_steps + TRACED)
+    state, seconds, tokens, cpu = trial.begin(), [], 0, 0.0
+    for step, batch in enumerate(itertools.islice(batches, num_steps)):
+        jax.block_until_ready(batch)
         start, cpu_start = time.perf_counter(), time.process_time()
-        state, metrics = jax.block_until_ready(compiled(state, batch))
+        state, metrics = jax.block_until_ready(trial.step(state, batch))
         if step >= WARM_UP.value:
             seconds.append(time.perf_counter() - start)
             cpu += time.process_time() - cpu_start
@@ -75,8 +62,8 @@ def measure(config: Experiment) -> dict[str, Any]:
 
     def go_on():
         last, before = state, ()
-        for host_batch in batches:
-            last, metrics = compiled(last, program.place(host_batch))
+        for batch in batches:
+            last, metrics = trial.step(last, batch)
             jax.block_until_ready(before)
             before = metrics
         return last
@@ -92,14 +79,14 @@ def measure(config: Experiment) -> dict[str, Any]:
         "model_flops_per_second": flops,
         "product_limit": limit,
         "mfu": flops / limit,
-        "compile_seconds": compile_seconds,
+        "compile_seconds": trial.compile_seconds,
         "core_share": cpu / sum(seconds) / cores(),
         "observed_peak_bytes": peak_memory_bytes(),
     }
     if jax.default_backend() != "cpu" and (busy := traced_duty_cycle(go_on)) is not None:
         figures["duty_cycle"] = busy
-    if isinstance(compiled, jax.stages.Compiled):
-        figures |= compiled_costs(compiled, mesh, program.abstract)
+    if isinstance(trial.step, jax.stages.Compiled):
+        figures |= compiled_costs(trial.step, mesh, trial.program.abstract)
     return figures
 
 

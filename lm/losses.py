@@ -17,7 +17,7 @@ def cross_entropy(
     x_BTD: jax.Array,
     head: Callable[[jax.Array], jax.Array],
     labels_BT: jax.Array,
-    mask_BT: jax.Array | None,
+    mask_BT: jax.Array,
     chunk: int = 0,
     smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -28,8 +28,6 @@ def cross_entropy(
     The two sums are equal without `smoothing`. With it, the first one is against labels of
     which that share is spread over the whole vocabulary (Szegedy et al. 2016, 7).
     """
-    if mask_BT is None:
-        mask_BT = jnp.ones(labels_BT.shape, bool)
 
     def chunk_sums(x_BCD: jax.Array, labels_BC: jax.Array, mask_BC: jax.Array):
         logits_BCV = head(x_BCD).astype(jnp.float32)

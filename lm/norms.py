@@ -20,11 +20,11 @@ ACTIVATION_SQUARE = "activation_square/"  # + layer: a sum over positions of mea
 ACTIVATION_RMS = "activation_rms/"  # + layer: its root mean, in the log
 
 
-def square(mask_BT: jax.Array | None, x_BTD: jax.Array) -> jax.Array:
-    """Sum the mean of x^2 over D, over the positions that count (no mask: all)."""
+def square(mask_BT: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    """Sum the mean of x^2 over D, over the positions that count."""
     x_BTD = jax.lax.stop_gradient(x_BTD).astype(jnp.float32)
     squares_BT = jnp.mean(x_BTD * x_BTD, -1)
-    return jnp.sum(squares_BT if mask_BT is None else jnp.where(mask_BT, squares_BT, 0))
+    return jnp.sum(jnp.where(mask_BT, squares_BT, 0))
 
 
 def activation_squares(squares_L: Iterable[jax.Array]) -> dict[str, jax.Array]:

@@ -23,7 +23,7 @@ from lm.losses import cross_entropy
 from lm.norms import activation_squares, square
 
 Params = Any  # nested dict of arrays
-Batch = dict[str, jax.Array]  # tokens_BT+1, row_B, and perhaps segments_BT+1
+Batch = dict[str, jax.Array]  # tokens_BT+1, segments_BT+1 (0: padding) and row_B
 Sums = dict[str, jax.Array]
 Cache = Any
 Key = jax.Array
@@ -144,21 +144,13 @@ def next_token_loss(
 ) -> tuple[jax.Array, Sums]:
     """Return what `cross_entropy` does for the last T targets of each row."""
     last = slice(-x_BTD.shape[1], None)
-    mask_BT = targets_mask(batch)
-    return cross_entropy(
-        x_BTD,
-        head,
-        batch["tokens"][:, last],
-        mask_BT if mask_BT is None else mask_BT[:, last],
-        loss_chunk,
-        smoothing,
-    )
+    labels_BT, mask_BT = batch["tokens"][:, last], targets_mask(batch)[:, last]
+    return cross_entropy(x_BTD, head, labels_BT, mask_BT, loss_chunk, smoothing)
 
 
-def inputs(batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+def inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Return tokens_BT and segments_BT, without the last of each row, a mere target."""
-    segments = batch.get("segments")
-    return batch["tokens"][:, :-1], None if segments is None else segments[:, :-1]
+    return batch["tokens"][:, :-1], batch["segments"][:, :-1]
 
 
 def row_keys(batch: Batch, key: Key | None) -> jax.Array | None:
@@ -168,11 +160,9 @@ def row_keys(batch: Batch, key: Key | None) -> jax.Array | None:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])
 
 
-def targets_mask(batch: Batch) -> jax.Array | None:
-    """Return bool_BT, true where a target counts; None if every target does."""
-    segments = batch.get("segments")
-    if segments is None:
-        return None
+def targets_mask(batch: Batch) -> jax.Array:
+    """Return bool_BT, true where a target counts."""
+    segments = batch["segments"]
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
 
 

@@ -30,6 +30,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from parallel.balance import balanced
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
 from parallel.mesh import batch_axes, batch_degree, place_rows
@@ -297,14 +298,8 @@ def with_fragment(state: TrainState, index: int, fragment: Fragment) -> TrainSta
 
 
 def fragment_of_leaves(params: Params, num_fragments: int) -> list[int]:
-    """Return each leaf's fragment: the largest leaf goes first, into the emptiest one."""
-    sizes = [x.size for x in jax.tree.leaves(params)]
-    filled, chosen = [0] * num_fragments, [0] * len(sizes)
-    for leaf in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        emptiest = filled.index(min(filled))
-        chosen[leaf] = emptiest
-        filled[emptiest] += sizes[leaf]
-    return chosen
+    """Return each leaf's fragment, so that all have about as many elements."""
+    return balanced([x.size for x in jax.tree.leaves(params)], num_fragments)
 
 
 def split(params: Params, num_fragments: int) -> list[list[jax.Array]]:

@@ -3,7 +3,7 @@
 To add a strategy, write a constructor of a Program and enter a row in STRATEGIES.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -172,27 +172,39 @@ STRATEGIES = {
     **{name: local(name) for name in PLANS},
 }
 EXACT = [name for name, row in STRATEGIES.items() if row.exact]
-ALL_AXES = {axis for row in STRATEGIES.values() for axis in row.axes}
 
 DEGREE = {"at_least": -1, "decides": False}
 
 
-def where(**wanted: bool) -> dict[str, tuple[str, ...]]:
-    """Return the metadata `only` for the strategies whose rows have these values."""
-    names = tuple(
-        name
-        for name, row in STRATEGIES.items()
-        if all(getattr(row, key) == value for key, value in wanted.items())
-    )
-    return {"parallel.strategy": names}
+class Having(Collection):
+    """The strategies whose rows have these values, of the table as it is when asked."""
+
+    def __init__(self, **wanted: bool):
+        self.wanted = wanted.items()
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            name
+            for name, row in STRATEGIES.items()
+            if all(getattr(row, key) == value for key, value in self.wanted)
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == other for other in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def where(**wanted: bool) -> dict[str, Having]:
+    """Return the metadata `only`: the strategies whose rows have these values."""
+    return {"parallel.strategy": Having(**wanted)}
 
 
 @dataclass
 class ParallelConfig:
     # how training is spread over devices (docs/strategies.md)
-    strategy: str = field(
-        default="jit", metadata={"choices": tuple(STRATEGIES), "decides": False}
-    )
+    strategy: str = field(default="jit", metadata={"choices": STRATEGIES, "decides": False})
     # number of replicas that share the batch; -1: as many as the devices allow
     data: int = field(default=-1, metadata=DEGREE)
     # number of groups of `data` replicas; slower links join the groups; -1: the rest
@@ -224,7 +236,8 @@ class ParallelConfig:
     def mesh(self) -> Mesh:
         """Make the mesh of the strategy; ValueError if the devices do not fit."""
         axes = self.row.axes
-        for axis in sorted(ALL_AXES - set(axes)):
+        all_axes = {axis for row in STRATEGIES.values() for axis in row.axes}
+        for axis in sorted(all_axes - set(axes)):
             if getattr(self, axis) not in (1, -1):
                 able = [name for name, other in STRATEGIES.items() if axis in other.axes]
                 raise ValueError(

@@ -43,7 +43,8 @@ def flops_per_token(task: Task, seq_len: int) -> float:
     full, though half of it is masked; no recomputation. For a transformer that is
     6 N + 12 L T D (Chowdhery et al. 2022, appendix B), N without a lookup's table.
     """
-    row = {"tokens": jax.ShapeDtypeStruct((1, seq_len + 1), jnp.int32)}
+    tokens = jax.ShapeDtypeStruct((1, seq_len + 1), jnp.int32)
+    row = {"tokens": tokens, "segments": tokens}
     row["row"] = jax.ShapeDtypeStruct((1,), jnp.int32)
     params = jax.eval_shape(task.init, jax.random.key(0))
     forward = jax.make_jaxpr(lambda params, row: task.loss(params, row, None))

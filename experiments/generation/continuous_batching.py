@@ -38,6 +38,7 @@ from lm.decoding import (
 )
 from lm.task import Cache, Params, Task
 from lm.vocabulary import END_ID
+from parallel.balance import longest_first
 from parallel.program import AXIS
 
 LENGTHS = 64  # a slot has a multiple of it, so that one program serves many calls
@@ -133,7 +134,7 @@ class Slots:
 
     def __init__(self, work: Sequence[int], limits: Sequence[int], num_devices: int):
         # Longest first: what is left to the end is then short, and devices end together.
-        self.waiting = deque(sorted(range(len(work)), key=lambda index: -work[index]))
+        self.waiting = deque(longest_first(work))
         self.limits, self.num_devices = limits, num_devices
         self.texts: list[list[int]] = [[] for _ in work]
         self.holds: dict[tuple[int, int], int] = {}  # (device, slot) -> text

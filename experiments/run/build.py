@@ -14,8 +14,8 @@ from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
-from lm.data.config import PAIR_SOURCES, SOURCES
 from lm.data.prepare import Data
+from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
 from lm.norms import gradient_norms
 from lm.optim import MAXIMIZERS, learning_rate, optimizer
@@ -137,7 +137,7 @@ def check_texts(config: Experiment) -> None:
     has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
     reads = config.model.reads
     if reads != has:
-        fitting = PAIR_SOURCES if reads == "pairs" else set(SOURCES) - set(PAIR_SOURCES)
+        fitting = PAIR_SOURCES if reads == "pairs" else DOCUMENT_SOURCES
         raise ValueError(
             f"data.source is {config.data.source!r}, but a {type(config.model).__name__} "
             f"learns from {reads}; choose one of {', '.join(sorted(fitting))}, or another "
@@ -164,6 +164,7 @@ def setting(config: Experiment, vocab_size: int) -> Setting:
         source_len=config.data.source_len,
         compute=DTYPES[config.precision.compute],
         trace_norms=config.trace_norms,
+        packed=config.data.packing == "first_fit",
     )
 
 
@@ -221,7 +222,4 @@ def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
     """Return a batch, or one of equal parts of it, in which nothing is written yet."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    batch = {"tokens": tokens, "row": np.zeros(local, np.int32)}
-    if config.data.packing == "first_fit":
-        batch["segments"] = tokens
-    return batch
+    return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}

@@ -4,7 +4,8 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.processes.messages import human
-from experiments.run.build import build, compile_step, empty_rows
+from experiments.run.build import empty_rows
+from experiments.run.trial import build_trial
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
 
@@ -38,8 +39,8 @@ def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
 
 def explain(config: Experiment, mesh: Mesh) -> str:
     """Return the table of the ledger, its total, and what the closed form says."""
-    task, program = build(config, config.data.vocab_size, mesh)
-    entries = ledger(compile_step(config, program).as_text(), mesh)
+    trial = build_trial(config, config.data.vocab_size, mesh)
+    entries = ledger(trial.step.as_text(), mesh)
     rows = [HEAD, *map(cells, entries)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = [
@@ -50,8 +51,8 @@ def explain(config: Experiment, mesh: Mesh) -> str:
     ]
     total = sum(entry.sent_bytes for entry in entries)
     lines += ["", f"a device sends in a step   {human(total)}B"]
-    params = program.abstract_portable.params
-    cut = task.stages and cut_of(task.stages, params, empty_rows(config))
+    params, stages = trial.program.abstract_portable.params, trial.task.stages
+    cut = stages and cut_of(stages, params, empty_rows(config))
     expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
     if expected is None:
         lines.append("closed form                none for this strategy")

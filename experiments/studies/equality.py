@@ -20,12 +20,12 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import build, check
+from experiments.run.build import check
+from experiments.run.trial import build_trial
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read
 from experiments.sweeps.tables import markdown
-from lm.data.prepare import prepare
-from lm.data.rows.order import train_batches
+from lm.data.prepare import Data, prepare
 from lm.precision import DTYPES
 from parallel.strategies import EXACT, STRATEGIES
 
@@ -37,14 +37,11 @@ NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of each run.", lower_bo
 DATA_PARALLEL = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
 
 
-def train_losses(config: Experiment, data, num_steps: int) -> list[float]:
-    _, program = build(config, data.tokenizer.get_vocab_size(), check(config))
-    state = program.init(jax.random.key(config.seed))
-    losses = []
-    for batch in train_batches(
-        data.train, config.seed, config.data.batch_size, 0, num_steps
-    ):
-        state, metrics = program.step(state, program.place(batch))
+def train_losses(config: Experiment, data: Data, num_steps: int) -> list[float]:
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), check(config))
+    state, losses = trial.begin(), []
+    for batch in trial.batches(data.train, num_steps):
+        state, metrics = trial.step(state, batch)
         losses.append(float(metrics["loss"] / metrics["tokens"]))
     return losses
 

@@ -15,9 +15,9 @@ from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.processes.namespaces import INTERFACE
 from experiments.run import startup
-from experiments.run.build import build, check, compile_step
+from experiments.run.build import check
+from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
-from lm.data.rows.order import train_batches
 from parallel.cost.ledger import ledger
 
 join.define_flags()
@@ -48,23 +48,16 @@ def main() -> None:
         join.start_jax()
         mesh = check(config)
         data = prepare(config.data)
-    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    compiled = compile_step(config, program)
-    state = program.init(jax.random.key(config.seed))
-    batches = iter(
-        train_batches(
-            data.train, config.seed, config.data.batch_size, 0, 10**6,
-            jax.process_index(), jax.process_count(),
-        )
-    )  # fmt: skip
-    sent = sum(entry.sent_bytes for entry in ledger(compiled.as_text(), mesh))
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
+    state, batches = trial.begin(), trial.batches(data.train, 10**6)
+    sent = sum(entry.sent_bytes for entry in ledger(trial.step.as_text(), mesh))
     print(json.dumps({"ledger_bytes": sent}), flush=True)
     for line in sys.stdin:
         before, seconds = counted(), []
         for _ in range(int(line)):
-            batch = program.place(next(batches))
+            batch = next(batches)
             start = time.perf_counter()
-            state, _ = jax.block_until_ready(compiled(state, batch))
+            state, _ = jax.block_until_ready(trial.step(state, batch))
             seconds.append(time.perf_counter() - start)
         time.sleep(SETTLE_SECONDS if seconds else 1.0)
         since = {key: value - before[key] for key, value in counted().items()}

@@ -30,13 +30,13 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import build, check, compile_step
+from experiments.run.build import check
+from experiments.run.trial import build_trial
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read, write
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
-from parallel.mesh import process_rows
 from parallel.pipeline.schedules import (
     ORDERS,
     bubble,
@@ -116,8 +116,8 @@ def by_schedule(name: str, p: int, m: int) -> dict[str, Any]:
 
 def temporaries(config: Experiment) -> int:
     """Compile the step; return the bytes of one device's temporaries."""
-    _, program = build(config, VOCAB, check(config))
-    return compile_step(config, program).memory_analysis().temp_size_in_bytes
+    trial = build_trial(config, VOCAB, check(config))
+    return trial.step.memory_analysis().temp_size_in_bytes
 
 
 def analyse() -> Iterator[dict[str, Any]]:
@@ -135,21 +135,14 @@ def analyse() -> Iterator[dict[str, Any]]:
 
 def step_seconds(config: Experiment) -> float:
     """Return the median time of a step, after one that is not counted."""
-    mesh = check(config)
-    _, program = build(config, VOCAB, mesh)
-    step = compile_step(config, program)
-    state = program.init(jax.random.key(0))
-    rows = config.data.batch_size // process_rows(mesh)[1]
-    shape = (rows, config.data.seq_len + 1)
+    trial = build_trial(config, VOCAB, check(config))
+    shape = (config.data.batch_size, config.data.seq_len + 1)
     tokens = np.random.default_rng(0).integers(0, VOCAB, shape, np.int32)
-    batch = {"tokens": tokens, "row": np.arange(rows, dtype=np.int32)}
-    if config.data.packing == "first_fit":
-        batch["segments"] = np.ones_like(tokens)
-    seconds = []
+    state, seconds = trial.begin(), []
     for _ in range(1 + STEPS.value):
-        placed = program.place(batch)
+        batch = trial.place(tokens)
         began = time.perf_counter()
-        state, metrics = step(state, placed)
+        state, metrics = trial.step(state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])

@@ -28,14 +28,14 @@ from experiments.costs.step import compiled_costs
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import build, check, compile_step
+from experiments.run.build import check
 from experiments.run.evaluation import Evaluator
+from experiments.run.trial import build_trial
 from experiments.sweeps.members import known
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read, write
 from experiments.sweeps.strategy_tables import draw_all, strategy_tables, table_names
 from lm.data.prepare import Data, prepare
-from lm.data.rows.order import train_batches
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -60,31 +60,27 @@ def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
 def losses(config: Experiment, data: Data) -> Line:
     """Train from the config's seed; return the validation losses on the way and at last."""
     mesh = check(config)
-    task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    compiled = compile_step(config, program)
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
     evaluate = Evaluator(
-        task, data.tokenizer, data.validation, config.data.batch_size, mesh
+        trial.task, data.tokenizer, data.validation, config.data.batch_size, mesh
     )
-    state, curve = program.init(jax.random.key(config.seed)), []
-    batches = train_batches(
-        data.train, config.seed, config.data.batch_size, 0, config.steps
-    )
+    state, curve, params = trial.begin(), [], trial.program.params
+    batches = trial.batches(data.train, config.steps)
     for step, batch in enumerate(tqdm(batches, total=config.steps, leave=False), 1):
-        state, metrics = compiled(state, program.place(batch))
+        state, metrics = trial.step(state, batch)
         # Emulated devices that run ahead of each other may starve one that all wait for.
         jax.block_until_ready(metrics)
         if step % EVAL_EVERY.value == 0 and step < config.steps:
-            loss = evaluate(program.params(state), config.eval_batches)["loss"]
+            loss = evaluate(params(state), config.eval_batches)["loss"]
             curve.append([step, round(loss, 5)])
-    return {"loss": evaluate(program.params(state))["loss"], "curve": curve}
+    return {"loss": evaluate(params(state))["loss"], "curve": curve}
 
 
 def costs(config: Experiment, data: Data) -> Line:
     """Read what a step sends and holds from the compiled program; nothing is run."""
     mesh = check(config)
-    _, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    compiled = compile_step(config, program)
-    return compiled_costs(compiled, mesh, program.abstract)
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
+    return compiled_costs(trial.step, mesh, trial.program.abstract)
 
 
 def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[Line]:
@@ -92,17 +88,15 @@ def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[
     sides = {}
     for name in {BASE: None} | dict.fromkeys(names):
         member = member_config(config, name)
-        _, program = build(member, data.tokenizer.get_vocab_size(), check(member))
-        (batch,) = train_batches(data.train, 0, member.data.batch_size, 0, 1)
-        state = program.init(jax.random.key(0))
-        sides[name] = [compile_step(member, program), state, program.place(batch)]
+        trial = build_trial(member, data.tokenizer.get_vocab_size(), check(member))
+        sides[name] = [trial.step, trial.begin(), *trial.batches(data.train, 1)]
 
     def turn(name: str) -> float:
-        compiled, state, batch = sides[name]
-        state, _ = jax.block_until_ready(compiled(state, batch))  # not timed
+        step, state, batch = sides[name]
+        state, _ = jax.block_until_ready(step(state, batch))  # not timed
         start = time.perf_counter()
         for _ in range(STEPS_OF_A_TURN):
-            state, _ = compiled(state, batch)
+            state, _ = step(state, batch)
         jax.block_until_ready(state)
         sides[name][1] = state
         return time.perf_counter() - start

@@ -3,22 +3,18 @@
 from dataclasses import dataclass, field
 
 from lm.data.rows.packing import PACKINGS
+from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
-PAIR_SOURCES = ("docstring", "gettext", "parallel")  # they give source and target texts
-SOURCES = ("stdlib", "tfds", "text", "jsonl", *PAIR_SOURCES)
-
-
-# Sources, by the fields that have an effect on them.
-TFDS = {"data.source": ("tfds",)}
-NAMED = {"data.source": ("tfds", "gettext")}
-FILES = {"data.source": ("text", "jsonl")}
-PATHS = {"data.source": ("text", "jsonl", "parallel")}
-SHARED = {"data.source": ("text", "jsonl", "gettext", "parallel")}
 PAIRS = {"data.source": PAIR_SOURCES}
-DOCUMENTS = {"data.source": tuple(x for x in SOURCES if x not in PAIR_SOURCES)}
+DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 # The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
+
+
+def read(name: str) -> dict[str, dict]:
+    """Return the metadata of a field that only some sources read."""
+    return {"only": {"data.source": readers(name)}}
 
 
 @dataclass
@@ -26,35 +22,31 @@ class DataConfig:
     # where the texts come from (lm/data/sources)
     source: str = field(default="stdlib", metadata={"choices": SOURCES})
     # tfds: the dataset, such as lm1b; gettext: an installed package; "": all packages
-    name: str = field(default="", metadata={"only": NAMED})
+    name: str = field(default="", metadata=read("name"))
     # TFDS split to train on
-    split: str = field(default="train", metadata={"only": TFDS})
+    split: str = field(default="train", metadata=read("split"))
     # TFDS split to evaluate on
-    validation_split: str = field(default="test", metadata={"only": TFDS})
+    validation_split: str = field(default="test", metadata=read("validation_split"))
     # TFDS split with another kind of text, also evaluated at the end; "": none
-    shifted_split: str = field(default="", metadata={"only": TFDS})
+    shifted_split: str = field(default="", metadata=read("shifted_split"))
     # folder where TFDS keeps its datasets; "": TFDS's own default
-    tfds_dir: str = field(default="", metadata={"only": TFDS, "decides": False})
+    tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
     # text, jsonl: a file, a folder or a glob; parallel: the file of source lines
-    path: str = field(default="", metadata={"only": PATHS} | BY_TEXT)
+    path: str = field(default="", metadata=read("path") | BY_TEXT)
     # file of target lines; line i is the target of line i of path
-    target_path: str = field(
-        default="", metadata={"only": {"data.source": ("parallel",)}} | BY_TEXT
-    )
+    target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
     # language of the translations, as gettext names it
-    language: str = field(default="de", metadata={"only": {"data.source": ("gettext",)}})
+    language: str = field(default="de", metadata=read("language"))
     # files to evaluate on; "": hold out validation_share of path
-    validation_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
+    validation_path: str = field(default="", metadata=read("validation_path") | BY_TEXT)
     # share of the text that is held out to evaluate on, if no files are given for it
     validation_share: float = field(
-        default=0.05, metadata={"above": 0, "below": 1, "only": SHARED}
+        default=0.05, metadata={"above": 0, "below": 1} | read("validation_share")
     )
     # files with another kind of text, also evaluated at the end; "": none
-    shifted_path: str = field(default="", metadata={"only": FILES} | BY_TEXT)
+    shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
     # TFDS feature, or key of a JSON line, that holds the text
-    text_key: str = field(
-        default="text", metadata={"only": {"data.source": ("tfds", "jsonl")}}
-    )
+    text_key: str = field(default="text", metadata=read("text_key"))
     # what a token is; each kind writes pieces that it does not know as bytes
     tokenizer: str = field(default="bpe", metadata={"choices": tuple(LEAST_VOCAB_SIZE)})
     # most tokens that the tokenizer learns; 257: the bytes and the end-of-text mark alone
@@ -65,7 +57,7 @@ class DataConfig:
     source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
     # rows in a step, over all devices together
     batch_size: int = field(default=32, metadata={"at_least": 1})
-    # how documents share rows; first_fit: no attention across documents; concat: one stream
+    # first_fit: documents share rows; concat: one stream, no mask
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )

@@ -24,10 +24,9 @@ from lm.data.config import DataConfig
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
-from lm.data.sources.pairs import (
-    PairCorpus,
-)
-from lm.data.texts import cache_folder, document_splits, open_corpus, sample
+from lm.data.sources.pairs import PairCorpus
+from lm.data.sources.table import cache_folder
+from lm.data.texts import document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
@@ -177,8 +176,6 @@ def load(folder: pathlib.Path) -> Data:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
-        if not meta["segments"]:
-            rows = {split: r._replace(segments=None) for split, r in rows.items()}
         return Data(tokenizer=tokenizer, meta=meta, **rows)
     except Exception as error:  # each library raises errors of its own kinds
         raise ValueError(

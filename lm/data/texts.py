@@ -1,6 +1,5 @@
 """The texts of a split: opened, cleaned, deduplicated, packed."""
 
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -14,54 +13,15 @@ from lm.data.config import DataConfig
 from lm.data.rows.packing import PACKINGS, Row, SplitRows, Texts
 from lm.data.rows.store import Rows
 from lm.data.sources.corpus import Corpus
-from lm.data.sources.files import jsonl_corpus, text_corpus
-from lm.data.sources.pairs import (
-    PairCorpus,
-    docstring_corpus,
-    gettext_corpus,
-    parallel_corpus,
-)
-from lm.data.sources.stdlib import stdlib_corpus
-from lm.data.sources.tfds import tfds_corpus
+from lm.data.sources.pairs import PairCorpus
+from lm.data.sources.table import SOURCES
 from lm.data.tokenizer import encode_documents
 
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
 
 def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
-    c = config
-    if c.source == "docstring":
-        return docstring_corpus()
-    if c.source == "gettext":
-        return gettext_corpus(c.name, c.language, c.validation_share)
-    if c.source == "parallel":
-        return parallel_corpus(c.path, c.target_path, c.validation_share)
-    if c.source == "stdlib":
-        return stdlib_corpus(cache_folder(c))
-    if c.source == "tfds":
-        splits = {"train": c.split, "validation": c.validation_split}
-        if c.shifted_split:
-            splits["shifted"] = c.shifted_split
-        return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
-    if c.source == "text":
-        return text_corpus(c.path, c.validation_path, c.validation_share, c.shifted_path)
-    return jsonl_corpus(
-        c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path
-    )
-
-
-def cache_folder(config: DataConfig) -> pathlib.Path:
-    if "://" in config.cache:
-        raise ValueError(
-            f"data.cache is {config.cache!r}, an address; give a folder of this machine"
-        )
-    try:
-        return pathlib.Path(config.cache).expanduser()
-    except RuntimeError as error:
-        raise ValueError(
-            f"data.cache is {config.cache!r}, but there is no home directory ({error}); "
-            "set data.cache to another folder"
-        ) from None
+    return SOURCES[config.source].corpus(config)
 
 
 def split_texts(corpus: Corpus, split: str) -> Iterator[str]:

@@ -261,7 +261,7 @@ def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array
 
 
 def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
-    """Return the position of each token within its segment."""
+    """Return the position of each token in its segment (None: the row is one segment)."""
     index_T = jnp.arange(tokens_BT.shape[1])
     if segments_BT is None:
         return jnp.broadcast_to(index_T, tokens_BT.shape)

@@ -76,8 +76,6 @@ def hmm_task(config: HmmConfig, vocab_size: int) -> Task:
         logs = normalised(params, as_constant=config.training == "em")
         _, logp_BT = forward(logs, batch["tokens"], *boundaries(batch))
         targets = targets_mask(batch)
-        if targets is None:
-            targets = jnp.ones_like(logp_BT[:, 1:], bool)
         sums = {
             "loss": -jnp.sum(jnp.where(targets, logp_BT[:, 1:], 0.0)),
             "tokens": jnp.sum(targets, dtype=jnp.float32),
@@ -127,9 +125,7 @@ def normalised(params: Params, as_constant: bool = False) -> Params:
 
 def boundaries(batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Return starts_BT, true where a segment begins, and padding_BT."""
-    segments_BT = batch.get("segments")
-    if segments_BT is None:
-        segments_BT = jnp.ones_like(batch["tokens"])
+    segments_BT = batch["segments"]
     changes_BT = segments_BT[:, 1:] != segments_BT[:, :-1]
     starts_BT = jnp.pad(changes_BT, ((0, 0), (1, 0)), constant_values=True)
     return starts_BT, segments_BT == 0

@@ -200,14 +200,12 @@ class Layer(nnx.Module):
         return output(carries), past
 
 
-def document_starts(tokens_BT, segments_BT) -> jax.Array | None:
-    """Return bool_BT, true where a document begins; None without segments."""
-    if segments_BT is None:
-        return None
+def document_starts(tokens_BT, segments_BT) -> jax.Array:
+    """Return bool_BT, true where another document begins."""
     return positions_in_segment(tokens_BT, segments_BT) == 0
 
 
-def run_layer(x_BTD: jax.Array, layer: Layer, first_BT: jax.Array | None) -> jax.Array:
+def run_layer(x_BTD: jax.Array, layer: Layer, first_BT: jax.Array) -> jax.Array:
     """Run a layer over rows whose states begin at zero."""
     carry = layer.zeros(x_BTD.shape[:1], x_BTD.dtype)
     return output(layer.states(x_BTD, carry, first_BT))

@@ -1,28 +1,16 @@
 """The Setting of a model, and how a family of models is added.
 
-A family is a config class: a dataclass whose fields are what a user may choose. Nothing
-else in the code asks which family a model belongs to. To add a family, write such a class
-with the members below, and enter it in FAMILIES (configs/base.py).
-
-  reads       "documents", or "pairs" of a source and a target text
-  trained_by  "gradient": an optimizer follows the gradient of the loss.
-              "expectation": the gradients are expected counts, and a closed form turns
-              them into parameters (lm/baum_welch.py).
-              "counts": tuples of tokens are counted, and the model is made of the counts.
-  traces      whether the outputs of its layers can be measured (Experiment.trace_norms)
-  validate    (setting) -> None; raises ValueError for fields that do not fit together, or
-              not the setting. Each field by itself is checked by its metadata
-              (configs/fields.py).
-  task        (setting) -> Task, the functions that train and run the model (lm/task.py)
-  describe    () -> a few words for tables
-
-lm/models/hmm.py is a short example; lm/models/recurrent.py is one with layers that a
-pipeline can cut.
+A family is a config class: a dataclass whose fields are what a user may choose, with the
+members of `Family`. Nothing else in the code asks which family a model belongs to. To add a
+family, write such a class and enter it in FAMILIES (configs/base.py). lm/models/hmm.py is a
+short example; lm/models/recurrent.py is one with layers that a pipeline can cut.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+
+from lm.task import Task
 
 
 class Setting(NamedTuple):
@@ -33,6 +21,27 @@ class Setting(NamedTuple):
     source_len: int = 0  # pairs: the part of seq_len that is reserved for the source
     compute: jnp.dtype = jnp.float32  # the type of matrix products
     trace_norms: bool = False  # the loss also returns the sums of lm/norms.py
+    packed: bool = True  # rows hold several documents; else each row is one segment
+
+
+@runtime_checkable
+class Family(Protocol):
+    """The config of a model; its class says all that is known of its family."""
+
+    # "documents", or "pairs" of a source and a target
+    reads: str
+    # "gradient", "expectation" (its gradients are expected counts, which a closed form
+    # turns into parameters) or "counts" (its tuples are counted)
+    trained_by: str
+    traces: bool  # whether its layers' outputs can be measured (Experiment.trace_norms)
+
+    def validate(self, setting: Setting) -> None:
+        """Check what needs more than one field; ValueError."""
+
+    def task(self, setting: Setting) -> Task: ...
+
+    def describe(self) -> str:
+        """Return a few words for tables."""
 
 
 def check_chunk(name: str, size: int, setting: Setting) -> None:

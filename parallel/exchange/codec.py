@@ -52,6 +52,7 @@ class Codec(NamedTuple):
     sum: Callable[[Any, State, Key, Across], tuple[Any, Any, State]]
     sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
     algorithms: tuple[str, ...]
+    feedback: bool = True  # whether error_feedback=auto is on
 
     @property
     def linear(self) -> bool:
@@ -117,8 +118,11 @@ def hierarchical(codec: Codec, fast_degree: int) -> Codec:
         within = ring_bytes(4 * shard_size(params) * fast_degree, fast_degree)
         return within + codec.sent_bytes(shard(params), degree // fast_degree)
 
-    return Codec(
-        lambda params: codec.init(shard(params)), total, sent_bytes, ("hierarchical",)
+    def init(params: Params) -> State:
+        return codec.init(shard(params))
+
+    return codec._replace(
+        init=init, sum=total, sent_bytes=sent_bytes, algorithms=("hierarchical",)
     )
 
 

@@ -1,5 +1,6 @@
 """The config of an exchange, and `build_exchange`, which makes the exchange."""
 
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,17 +45,18 @@ class ExchangeConfig:
     # how the sum travels between devices; auto: psum, or what the codec needs
     algorithm: str = field(
         default="auto",
-        metadata={"choices": ("auto", *ALGORITHMS), "decides": False},
+        metadata={"choices": ChainMap(ALGORITHMS, {"auto": None}), "decides": False},
     )
     # how a gradient is compressed; none: it is sent as float32
-    codec: str = field(default="none", metadata={"choices": ("none", *CODECS)})
-    # on: what the codec lost is added to the next gradient; auto: on, but not for dgc and
-    # ternary
+    codec: str = field(
+        default="none", metadata={"choices": ChainMap(CODECS, {"none": None})}
+    )
+    # on: what the codec lost is added to the next gradient; auto: as the codec itself says
     error_feedback: str = field(
         default="auto",
         metadata={
             "choices": ("auto", "on", "off"),
-            "only": {"parallel.exchange.codec": tuple(CODECS)},
+            "only": {"parallel.exchange.codec": CODECS},
         },
     )
     # elements that share one scale; 0: the codec's own number
@@ -119,13 +121,6 @@ class ExchangeConfig:
             )
 
 
-# With error_feedback=auto these codecs have no error feedback. dgc itself keeps what it
-# does not send. The rounding of ternary has no bias, but its error can be longer than the
-# gradient. Such errors would grow if they were fed back (Karimireddy et al. 2019, 4, ask
-# for a contraction).
-WITHOUT_FEEDBACK = ("dgc", "ternary")
-
-
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
     """Make the exchange: an algorithm or a codec, then buckets, delay and guard."""
     c, axes = config, batch_axes(mesh)
@@ -137,7 +132,7 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
         wanted = c.error_feedback
-        feedback = wanted == "on" or (wanted == "auto" and c.codec not in WITHOUT_FEEDBACK)
+        feedback = wanted == "on" or (wanted == "auto" and codec.feedback)
         exchange = compressed(codec, axes, algorithm, feedback)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)

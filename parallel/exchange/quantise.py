@@ -98,9 +98,12 @@ def int4(block: int = 64) -> Codec:
 def ternary(block: int = 500) -> Codec:
     """Round stochastically to -1, 0 or 1 times max|x| of the block, five to a byte.
 
-    This is TernGrad without its clipping of each layer to 2.5 standard deviations.
+    This is TernGrad without its clipping of each layer to 2.5 standard deviations. The
+    rounding is unbiased, but can err by more than the gradient is long: fed back, such
+    errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
     """
-    return by_owners(levels_code("ternary", block, 1, Digits(3, 5)))
+    codec = by_owners(levels_code("ternary", block, 1, Digits(3, 5)))
+    return codec._replace(feedback=False)
 
 
 def sign(block: int = 1024) -> Codec:

@@ -115,7 +115,9 @@ def deep_gradient_compression(
         state = Accumulators(momentum_n, unsent_n, state.step + 1)
         return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
 
-    return Codec(init, total, partial(gathered_bytes, keep), BY_GATHERING)
+    # It keeps by itself what it does not send.
+    sent_bytes = partial(gathered_bytes, keep)
+    return Codec(init, total, sent_bytes, BY_GATHERING, feedback=False)
 
 
 def warmup_shares(keep: float) -> list[float]:

@@ -43,7 +43,8 @@ def log_likelihoods(task, params, prompt):
     rows = np.zeros((len(texts), longest + 1), np.int32)
     for row, text in enumerate(texts):
         rows[row, : len(prompt) + len(text)] = [*prompt, *text]
-    logits = task.logits(params, {"tokens": jnp.asarray(rows)})
+    batch = {"tokens": jnp.asarray(rows), "segments": jnp.ones(rows.shape, int)}
+    logits = task.logits(params, batch)
     log_p = np.asarray(jax.nn.log_softmax(logits))
     found = {}
     for row, text in enumerate(texts):

@@ -37,7 +37,8 @@ def test_greedy_equals_argmax_of_the_full_pass(model):
             # Zeros behind the text, whatever its length: no position sees a later one.
             padded = np.zeros((1, SEQ_LEN + 1), np.int32)
             padded[0, : len(expected)] = expected
-            of_text = logits(params, {"tokens": padded, "row": np.arange(1)})
+            one = {"segments": np.ones_like(padded), "row": np.arange(1)}
+            of_text = logits(params, {"tokens": padded} | one)
             likeliest = int(np.argmax(of_text[0, len(expected) - 1]))
             if likeliest == END_ID:
                 break

@@ -124,6 +124,7 @@ def exploding_gradient():
     params["layers"] = jax.tree.map(lambda x: 1.3 * x, params["layers"])
     batch = {
         "tokens": jax.random.randint(jax.random.key(1), (4, 51), 0, 30),
+        "segments": jnp.ones((4, 51), int),
         "row": jnp.arange(4),
     }
 

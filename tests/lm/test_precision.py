@@ -13,6 +13,7 @@ from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 
 BATCH = {
     "tokens": jnp.arange(26).reshape(2, 13) % 20,
+    "segments": jnp.ones((2, 13), int),
     "row": jnp.arange(2),
 }
 

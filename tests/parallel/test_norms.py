@@ -153,7 +153,7 @@ def test_half_precision_sums_in_float32():
     x_BTD = np.full((2, 3, 4), 1000, np.float16)
     mask_BT = np.array([[True, True, False], [False, True, False]])
     assert square(mask_BT, x_BTD) == 3e6
-    assert square(None, x_BTD) == 6e6
+    assert square(np.ones((2, 3), bool), x_BTD) == 6e6
 
 
 def test_untraced_step_returns_nothing_of_it():

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from configs.base import Experiment
-from experiments.run.build import build, build_task
+from experiments.run.build import build_task
+from experiments.run.trial import build_trial
 from experiments.studies.benchmark.shapes import (
     LOADER_BATCHES,
     LOADER_ROWS,
@@ -29,7 +30,9 @@ from parallel.strategies import ParallelConfig
 
 def experiment(shape: Shape, strategy: str) -> Experiment:
     return Experiment(
-        data=DataConfig(seq_len=shape.seq_len, batch_size=shape.batch_size),
+        data=DataConfig(
+            seq_len=shape.seq_len, batch_size=shape.batch_size, packing="concat"
+        ),
         model=TransformerConfig(
             width=shape.width, num_layers=shape.num_layers, num_heads=shape.num_heads
         ),
@@ -47,17 +50,12 @@ def random_tokens(shape: Shape) -> np.ndarray:
 
 def lockstep(shape: Shape, strategy: str) -> Callable[[], float]:
     """Return a step of the program that experiments.train runs; it returns the loss."""
-    config = experiment(shape, strategy)
-    _, program = build(config, shape.vocab_size, data_mesh(-1))
-    state = program.init(jax.random.key(0))
-    local = shape.batch_size // jax.process_count()
-    rows = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
-    host = {"tokens": random_tokens(shape), "row": np.arange(shape.batch_size, dtype="i4")}
-    batch = program.place({name: array[rows] for name, array in host.items()})
+    trial = build_trial(experiment(shape, strategy), shape.vocab_size, data_mesh(-1))
+    state, batch = trial.begin(), trial.place(random_tokens(shape))
 
     def step() -> float:
         nonlocal state
-        state, metrics = program.step(state, batch)
+        state, metrics = trial.step(state, batch)
         return float(metrics["loss"] / metrics["tokens"])
 
     return step

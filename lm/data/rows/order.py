@@ -63,7 +63,6 @@ def validation_batches(
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         batch = read_batch(rows, index, places)
-        batch.setdefault("segments", np.ones_like(batch["tokens"]))
         missing = ((0, batch_size - len(index)), (0, 0))
         padded = {k: np.pad(x, missing) for k, x in batch.items() if k != "row"}
         yield padded | {"row": places}

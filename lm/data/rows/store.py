@@ -11,7 +11,7 @@ from lm.data.rows.packing import Row
 
 class Rows(NamedTuple):
     tokens: np.ndarray  # [R, T + 1], memory-mapped
-    segments: np.ndarray | None  # [R, T + 1]; None: every row is one segment
+    segments: np.ndarray  # [R, T + 1], 0: padding
     classes: np.ndarray | None = None  # [R, T + 1], only if a caller asked for them
 
 
@@ -53,9 +53,11 @@ def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
 
 
 def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
-    batch = {"tokens": rows.tokens[index].astype(np.int32), "row": places}
-    if rows.segments is not None:
-        batch["segments"] = rows.segments[index].astype(np.int32)
+    batch = {
+        "tokens": rows.tokens[index].astype(np.int32),
+        "segments": rows.segments[index].astype(np.int32),
+        "row": places,
+    }
     if rows.classes is not None:
         batch["classes"] = rows.classes[index].astype(np.int32)
     return batch

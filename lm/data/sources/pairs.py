@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from lm.data.sources.files import file_digest, list_files, read_text
+from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
@@ -32,9 +33,6 @@ class PairCorpus(NamedTuple):
 
 
 def docstring_corpus() -> PairCorpus:
-    # Imported where used: a run whose rows are prepared needs no TFDS.
-    from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
-
     def pairs(split: str) -> Iterator[Pair]:
         for path in source_files():
             if split_of(path) == split:

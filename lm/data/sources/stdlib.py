@@ -8,37 +8,13 @@ are, they are the shifted split.
 
 import hashlib
 import pathlib
-import sys
 import sysconfig
 from collections.abc import Iterator
-
-import tensorflow_datasets as tfds
 
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.tfds import tfds_documents
 
 VALIDATION_SHARE = 0.05
-
-
-class Stdlib(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("{}.{}.{}".format(*sys.version_info[:3]))
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {"path": tfds.features.Text(), "text": tfds.features.Text()}
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Source code of the Python standard library.",
-            features=tfds.features.FeaturesDict(features),
-        )
-
-    def _split_generators(self, dl_manager):
-        splits: dict[str, list[pathlib.Path]] = {}
-        for path in source_files():
-            splits.setdefault(split_of(path), []).append(path)
-        return {name: examples(paths) for name, paths in splits.items()}
-
-    def _generate_examples(self):
-        raise AssertionError("each split has its own generator")
 
 
 def stdlib_folder() -> pathlib.Path:
@@ -80,8 +56,8 @@ def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def stdlib_corpus(cache: pathlib.Path) -> Corpus:
-    # Imported where used: a run whose rows are prepared needs no TFDS.
-    from lm.data.sources.stdlib import Stdlib, has_tests
+    # Imported where used: other sources need no TFDS, which takes seconds to import.
+    from lm.data.sources.stdlib_builder import Stdlib
 
     builder = Stdlib(data_dir=cache / "tfds", file_format="array_record")
     names = {"shifted": "tests"}

@@ -68,7 +68,6 @@ class NgramConfig:
 
 def grams(batch: Batch, order: int, vocab_size: int) -> tuple[jax.Array, jax.Array]:
     """Return the n-gram of each target, int32[B * T, n], and if it counts, bool[B * T]."""
-    batch = {"segments": jnp.ones_like(batch["tokens"])} | batch
     windows_BTn = windows(batch, order, vocab_size)[:, 1:]
     return windows_BTn.reshape(-1, order), targets_mask(batch).reshape(-1)
 
@@ -93,8 +92,7 @@ def first_epoch(batch: Batch, step: jax.Array, batch_size: int, num_rows: int) -
     Kneser-Ney computes its discounts from the n-grams that occur once.
     """
     new_B = step * batch_size + batch["row"] < num_rows
-    segments = batch.get("segments", jnp.ones_like(batch["tokens"]))
-    return batch | {"segments": jnp.where(new_B[:, None], segments, 0)}
+    return batch | {"segments": jnp.where(new_B[:, None], batch["segments"], 0)}
 
 
 def counted(
@@ -170,7 +168,6 @@ def ngram_task(config: NgramConfig, vocab_size: int) -> Task:
         return jax.lax.map(one, contexts_BTn.swapaxes(0, 1)).swapaxes(0, 1)
 
     def logits(params: Params, batch: Batch) -> jax.Array:
-        batch = {"segments": jnp.ones_like(batch["tokens"])} | batch
         return all_logits(params, windows(batch, order - 1, vocab_size)[:, :-1])
 
     def cache(batch_size: int, length: int) -> jax.Array:

@@ -45,13 +45,13 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     """Return the Task of a transformer, with stages and tensor dims."""
 
     def build(rngs: nnx.Rngs) -> Transformer:
-        return Transformer(config, setting.vocab_size, setting.seq_len, rngs)
+        return Transformer(config, setting, rngs)
 
     task = next_token_task(
         build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=setting.trace_norms
     )
     return task._replace(
-        stages=transformer_stages(config, build),
+        stages=transformer_stages(config, setting.packed, build),
         tensor_dims=config.tensor_dims(setting.vocab_size),
         hidden=("layers", "scanned_layers"),
         context=setting.seq_len,
@@ -59,7 +59,7 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
 
 
 def transformer_stages(
-    config: TransformerConfig, build: Callable[[nnx.Rngs], "Transformer"]
+    config: TransformerConfig, packed: bool, build: Callable[[nnx.Rngs], "Transformer"]
 ) -> Stages:
     """Cut between blocks."""
     outer_graph = without_layers(build)
@@ -70,6 +70,7 @@ def transformer_stages(
 
     def layer(params, x_BTD, batch, index, key) -> jax.Array:
         tokens_BT, segments_BT = inputs(batch)
+        segments_BT = heeded(segments_BT, packed)
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
         keys_B = row_keys(batch, key)
 
@@ -215,6 +216,14 @@ class Block(nnx.Module):
         return self.join(x_BTD, self.mlp(self.mlp_norm(x_BTD))), cache
 
 
+def heeded(segments_BT: jax.Array, packed: bool) -> jax.Array | None:
+    """Return the segments that attention must heed.
+
+    None where a row is one segment: the kernels are faster without a mask.
+    """
+    return segments_BT if packed else None
+
+
 def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B):
     """Run layer number `index`; its dropout has a key for each row and layer."""
     if row_keys_B is not None:
@@ -226,12 +235,11 @@ class Transformer(nnx.Module):
     def __init__(
         self,
         config: TransformerConfig,
-        vocab_size: int,
-        seq_len: int,
+        setting: Setting,
         rngs: nnx.Rngs,
     ):
-        c = config
-        self.config = c
+        c, vocab_size, seq_len = config, setting.vocab_size, setting.seq_len
+        self.config, self.packed = c, setting.packed
         # He and Xavier suit matrices that sum over inputs; a table only looks up rows.
         table_init = nnx.initializers.normal(0.02)
         # Not nnx.Embed, which casts its table back to the type that it was made with.
@@ -266,6 +274,7 @@ class Transformer(nnx.Module):
 
     def enter(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD, the input of the first layer."""
+        segments_BT = heeded(segments_BT, self.packed)
         x_BTD = self.embed(tokens_BT, positions_in_segment(tokens_BT, segments_BT))
         return dropout(x_BTD, self.config.dropout, row_keys_B, self.config.num_layers)
 
@@ -275,8 +284,9 @@ class Transformer(nnx.Module):
 
     def outputs(self, tokens_BT, segments_BT, row_keys_B, measure: Callable):
         """Return the result of `hidden`, and `measure` of the output of each layer."""
-        positions_BT = positions_in_segment(tokens_BT, segments_BT)
         x_BTD = self.enter(tokens_BT, segments_BT, row_keys_B)
+        segments_BT = heeded(segments_BT, self.packed)
+        positions_BT = positions_in_segment(tokens_BT, segments_BT)
 
         def layer(x_BTD, block: Block, index) -> jax.Array:
             return run_block(x_BTD, block, index, positions_BT, segments_BT, row_keys_B)

@@ -23,7 +23,8 @@ def test_bare_jax_is_the_same_model():
     params = task.init(jax.random.key(0))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
     tokens = jnp.asarray(random_tokens(shape))
-    loss, sums = task.loss(params, {"tokens": tokens, "row": jnp.arange(3)}, None)
+    batch = {"tokens": tokens, "segments": jnp.ones_like(tokens), "row": jnp.arange(3)}
+    loss, sums = task.loss(params, batch, None)
     bare = bare_loss(params, tokens, shape.num_heads)
     np.testing.assert_allclose(bare, loss / sums["tokens"], rtol=1e-5)
 

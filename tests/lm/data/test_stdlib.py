@@ -1,6 +1,7 @@
 """The embedded corpus and other TFDS datasets, prepared by TFDS for real."""
 
 import keyword
+import subprocess
 import sys
 
 import pytest
@@ -24,6 +25,15 @@ def test_stdlib_is_the_running_interpreters_library(cache):
     assert 5e6 < sum(map(len, train)) < 5e7
     assert 0.005 < sum(map(len, held_out)) / sum(map(len, train)) < 0.15
     assert not set(train) & set(held_out) - {""}
+
+
+def test_a_config_and_preparing_import_no_tfds():
+    program = "import sys, lm.data.prepare; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, check=True
+    ).stdout.decode()
+    assert "lm.data.sources.tfds" in modules.split()
+    assert "tensorflow_datasets" not in modules.split()
 
 
 class ThreeTexts(tfds.core.GeneratorBasedBuilder):

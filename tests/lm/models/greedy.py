@@ -22,7 +22,8 @@ def assert_greedy(
     tokens = np.zeros((len(texts), max(map(len, texts)) + 1), np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
-    batch = {"tokens": tokens, "row": np.arange(len(texts))}
+    batch = {"tokens": tokens, "segments": np.ones_like(tokens)}
+    batch["row"] = np.arange(len(texts))
     likeliest = np.asarray(jax.jit(task.logits)(params, batch)).argmax(-1)
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         assert (

@@ -241,7 +241,7 @@ def test_a_gram_stays_in_its_segment():
     wanted = [[10, 5, 6], [10, 10, 7], [10, 7, 8], [7, 8, 9], [10, 10, 0]]
     np.testing.assert_array_equal(np.asarray(tuples)[:4], wanted[:4])
     np.testing.assert_array_equal(valid, [True, False, True, True, False])
-    tuples, valid = grams({"tokens": batch["tokens"]}, 2, 10)
+    tuples, valid = grams(batch | {"segments": jnp.ones((1, 6), int)}, 2, 10)
     np.testing.assert_array_equal(tuples, [[5, 6], [6, 7], [7, 8], [8, 9], [9, 0]])
     assert valid.all()
 
@@ -250,7 +250,7 @@ def test_a_gram_stays_in_its_segment():
 def test_no_text_is_the_uniform_distribution(smoothing):
     for order in (1, 3):
         task = NgramConfig(order, smoothing).task(Setting(10, SEQ_LEN))
-        batch = {"tokens": jnp.array([[1, 2, 3, 4]])}
+        batch = {"tokens": jnp.array([[1, 2, 3, 4]]), "segments": jnp.ones((1, 4), int)}
         logits = task.logits(task.init(jax.random.key(0)), batch)
         np.testing.assert_allclose(logits, -np.log(10), rtol=1e-6)
 

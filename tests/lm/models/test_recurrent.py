@@ -50,13 +50,11 @@ def make(name="lstm", **changes):
     return config, task, jax.tree.map(jnp.add, params, noise)
 
 
-def random_batch(seed=0, rows=3, segments=None):
+def random_batch(seed=0, rows=3, segments=1):
     rng = np.random.default_rng(seed)
     tokens = jnp.asarray(rng.integers(1, VOCAB, (rows, SEQ_LEN + 1)))
-    batch = {"tokens": tokens, "row": jnp.arange(rows)}
-    if segments is not None:
-        batch["segments"] = jnp.broadcast_to(jnp.asarray(segments), tokens.shape)
-    return batch
+    segments = jnp.broadcast_to(jnp.asarray(segments), tokens.shape)
+    return {"tokens": tokens, "segments": segments, "row": jnp.arange(rows)}
 
 
 def sigmoid(x):

@@ -48,15 +48,14 @@ def logits_of(name):
     return jax.jit(make(name)[1].logits)
 
 
-def random_batch(seed=0, rows=3, segments=None):
+def random_batch(seed=0, rows=3, segments=1):
     rng = np.random.default_rng(seed)
-    batch = {
-        "tokens": rng.integers(0, VOCAB, (rows, SEQ_LEN + 1), np.int32),
+    tokens = rng.integers(0, VOCAB, (rows, SEQ_LEN + 1), np.int32)
+    return {
+        "tokens": tokens,
+        "segments": np.broadcast_to(np.int32(segments), tokens.shape),
         "row": np.arange(rows, dtype=np.int32),
     }
-    if segments is not None:
-        batch["segments"] = np.broadcast_to(np.int32(segments), batch["tokens"].shape)
-    return batch
 
 
 def one_of(stack, index):
@@ -249,7 +248,8 @@ def test_chunked_loss_never_holds_all_logits():
         config = TransformerConfig(width=16, num_layers=1, num_heads=2, loss_chunk=chunk)
         task = config.task(Setting(8192, 64))
         params = jax.eval_shape(task.init, jax.random.key(0))
-        batch = {"tokens": jax.ShapeDtypeStruct((4, 65), jnp.int32)}
+        tokens = jax.ShapeDtypeStruct((4, 65), jnp.int32)
+        batch = {"tokens": tokens, "segments": tokens}
         grad = jax.jit(jax.grad(lambda p, b: task.loss(p, b, None)[0]))
         return grad.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
 
@@ -341,3 +341,35 @@ def test_decoding_with_a_cache_equals_the_full_pass(name):
         logits, cache = decode(params, cache, tokens[:, i : i + 1], jnp.full(3, i))
         parts.append(logits)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), full, rtol=1e-3, atol=1e-4)
+
+
+def by_stages(task, params, batch):
+    """Return the loss as a pipeline computes it."""
+    embed, layer, loss = task.stages[1:]
+    outer = {name: part for name, part in params.items() if name != "layers"}
+    x_BTD = embed(outer, batch, None)
+    for index, part in params["layers"].items():
+        x_BTD = layer(part, x_BTD, batch, index, None)
+    return loss(outer, x_BTD, batch)[0]
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_one_segment_a_row_needs_no_mask(positions):
+    config = TransformerConfig(width=16, num_layers=2, num_heads=2, positions=positions)
+    packed, unpacked = (
+        config.task(Setting(VOCAB, SEQ_LEN, packed=packed)) for packed in (True, False)
+    )
+    params, batch = jax.jit(packed.init)(jax.random.key(0)), random_batch()
+
+    def of(task):
+        return jax.value_and_grad(lambda params: task.loss(params, batch, None)[0])(params)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+                 of(unpacked), of(packed))  # fmt: skip
+    # Attention and positions heed the segments of packed rows alone, in a pipeline too.
+    several = random_batch(segments=[1] * 9 + [2] * 4)
+    assert np.array_equal(unpacked.logits(params, several), unpacked.logits(params, batch))
+    assert not np.allclose(packed.logits(params, several), packed.logits(params, batch))
+    for task in (packed, unpacked):
+        whole = task.loss(params, several, None)[0]
+        np.testing.assert_allclose(by_stages(task, params, several), whole, rtol=1e-5)

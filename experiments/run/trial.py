@@ -1,0 +1,57 @@
+"""A config built and compiled, for whatever takes a few of its steps and measures them."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from experiments.run.build import build, compile_step
+from lm.data.rows.order import train_batches
+from lm.data.rows.store import Rows
+from lm.task import Batch, Task
+from parallel.mesh import process_rows
+from parallel.program import Metrics, Program, TrainState
+
+
+class Trial(NamedTuple):
+    config: Experiment
+    task: Task
+    program: Program
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # compiled
+    compile_seconds: float  # of the step
+
+    def begin(self) -> TrainState:
+        """Return the state before the first step."""
+        return self.program.init(jax.random.key(self.config.seed))
+
+    def batches(self, rows: Rows, num_steps: int) -> Iterator[Batch]:
+        """Yield the batches of the first steps of training, on the devices."""
+        part = process_rows(self.program.mesh)
+        seed, size = self.config.seed, self.config.data.batch_size
+        for batch in train_batches(rows, seed, size, 0, num_steps, *part):
+            yield self.program.place(batch)
+
+    def place(self, tokens_BT: np.ndarray) -> Batch:
+        """Return a batch of tokens that come from nowhere, on the devices.
+
+        Every process gives the same global batch; each row is one document.
+        """
+        index, count = process_rows(self.program.mesh)
+        batch = {
+            "tokens": tokens_BT,
+            "segments": np.ones_like(tokens_BT),
+            "row": np.arange(len(tokens_BT), dtype=np.int32),
+        }
+        return self.program.place({k: np.split(x, count)[index] for k, x in batch.items()})
+
+
+def build_trial(config: Experiment, vocab_size: int, mesh: Mesh) -> Trial:
+    """Build and compile; neither a state nor data need exist. The config is checked."""
+    task, program = build(config, vocab_size, mesh)
+    began = time.perf_counter()
+    step = compile_step(config, program)
+    return Trial(config, task, program, step, time.perf_counter() - began)
