@@ -1,4 +1,4 @@
-"""What a config's step sends, line by line, beside what its strategy should send."""
+"""The table of what a step sends, beside what its strategy should send."""
 
 from jax.sharding import Mesh
 
@@ -8,7 +8,7 @@ from experiments.run.build import build, compile_step, empty_rows
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
 
-SMALL = 0.01  # of the bytes
+SMALL = 0.01  # a smaller share of the bytes is never unexpected
 HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
 
 
