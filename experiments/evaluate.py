@@ -23,7 +23,9 @@ from experiments.run.workdir import read_description, read_tokenizer
 join.define_flags()
 WORKDIR = startup.define_workdir()
 CHECKPOINT = define_checkpoint()
-ON = flags.DEFINE_string("on", "validation", "validation, shifted, or files of text.")
+ON = flags.DEFINE_string(
+    "on", "validation", "Text to evaluate on: validation, shifted, or a pattern of files."
+)
 
 
 def main() -> None:

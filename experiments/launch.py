@@ -30,7 +30,11 @@ from experiments.processes.messages import user_errors
 MOST_PROCESSES = 256
 
 PROCESSES = flags.DEFINE_integer(
-    "processes", 2, "How many.", lower_bound=1, upper_bound=MOST_PROCESSES
+    "processes",
+    2,
+    "Number of processes to start.",
+    lower_bound=1,
+    upper_bound=MOST_PROCESSES,
 )
 DEVICES = flags.DEFINE_integer(
     "devices_per_process", 1, "Emulated CPU devices of each process.", lower_bound=1

@@ -46,7 +46,7 @@ SWEEP = flags.DEFINE_string(
     "sweep", None, "Sweep file, such as configs/sweeps/degree_batch.py."
 )
 ONLY = flags.DEFINE_multi_string(
-    "only", ["*"], "Name of members to run; * stands for any text. May be given again."
+    "only", ["*"], "Names of members to run; * stands for any text."
 )
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print each member's memory and bytes on the wire; train nothing."

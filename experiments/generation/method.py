@@ -15,7 +15,9 @@ MOST_BEAMS = 1024
 
 def define_flags() -> None:
     """Define the flags that `chosen_method` reads."""
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
+    flags.DEFINE_float(
+        "temperature", 0.8, "Temperature of sampling; 0 takes the likeliest token."
+    )
     flags.DEFINE_integer("top_k", 0, "Sample among the k likeliest tokens; 0: among all.")
     flags.DEFINE_float(
         "top_p", 1.0, "Sample among the likeliest tokens of this total probability."

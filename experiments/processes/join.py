@@ -36,7 +36,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "devices",
         0,
-        "Number of CPU devices to emulate if there is no accelerator.",
+        "CPU devices to emulate if there is no accelerator; 0: use one.",
         lower_bound=0,
         upper_bound=MOST_DEVICES,
     )

@@ -59,7 +59,9 @@ def read_config_file(file: str) -> Experiment:
 
 
 def define_workdir() -> flags.FlagHolder:
-    return flags.DEFINE_string("workdir", None, "Folder of the run, such as runs/tiny.")
+    return flags.DEFINE_string(
+        "workdir", None, "Folder of the run or sweep, such as runs/tiny."
+    )
 
 
 def run(
@@ -146,8 +148,8 @@ def check_override_names(argv: list[str], config: Experiment) -> None:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
             raise ValueError(
-                f"config has no field {match[2]!r}{fields.nearest(match[2], known)}"
-                + of_another_family(match[2], config)
+                f"config has no field {match[2]!r}"
+                + (of_another_family(match[2], config) or fields.nearest(match[2], known))
             )
 
 

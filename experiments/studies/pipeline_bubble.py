@@ -60,13 +60,15 @@ ROWS = flags.DEFINE_integer("rows", 2, "Number of rows in a microbatch.", lower_
 CHUNKS = flags.DEFINE_integer(
     "chunks", 2, "Chunks of each interleaved stage.", lower_bound=1
 )
-LAYERS = flags.DEFINE_integer("layers", 8, "Of the model.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 64, "Of the model.", lower_bound=8)
+LAYERS = flags.DEFINE_integer("layers", 8, "Number of layers of the model.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 64, "Width of the model.", lower_bound=8)
 SEQ_LEN = flags.DEFINE_integer(
     "seq_len", 128, "Number of positions in a row.", lower_bound=1
 )
 TIME = flags.DEFINE_bool("time", False, "Also time steps of two real processes.")
-STEPS = flags.DEFINE_integer("timed_steps", 10, "Of each point.", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    "timed_steps", 10, "Number of timed steps of each point.", lower_bound=1
+)
 WORKER = flags.DEFINE_bool("worker", False, "Be a timed process; set by --time itself.")
 
 VOCAB = 512

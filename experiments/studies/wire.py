@@ -22,7 +22,9 @@ from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import measure_missing, read
 
 ONLY = flags.DEFINE_list(
-    "only", ["shard_map", "ring", "jit", "zero1", "fsdp", "int8", "top_k-1%"], "Members."
+    "only",
+    ["shard_map", "ring", "jit", "zero1", "fsdp", "int8", "top_k-1%"],
+    "Names of the members to measure.",
 )
 HOSTS = flags.DEFINE_list(
     "hosts", ["2", "4"], "Numbers of hosts to measure, each a process."

@@ -146,7 +146,7 @@ def runs_table(rows: list[Row], limit: float | None = None) -> Table:
     note = (
         "The first columns are the settings that differ between the runs, the others are "
         f"the results. Bold marks the best value of a column and values within {SAME:.1%} "
-        "of it, unless all values are."
+        "of it; if these are all values, none is bold."
     )
     if any(row.emulated for row in rows):
         note += " Emulated devices share the machine's cores, so speeds are not marked."

@@ -20,11 +20,13 @@ from experiments.studies.benchmark.turns import serve
 
 CONTENDERS = ("lockstep", "bare", "loader", "products")
 join.define_flags()
-CONTENDER = flags.DEFINE_enum("contender", "lockstep", CONTENDERS, "Which side.")
+CONTENDER = flags.DEFINE_enum(
+    "contender", "lockstep", CONTENDERS, "Side of the benchmark to be."
+)
 SHAPE = flags.DEFINE_enum(
     "shape", "small", list(SHAPES), "Shape of the model and the batch."
 )
-STRATEGY = flags.DEFINE_string("strategy", "jit", "Of Lockstep.")
+STRATEGY = flags.DEFINE_string("strategy", "jit", "Strategy of the side lockstep.")
 WORKERS = flags.DEFINE_integer(
     "workers", 0, "Number of processes that load batches; 0: a thread."
 )
