@@ -34,7 +34,7 @@ DRY_RUN = flags.DEFINE_bool(
 STOP_AT = flags.DEFINE_integer(
     "stop_at",
     None,
-    "Save and end after this step; the same command continues the run.",
+    "Save and end after this step; without it, the same command continues the run.",
     lower_bound=1,
 )
 PROFILE = flags.DEFINE_string(

@@ -68,7 +68,7 @@ def trimmed(batching: Batching, num_texts: int, length: int) -> Batching:
 
 
 class Programs(NamedTuple):
-    """Compiled functions; the first dim of every array is split over the devices."""
+    """Compiled functions. The first dim of texts, caches and logits is over devices."""
 
     empty: Callable[[], Texts]  # makes slots without a text
     begin: Callable  # (params, source_DS) -> caches of one row a device, logits_DV

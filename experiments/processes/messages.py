@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """End the process on these errors (ValueError, OSError): their messages are for users.
+    """End the process with the message of these errors (default: ValueError, OSError).
 
-    Only what checks the user's input belongs inside: elsewhere a traceback is worth more.
+    Only code that checks the user's input belongs inside; elsewhere a traceback helps more.
     """
     kinds = kinds or (ValueError, OSError)
     try:

@@ -132,7 +132,7 @@ def check_trace(config: Experiment) -> None:
 
 
 def check_texts(config: Experiment) -> None:
-    """Check that the family takes what the data has, documents or pairs."""
+    """Raise ValueError if the family cannot read the data: documents, or pairs."""
     has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
     reads = config.model.reads
     if reads != has:
@@ -145,7 +145,7 @@ def check_texts(config: Experiment) -> None:
 
 
 def check_optimizer(config: Experiment) -> None:
-    """Check that expected counts go to a closed form, and gradients to a descent."""
+    """Raise ValueError if the optimizer does not fit the model's way of training."""
     trained_by, name = config.model.trained_by, config.optim.name
     if trained_by != "counts" and (trained_by == "expectation") != (name in MAXIMIZERS):
         raise ValueError(

@@ -3,7 +3,7 @@
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.processes.messages import human
+from experiments.processes.messages import human, size
 from experiments.run.build import build, compile_step, empty_rows
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
@@ -20,7 +20,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         " ".join(entry.dtypes),
         f"{entry.count:.3g}",
         human(entry.elements),
-        human(entry.sent_bytes) + "B",
+        size(entry.sent_bytes),
         overlap,
         entry.source or "the compiler",
     )
@@ -49,7 +49,7 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         for row in rows
     ]
     total = sum(entry.sent_bytes for entry in entries)
-    lines += ["", f"a device sends in a step   {human(total)}B"]
+    lines += ["", f"a device sends in a step   {size(total)}"]
     params = program.abstract_portable.params
     cut = task.stages and cut_of(task.stages, params, empty_rows(config))
     expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
@@ -57,12 +57,12 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         lines.append("closed form                none for this strategy")
     elif expected:
         lines.append(
-            f"closed form                {human(expected)}B; the program sends "
+            f"closed form                {size(expected)}; the program differs by "
             f"{total / expected - 1:+.2%}"
         )
     for entry in unexpected(config, entries):
         lines.append(
             f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
-            f"{human(entry.sent_bytes)}B, from {entry.source or 'the compiler'}"
+            f"{size(entry.sent_bytes)}, from {entry.source or 'the compiler'}"
         )
     return "\n".join(lines)

@@ -69,7 +69,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
                 f"{checkpoints.steps}; make room, and the same command goes on from there"
             ) from error
     if step < config.steps:
-        say(f"stopped at step {step}; the same command goes on from there")
+        how = " without --stop_at" if step == stop_at else ""
+        say(f"stopped at step {step}; the same command{how} goes on from there")
         return state
     with clock("eval"):
         params = program.params(state)

@@ -18,7 +18,7 @@ def as_flags(overrides: Member) -> list[str]:
 
 
 def known(names: list[str]) -> list[str]:
-    """Return the names; ValueError if one of them is no member's."""
+    """Return the names; ValueError if one of them is not a member."""
     for name in names:
         if name not in MEMBERS:
             raise ValueError(f"--only={name}: choose among {', '.join(MEMBERS)}")
