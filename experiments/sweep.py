@@ -123,8 +123,8 @@ def own(folder: pathlib.Path) -> filelock.FileLock:
     others = set(os.listdir(folder)) - {"lock"} if folder.exists() else set()
     if others and "sweep.json" not in others:
         raise ValueError(
-            f"{folder} is not empty and holds no sweep.json, so it is not a sweep's; give "
-            "another --workdir"
+            f"{folder} is not empty and holds no sweep.json, so it is not a sweep's "
+            "folder; give another --workdir"
         )
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "lock", timeout=1)

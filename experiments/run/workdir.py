@@ -91,8 +91,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 def check_free(workdir: pathlib.Path) -> None:
     if workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
         raise ValueError(
-            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
-            "give another --workdir"
+            f"{workdir} is not empty and holds no config.json, so it is not a run's "
+            "folder; give another --workdir"
         )
 
 
@@ -231,7 +231,9 @@ def read_description(workdir: pathlib.Path) -> dict[str, Any]:
     missing = [x for x, kind in kinds.items() if not isinstance(values.get(x), kind)]
     if missing or values["family"] not in FAMILIES:
         reason = f"no {', '.join(missing)}" if missing else f"family {values['family']!r}"
-        raise ValueError(f"{file} is not a run's of this version ({reason}); {PUT_BACK}")
+        raise ValueError(
+            f"{file} is not a run's config of this version ({reason}); {PUT_BACK}"
+        )
     return values
 
 
@@ -245,7 +247,7 @@ def read_config(workdir: pathlib.Path) -> Experiment:
         fields.check_types(config)
     except ValueError as error:
         raise ValueError(
-            f"{workdir / 'config.json'} is not a run's of this version ({error}); "
+            f"{workdir / 'config.json'} is not a run's config of this version ({error}); "
             f"{PUT_BACK}"
         ) from None
     return config

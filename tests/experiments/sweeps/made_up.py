@@ -1,9 +1,12 @@
 """Made-up runs whose answers are known, in memory and as files of a sweep."""
 
+import dataclasses
 import json
 import math
 import pathlib
 
+from configs import fields
+from configs.base import Experiment
 from experiments.sweeps.rows import Row
 
 
@@ -34,14 +37,9 @@ def row(
 
 def write_run(workdir: pathlib.Path, row: Row) -> pathlib.Path:
     workdir.mkdir(parents=True)
-    nested: dict = {}
-    for name, value in row.config.items():
-        *path, last = name.split(".")
-        node = nested
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    (workdir / "config.json").write_text(json.dumps(nested))
+    config = fields.override(Experiment(), dict(row.config))
+    values = dataclasses.asdict(config) | {"family": "transformer", "fingerprint": "text"}
+    (workdir / "config.json").write_text(json.dumps(values))
     (workdir / "summary.json").write_text(json.dumps(row.summary))
     lines = "".join(json.dumps(record) + "\n" for record in row.records)
     (workdir / "metrics.jsonl").write_text(lines)
