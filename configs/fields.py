@@ -84,9 +84,19 @@ def set_field(config: Any, name: str, value: Any) -> None:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Say which known name is the nearest."""
-    near = difflib.get_close_matches(name, known, 1, 0.0)
-    return f"; the nearest is {near[0]!r}" if near else ""
+    """Say which known name is the nearest; without one, list those of its group."""
+    group, _, last = name.rpartition(".")
+    siblings = {x.rpartition(".")[2]: x for x in known if x.rpartition(".")[0] == group}
+    # The group's name must not count: optim.lr is not near optim.b2.
+    near = [siblings[x] for x in difflib.get_close_matches(last, siblings, 1)]
+    near += [x for x in known if x.endswith(f".{last}")]
+    if not near and (not group or not siblings):
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+    if near:
+        return f"; the nearest is {near[0]!r}"
+    if group and siblings:
+        return f"; {group} has {', '.join(siblings)}"
+    return "; docs/config.md lists all fields"
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:

@@ -1,10 +1,10 @@
-"""What people run. `python -m experiments.NAME` first gets the allocator that suits JAX."""
+"""The commands: `python -m experiments.NAME` starts under an allocator that suits JAX."""
 
 import sys
 
 from experiments.processes.allocator import preload
 
-# Python names the module only after it has imported this package. A program that imports
-# it (a test, a notebook) is never started anew.
+# While `python -m` imports this package, argv[0] is still "-m". A program that imports the
+# package (a test, a notebook) has another argv[0] and is not started again.
 if sys.argv[:1] == ["-m"]:
     preload()

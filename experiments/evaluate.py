@@ -3,8 +3,9 @@
 python -m experiments.evaluate --workdir=runs/a [--checkpoint=best|latest|STEP]
     [--on=validation|shifted|'notes/*.txt']
 
-Prints a table and writes evaluation.json into the workdir. Classes of tokens are told where
-the text is Python: the embedded corpus, or files that end in .py.
+Prints a table of the scores and writes evaluation.json into the workdir. Where the text is
+Python (the embedded corpus, or files that end in .py), a second table has the scores by
+class of token (keyword, name, number, ...).
 """
 
 from typing import Any
@@ -22,7 +23,9 @@ from experiments.run.workdir import read_description, read_tokenizer
 join.define_flags()
 WORKDIR = startup.define_workdir()
 CHECKPOINT = define_checkpoint()
-ON = flags.DEFINE_string("on", "validation", "validation, shifted, or files of text.")
+ON = flags.DEFINE_string(
+    "on", "validation", "Text to evaluate on: validation, shifted, or a pattern of files."
+)
 
 
 def main() -> None:

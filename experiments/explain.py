@@ -1,10 +1,12 @@
-"""Print what a config's step sends, line by line, beside what its strategy should send.
+"""Print what a step sends between devices, beside what its strategy should send.
 
 python -m experiments.explain --config=configs/tiny.py --devices=8 \
     [--config.parallel.strategy=fsdp --config.parallel.exchange.codec=int8 ...]
 
-Read from the compiled program; nothing is run. A collective with more than a hundredth of
-the bytes that the strategy has no use for is said to be unexpected.
+Prints a table of the collectives in the compiled program, each with its bytes and the line
+of code that asks for it, then the total and the strategy's closed form. The step is
+compiled but does not run. A collective that the strategy does not need is listed as
+unexpected if it sends more than a hundredth of the bytes.
 """
 
 import jax
@@ -23,7 +25,7 @@ def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         join.start_jax()
-        # Else a program that was compiled before an edit would tell the lines of then.
+        # Without this, a cached program could name the line numbers of an older file.
         jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
         mesh = check(config)
     print(f"{config.parallel.strategy} over {dict(mesh.shape)}\n")

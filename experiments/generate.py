@@ -5,9 +5,10 @@ python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --tem
 python -m experiments.generate --workdir=runs/a --prompts_file=prompts.txt --devices=8
 python -m experiments.generate --workdir=runs/a --prompt="x = " --beam=4 --length_penalty=1
 
-A model with an encoder takes each prompt as a source, and what it writes is the target.
-Sampled (and greedy) texts are spread over the devices, --slots of them at once on each; see
-experiments/generation/continuous_batching.py. How they are spread does not change a text.
+Prints each prompt and its continuation. A model with an encoder takes each prompt as a
+source and writes its target. Sampling (and greedy decoding, --temperature=0) spreads the
+texts over the devices, --slots at once on each; see
+experiments/generation/continuous_batching.py. The number of devices does not change a text.
 """
 
 import pathlib
@@ -29,12 +30,14 @@ define_flags()
 WORKDIR = startup.define_workdir()
 CHECKPOINT = define_checkpoint()
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue.")
-PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A file, a prompt a line.")
-NUM_NEW = flags.DEFINE_integer("max_new_tokens", 100, "Tokens to add at the most.")
-SLOTS = flags.DEFINE_integer("slots", 8, "Texts at once on a device.")
-CHUNK = flags.DEFINE_integer("chunk", 32, "Tokens of a prompt that are read at once.")
+PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file", None, "File of prompts, one on each line."
+)
+NUM_NEW = flags.DEFINE_integer("max_new_tokens", 100, "Largest number of tokens to add.")
+SLOTS = flags.DEFINE_integer("slots", 8, "Texts that a device writes at once.")
+CHUNK = flags.DEFINE_integer("chunk", 32, "Tokens of a prompt to read at once.")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the sampling.", lower_bound=0, upper_bound=2**32 - 1
+    "seed", 0, "Seed of the sampling.", lower_bound=0, upper_bound=2**32 - 1
 )
 
 

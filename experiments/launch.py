@@ -3,8 +3,9 @@
 python -m experiments.launch --processes=2 --devices_per_process=4 -- \
     --config=configs/tiny.py --workdir=runs/two
 
-On a TPU pod, SLURM, Kubernetes or MPI no launcher is needed: start experiments.train once
-a process there, and JAX finds the others.
+Prints what process 0 prints; if another process fails first, prints its output too. One
+process that fails ends all of them. A TPU pod, SLURM, Kubernetes and MPI need no launcher:
+start experiments.train once for each process there, and JAX finds the others.
 """
 
 import importlib.util
@@ -29,15 +30,24 @@ from experiments.processes.messages import user_errors
 MOST_PROCESSES = 256
 
 PROCESSES = flags.DEFINE_integer(
-    "processes", 2, "How many.", lower_bound=1, upper_bound=MOST_PROCESSES
+    "processes",
+    2,
+    "Number of processes to start.",
+    lower_bound=1,
+    upper_bound=MOST_PROCESSES,
 )
 DEVICES = flags.DEFINE_integer(
-    "devices_per_process", 1, "Emulated CPU devices of each.", lower_bound=1
+    "devices_per_process", 1, "Emulated CPU devices of each process.", lower_bound=1
 )
 CORES = flags.DEFINE_integer(
-    "cores_per_process", 0, "CPU cores of each; 0: an equal share of all.", lower_bound=0
+    "cores_per_process",
+    0,
+    "CPU cores of each process; 0: an equal share of all cores.",
+    lower_bound=0,
 )
-MODULE = flags.DEFINE_string("module", "experiments.train", "What each one runs.")
+MODULE = flags.DEFINE_string(
+    "module", "experiments.train", "Command that each process runs."
+)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -51,7 +61,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def check_module(name: str) -> None:
     try:
         found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # no such package; no name of a module at all
+    except (ImportError, ValueError):  # no such package, or not the name of a module
         found = None
     if found is None:
         raise ValueError(
@@ -78,8 +88,8 @@ def start(index: int, port: int, arguments: list[str], output) -> subprocess.Pop
 
 
 def explain(failed: int, code: int, log: str) -> None:
-    """Say which process failed first, and why; `log` is what it said and nobody saw."""
-    if code == 2:  # an error of use: its own line says all
+    """Say which process failed first, and why; `log` is its output, not yet shown."""
+    if code == 2:  # an error of use: its own message is enough
         sys.stderr.write(log[max(log.rfind("error: "), 0) :])
         return
     sys.stderr.write(log[-3000:])
@@ -95,7 +105,7 @@ def main(argv: list[str]) -> None:
         check_module(MODULE.value)
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        # Process 0 speaks; what the others say is shown if they are the ones that fail.
+        # Process 0 prints to the terminal. The output of another is shown only if it fails.
         files = [pathlib.Path(folder) / f"{i}.log" for i in range(PROCESSES.value)]
         outputs = [None, *(file.open("wb") for file in files[1:])]
         processes = [start(i, port, argv[1:], out) for i, out in enumerate(outputs)]

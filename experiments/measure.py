@@ -1,16 +1,20 @@
-"""What a training step costs: time, tokens/s, FLOP/s, memory, bytes on the wire.
+"""Measure what a training step costs: time, tokens/s, FLOP/s, memory, bytes on the wire.
 
 python -m experiments.measure --config=configs/tiny.py --devices=8 [--num_steps=20]
     [--config.parallel.strategy=fsdp ...] [--output=measured.json]
 
-The step is compiled apart (its seconds are told), taken a few times unmeasured, and then
-waited for each time: the median and the quartiles of these seconds are told. FLOPs are
-those of the model, not of recomputation (experiments/costs/step.py); their share of the
-limit is the model FLOPs utilisation (MFU, Chowdhery et al. 2022, appendix B), where the
-limit is what this machine reaches in a product of two large matrices, measured in the same
-process. How busy the cores were is told of the same steps; how busy the accelerators were
-(their duty cycle), of a few more, traced, each of which is begun before the last has ended,
-as in training.
+Prints a table of the figures, and writes them to --output. The command
+
+1. compiles the step, and prints the seconds apart from those of the steps;
+2. takes --warm_up steps that it does not measure;
+3. takes --num_steps steps and waits for the end of each; it prints the median and the
+   quartiles of their seconds, and how busy the CPU cores were;
+4. takes a few more steps in a profiler's trace, without waiting between them, as training
+   does; it prints how busy the accelerators were (their duty cycle).
+
+FLOPs are the model's own, without recomputation (experiments/costs/step.py). Model FLOPs
+utilisation (MFU, Chowdhery et al. 2022, appendix B) is their share of a limit: the FLOP/s
+of this machine in a product of two large matrices, measured in the same process.
 """
 
 import itertools
@@ -37,10 +41,14 @@ from lm.data.prepare import prepare
 
 join.define_flags()
 CONFIG = startup.define_config()
-NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Steps measured.", lower_bound=2)
-WARM_UP = flags.DEFINE_integer("warm_up", 3, "Steps taken before.", lower_bound=1)
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", 20, "Number of steps to measure.", lower_bound=2
+)
+WARM_UP = flags.DEFINE_integer(
+    "warm_up", 3, "Number of steps to take before measuring.", lower_bound=1
+)
 TRACED = 5  # steps, for the duty cycle
-OUTPUT = flags.DEFINE_string("output", None, "A JSON file for the figures.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
 
 def measure(config: Experiment) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Draw the loss curve of a run.
 
 python -m experiments.plot --workdir=runs/tiny --out=loss.png
+
+Writes a picture of the training and validation losses against tokens, with the loss of a
+bigram model.
 """
 
 import pathlib
@@ -14,7 +17,9 @@ from experiments.run.summary import read_summary
 from experiments.sweeps.looks import COLORS, plain_ticks, pyplot
 
 WORKDIR = startup.define_workdir()
-OUT = flags.DEFINE_string("out", "loss.png", "The picture to write.")
+OUT = flags.DEFINE_string(
+    "out", "loss.png", "Picture to write; its ending chooses the format."
+)
 
 
 def main() -> None:
@@ -41,7 +46,7 @@ def picture(name: str) -> pathlib.Path:
 def draw(records: list[dict], summary: dict | None, out: pathlib.Path) -> None:
     train = [r for r in records if r["split"] == "train"]
     evals = [r for r in records if r["split"] == "eval"]
-    # The last evaluation may be of more rows than those on the way.
+    # The last evaluation may have more rows than the others, so it is drawn apart.
     alike = [r for r in evals if r["tokens"] == evals[0]["tokens"]]
     tokens = {r["step"]: r["tokens"] for r in train}
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")

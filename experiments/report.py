@@ -4,10 +4,10 @@ python -m experiments.report runs/sweep
 python -m experiments.report --diff runs/sweep
 python -m experiments.report --diff runs/a runs/b
 
-Writes report.html, report.md and figures/*.png into the sweep's folder. Runs that are not
-complete, or failed, are told with their error. With --diff it prints one table instead, of
-the runs of sweeps or of workdirs: the fields of their configs that differ, their results
-beside them, the best values in bold.
+Writes report.html, report.md and figures/*.png into the sweep's folder. The report lists
+runs that failed or are not complete, with their errors. With --diff the command writes no
+file. It prints one table of the runs (of sweeps, or of workdirs): the config fields that
+differ, then the results, with the best values in bold.
 """
 
 import pathlib
@@ -18,7 +18,9 @@ from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.sweeps.page import diff, write_report
 
-DIFF = flags.DEFINE_bool("diff", False, "Print what differs between runs, and the results.")
+DIFF = flags.DEFINE_bool(
+    "diff", False, "Print the fields that differ between runs, and the results."
+)
 
 
 def main(*folders: str) -> None:

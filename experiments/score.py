@@ -2,9 +2,10 @@
 
 python -m experiments.score --workdir=runs/a [--num=500 --beam=4 --length_penalty=0.6]
 
-Beside it, two outputs that need no model: the source itself, and the commonest target of
-the training rows. By sacrebleu (Post 2018): pip install -r requirements-pairs.txt. Writes
-score.json and, source, reference and output by pair, outputs.jsonl into the workdir.
+Prints the scores of the model and, for comparison, of two outputs that need no model: the
+source itself, and the commonest target of the training rows. Writes score.json, and
+outputs.jsonl with the source, the reference and the output of each pair, into the workdir.
+sacrebleu (Post 2018) computes the scores: pip install -r requirements-pairs.txt.
 """
 
 import json

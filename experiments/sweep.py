@@ -1,15 +1,16 @@
-"""Train every member of a sweep, each in processes of its own; go on where it stopped.
+"""Train every member of a sweep, each in processes of its own.
 
 python -m experiments.sweep --sweep=configs/sweeps/degree_batch.py --workdir=runs/sweep
     [--only='devices=8,*' --only='*batch_size=32*'] [--dry_run] [--executor=slurm]
 
 A sweep is a Python file whose get_sweep() returns a list of dicts of overrides
-(configs/sweeps/combine.py). A member's run is a folder of the workdir, named by what is
-particular to it; complete ones are skipped, and one that fails leaves its error in the
-table while the others go on. `python -m experiments.report runs/sweep` makes the report.
+(configs/sweeps/combine.py). Each member trains in a folder of its own in the workdir, whose
+name tells the member's overrides. The same command again skips complete members and
+continues the others. When a member fails, the others still run. The command ends with a
+table of losses and errors; `python -m experiments.report runs/sweep` makes the report.
 
-On a cluster, --executor=slurm hands the members to SLURM through submitit; what they need
-is told by --slurm='partition=gpu,gpus_per_node=8,time=60'.
+On a cluster, --executor=slurm hands the members to SLURM through submitit. Ask for what
+each member needs with --slurm='partition=gpu,gpus_per_node=8,time=60'.
 """
 
 import contextlib
@@ -42,12 +43,20 @@ from experiments.sweeps.members import (
 
 WORKDIR = startup.define_workdir()
 SWEEP = flags.DEFINE_string(
-    "sweep", None, "A sweep file, as configs/sweeps/degree_batch.py."
+    "sweep", None, "Sweep file, such as configs/sweeps/degree_batch.py."
 )
-ONLY = flags.DEFINE_multi_string("only", ["*"], "A member to run; * is anything. Repeat.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "List members, memory and bytes, and end.")
-EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Who runs members.")
-SLURM = flags.DEFINE_list("slurm", [], "Of --executor=slurm: submitit's slurm_NAME=VALUE.")
+ONLY = flags.DEFINE_multi_string(
+    "only", ["*"], "Names of members to run; * stands for any text."
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print each member's memory and bytes on the wire; train nothing."
+)
+EXECUTOR = flags.DEFINE_enum(
+    "executor", "local", ["local", "slurm"], "What runs the members."
+)
+SLURM = flags.DEFINE_list(
+    "slurm", [], "NAME=VALUE, ... of SLURM (submitit's slurm_NAME); for --executor=slurm."
+)
 
 
 def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) -> None:
@@ -75,9 +84,10 @@ def dry_run(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path) 
 
 
 def describe_machine(folder: pathlib.Path) -> None:
-    """Write machine.json, from a process of its own: this one must hold no device.
+    """Write machine.json.
 
-    The limit is measured at each start and the largest kept: other work only lowers it.
+    Another process measures, because this one must hold no device. Each start measures the
+    limit again and the largest is kept, because other work only lowers it.
     """
     file = folder / "machine.json"
     result = subprocess.run(
@@ -109,12 +119,12 @@ def print_table(sweep: Sweep, folder: pathlib.Path) -> None:
 
 
 def own(folder: pathlib.Path) -> filelock.FileLock:
-    """Take the sweep's folder; ValueError if it is not a sweep's, or in use."""
+    """Lock the sweep's folder; ValueError if another sweep uses it, or it holds none."""
     others = set(os.listdir(folder)) - {"lock"} if folder.exists() else set()
     if others and "sweep.json" not in others:
         raise ValueError(
-            f"{folder} is not empty and holds no sweep.json, so it is not a sweep's; give "
-            "another --workdir"
+            f"{folder} is not empty and holds no sweep.json, so it is not a sweep's "
+            "folder; give another --workdir"
         )
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "lock", timeout=1)
@@ -130,7 +140,7 @@ def own(folder: pathlib.Path) -> filelock.FileLock:
 def record(sweep: Sweep, folder: pathlib.Path) -> None:
     """Write the members to sweep.json, beside those of earlier commands.
 
-    ValueError if a member of that name was another one.
+    ValueError if an earlier member of the same name had other overrides.
     """
     file = folder / "sweep.json"
     known = read_members(file)
@@ -147,7 +157,7 @@ def read_members(file: pathlib.Path) -> Sweep:
     """Return the members of earlier commands; ValueError if the file is damaged."""
     try:
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:  # what is not UTF-8 is one, too
+    except ValueError as error:  # text that is not UTF-8 raises one, too
         raise ValueError(f"{file} is damaged ({error}); give another --workdir") from None
     if not isinstance(known, dict):
         raise ValueError(f"{file} is damaged (no object); give another --workdir")
@@ -190,7 +200,7 @@ def main() -> None:
             return
         slurm = slurm_asked_for(folder)
         for name in sweep:
-            read_summary(folder / name)  # a damaged one is told before any run
+            read_summary(folder / name)  # a damaged one is an error before any run
         lock = own(folder)
         record(sweep, folder)
     signal.signal(signal.SIGTERM, stop)

@@ -1,8 +1,9 @@
-"""The duty cycle of accelerators: the share of time in which they run anything at all.
+"""The duty cycle of accelerators: the share of time in which they run any operation.
 
-From a profiler's trace. A TPU's plane has a line of operations; a GPU's has one for each
-stream, whose kernels overlap. Lines of whole steps and modules, which span the gaps, are
-left out (as in XProf's duty cycle). A CPU has no plane of its own.
+It is read from a profiler's trace. A TPU's plane has one line of operations; a GPU's plane
+has one for each stream, and kernels of several streams overlap. Lines of whole steps and
+modules span the gaps between operations, so they are left out (as in XProf's duty cycle). A
+CPU has no plane of its own.
 """
 
 import pathlib
@@ -17,11 +18,11 @@ from jax.profiler import ProfileData
 PLANE = re.compile(r"/device:(GPU|TPU):\d+$")
 LINE = re.compile(r"XLA Ops$|Stream #")
 
-Span = tuple[float, float]  # from and to, ns
+Span = tuple[float, float]  # (start, end), ns
 
 
 def traced_duty_cycle(work: Callable[[], object]) -> float | None:
-    """Trace the work until its results are there; return the mean of the devices'."""
+    """Trace the work until its results are ready; return the mean over devices, or None."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(work())
@@ -32,7 +33,7 @@ def traced_duty_cycle(work: Callable[[], object]) -> float | None:
 def duty_cycle(trace: ProfileData) -> float | None:
     """Return the mean over this host's accelerators, 0 to 1; None if the trace has none.
 
-    The time counted begins with the first event on any of them and ends with the last.
+    Time runs from the first event on any accelerator to the last.
     """
     spans = [device_spans(plane) for plane in trace.planes if PLANE.match(plane.name)]
     every = [span for device in spans for span in device]
@@ -52,7 +53,7 @@ def device_spans(plane) -> list[Span]:
 
 
 def covered(spans: list[Span]) -> float:
-    """Return the length of the union, ns."""
+    """Return the length of the union of the spans, ns."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(end - max(start, reached), 0.0)

@@ -1,4 +1,4 @@
-"""What this machine can do at best, and what a process of it holds."""
+"""The FLOP/s and the memory of this machine, and the peak memory of a process."""
 
 import os
 import resource
@@ -13,7 +13,7 @@ PRODUCT_SECONDS = 0.5  # how long products are repeated to find the limit
 def product_limit(width: int = 4096) -> float:
     """Measure the FLOP/s of one device in products of float32 matrices.
 
-    Of all emulated devices together, for one already takes every core.
+    One emulated device already uses every core, so the result is that of all of them.
     """
     a = jax.random.normal(jax.random.key(0), (width, width))
     multiply = jax.jit(jnp.matmul)
@@ -27,7 +27,7 @@ def product_limit(width: int = 4096) -> float:
 
 
 def are_emulated() -> bool:
-    """Whether this process's devices share its cores, so that more are not faster."""
+    """Tell whether devices share this process's cores, so that more are not faster."""
     return jax.default_backend() == "cpu" and jax.local_device_count() > 1
 
 
@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return a device's peak where it tells (GPU, TPU), else this process's."""
+    """Return the peak memory of a GPU or TPU; on a CPU, that of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -44,7 +44,7 @@ def peak_memory_bytes() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of all devices together; of CPU devices, that of the machine."""
+    """Return the memory of all devices together; on a CPU, that of the machine."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] * jax.device_count()

@@ -1,4 +1,4 @@
-"""What a step costs, read from its compiled program, its model, and the machine."""
+"""The costs of a step: bytes from its compiled program, FLOPs from its model."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ def compiled_costs(
 ) -> dict[str, int | float]:
     """Read what a step sends and holds on one device, in bytes; nothing is run.
 
-    `state` tells shapes and shardings. The peak is that of the compiled program: arguments,
+    `state` gives shapes and shardings. The peak is the compiled program's: arguments,
     results and temporaries together.
     """
     entries = ledger(compiled.as_text(), mesh)
@@ -39,9 +39,10 @@ def compiled_costs(
 def flops_per_token(task: Task, seq_len: int) -> float:
     """Count the FLOPs of one target token's forward and backward pass.
 
-    Three times the products of the forward pass, as the model is written: attention in
-    full, though half of it is masked; no recomputation. For a transformer that is
-    6 N + 12 L T D (Chowdhery et al. 2022, appendix B), N without a lookup's table.
+    This is three times the products of the forward pass. Attention counts in full, though
+    half of it is masked; recomputation does not count. For a transformer the sum is
+    6 N + 12 L T D (Chowdhery et al. 2022, appendix B), where N leaves out embedding tables
+    that are only looked up.
     """
     tokens = jax.ShapeDtypeStruct((1, seq_len + 1), jnp.int32)
     row = {"tokens": tokens, "segments": tokens}
@@ -69,7 +70,7 @@ def product_flops(jaxpr: Jaxpr) -> float:
 
 
 def inner_programs(params: dict[str, Any]) -> list[Jaxpr]:
-    """Return the programs inside an operation; of a custom gradient, the forward one."""
+    """Return the programs inside an operation; for a custom gradient, the forward pass."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

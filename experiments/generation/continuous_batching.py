@@ -1,16 +1,16 @@
 """Continuous batching: many prompts spread over the devices, slots refilled as texts end.
 
 A device has slots, each with room for the cache of one text. A *turn* adds some tokens to
-the text of every slot. After a turn, texts that have ended leave their slots, and the
-longest prompts that still wait take them (iteration-level scheduling, Yu et al. 2022, Orca,
-3.1; longest first, Graham 1969). A prompt is read in chunks of one size, so prompts of all
+the text of every slot. After a turn, finished texts leave their slots, and the longest
+waiting prompts take the free slots (iteration-level scheduling, Yu et al. 2022, Orca, 3.1;
+longest first, Graham 1969). A prompt is read in chunks of one size, so prompts of all
 lengths share one program.
 
-Devices exchange only the tokens drawn. Every process sees all of them and takes the same
-decisions, so a text can go wherever a slot is free. A text's randomness depends on its
-index alone, so the text is the same as that of lm.decoding.generate.
+Devices exchange only the sampled tokens. Every process sees all sampled tokens and makes
+the same decisions, so a text can take a free slot on any device. The randomness of a text
+depends on its index alone, so the text equals that of lm.decoding.generate.
 
-Shapes: D devices, R slots of all of them, C tokens of a chunk, S source, V vocabulary,
+Shapes: D devices, R slots of all devices, C tokens of a chunk, S source, V vocabulary,
 N tokens of a turn.
 """
 
@@ -41,15 +41,15 @@ from lm.vocabulary import END_ID
 from parallel.balance import longest_first
 from parallel.program import AXIS
 
-LENGTHS = 64  # a slot has a multiple of it, so that one program serves many calls
+LENGTHS = 64  # slot lengths are multiples of this, so that calls share programs
 
 
 @dataclass(frozen=True)
 class Batching:
     slots: int = 8  # texts at once on a device
     chunk: int = 32  # tokens of a prompt that are read at once
-    turn: int = 16  # tokens added to every text between two looks at which have ended
-    refill: bool = True  # slots as their texts end; else when all have (static batches)
+    turn: int = 16  # tokens added to every text before finished ones leave
+    refill: bool = True  # a slot at once; false: all together (static batches)
 
     def validate(self) -> None:
         for name in ("slots", "chunk", "turn"):
@@ -58,10 +58,10 @@ class Batching:
 
 
 def trimmed(batching: Batching, num_texts: int, length: int) -> Batching:
-    """Leave out the slots and the tokens of a chunk or a turn that no text would take.
+    """Make slots, chunks and turns no larger than the texts need.
 
-    `num_texts` is of one device. The slots that are left are a power of two, so that calls
-    with few texts share their programs.
+    `num_texts` is the number of texts for one device. The number of slots becomes a power
+    of two, so that calls with few texts share their programs.
     """
     slots = 1 << (num_texts - 1).bit_length()
     chunk, turn = min(batching.chunk, length), min(batching.turn, length)
@@ -69,9 +69,9 @@ def trimmed(batching: Batching, num_texts: int, length: int) -> Batching:
 
 
 class Programs(NamedTuple):
-    """Compiled functions; what each device has lies along the first dim, split over all."""
+    """Compiled functions. The first dim of texts, caches and logits is over devices."""
 
-    empty: Callable[[], Texts]  # slots that have ended
+    empty: Callable[[], Texts]  # makes slots without a text
     begin: Callable  # (params, source_DS) -> caches of one row a device, logits_DV
     # (params, caches, chunk_DC, start, length_D, logits_DV) -> caches, logits_DV
     read: Callable
@@ -115,7 +115,7 @@ def programs(
     def admit(texts: Texts, cache, logits_1V, slot_1, length_1, index_1, key) -> Texts:
         keys_1 = text_keys(key, index_1)
         text = begin_texts(sampling, cache, logits_1V, length_1, keys_1)
-        # A device that got no prompt is given a slot that it does not have.
+        # A device without a prompt has a slot number out of range, which is dropped.
         return jax.tree.map(lambda x, new: x.at[slot_1].set(new, mode="drop"), texts, text)
 
     turn = split(partial(advance, task, batching.turn, sampling), (whole, rows), rows)
@@ -130,10 +130,10 @@ def programs(
 
 
 class Slots:
-    """Which text each slot has, and what it has become so far: the host's side."""
+    """The host's record of which text each slot has, and of the tokens so far."""
 
     def __init__(self, work: Sequence[int], limits: Sequence[int], num_devices: int):
-        # Longest first: what is left to the end is then short, and devices end together.
+        # Longest first: the last texts are then short, and devices finish together.
         self.waiting = deque(longest_first(work))
         self.limits, self.num_devices = limits, num_devices
         self.texts: list[list[int]] = [[] for _ in work]
@@ -142,7 +142,7 @@ class Slots:
     def choose(self, num_slots: int) -> dict[int, tuple[int, int]]:
         """Give a waiting text to each device with a free slot: device -> (slot, text).
 
-        The longest goes to the device with the fewest.
+        The longest text goes to the device with the fewest texts.
         """
         chosen: dict[int, tuple[int, int]] = {}
         loads = [0] * self.num_devices
@@ -157,7 +157,7 @@ class Slots:
         return chosen
 
     def take(self, tokens_DRN: np.ndarray) -> int:
-        """Add what was drawn; free the slots of texts that are whole, and count them."""
+        """Add the sampled tokens; free and count the slots of finished texts."""
         held = len(self.holds)
         for (device, slot), index in list(self.holds.items()):
             text = self.texts[index]
@@ -171,9 +171,9 @@ class Slots:
 
 
 class Admission(NamedTuple):
-    """Prompts that are read at once, one a device; some devices have none."""
+    """Prompts to read at once, at most one for each device."""
 
-    slot_D: np.ndarray  # one too many: none
+    slot_D: np.ndarray  # num_slots: this device has no prompt
     length_D: np.ndarray
     index_D: np.ndarray
     prompts_DP: np.ndarray  # padded to whole chunks
@@ -209,9 +209,9 @@ def generate_spread(
     batching: Batching,
     source_BS: np.ndarray | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt by up to `num_new` tokens (one number for all, or each its own).
+    """Continue each prompt by up to `num_new` tokens (one number, or one for each prompt).
 
-    Parameters are whole on every device of `mesh`, which has one axis. Errors as
+    Parameters are whole on every device of `mesh`, which has one axis. Raises the errors of
     lm.decoding.generate.
     """
     limits = [num_new] * len(prompts) if isinstance(num_new, int) else list(num_new)

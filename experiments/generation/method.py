@@ -1,11 +1,11 @@
-"""How next tokens are chosen: sampling or a beam search, and the flags of that choice."""
+"""The flags that choose how tokens are decoded: sampling, or a beam search."""
 
 from absl import flags
 
 from lm.beam import Beam
 from lm.decoding import Sampling
 
-flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
+flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
 
 SAMPLING = ("temperature", "top_k", "top_p")  # flags that a beam search does not read
@@ -15,18 +15,24 @@ MOST_BEAMS = 1024
 
 def define_flags() -> None:
     """Define the flags that `chosen_method` reads."""
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
-    flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0: all.")
-    flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens of this share.")
+    flags.DEFINE_float(
+        "temperature", 0.8, "Temperature of sampling; 0 takes the likeliest token."
+    )
+    flags.DEFINE_integer("top_k", 0, "Sample among the k likeliest tokens; 0: among all.")
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample among the likeliest tokens of this total probability."
+    )
     flags.DEFINE_integer(
         "beam",
         0,
-        "Search with so many beams; 0: sample.",
+        "Beams of a beam search; 0: sample instead.",
         lower_bound=0,
         upper_bound=MOST_BEAMS,
     )
     flags.DEFINE_float(
-        "length_penalty", 0.6, "Of the beam search: 0 is none, more favours longer texts."
+        "length_penalty",
+        0.6,
+        "Length penalty of the beam search; larger favours longer texts.",
     )
 
 

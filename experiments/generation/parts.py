@@ -1,17 +1,17 @@
 """Write one long text in parts at once: an outline of heads, then what follows each head.
 
-The heads (here of Python functions) are written in turn; a head knows those before it, as
-stubs. Then all bodies are written in one batch and merged in order (Ning et al. 2024,
-Skeleton-of-Thought). A body knows the heads before it, but no other body. This saves time;
-experiments.studies.generation measures what it costs in quality.
+The heads (here of Python functions) are written in turn, each after stubs of the earlier
+heads. Then all bodies are written in one batch and merged in order (Ning et al. 2024,
+Skeleton-of-Thought). A body follows the heads before it, but sees no other body. Writing in
+parts saves time; experiments.studies.generation measures the loss of quality.
 """
 
 from collections.abc import Callable
 
 HEAD, STUB = "\n\n\ndef ", "\n    ..."
-HEAD_TOKENS = 24  # of a head, at most
+HEAD_TOKENS = 24  # the most that a head may have
 
-# (texts, how many tokens to add at most) -> what follows each
+# (texts, largest number of tokens to add) -> continuations
 Writer = Callable[[list[str], int], list[str]]
 
 
@@ -40,7 +40,7 @@ def write_outline(write: Writer, start: str, num_parts: int) -> list[str]:
 
 
 def outline_before(start: str, heads: list[str]) -> str:
-    """Return the text that has a stub for each of these heads."""
+    """Return the start and then a stub of each head."""
     return start + "".join(HEAD + head + STUB for head in heads)
 
 
@@ -56,7 +56,7 @@ def write_in_parts(write: Writer, start: str, num_parts: int, num_new: int) -> s
 
 
 def write_in_turn(write: Writer, start: str, num_parts: int, num_new: int) -> str:
-    """Write part after part, each knowing all of the text before it."""
+    """Write part after part; each follows the whole text before it."""
     text = start
     for _ in range(num_parts):
         text += HEAD

@@ -1,4 +1,4 @@
-"""From prompts, or sources, to what decoding begins from, and on to texts."""
+"""Encode prompts or sources for decoding, and decode the tokens to texts."""
 
 import pathlib
 from typing import NamedTuple
@@ -16,23 +16,25 @@ from lm.vocabulary import END_ID
 
 
 class Inputs(NamedTuple):
-    """What decoding begins from."""
+    """The inputs of decoding."""
 
     prompts: list[list[int]]
-    source_BS: np.ndarray | None  # of a model with an encoder
+    source_BS: np.ndarray | None  # only for a model with an encoder
     num_new: int
 
 
 def read_prompts(file: pathlib.Path) -> list[str]:
-    """Read a file, a prompt a line; ValueError if there is none.
+    """Read a file with one prompt on each line; ValueError if it has none.
 
-    A line ends with a line feed, or CR LF. Prompts may hold the other marks at which
-    str.splitlines would cut them, such as a form feed.
+    A line ends with LF or CR LF. A prompt may contain other characters at which
+    str.splitlines would cut, such as a form feed.
     """
     if file.is_dir() or not file.exists():
         found = "a folder" if file.is_dir() else "missing"
-        raise ValueError(f"--prompts_file={file} is {found}; give a file, a prompt a line")
-    text = read_text(file).removeprefix("\ufeff")  # some editors' mark of UTF-8
+        raise ValueError(
+            f"--prompts_file={file} is {found}; give a file with one prompt a line"
+        )
+    text = read_text(file).removeprefix("\ufeff")  # some editors write this first
     if not text:
         raise ValueError(f"--prompts_file={file} is empty; write a prompt a line into it")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -53,12 +55,12 @@ def encode_inputs(
     if not data.source_len:
         return Inputs(encode_prompts(tokenizer, prompts, num_new, context), None, num_new)
     source_BS = encode_sources(tokenizer, prompts, data.source_len)
-    # The end-of-text mark, which begins a target, is one of the context's tokens.
+    # A target begins with the end-of-text mark, which takes one token of the context.
     return Inputs([[END_ID]] * len(prompts), source_BS, min(num_new, context - 1))
 
 
 def check_utf8(prompts: list[str]) -> None:
-    """Raise ValueError for what Python made of bytes that are not UTF-8."""
+    """Raise ValueError for prompts with bytes that are not UTF-8."""
     for prompt in prompts:
         try:
             prompt.encode()
@@ -72,7 +74,7 @@ def check_utf8(prompts: list[str]) -> None:
 def encode_prompts(
     tokenizer: Tokenizer, prompts: list[str], num_new: int, context: int
 ) -> list[list[int]]:
-    """Encode, each after the end-of-text mark that starts a document."""
+    """Encode prompts, each after the end-of-text mark that starts a document."""
     encoded = [[END_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
     longest = max(map(len, encoded))
     if longest + num_new > context:
@@ -91,7 +93,7 @@ def continuations(
     method: Sampling | Beam,
     seed: int,
 ) -> list[str]:
-    """Return what follows each prompt or source, all of them written at once."""
+    """Return the continuation of each prompt, or the target of each source."""
     new = generate(
         task, params, inputs.prompts, inputs.num_new, method, seed, inputs.source_BS
     )

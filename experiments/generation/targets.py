@@ -1,9 +1,9 @@
 """Write the targets of held-out sources, and score them by BLEU and chrF.
 
-Two more outputs, which need no model, are scored beside the model's: the source itself, and
-the commonest target of the training rows. By sacrebleu (Post 2018).
+For comparison, two outputs that need no model are scored as well: the source itself, and
+the commonest target of the training rows. sacrebleu (Post 2018) computes the scores.
 
-Shapes: R rows, T tokens of a row, S those of its source, B rows decoded at once.
+Shapes: R rows, T tokens of a row, S tokens of its source, B rows decoded at once.
 """
 
 import collections
@@ -23,11 +23,11 @@ from lm.vocabulary import END_ID
 
 BATCH = 64  # B
 
-Scores = dict[str, dict[str, float]]  # whose texts -> metric -> 0 to 100
+Scores = dict[str, dict[str, float]]  # origin of the texts -> metric -> 0 to 100
 
 
 def check_scorer() -> None:
-    """Raise ValueError if there is nothing to score with, before time is spent."""
+    """Raise ValueError if sacrebleu is not installed, before any text is written."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise ValueError(
             "BLEU and chrF need sacrebleu; pip install -r requirements-pairs.txt"
@@ -42,7 +42,7 @@ def score(
     num: int,
     method: Sampling | Beam,
 ) -> tuple[Scores, list[tuple[str, str, str]]]:
-    """Score `num` validation pairs (0: all), the first in the order of evaluations.
+    """Score the first `num` validation pairs (0: all), in the order of evaluations.
 
     Returns the scores, and each pair's source, reference and output.
     """
@@ -80,11 +80,11 @@ def write_targets(
     tokenizer: Tokenizer,
     method: Sampling | Beam,
 ) -> list[str]:
-    """Return what the model writes for each source, at most `num_new` tokens."""
+    """Return the model's target of each source, at most `num_new` tokens."""
     outputs: list[str] = []
     for start in range(0, len(sources_RS), BATCH):
         some_BS = sources_RS[start : start + BATCH]
-        # Filled up, so that one program serves all.
+        # The last batch is padded, so that one program serves all.
         filled_BS = np.pad(some_BS, ((0, BATCH - len(some_BS)), (0, 0)))
         inputs = Inputs([[END_ID]] * BATCH, filled_BS, num_new)
         texts = continuations(task, params, tokenizer, inputs, method, seed=0)
@@ -93,8 +93,8 @@ def write_targets(
 
 
 def scores(outputs: list[str], references: list[str]) -> dict[str, float]:
-    """Return corpus BLEU and chrF, as sacrebleu has them by default."""
-    import sacrebleu  # an extra
+    """Return corpus BLEU and chrF with the defaults of sacrebleu."""
+    import sacrebleu  # optional, so not imported at the top
 
     return {
         "bleu": sacrebleu.corpus_bleu(outputs, [references]).score,

@@ -1,10 +1,10 @@
 """An allocator that keeps freed memory, for JAX on a CPU.
 
-XLA for CPUs allocates the buffers of a step anew in each step. The C library gives memory
-of that size back to the system at once, so every page is faulted and zeroed again: a third
-of the CPU time of a small model. mimalloc, told never to give memory back, ends that. An
-allocator can be chosen only while a process starts, so a command starts itself once more
-before it imports JAX, which costs some 50 ms.
+XLA for CPUs allocates the buffers of a step again in each step. The C library returns
+memory of that size to the system at once, so every page is faulted and zeroed again: a
+third of the CPU time of a small model. mimalloc can be told to keep freed memory. An
+allocator can be chosen only while a process starts, so a command starts itself again before
+it imports JAX, which costs about 50 ms.
 """
 
 import importlib.metadata
@@ -20,17 +20,17 @@ SETTINGS = {
     "MIMALLOC_ARENA_MAX_OBJECT_SIZE": str(1 << 30),  # KiB
     # Small arenas: small objects do not settle where the step's buffer must fit again.
     "MIMALLOC_ARENA_RESERVE": str(1 << 16),  # KiB
-    # Huge pages: no faster once they are there, and a first step of 2.3 s instead of 1.3.
+    # No huge pages: they make later steps no faster, and the first takes 2.3 s, not 1.3.
     "MIMALLOC_ALLOW_THP": "0",
 }
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0", "kfd")  # in /dev; vfio: newer TPUs
 
 
 def preload() -> None:
-    """Start this process again under mimalloc and in UTF-8, what of it is not yet there."""
+    """Start this process again under mimalloc and in UTF-8, unless it already is."""
     needed = {}
     if is_loaded():
-        os.environ.pop("LD_PRELOAD", None)  # the processes that this one starts choose anew
+        os.environ.pop("LD_PRELOAD", None)  # child processes choose for themselves
     elif is_wanted(sys.orig_argv, os.environ, pathlib.Path("/dev")):
         library = find_library()
         needed = {"LD_PRELOAD": library} if library else {}
@@ -51,7 +51,7 @@ def find_library() -> str | None:
 
 
 def is_wanted(argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path) -> bool:
-    """Tell whether JAX will run on a CPU and nobody has chosen an allocator."""
+    """Tell whether JAX will run on a CPU and the user has chosen no allocator."""
     if environ.get("LD_PRELOAD") or re.search(r"--?allocator[= ]system\b", " ".join(argv)):
         return False
     return runs_on_cpu(environ, dev)

@@ -1,4 +1,4 @@
-"""Child processes of a launcher: their cores, their death, their ports."""
+"""Child processes of a launcher: cores, waiting for their end, ports."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-GRACE_SECONDS = 2.0  # for the others to end by themselves with their own message
+GRACE_SECONDS = 2.0  # after one fails, the others may print a message and end
 PR_SET_PDEATHSIG = 1
 
 
@@ -19,10 +19,10 @@ def free_port() -> int:
 
 
 def own_cores(index: int, num_processes: int, num_cores: int = 0) -> set[int]:
-    """Return a process's share of the cores, or as many; all where there are too few.
+    """Return the cores of a process: an equal share, or `num_cores`; all if too few.
 
-    Unshared, each would start a thread for every core, and they would wait for each other
-    in turns: 2 processes on 2 cores take 1.03 to 1.05 times as long.
+    Without shares, each process starts a thread for every core, and threads wait for each
+    other: 2 processes on 2 cores take 1.03 to 1.05 times as long.
     """
     cores = sorted(os.sched_getaffinity(0))
     share = num_cores or len(cores) // num_processes
@@ -31,7 +31,7 @@ def own_cores(index: int, num_processes: int, num_cores: int = 0) -> set[int]:
 
 
 def settle(index: int, num_processes: int, num_cores: int = 0) -> None:
-    """In the child: keep to its cores, and die when the launcher dies."""
+    """In the child: stay on its own cores, and die when the launcher dies."""
     os.sched_setaffinity(0, own_cores(index, num_processes, num_cores))
     die_with_parent(signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Files that a kill leaves whole."""
+"""Files that stay whole when a process is killed."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ def write_whole(file: pathlib.Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:
-        with contextlib.suppress(OSError):  # it is not there, or on a read-only disk
+        with contextlib.suppress(OSError):  # no partial file, or a read-only disk
             partial.unlink()
         raise OSError(
             error.errno, f"{file} could not be written: {error.strerror}"
@@ -27,7 +27,7 @@ def write_whole(file: pathlib.Path, text: str) -> None:
 
 
 def write_if_possible(file: pathlib.Path, text: str) -> None:
-    """Write what has been printed, too; in a read-only folder, say that it is not."""
+    """Write a file whose content is already printed; warn if that fails."""
     try:
         write_whole(file, text)
     except OSError as error:
@@ -35,7 +35,7 @@ def write_if_possible(file: pathlib.Path, text: str) -> None:
 
 
 def json_line(value: Any, indent: int | None = None) -> str:
-    """Return JSON that every reader takes, and a line end: NaN and infinity become null."""
+    """Return a line of standard JSON: NaN and infinity become null."""
     return json.dumps(without_nonfinite(value), indent=indent, allow_nan=False) + "\n"
 
 
@@ -51,7 +51,7 @@ def read_object(file: pathlib.Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; ValueError that names the file and the remedy if it is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # what is not UTF-8 is one, too
+    except ValueError as error:  # text that is not UTF-8 raises one, too
         raise ValueError(f"{file} is damaged ({error}); {remedy}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file} is damaged (it holds no JSON object); {remedy}")

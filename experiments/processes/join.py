@@ -13,13 +13,13 @@ from experiments.processes import allocator, programs
 from experiments.processes.messages import say
 from experiments.processes.waiting import waiting
 
-flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
+flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
-# JAX's default of 100 s is long to wait for the news that a process has died.
+# With JAX's default of 100 s, the death of a process is noticed late.
 HEARTBEAT_SECONDS = 30
 
-# Emulated devices meet in threads, and XLA ends the process if one is 40 s late, as it may
-# be on a busy machine.
+# Emulated devices are threads. XLA ends the process if one is 40 s late at a collective,
+# which happens on a busy machine.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 # XLA for CPUs orders a program for concurrency by default. In order of memory, a step of
 # GPT-2 needs 633 MB of temporaries instead of 826, and takes no longer.
@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
     coordinator: str  # host:port of process 0
     num_processes: int
-    process_id: int  # of this one
+    process_id: int  # this process
 
 
 def define_flags() -> None:
@@ -40,33 +40,35 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "devices",
         0,
-        "Emulate this many CPU devices where there is no accelerator.",
+        "CPU devices to emulate if there is no accelerator; 0: use one.",
         lower_bound=0,
         upper_bound=MOST_DEVICES,
     )
     flags.DEFINE_string(
         "coordinator",
         None,
-        "host:port of process 0. Needed only where JAX cannot find the processes itself: "
-        "SLURM, MPI, Kubernetes and TPU pods are recognised.",
+        "HOST:PORT of process 0. Not needed under SLURM, MPI, Kubernetes or on a TPU pod, "
+        "where JAX finds the processes itself.",
     )
-    flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes; with --coordinator.")
     flags.DEFINE_integer(
-        "join_seconds", 300, "Wait this long for the other processes.", lower_bound=1
+        "process_id", None, "Number of this process, from 0; with --coordinator."
+    )
+    flags.DEFINE_integer(
+        "join_seconds", 300, "Seconds to wait for the other processes.", lower_bound=1
     )
     flags.DEFINE_enum(
         "allocator",
         "mimalloc",
         ["mimalloc", "system"],
-        "Of JAX on a CPU. experiments/processes/allocator.py reads it before all others.",
+        "Memory allocator of JAX on a CPU; mimalloc keeps freed memory, which is faster.",
     )
 
 
 def start_jax() -> None:
     """Set devices and the compilation cache; join the other processes if there are any.
 
-    Raises ValueError for devices or processes that there are not.
+    Raises ValueError for devices or processes that do not exist.
     """
     devices = flags.FLAGS.devices
     if devices:
@@ -76,8 +78,8 @@ def start_jax() -> None:
         given = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{PATIENCE} {FRUGAL} {given}"
     if devices <= 1:
-        # One CPU device gains nothing from two steps at once, but would hold the buffers of
-        # both. Other devices ignore this.
+        # On one CPU device, two steps in flight are no faster but hold twice the buffers.
+        # Other devices ignore this option.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     programs.use_cache()
     if group := find_group():
@@ -90,9 +92,9 @@ def start_jax() -> None:
 
 
 def find_group() -> Group | None:
-    """Return the processes that the flags or a cluster tell; None: this is the only one.
+    """Return the group that the flags or a cluster name; None for a single process.
 
-    Raises ValueError for flags that tell no group.
+    Raises ValueError for flags that do not name a group.
     """
     given = flags.FLAGS
     told = given.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
@@ -127,8 +129,8 @@ def find_group() -> Group | None:
 def join(group: Group) -> None:
     """Meet the other processes; ValueError if that cannot be."""
     host, _, port = group.coordinator.rpartition(":")
-    host = host.strip("[]")  # of an IPv6 address
-    if flags.FLAGS.coordinator:  # a cluster may make its names known later
+    host = host.strip("[]")  # an IPv6 address has brackets
+    if flags.FLAGS.coordinator:  # on a cluster, a name may become known later
         check_name(host)
     if group.process_id == 0:
         check_port(int(port))
@@ -142,14 +144,14 @@ def join(group: Group) -> None:
     ):
         jax.distributed.initialize(
             *group,
-            # JAX itself would abort, so it is to wait longer than we do.
+            # JAX would abort with a stack trace, so it waits longer than we do.
             initialization_timeout=seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
 
 
 def is_here(group: Group) -> bool:
-    """Tell whether all processes are on this machine: they meet over loopback."""
+    """Tell whether all processes are on this machine, that is, meet over loopback."""
     host = group.coordinator.rpartition(":")[0]
     return group.num_processes > 1 and host in ("127.0.0.1", "localhost", "[::1]")
 
@@ -179,13 +181,13 @@ def check_port(port: int) -> None:
 
 
 def reach_directly(host: str) -> None:
-    """Keep gRPC, by which processes meet, from an HTTP proxy of the environment.
+    """Let gRPC reach the coordinator without the HTTP proxy of the environment.
 
-    The proxy would not know the host, and gRPC would try again in silence.
+    The proxy does not know the host, and gRPC would try again without a message.
     """
     listed = os.environ.get("no_grpc_proxy", os.environ.get("no_proxy", ""))
     os.environ["no_grpc_proxy"] = ",".join(filter(None, (listed, host)))
-    jax.config.update("jax_check_proxy_envs", False)  # its warning, now groundless
+    jax.config.update("jax_check_proxy_envs", False)  # no warning: the proxy is not used
 
 
 def find_devices() -> None:
@@ -203,5 +205,5 @@ def find_devices() -> None:
 
 
 def use_eight_devices() -> None:
-    """Emulate eight devices where there is no accelerator; before JAX is first used."""
+    """Emulate eight devices if there is no accelerator. Call before JAX is first used."""
     jax.config.update("jax_num_cpu_devices", 8)

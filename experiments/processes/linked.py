@@ -1,4 +1,4 @@
-"""Start link_worker in every namespace of a network, and give them their turns."""
+"""Start link_worker in every namespace of a network, and take steps together."""
 
 import contextlib
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from experiments.processes import namespaces
 from experiments.processes.children import GRACE_SECONDS, end, settle
 
-PORT = 7777  # of process 0, in a namespace of its own
+PORT = 7777  # process 0 listens here, in its own namespace
 
 
 class Workers:
-    """Processes that take turns together. A turn raises RuntimeError if one has died."""
+    """Processes that take steps together; RuntimeError if one has died."""
 
     def __init__(self, processes: list[subprocess.Popen]):
         self.processes = processes
@@ -25,7 +25,7 @@ class Workers:
 
     def answer(self, process: subprocess.Popen) -> dict[str, Any]:
         for line in process.stdout:
-            if line.startswith("{"):  # Gloo writes to standard output, too
+            if line.startswith("{"):  # Gloo also writes to standard output
                 return json.loads(line)
         raise RuntimeError("a worker has ended; its own message stands above")
 
@@ -38,7 +38,7 @@ class Workers:
 
 @contextlib.contextmanager
 def workers(num_hosts: int, config_flags: list[str]) -> Iterator[tuple[Workers, float]]:
-    """Yield the workers and the bytes that the ledger has for a device and step."""
+    """Yield the workers, and the ledger's bytes for each device and step."""
     processes = []
     try:
         for index in range(num_hosts):

@@ -1,4 +1,4 @@
-"""What commands say to their users, and how errors of use end them."""
+"""Messages of commands to their users, and errors of use."""
 
 import contextlib
 import sys
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """End the process on these errors (ValueError, OSError): their messages are for users.
+    """End the process with the message of these errors (default: ValueError, OSError).
 
-    Only what checks the user's input belongs inside: elsewhere a traceback is worth more.
+    Only code that checks the user's input belongs inside; elsewhere a traceback helps more.
     """
     kinds = kinds or (ValueError, OSError)
     try:
@@ -20,7 +20,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    import jax  # here, because a command that starts others needs no JAX itself
+    import jax  # here, because a command that only starts others needs no JAX
 
     return jax.process_index() == 0
 
@@ -34,7 +34,7 @@ def say(line: str) -> None:
 def human(number: float) -> str:
     """Format with three digits and a unit: 12.3 k, 4.56 M."""
     for unit in ("", " k", " M", " G", " T"):
-        if abs(number) < 1000 or number != number:  # NaN is not less than anything
+        if abs(number) < 1000 or number != number:  # NaN compares false
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} P"

@@ -1,14 +1,15 @@
 """Processes joined by links of a chosen rate: network namespaces on one machine.
 
-Linux, as root. Each process has a namespace of its own with one interface, a veth pair
-whose other end is on a bridge in a namespace between them; no packet leaves them. `tc tbf`
-sets the rate at which an interface sends, and its counter tells the bytes that it sent.
+This needs Linux and root. Each process has its own namespace with one interface. The
+interface is one end of a veth pair; the other end is on a bridge in a further namespace. No
+packet leaves these namespaces. `tc tbf` sets the rate at which an interface sends, and the
+interface counts the bytes that it sent.
 
-JAX's CPU collectives (Gloo) bind to the address that the host's name resolves to, so each
-namespace has an /etc/hosts of its own.
+JAX's CPU collectives (Gloo) bind to the address of the host's name, so each namespace has
+its own /etc/hosts.
 
-Names hold the id of the process that made them, so that several runs can share a machine,
-and a run removes what a dead one left behind but nothing of a living one.
+The names of namespaces hold the id of the process that made them. So several runs can share
+a machine, and a run removes only its own namespaces and those of dead processes.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 PREFIX = "lockstep"
 INTERFACE = "link0"
-OVERHEAD = 1514 / 1448  # a packet's bytes on an interface over TCP's payload in it
+OVERHEAD = 1514 / 1448  # bytes of a packet / bytes of its TCP payload
 
 
 def ip(*arguments: str, check: bool = True) -> None:
@@ -80,7 +81,7 @@ def add_host(index: int) -> None:
 
 
 def remove() -> None:
-    """Remove what this process has made, and what a killed one has left."""
+    """Remove the namespaces of this process, and those that dead processes left."""
     for folder in pathlib.Path("/etc/netns").glob(f"{PREFIX}-*"):
         if is_ours(folder.name):
             (folder / "hosts").unlink(missing_ok=True)
@@ -111,8 +112,8 @@ def set_rate(num_hosts: int, megabits: float | None) -> None:
         if megabits is None:
             subprocess.run([*tc, "delete", *device], capture_output=True)
             continue
-        # What may go at once: two milliseconds of traffic, but no more than three packets
-        # on slow links, where a small message would otherwise be free.
+        # The burst is two milliseconds of traffic. On slow links it is only three packets,
+        # because a small message within the burst would take no time.
         burst = max(int(megabits * 1e6 / 8 * 0.002), 5000)
         shape = ["tbf", "rate", f"{megabits}mbit", "burst", f"{burst}", "latency", "1s"]
         subprocess.run([*tc, "replace", *device, *shape], check=True)

@@ -1,4 +1,4 @@
-"""Compiled programs: kept from run to run, for all processes of a machine."""
+"""The cache of compiled programs, shared by all processes of a machine."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ PATIENCE_MS = 60_000
 
 
 def use_cache() -> None:
-    """Keep programs in the user's cache, if there is one that can be written."""
+    """Keep compiled programs in the user's cache folder, if it can be written."""
     if jax.config.jax_compilation_cache_dir is not None:
         return
     try:
@@ -27,16 +27,18 @@ def use_cache() -> None:
 
 
 def share_cache() -> None:
-    """Let all processes of this machine read the programs that process 0 has kept.
+    """Let all processes of this machine read the programs that process 0 has cached.
 
-    JAX lets process 0 alone write to the cache. A program's key holds a fingerprint of the
-    machine, and among CPUs each process has its own, so that the others never find what is
-    kept and compile everything at each start. Here all take the fingerprint of process 0.
-    (jax_share_binary_between_hosts would spare the first compilation too, but a process
-    that misses the cache just before another run fills it would wait for its program in
-    vain; and each process has its own cores to compile with.)
+    JAX lets only process 0 write to the cache. A program's key holds a fingerprint of the
+    devices. On CPUs the fingerprint differs between processes, so without this function the
+    others never find a cached program and compile everything at each start. Here all
+    processes use the fingerprint of process 0.
+
+    jax_share_binary_between_hosts would save the first compilation too. But a process that
+    misses the cache just before another run fills it would wait for a program that nobody
+    sends; and each process has its own cores to compile with.
     """
-    devices = jax.devices()  # in all: they tell each other of theirs
+    devices = jax.devices()  # every process must call this: they exchange their devices
     if global_state.process_id == 0:
         topology = xla_client.get_topology_for_devices(devices)
         global_state.client.key_value_set(KEY, str(topology.fingerprint()))

@@ -1,4 +1,4 @@
-"""Waits for other processes: they are told, and they end."""
+"""Waits for other processes: announced to the user, and limited in time."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ SILENT_SECONDS = 5.0
 
 @contextlib.contextmanager
 def waiting(whom: str, seconds: float, remedy: str) -> Iterator[None]:
-    """Say after 5 s for whom this process waits; end it, with exit code 2, at the limit.
+    """Say after 5 s for whom this process waits; end it with exit code 2 at the limit.
 
-    A thread does it, because JAX waits in C++, which would abort the process with a stack
-    trace, and where a signal's handler would not be called.
+    A thread does this, because JAX waits in C++: there no signal handler is called, and at
+    its own limit JAX aborts with a stack trace.
     """
     over = threading.Event()
 

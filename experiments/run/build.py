@@ -1,4 +1,4 @@
-"""From a config to the four values: where lm and parallel meet."""
+"""Join lm and parallel: from a config to a Task, a Program, a mesh and the checks."""
 
 import dataclasses
 import pathlib
@@ -69,11 +69,11 @@ def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
 
 
 def check_memory(config: Experiment, task: Task) -> None:
-    """Check that what must exist at once can; ValueError.
+    """Raise ValueError if a lower bound of the memory is more than the devices have.
 
-    The parameters and the optimizer's state exist once at least, spread over devices as
-    they may be, and so do the rows of a microbatch and what its layers hand on. What is
-    kept for the backward pass comes on top.
+    The bound counts the parameters, the optimizer's state, the rows of a microbatch and the
+    output of one layer, each once over all devices. A run needs more: copies of parameters,
+    gradients, and activations for the backward pass.
     """
     rows = config.data.batch_size // config.parallel.accumulation
     positions = rows * config.data.seq_len
@@ -97,12 +97,12 @@ def check_memory(config: Experiment, task: Task) -> None:
 
 
 def whole_bytes(tree: Any) -> int:
-    """Sum the bytes of a tree of shapes, held once."""
+    """Return the bytes of one copy of a tree of shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
-    """Check the vocabulary that the text gave, which may be smaller than asked for."""
+    """Check the learned vocabulary, which may be smaller than the config asks for."""
     if vocab_size == config.data.vocab_size:
         return
     try:
@@ -115,7 +115,7 @@ def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
 
 
 def check_trace(config: Experiment) -> None:
-    """Check that there is one sum of gradients, and layers whose outputs leave the loss."""
+    """Raise ValueError if the strategy or the family cannot trace norms by layer."""
     model = type(config.model)
     if not config.parallel.row.traces:
         able = [name for name, row in STRATEGIES.items() if row.traces]
@@ -133,7 +133,7 @@ def check_trace(config: Experiment) -> None:
 
 
 def check_texts(config: Experiment) -> None:
-    """Check that the family takes what the data has, documents or pairs."""
+    """Raise ValueError if the family cannot read the data: documents, or pairs."""
     has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
     reads = config.model.reads
     if reads != has:
@@ -146,7 +146,7 @@ def check_texts(config: Experiment) -> None:
 
 
 def check_optimizer(config: Experiment) -> None:
-    """Check that expected counts go to a closed form, and gradients to a descent."""
+    """Raise ValueError if the optimizer does not fit the model's way of training."""
     trained_by, name = config.model.trained_by, config.optim.name
     if trained_by != "counts" and (trained_by == "expectation") != (name in MAXIMIZERS):
         raise ValueError(
@@ -157,7 +157,7 @@ def check_optimizer(config: Experiment) -> None:
 
 
 def setting(config: Experiment, vocab_size: int) -> Setting:
-    """Say what the model is made for; `vocab_size` may be less than the config asks for."""
+    """Return the Setting of the model; the learned vocabulary may be below the config's."""
     return Setting(
         vocab_size=vocab_size,
         seq_len=config.data.seq_len,
@@ -176,7 +176,7 @@ def build_task(config: Experiment, vocab_size: int) -> Task:
 def model_flops(config: Experiment, vocab_size: int) -> float:
     """Count the model's own FLOPs of one target token, in training."""
     model = config.model
-    if hasattr(model, "attention"):  # kernels of platforms skip or hide products
+    if hasattr(model, "attention"):  # other attention kernels skip products, or hide them
         model = dataclasses.replace(model, attention="xla")
     plain = dataclasses.replace(config, model=model, precision=PrecisionConfig())
     return flops_per_token(build_task(plain, vocab_size), config.data.seq_len)
@@ -205,9 +205,9 @@ def build(
 
 
 def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
-    """Compile the program's step ahead of time; neither a state nor data need exist.
+    """Compile the program's step ahead of time, without a state or data.
 
-    Between processes pmap cannot do that: its step is returned as it is.
+    pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
@@ -219,7 +219,7 @@ def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
 
 
 def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
-    """Return a batch, or one of equal parts of it, in which nothing is written yet."""
+    """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}

@@ -1,14 +1,13 @@
-"""Checkpoints by Orbax: asynchronous, the last few and the best, restored anywhere.
+"""Checkpoints by Orbax: saved asynchronously; the last few and the best are kept.
 
-The best is the one with the lowest validation loss among those whose loss is of as many
-rows as that of the newest one. All evaluations of a run have the same rows for this: the
-last one, of all rows, counts its first `eval_batches` batches alone. A loss that is not
-finite never counts.
+The best checkpoint has the lowest validation loss. Only losses over the same number of rows
+are compared, so the last evaluation, which has all rows, is scored by its first
+`eval_batches` batches. A loss that is not finite never counts.
 
-A state is restored with the *target* program's shardings, so a run goes on under another
-strategy or number of devices. Each checkpoint carries a digest of the state's bits, an
-integer sum that no sharding changes; a checkpoint that does not load, or loads other bits,
-is damaged, and the newest whole one is used.
+A state is restored with the *target* program's shardings, so a run can continue under
+another strategy or number of devices. Each checkpoint carries a digest of the state's bits,
+an integer sum that no sharding changes. A checkpoint that does not load, or loads other
+bits, is damaged, and the newest whole one is used.
 """
 
 import contextlib
@@ -31,10 +30,10 @@ UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Score(NamedTuple):
-    """What checkpoints are compared by."""
+    """A validation loss by which checkpoints are compared."""
 
     val_loss: float
-    rows: int  # that the loss is of
+    rows: int  # over which the loss was taken
 
 
 def best_step(checkpoints: Sequence[Any]) -> int | None:
@@ -62,8 +61,8 @@ class KeepBest:
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager.
 
-    With `write`, what a killed run left half-written is removed first; a reader must not,
-    for it may be a save in progress.
+    With `write`, files that a killed run left half-written are removed first. A reader must
+    not remove them, because another process may be saving.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, write: bool):
@@ -101,7 +100,7 @@ class Checkpoints:
     def save(
         self, step: int, program: Program, state: TrainState, score: Score | None
     ) -> None:
-        """Start to save; the arrays are copied to the host before this returns."""
+        """Start to save. The arrays are copied to the host before this returns."""
         self.wait()
         metrics = score and score._asdict()
         parts = split_state(program.portable(state))
@@ -113,13 +112,13 @@ class Checkpoints:
                 metrics=metrics,
                 custom_metadata={name: int(d) for name, d in digests(parts).items()},
             )
-        except Exception as error:  # a full disk has many faces in Orbax
+        except Exception as error:  # Orbax raises many kinds for a full disk
             self.say_failed(step, error)
         else:
             self.pending = (step, response)
 
     def wait(self) -> None:
-        """Wait for the save in progress; a failed one is told and the run goes on."""
+        """Wait for the save in progress; warn if it failed, and let the run go on."""
         if self.pending is None:
             return
         step, response = self.pending
@@ -134,7 +133,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self.checkpointer.wait()
         if is_main_process():
-            # What it left must not fill the disk further.
+            # The remains of the failed save must not fill the disk further.
             for partial in self.folder.glob(f"{step}.*"):
                 shutil.rmtree(partial, ignore_errors=True)
         self.checkpointer.reload()
@@ -170,7 +169,7 @@ class Checkpoints:
         return None
 
     def load_state(self, step: int, program: Program) -> TrainState:
-        """Load a state as the program saves it, without what only another one knows."""
+        """Load a state; parts that only another strategy needs are left out."""
         like = program.abstract_portable
         if not self.holds(step, like.comm):
             like = like._replace(comm=())
@@ -180,7 +179,7 @@ class Checkpoints:
         """Tell whether the `comm` of a checkpoint has this structure and these shapes."""
         try:
             found = self.checkpointer.checkpointables_metadata(step).metadata.get("comm")
-        except Exception:  # damaged: loading will say it
+        except Exception:  # damaged: loading will report it
             return True
         return shapes(found) == shapes(comm)
 
@@ -251,7 +250,7 @@ def digest(tree: Any) -> jax.Array:
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
-        # An odd factor for each leaf, so that two leaves do not change places unseen.
+        # An odd factor for each leaf changes the sum if two leaves change places.
         total = total * jnp.uint32(3) + jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(
             2 * index + 1
         )

@@ -1,4 +1,4 @@
-"""What a run would take, from the compiled program, without allocating its state."""
+"""Print the memory and the bytes on the wire of a run, from its compiled program."""
 
 from jax.sharding import Mesh
 

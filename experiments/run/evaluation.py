@@ -30,8 +30,8 @@ from parallel.mesh import (
 )
 
 BatchSums = tuple[dict[str, np.ndarray], int]  # (sums, bytes of text of the targets)
-LOGITS = 1 << 24  # that exist at once on a device, about
-USUAL_CHARACTERS = 2_000_000  # of training text, that tell a token's usual class
+LOGITS = 1 << 24  # about so many exist at once on a device
+USUAL_CHARACTERS = 2_000_000  # training text from which a token's usual class is counted
 
 
 class Evaluator:
@@ -60,7 +60,7 @@ class Evaluator:
     def __call__(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
     ) -> dict[str, float]:
-        """Evaluate on `num_batches` batches (0: all rows) of its rows, or of other rows."""
+        """Evaluate on `num_batches` batches (0: all) of `rows`, or of its own rows."""
         return likelihood(self.batches(params, num_batches, rows))
 
     def batches(
@@ -120,7 +120,7 @@ def score(
 
     def predictions(params: Params, batch: Batch) -> Sums:
         logits_BTV = task.logits(params, batch)
-        last = slice(-logits_BTV.shape[1], None)  # an encoder-decoder's are its targets'
+        last = slice(-logits_BTV.shape[1], None)  # encoder-decoders: of targets only
         classes = batch.get("classes")
         return prediction_sums(
             logits_BTV,
@@ -139,7 +139,7 @@ def score(
 def held_out_rows(
     config: DataConfig, data: Data, split: str
 ) -> tuple[Rows, np.ndarray | None]:
-    """Return a split's rows and, of the embedded corpus, the usual class of each token.
+    """Return a split's rows and, for the embedded corpus, each token's usual class.
 
     ValueError if the run has no such rows.
     """
@@ -158,9 +158,9 @@ def held_out_rows(
 def file_rows(
     config: DataConfig, tokenizer: Tokenizer, fingerprint: str, pattern: str
 ) -> tuple[Rows, np.ndarray | None]:
-    """Return the rows of files and, of Python files, the usual class of each token.
+    """Return the rows of files and, for Python files, each token's usual class.
 
-    `fingerprint` is that of the run's data. ValueError if the files cannot be read.
+    `fingerprint` identifies the run's data. ValueError if the files cannot be read.
     """
     if config.source in PAIR_SOURCES:
         raise ValueError(

@@ -1,15 +1,15 @@
-"""What a config's step sends, line by line, beside what its strategy should send."""
+"""The table of what a step sends, beside what its strategy should send."""
 
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.processes.messages import human
+from experiments.processes.messages import human, size
 from experiments.run.build import empty_rows
 from experiments.run.trial import build_trial
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
 
-SMALL = 0.01  # of the bytes
+SMALL = 0.01  # a smaller share of the bytes is never unexpected
 HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
 
 
@@ -21,7 +21,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         " ".join(entry.dtypes),
         f"{entry.count:.3g}",
         human(entry.elements),
-        human(entry.sent_bytes) + "B",
+        size(entry.sent_bytes),
         overlap,
         entry.source or "the compiler",
     )
@@ -50,7 +50,7 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         for row in rows
     ]
     total = sum(entry.sent_bytes for entry in entries)
-    lines += ["", f"a device sends in a step   {human(total)}B"]
+    lines += ["", f"a device sends in a step   {size(total)}"]
     params, stages = trial.program.abstract_portable.params, trial.task.stages
     cut = stages and cut_of(stages, params, empty_rows(config))
     expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
@@ -58,12 +58,12 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         lines.append("closed form                none for this strategy")
     elif expected:
         lines.append(
-            f"closed form                {human(expected)}B; the program sends "
+            f"closed form                {size(expected)}; the program differs by "
             f"{total / expected - 1:+.2%}"
         )
     for entry in unexpected(config, entries):
         lines.append(
             f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
-            f"{human(entry.sent_bytes)}B, from {entry.source or 'the compiler'}"
+            f"{size(entry.sent_bytes)}, from {entry.source or 'the compiler'}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A run that goes on to another last step than it was made for."""
+"""Train a run on to a later last step than its config had."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from lm.optim import schedule
 
 
 def new_end(workdir: pathlib.Path, config: Experiment, data: Data) -> str:
-    """Say what the run in `workdir` does differently from here on; "" if nothing.
+    """Say how the new last step changes the run in `workdir`; "" if it does not.
 
     Raises ValueError if it is another run, or cannot end at `config.steps`.
     """
@@ -36,7 +36,7 @@ def new_end(workdir: pathlib.Path, config: Experiment, data: Data) -> str:
 
 
 def rate_change(workdir: pathlib.Path, config: Experiment, before: int, done: int) -> str:
-    """Say how the learning rate of the next step differs from what it would have been."""
+    """Say how the new last step changes the learning rate of the next step."""
     records = read_metrics(workdir / "metrics.jsonl", done)
     # A skipped update does not move the schedule.
     updates = done - sum(r["skipped"] for r in records if r["split"] == "train")

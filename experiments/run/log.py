@@ -1,7 +1,7 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, the progress bar, and where time went.
+"""Logs of a run: metrics.jsonl, TensorBoard, the progress bar, and seconds by part.
 
-The loop hands over each step's metrics as device arrays; they are read one step later, so
-that the host never waits for the step that it has just launched.
+The loop hands over each step's metrics as device arrays. The log reads them one step later,
+so that the host never waits for the step that it has just launched.
 """
 
 import collections
@@ -26,14 +26,14 @@ from experiments.run.noise_scale import NoiseScale
 from lm.metrics import perplexity
 from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 
-SPIKE_WINDOW = 100  # steps whose losses tell what is usual
+SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
 
 OF_GRADIENTS = ("grad_norm", "learning_rate", "loss_scale")
 
 
 class Clock:
-    """Seconds by part of the run, and those that this process's cores worked in it."""
+    """Counts wall-clock seconds, and CPU seconds of this process, by part of the run."""
 
     def __init__(self):
         self.seconds: dict[str, float] = collections.defaultdict(float)
@@ -58,7 +58,7 @@ class Spikes:
             self.add(loss)
 
     def add(self, loss: float) -> bool:
-        """Return whether this loss is a spike (a non-finite one is not: it is worse)."""
+        """Return whether this loss is a spike; one that is not finite counts as skipped."""
         if not math.isfinite(loss):
             return False
         spike = False
@@ -79,7 +79,7 @@ class Skipped(NamedTuple):
     step: int
     loss: float
     grad_norm: float
-    in_a_row: int  # with those skipped just before it
+    in_a_row: int  # skipped steps up to and including this one
 
     @property
     def reason(self) -> str:
@@ -89,10 +89,10 @@ class Skipped(NamedTuple):
 
 
 class Log:
-    """Writes the records of one run; goes on where a killed run's records end.
+    """Writes the records of one run, after those of an interrupted run.
 
-    Only the process with `write` set writes; every process reads the metrics, so that all
-    take the same decisions.
+    Only the process with `write` set writes. Every process reads the metrics, so that all
+    make the same decisions.
     """
 
     def __init__(
@@ -136,8 +136,9 @@ class Log:
     ) -> Skipped | None:
         """Take a launched step's metrics; finish the step before it.
 
-        `began` is when the host turned to this step, `waited` the seconds it waited for
-        its batch. Returns the finished step if its update was skipped.
+        `began` is the time at which the host began this step, `waited` the seconds for
+        which it waited for the batch. Returns the finished step if its update was
+        skipped.
         """
         skipped = self.flush()
         self.pending = (step, metrics, began, waited)
@@ -181,7 +182,7 @@ class Log:
             }
         )
         self.bar.update(1)
-        # Counting has none.
+        # A model of counts has no loss.
         told = f"loss {loss:.3f}, " if math.isfinite(loss) else ""
         self.bar.set_postfix_str(
             f"{told}{human(m['tokens'] / seconds)} tokens/s", refresh=False
@@ -217,7 +218,7 @@ class Log:
 class Board:
     """TensorBoard event files, without TensorFlow.
 
-    Written at once, not by a thread of tensorboardX's: that one hangs on a full disk.
+    Records are written at once, because tensorboardX's own thread hangs on a full disk.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
@@ -245,7 +246,7 @@ class Board:
 
 
 def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
-    """Return what a step traced by layer: gradient norms, RMS of outputs over tokens."""
+    """Return the values by layer that a step traced: gradient norms, RMS of outputs."""
     found = {n: x for n, x in metrics.items() if n.startswith(GRADIENT_NORM)}
     for name, total in metrics.items():
         if name.startswith(ACTIVATION_SQUARE):
@@ -266,7 +267,7 @@ def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
 def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """Read the records of a metrics.jsonl up to a step; none if there is no file.
 
-    A kill may have cut the last line: it is left out. ValueError for any other damage.
+    A last line that a kill has cut is left out. ValueError for any other damage.
     """
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
     records = []

@@ -19,11 +19,12 @@ from lm.task import num_parameters
 from parallel.mesh import process_rows
 from parallel.program import TrainState
 
-MAX_EPOCHS = 4  # Muennighoff et al. 2023: until then, seen text is about as good as new
+# Up to here, repeated text is about as good as new text (Muennighoff et al. 2023).
+MAX_EPOCHS = 4
 
 
 def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
-    """Run, or go on with, the experiment in its workdir; return the state at the end.
+    """Run, or continue, the experiment in its workdir; return the last state.
 
     The steps in `profiled` are traced into the workdir.
 
@@ -37,7 +38,7 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints,
         ThreadPoolExecutor(1) as pool,
     ):
-        # Beside the restoring or the making of the state.
+        # Compilation overlaps with making or restoring the state.
         compiled = pool.submit(compile_step, config, program)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
@@ -68,11 +69,12 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
                 f"{checkpoints.steps}; make room, and the same command goes on from there"
             ) from error
     if step < config.steps:
-        say(f"stopped at step {step}; the same command goes on from there")
+        how = " without --stop_at" if step == stop_at else ""
+        say(f"stopped at step {step}; the same command{how} goes on from there")
         return state
     with clock("eval"):
         params = program.params(state)
-        if final is None:  # killed after the last save: only the end is missing
+        if final is None:  # killed after the last save: only the last evaluation is missing
             final = evaluate(params)
         shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
     try:
@@ -147,7 +149,7 @@ def loop(
 def evaluated(
     run: Run, state: TrainState, evaluate: Evaluator, whole: bool
 ) -> tuple[dict[str, float], Score]:
-    """Evaluate on `eval_batches` batches, or on the `whole`; return that and the score.
+    """Evaluate on `eval_batches` batches, or on the `whole`; return losses and score.
 
     The score is of the first `eval_batches` batches each time, so that the checkpoints of
     a run can be compared.
@@ -159,7 +161,7 @@ def evaluated(
 
 
 def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
-    """Name the step, the reason and the rows of a skipped update; stop if so wished."""
+    """Report a skipped update: step, reason, rows; end the run if the config says so."""
     if skipped is None:
         return
     config, step = run.config, skipped.step
@@ -182,7 +184,7 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
 
 
 def epochs(run: Run, steps: int) -> float:
-    """Return how often so many steps see the whole text."""
+    """Return how many epochs `steps` steps are: how often they see the whole text."""
     return steps * run.config.data.batch_size / len(run.data.train.tokens)
 
 
@@ -207,9 +209,9 @@ def warn_of_repetition(run: Run) -> None:
     seen, batch_size = epochs(run, run.config.steps), run.config.data.batch_size
     if seen > MAX_EPOCHS:
         say(
-            f"warning: this run sees its text {seen:.3g} times; what is seen more than "
-            f"{MAX_EPOCHS} times teaches less and less (Muennighoff et al. 2023): take "
-            "more text, or fewer steps"
+            f"warning: this run sees its text {seen:.3g} times. Beyond {MAX_EPOCHS} times, "
+            "repeated text teaches less and less (Muennighoff et al. 2023); use more text, "
+            "or fewer steps"
         )
     if batch_size > (num_rows := len(run.data.train.tokens)):
         say(
@@ -224,10 +226,11 @@ def is_due(step: int, every: int) -> bool:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM or SIGINT asked this run to end.
+    """Yield a function that returns whether SIGTERM or SIGINT asked this run to end.
 
-    A single process saves and ends after its step. Of several, one cannot end alone, so
-    there the signal keeps its usual effect and the last checkpoint serves.
+    A single process saves and ends after its step. One of several processes cannot end
+    alone, so there the signal keeps its usual effect, and the run continues from its last
+    checkpoint.
     """
     received: list[int] = []
     if jax.process_count() > 1:

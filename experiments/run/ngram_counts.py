@@ -1,4 +1,4 @@
-"""What an n-gram model counts and how its counts become parameters: lm meets parallel."""
+"""Join lm and parallel for n-gram models: what to count, and the model of the counts."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from parallel.strategies import STRATEGIES
 
 
 def check_counting(config: Experiment) -> None:
-    """Check that the strategy can count, and has nothing else to do; ValueError."""
+    """Raise ValueError if the strategy cannot count, or is asked for more than that."""
     if not config.parallel.row.counts:
         able = [name for name, row in STRATEGIES.items() if row.counts]
         raise ValueError(
@@ -30,7 +30,7 @@ def check_counting(config: Experiment) -> None:
 
 
 def config_counting(config: Experiment, vocab_size: int, num_rows: int = 0) -> Counting:
-    """Say what a run counts; `num_rows` is that of an epoch, 0: none is seen twice."""
+    """Say what a run counts. An epoch has `num_rows` rows; 0: no row comes twice."""
     return ngram_counting(
         config.model,
         vocab_size,
@@ -51,8 +51,8 @@ def ngram_counting(
 ) -> Counting:
     """Say how the n-grams of `num_steps` batches are counted, with room for all of them.
 
-    Of batches that go round the corpus, rows after the first `num_rows` (0: none) were
-    there before and are not counted again.
+    Where batches go round the corpus, only the first `num_rows` rows are counted (0: all),
+    because later rows repeat them.
     """
     return Counting(
         tuples=counted(config, vocab_size, batch_size, num_rows or num_steps * batch_size),

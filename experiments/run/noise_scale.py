@@ -3,8 +3,8 @@
 Each step logs unbiased estimates of |G|^2 and of tr S, the variance of a token's gradient
 (parallel/program.py:noise). Both vary much from step to step, |G|^2 may even be negative,
 so the noise scale tr S / |G|^2 is the ratio of their means over the last steps (McCandlish
-et al. 2018, appendix A.1). In tokens: about the batch size from which on a larger batch
-saves few steps.
+et al. 2018, appendix A.1). It is a number of tokens: with batches larger than this, more
+tokens in a batch save few steps.
 """
 
 import collections
@@ -16,7 +16,7 @@ MIN_STEPS = 10
 
 
 class NoiseScale:
-    """Takes each step's estimates; returns the noise scale of the last WINDOW ones."""
+    """Averages the estimates of the last WINDOW steps into a noise scale."""
 
     def __init__(self, records: list[dict[str, Any]] = ()):
         self.recent: collections.deque = collections.deque(maxlen=WINDOW)
@@ -24,7 +24,7 @@ class NoiseScale:
             self.add(record.get("grad_variance"), record.get("grad_square"))
 
     def add(self, grad_variance: float | None, grad_square: float | None) -> float | None:
-        """Return tokens, or None where the steps so far do not tell."""
+        """Return tokens; None for too few steps, or if their mean |G|^2 is not positive."""
         if grad_variance is None or not math.isfinite(grad_variance + grad_square):
             return None
         self.recent.append((grad_variance, grad_square))

@@ -7,7 +7,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-LONGEST = 300  # characters of a foreign message that are shown
+LONGEST = 300  # characters to show of a message from the user's file
 
 
 def call_function(file: str, function: str) -> Any:
@@ -32,7 +32,7 @@ def load_module(file: str) -> ModuleType:
         raise ValueError(f"{file} is not a file; expected a Python file")
     module = ModuleType(f"file:{file}")
     module.__file__ = file
-    sys.modules[module.__name__] = module  # where dataclasses look for a class's module
+    sys.modules[module.__name__] = module  # dataclasses look up a class's module here
     try:
         exec(compile(pathlib.Path(file).read_bytes(), file, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
@@ -41,7 +41,7 @@ def load_module(file: str) -> ModuleType:
 
 
 def explain(error: BaseException, file: str) -> str:
-    """Say in a line where in a file an error arose, and which."""
+    """Return one line with the place in the file, the error's type and its message."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     if isinstance(error, SyntaxError) and error.filename == file:

@@ -18,11 +18,13 @@ from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, r
 from lm.task import Params, Task
 from parallel.mesh import data_mesh
 
-flags.disclaim_key_flags()  # it is shown as that of the command that asks for it
+flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 
 
 def define_checkpoint() -> flags.FlagHolder:
-    return flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+    return flags.DEFINE_string(
+        "checkpoint", "best", "Checkpoint to load: best, latest or a step."
+    )
 
 
 def load_run(
@@ -53,8 +55,8 @@ def load_run(
 def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
     """Return the prepared rows and the tokenizer that the run was trained with.
 
-    They come from the cache, whatever became of the text since, else they are made anew of
-    the same text. Raises ValueError where neither gives the run's own.
+    They come from the cache, even if the text has changed since. Without a cache they are
+    prepared again from the text; ValueError if that gives other data.
     """
     fingerprint = read_description(workdir)["fingerprint"]
     data = load_prepared(config.data, fingerprint)
@@ -71,7 +73,7 @@ def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
 
 
 def check_text(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> None:
-    """Check that the run's text, prepared now, gives the rows that it was trained on."""
+    """Raise ValueError if the text now gives other rows than the run was trained on."""
     folder = rows_folder(config.data, fingerprint)
     remedy = f"put the text back as it was, or a copy of {folder}"
     try:
@@ -89,7 +91,7 @@ def check_text(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> N
 def saved_params(
     config: Experiment, task: Task, vocab_size: int, mesh: Mesh
 ) -> tuple[Params, Callable[[Params], Params]]:
-    """Return the shapes of what a checkpoint holds, and how the parameters come of it."""
+    """Return the shapes in a checkpoint, and a function from its arrays to parameters."""
     if config.model.trained_by != "counts":
         return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
     counting = config_counting(config, vocab_size)

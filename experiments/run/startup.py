@@ -1,7 +1,7 @@
-"""What every command does first: flags, config, processes, devices, compilation cache.
+"""Start a command: flags, config, processes, devices, compilation cache.
 
-Bad input ends here, before anything is allocated, with exit code 2 and a line that says
-what was given, what was expected and what to change.
+Bad input ends the command here, before anything is allocated, with exit code 2 and a line
+that says what was given, what was expected and what to change.
 """
 
 import copy
@@ -20,7 +20,7 @@ from configs.base import FAMILIES, Experiment
 from experiments.processes.messages import user_errors
 from experiments.run.python_file import call_function
 
-flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
+flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -32,7 +32,10 @@ class ConfigParser(flags.ArgumentParser):
 
 def define_config() -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file(
-        "config", None, "A config file, such as configs/tiny.py.", lock_config=False
+        "config",
+        None,
+        "Config file, such as configs/tiny.py; set its fields with --config.NAME=VALUE.",
+        lock_config=False,
     )
     flags.FLAGS["config"].parser = ConfigParser()
     return holder
@@ -56,7 +59,9 @@ def read_config_file(file: str) -> Experiment:
 
 
 def define_workdir() -> flags.FlagHolder:
-    return flags.DEFINE_string("workdir", None, "The folder of the run.")
+    return flags.DEFINE_string(
+        "workdir", None, "Folder of the run or sweep, such as runs/tiny."
+    )
 
 
 def run(
@@ -64,15 +69,15 @@ def run(
 ) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2.
 
-    `argument` describes what `main` takes where it takes one, or `several`, besides the
-    flags.
+    `argument` describes the argument of `main` besides the flags, if it has one; with
+    `several`, it may be given more than once.
     """
 
     def guarded(argv: list[str]) -> None:
         quiet_readers()
         print_everything()
         if not flags.FLAGS["verbosity"].present:
-            # Orbax logs a failed save five times with tracebacks; we tell it in a line.
+            # Orbax logs a failed save five times with tracebacks; our warning is one line.
             logging.set_verbosity(logging.FATAL)
         with user_errors():
             expected = 2 if argument else 1
@@ -87,14 +92,14 @@ def run(
 
 
 def print_everything() -> None:
-    """Print letters that the terminal does not know as their numbers."""
+    """Print characters that the terminal cannot encode as escapes, not as errors."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_readers() -> None:
-    """Silence what the readers of a damaged checkpoint print; we tell it in a line.
+    """Silence the readers of a damaged checkpoint; our own error is one line.
 
     TensorStore's threads report to an event loop that Orbax has closed when the first read
     failed, and Orbax leaves its other reads unawaited.
@@ -143,13 +148,13 @@ def check_override_names(argv: list[str], config: Experiment) -> None:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
         if match and match[2] not in known:
             raise ValueError(
-                f"config has no field {match[2]!r}{fields.nearest(match[2], known)}"
-                + of_another_family(match[2], config)
+                f"config has no field {match[2]!r}"
+                + (of_another_family(match[2], config) or fields.nearest(match[2], known))
             )
 
 
 def of_another_family(name: str, config: Experiment) -> str:
-    """Say so if the field is one of the models that this config does not have."""
+    """Say that a field belongs to another family of models; "" if it does not."""
     names = [
         family
         for family, model in FAMILIES.items()

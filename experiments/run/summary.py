@@ -1,4 +1,4 @@
-"""The final block of a run, for people and, in summary.json, for machines."""
+"""The final block of a run: printed for people, and as summary.json for programs."""
 
 import math
 import pathlib
@@ -68,7 +68,7 @@ def summarize(
         "steps": config.steps,
         "tokens": log.tokens,
         "epochs": epochs,
-        # Nothing is known of it where the records of all steps were lost.
+        # Unknown (NaN) if the records of all steps were lost.
         "tokens_per_second": statistics.median(log.rates or [math.nan]),
         "skipped_steps": log.skipped,
         "loss_spikes": log.spikes.count,
@@ -100,7 +100,7 @@ def summarize(
 
 
 def step_costs(run: Run) -> dict[str, int | float]:
-    """Read them from the compiled step, where there is one."""
+    """Read the bytes of a step from its compiled program; {} if there is none."""
     program = run.program
     if not isinstance(program.step, jax.stages.Compiled):
         return {}
@@ -110,8 +110,8 @@ def step_costs(run: Run) -> dict[str, int | float]:
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Read the final block; None if the run is not complete.
 
-    JSON has no word for a figure that is not finite: it is read as NaN, so that all can
-    compare and print it. ValueError if the file is damaged.
+    JSON has no value for a figure that is not finite; null is read as NaN, so that callers
+    can compare and print it. ValueError if the file is damaged.
     """
     file = workdir / "summary.json"
     if not file.exists():

@@ -1,4 +1,4 @@
-"""The folder of one run: its config, and whose it is.
+"""The folder of one run, and the checks that it belongs to that run.
 
 config.json      the resolved config, the family of its model, the fingerprint of its data
 tokenizer.json   so that a run can be evaluated without the data cache
@@ -6,8 +6,8 @@ metrics.jsonl    one JSON object a line
 lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
-summary.json     the final block; it is there when the run is complete
-summary-N.json   that of a run which was complete at step N and was then trained on
+summary.json     the final block; the run is complete when it exists
+summary-N.json   the final block at step N, if a complete run was trained on
 """
 
 import contextlib
@@ -32,9 +32,9 @@ from lm.data.tokenizer import load_tokenizer
 
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
 
-# What a run that was killed at its very start may leave.
+# Files that a run killed at its very start may leave.
 FIRST_FILES = ("lock", "config.partial")
-# What a start makes, in the order in which a failed one removes it.
+# Files that a start makes; a failed start removes them in this order.
 OWN = (
     "metrics.jsonl",
     "tensorboard",
@@ -52,14 +52,14 @@ REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it ane
 def claimed(
     workdir: pathlib.Path, config: Experiment, data: Data, write: bool
 ) -> Iterator[None]:
-    """Hold the workdir for this run; ValueError, and nothing written, if it is not its own.
+    """Hold the workdir for this run. If it belongs to another: ValueError, nothing written.
 
-    `write` is false in all processes but one; that one holds the lock, so that no two runs
-    share a workdir. A new run that fails before its first step leaves nothing.
+    `write` is true in one process, which holds the lock, so that no two runs share a
+    workdir. A new run that fails before its first step leaves no file.
     """
     is_new = not (workdir / "config.json").exists()
     check_free(workdir) if is_new else check_own(workdir, config, data)
-    # Else a process that is late could find the files of one that is early.
+    # Wait, so that no process checks the folder after another has written into it.
     multihost_utils.sync_global_devices("workdir checked")
     if not write:
         yield
@@ -91,8 +91,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 def check_free(workdir: pathlib.Path) -> None:
     if workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
         raise ValueError(
-            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
-            "give another --workdir"
+            f"{workdir} is not empty and holds no config.json, so it is not a run's "
+            "folder; give another --workdir"
         )
 
 
@@ -117,10 +117,10 @@ def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
 
 
 def differences(there: Experiment, here: Experiment) -> list[str]:
-    """Say which fields that decide the numbers of a run differ.
+    """List the fields that decide the numbers of a run and differ.
 
-    Other steps move the end of the run (experiments/run/extension.py). A run may go on
-    under another strategy, whose exchange and meetings are then its own.
+    `steps` may differ: it moves the end of the run (experiments/run/extension.py). A run
+    may also go on under another strategy, with other fields for its exchange and meetings.
     """
     theirs, ours = fields.flatten(there), fields.flatten(here)
     free = {"steps"}
@@ -135,7 +135,7 @@ def differences(there: Experiment, here: Experiment) -> list[str]:
 
 
 def described(config: Experiment, data: Data) -> dict[str, Any]:
-    """Return what config.json holds; its paths mean the same from every folder."""
+    """Return the contents of config.json, with absolute paths."""
     paths = {name: absolute(getattr(config.data, name)) for name in PATHS}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
     return dataclasses.asdict(config) | {
@@ -217,7 +217,7 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
         )
     try:
         return load_tokenizer(file)
-    except Exception as error:  # of the library's own kind, which has no name
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{file} is damaged ({error}); {REMOVE_TOKENIZER}") from None
 
 
@@ -231,7 +231,9 @@ def read_description(workdir: pathlib.Path) -> dict[str, Any]:
     missing = [x for x, kind in kinds.items() if not isinstance(values.get(x), kind)]
     if missing or values["family"] not in FAMILIES:
         reason = f"no {', '.join(missing)}" if missing else f"family {values['family']!r}"
-        raise ValueError(f"{file} is not a run's of this version ({reason}); {PUT_BACK}")
+        raise ValueError(
+            f"{file} is not a run's config of this version ({reason}); {PUT_BACK}"
+        )
     return values
 
 
@@ -245,7 +247,7 @@ def read_config(workdir: pathlib.Path) -> Experiment:
         fields.check_types(config)
     except ValueError as error:
         raise ValueError(
-            f"{workdir / 'config.json'} is not a run's of this version ({error}); "
+            f"{workdir / 'config.json'} is not a run's config of this version ({error}); "
             f"{PUT_BACK}"
         ) from None
     return config

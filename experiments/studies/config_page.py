@@ -1,4 +1,4 @@
-"""Fill in docs/config.md: every field of a config, its values, and what it is.
+"""Fill in docs/config.md: every field of the configs, its values and its meaning.
 
 python -m experiments.studies.config_page
 """

@@ -2,10 +2,10 @@
 
 python -m experiments.studies.equality --config=configs/tiny.py --devices=8 --num_steps=8
 
-The strategies are the exact ones whose whole degree is parallel.data. A run's difference is
-the largest relative difference of a step's loss from that of one device under `jit` in the
-same precision. Adds lines to results/equality.jsonl, then fills in the table of
-docs/questions/is-it-exact.md from all lines there.
+Trains under the exact strategies that use all devices as parallel.data. A run's difference
+is the largest relative difference between the loss of a step and that of the same step on
+one device under `jit` in the same precision. Adds lines to results/equality.jsonl, then
+fills in the table of docs/questions/is-it-exact.md from all lines there.
 """
 
 import dataclasses
@@ -31,9 +31,15 @@ from parallel.strategies import EXACT, STRATEGIES
 
 join.define_flags()
 CONFIG = startup.define_config()
-RESULTS = flags.DEFINE_string("results", "results/equality.jsonl", "Where lines go.")
+RESULTS = flags.DEFINE_string(
+    "results",
+    "results/equality.jsonl",
+    "File of results, to which lines of JSON are added.",
+)
 PAGE = define_page("docs/questions/is-it-exact.md")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of each run.", lower_bound=1)
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", 10, "Number of steps of each run.", lower_bound=1
+)
 DATA_PARALLEL = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
 
 
@@ -56,7 +62,7 @@ def variant(config: Experiment, compute: str, strategy: str, degree: int) -> Exp
 
 
 def table(lines: list[Line]) -> str:
-    """Return the differences, a degree a column; of a run measured twice, the last."""
+    """Tabulate the differences, one column for each degree; the last measurement counts."""
     found = {(x["precision"], x["strategy"], x["degree"]): x["difference"] for x in lines}
     degrees = sorted({degree for _, _, degree in found})
     body = []

@@ -1,10 +1,11 @@
-"""Put the runs of a sweep over families of models into the tables of docs/families.md.
+"""Compare the runs of a sweep over families of models, in docs/families.md.
 
 python -m experiments.studies.families runs/families [--page=docs/families.md]
 
-Each run is evaluated on all its held-out rows (loss, accuracy, classes of tokens), and
-continues a prompt, eight rows at once, to tell how fast it generates. An encoder-decoder
-writes the targets of held-out sources instead, and BLEU and chrF judge them.
+Evaluates each run on all its held-out rows (loss, accuracy, classes of tokens), and
+measures how fast it continues a prompt, eight rows at once. An encoder-decoder writes the
+targets of held-out sources instead, scored by BLEU and chrF. Prints a line for each run,
+and fills in the tables of the page.
 """
 
 import json
@@ -29,8 +30,8 @@ from lm.vocabulary import END_ID
 
 join.define_flags()
 PAGE = define_page("docs/families.md")
-ROWS, NEW_TOKENS = 8, 64  # of the timed generation
-BEAM, PAIRS = Beam(4), 500  # of an encoder-decoder's held-out pairs, so many are written
+ROWS, NEW_TOKENS = 8, 64  # texts at once and new tokens of the timed generation
+BEAM, PAIRS = Beam(4), 500  # how an encoder-decoder writes, and how many pairs
 
 COLUMNS = (
     "",
@@ -49,7 +50,7 @@ COLUMNS = (
 
 
 def generation_rate(task: Task, params: Params, data: Data) -> float:
-    """Return tokens a second, those that were asked for, compilation apart."""
+    """Return generated tokens a second, without the time of compilation."""
     prompt = [END_ID, *data.tokenizer.encode("def ").ids]
 
     def once() -> float:
@@ -98,13 +99,13 @@ def cells(row: Row, found: dict[str, Any]) -> list[str]:
 
 
 def table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
-    """Return one table, the worst first."""
+    """Return a table of the runs, the worst first."""
     pairs = sorted(pairs, key=lambda pair: -pair[1]["bits_per_byte"])
     return markdown(COLUMNS, [cells(*pair) for pair in pairs]) + "\n"
 
 
 def written_table(pairs: list[tuple[Row, dict[str, Any]]]) -> str:
-    """Return BLEU and chrF of what encoder-decoders write, by task, baselines last."""
+    """Tabulate BLEU and chrF of encoder-decoders by task, baselines last."""
     lines: dict[str, dict[str, list[str]]] = {}
     for row, found in pairs:
         task = row.config["data.source"]

@@ -6,11 +6,11 @@ python -m experiments.launch --processes=2 --module=experiments.studies.generati
     --workdir=runs/tiny
 
 Adds lines to results/generation.jsonl, then fills in the tables of docs/generation.md from
-all lines there. Prompts are beginnings of held-out texts of unequal length, and each is
-continued by a number of tokens of its own; tokens a second count those tokens. `static`
-fills all slots, waits until the longest of their texts ends and fills them again. `--judge`
-is a run of a model with a lower validation loss; with it, texts written in parts are
-compared with texts in turn.
+all lines there. The prompts are beginnings of held-out texts with unequal lengths, and each
+has its own number of tokens to add; tokens a second count the added tokens. `static` fills
+all slots, waits until the longest text ends, and fills them again. --judge names a run of a
+model with a lower validation loss. The judge compares texts written in parts with texts
+written in turn.
 """
 
 import pathlib
@@ -46,29 +46,35 @@ from parallel.mesh import data_mesh
 
 join.define_flags()
 WORKDIR = startup.define_workdir()
-JUDGE = flags.DEFINE_string("judge", None, "The run of a stronger model.")
-RESULTS = flags.DEFINE_string("results", "results/generation.jsonl", "Where lines go.")
+JUDGE = flags.DEFINE_string(
+    "judge", None, "Folder of the run of a stronger model, which judges texts."
+)
+RESULTS = flags.DEFINE_string(
+    "results",
+    "results/generation.jsonl",
+    "File of results, to which lines of JSON are added.",
+)
 PAGE = define_page("docs/generation.md")
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Of turns; medians are kept.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of measurement; medians are kept.")
 
 NUM_PROMPTS, LONGEST_PROMPT, LONGEST_NEW = 128, 48, 64
-SLOTS = (1, 4, 16)  # of all devices together, where they can be divided
-TEXTS, PARTS, PART_TOKENS = 8, 6, 48  # written in parts
+SLOTS = (1, 4, 16)  # of all devices together; skipped if the devices do not divide it
+TEXTS, PARTS, PART_TOKENS = 8, 6, 48  # texts in parts, parts and tokens of each
 START = "import os\nimport sys"
 
 
 class Writer(NamedTuple):
     config: Experiment
     task: Task
-    params: Params  # on the host, but for `on`
+    params: Params  # on the host; `on` places them on devices
     data: Data
 
 
 def requests(data: Data) -> tuple[list[list[int]], list[int]]:
-    """Return prompts of unequal length, and how many tokens each is to be continued by."""
+    """Return prompts of unequal length, and the number of tokens to add to each."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, LONGEST_PROMPT + 1, NUM_PROMPTS)
-    # Most texts are short and some are long, as those of users are.
+    # As with users, most texts are short and some are long.
     new = np.clip(rng.geometric(4 / LONGEST_NEW, NUM_PROMPTS) + 3, 4, LONGEST_NEW)
     rows = rng.choice(data.validation.tokens, NUM_PROMPTS, replace=False)
     prompts = [
@@ -90,7 +96,7 @@ def rate(write: Callable[[], list[list[int]]]) -> float:
 
 
 def spread(writer: Writer, degree: int, slots: int) -> Line:
-    """Measure both ways in turns; RuntimeError if a token differs from the unsplit ones."""
+    """Measure both ways in turns; RuntimeError if a text is not that of one device."""
     prompts, limits = requests(writer.data)
     mesh, there = data_mesh(degree), on(data_mesh(degree), writer)
 
@@ -103,7 +109,7 @@ def spread(writer: Writer, degree: int, slots: int) -> Line:
     ways = partial(write, True), partial(write, False)
     whole = generate(writer.task, writer.params, prompts, LONGEST_NEW, Sampling(0.0), 0)
     expected = [text[:limit] for text, limit in zip(whole, limits, strict=True)]
-    for way in ways:  # compiles, too
+    for way in ways:  # the first call compiles
         if way() != expected:
             raise RuntimeError(f"{degree} devices, {slots} slots: the texts differ")
     rates = [tuple(map(rate, ways)) for _ in range(ROUNDS.value)]
@@ -124,7 +130,7 @@ def validation_loss(writer: Writer, mesh) -> float:
 
 
 def write_with(writer: Writer, seed: int) -> Callable[[list[str], int], list[str]]:
-    """Return what continues texts, all at once; the context sees the end of each."""
+    """Return a function that continues texts at once; long texts lose their beginning."""
     mesh, tokenizer = data_mesh(1), writer.data.tokenizer
     context, writer = writer.config.data.seq_len, on(mesh, writer)
 
@@ -140,7 +146,7 @@ def write_with(writer: Writer, seed: int) -> Callable[[list[str], int], list[str
 
 
 def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
-    """Write texts both ways in turns; return their times, sizes and the judge's loss."""
+    """Write texts both ways in turns; return times, sizes and the judge's loss."""
     ways = {"in turn": write_in_turn, "in parts": write_in_parts}
     texts: dict[str, list[str]] = {name: [] for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -1,7 +1,8 @@
-"""One process of several joined by measured links: it takes steps as it is told.
+"""One of several processes joined by measured links; another process starts it.
 
-Each line of input is a number of steps; the answer is a line of JSON with the seconds of
-each and what this host's interface sent meanwhile. 0 steps wait for a second.
+Each line of input is a number of steps to take. The answer is a line of JSON: the seconds
+of each step, and the bytes and packets that this host's interface sent. With 0 steps it
+waits for a second.
 """
 
 import json
@@ -23,8 +24,8 @@ from parallel.cost.ledger import ledger
 join.define_flags()
 CONFIG = startup.define_config()
 COUNTERS = pathlib.Path(f"/sys/class/net/{INTERFACE}/statistics")
-TCP = pathlib.Path("/proc/self/net/snmp")  # of the process's own namespace
-SETTLE_SECONDS = 0.2  # until the last packets and their acknowledgements are through
+TCP = pathlib.Path("/proc/self/net/snmp")  # counters of the process's own namespace
+SETTLE_SECONDS = 0.2  # for the last packets and acknowledgements to arrive
 
 
 def counted() -> dict[str, int]:

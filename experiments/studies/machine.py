@@ -1,4 +1,4 @@
-"""What this machine can do at best, for utilisation to be a share of it.
+"""Measure the limit of this machine, of which utilisation is a share.
 
 python -m experiments.studies.machine        # one line of JSON
 """

@@ -1,10 +1,10 @@
-"""Count the n-grams of a corpus on all devices; the loss of every order and smoothing.
+"""Count the n-grams of a corpus on all devices; compare orders and smoothings.
 
 python -m experiments.studies.ngrams --config=configs/ngram.py --devices=8 \
     [--config.parallel.strategy=shard_map --rows=2048 --page=docs/families.md]
 
-All training rows are counted once, as 5-grams, which contain the shorter n-grams. Prints a
-table; --page fills it into a page, and --results adds lines to a file.
+Counts all training rows once, as 5-grams, which contain the shorter n-grams. Prints a table
+of the validation losses; --page fills it into a page, and --results adds lines to a file.
 """
 
 import json
@@ -37,13 +37,17 @@ from parallel.program import Program, TrainState
 
 join.define_flags()
 CONFIG = startup.define_config()
-ROWS = flags.DEFINE_integer("rows", 2048, "Rows counted in a step.", lower_bound=1)
-RESULTS = flags.DEFINE_string("results", None, "Where lines go.")
+ROWS = flags.DEFINE_integer(
+    "rows", 2048, "Number of rows to count in a step.", lower_bound=1
+)
+RESULTS = flags.DEFINE_string(
+    "results", None, "File of results, to which lines of JSON are added."
+)
 PAGE = define_page("")
 
 
 def count(program: Program, rows: Rows, batch_size: int) -> tuple[TrainState, float]:
-    """Count all rows; return the state, and the seconds without compilation."""
+    """Count all rows; return the state, and the seconds without those of compilation."""
     index, num = process_rows(program.mesh)
     mine = slice(index * batch_size // num, (index + 1) * batch_size // num)
     state, step, began = program.init(jax.random.key(0)), None, 0.0
@@ -92,7 +96,7 @@ def compare(config: Experiment, data: Data, grams_Mn, counts_M, mesh: Mesh) -> l
 
 
 def table(lines: list[Line]) -> str:
-    """Make Markdown of the losses, an order a column."""
+    """Tabulate the losses, one column for each order."""
     body = [
         [smoothing, *(f"{x['loss']:.4f}" for x in lines if x["smoothing"] == smoothing)]
         for smoothing in SMOOTHINGS

@@ -1,16 +1,16 @@
-"""Measure a pipeline's bubble and memory, beside what its schedule promises.
+"""Measure the bubble and the memory of pipelines, and compare with the schedules.
 
 python -m experiments.studies.pipeline_bubble --devices=4 [--time]
 
-Adds JSON lines to --output, then fills in the pipelines' tables of docs/strategies.md from
-all lines there. The bubble is counted twice: with every tick waiting for its slowest stage,
-as the compiled program does, and without that wait, as in the papers. A forward pass costs
-1 and a backward pass 3, because it computes the forward pass again. Memory is the
-compiler's: the temporaries of one device, and how much they grow from the fewest
-microbatches on, counted in stashed inputs.
+Adds lines of JSON to --output, then fills in the pipelines' tables of docs/strategies.md
+from all lines there. The bubble is computed in two ways: as in the compiled program, where
+every tick waits for its slowest stage; and as in the papers, without that wait. A forward
+pass costs 1 and a backward pass 3, because it computes the forward pass again. Memory is
+what the compiler reports: the temporaries of one device, and their growth from the fewest
+microbatches on, in units of one stashed input.
 
-With --time, two processes of one device each take real steps (experiments.launch). For one
-schedule and microbatch size, t(m) = a + b m; so the bubble at m is a / (a + b m).
+--time also times real steps in two processes of one device each (experiments.launch). For
+one schedule and microbatch size, t(m) = a + b m, so the bubble at m is a / (a + b m).
 """
 
 import json
@@ -48,18 +48,28 @@ from parallel.pipeline.schedules import (
 from parallel.strategies import ParallelConfig
 
 join.define_flags()
-OUTPUT = flags.DEFINE_string("output", "results/pipeline.jsonl", "Where lines are added.")
+OUTPUT = flags.DEFINE_string(
+    "output", "results/pipeline.jsonl", "File of results, to which lines of JSON are added."
+)
 PAGE = define_page("docs/strategies.md")
-STAGES = flags.DEFINE_list("stages", ["2", "4"], "Numbers of stages.")
-MICROBATCHES = flags.DEFINE_list("microbatches", ["4", "8", "16"], "Microbatches a step.")
-ROWS = flags.DEFINE_integer("rows", 2, "Rows in a microbatch.", lower_bound=1)
-CHUNKS = flags.DEFINE_integer("chunks", 2, "Of each stage, interleaved.", lower_bound=1)
-LAYERS = flags.DEFINE_integer("layers", 8, "Of the model.", lower_bound=1)
-WIDTH = flags.DEFINE_integer("width", 64, "Of the model.", lower_bound=8)
-SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Positions in a row.", lower_bound=1)
-TIME = flags.DEFINE_bool("time", False, "Time steps of two real processes too.")
-STEPS = flags.DEFINE_integer("timed_steps", 10, "Of each point.", lower_bound=1)
-WORKER = flags.DEFINE_bool("worker", False, "Be one of the timed processes.")
+STAGES = flags.DEFINE_list("stages", ["2", "4"], "Numbers of stages to measure.")
+MICROBATCHES = flags.DEFINE_list(
+    "microbatches", ["4", "8", "16"], "Numbers of microbatches in a step."
+)
+ROWS = flags.DEFINE_integer("rows", 2, "Number of rows in a microbatch.", lower_bound=1)
+CHUNKS = flags.DEFINE_integer(
+    "chunks", 2, "Chunks of each interleaved stage.", lower_bound=1
+)
+LAYERS = flags.DEFINE_integer("layers", 8, "Number of layers of the model.", lower_bound=1)
+WIDTH = flags.DEFINE_integer("width", 64, "Width of the model.", lower_bound=8)
+SEQ_LEN = flags.DEFINE_integer(
+    "seq_len", 128, "Number of positions in a row.", lower_bound=1
+)
+TIME = flags.DEFINE_bool("time", False, "Also time steps of two real processes.")
+STEPS = flags.DEFINE_integer(
+    "timed_steps", 10, "Number of timed steps of each point.", lower_bound=1
+)
+WORKER = flags.DEFINE_bool("worker", False, "Be a timed process; set by --time itself.")
 
 VOCAB = 512
 FORWARD_COST, BACKWARD_COST = 1.0, 3.0
@@ -86,7 +96,7 @@ def experiment(strategy: str, num_stages: int, num_microbatches: int) -> Experim
 
 
 def points(stages: list[int]) -> list[tuple[str, int, int]]:
-    """List (strategy, stages, microbatches); interleaving wants whole groups."""
+    """List (strategy, stages, microbatches). Interleaving takes multiples of the stages."""
     return [
         (name, p, m)
         for name in ORDERS
@@ -121,7 +131,7 @@ def temporaries(config: Experiment) -> int:
 
 
 def analyse() -> Iterator[dict[str, Any]]:
-    """Compile every point; grown_inputs tells the memory added since the first."""
+    """Compile every point; grown_inputs is the growth of memory since the first."""
     input_bytes = ROWS.value * SEQ_LEN.value * WIDTH.value * 4
     fewest = {}
     for name, p, m in points([int(p) for p in STAGES.value]):
@@ -157,7 +167,7 @@ def work() -> None:
 
 
 def timed() -> list[dict[str, Any]]:
-    """Time steps over two stages in two processes; add the bubble that follows."""
+    """Time steps over two stages in two processes; add the bubble from the fit."""
     given = [STEPS, MICROBATCHES, ROWS, CHUNKS, LAYERS, WIDTH, SEQ_LEN]
     command = [
         *(sys.executable, "-m", "experiments.launch", "--processes=2"),
@@ -165,7 +175,7 @@ def timed() -> list[dict[str, Any]]:
         *(flags.FLAGS[flag.name].serialize() for flag in given),
     ]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True, encoding="utf-8")
-    # Gloo writes to standard output, too.
+    # Gloo also writes to standard output.
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     records = [json.loads(line) for line in lines]
     for name in ORDERS:
@@ -183,7 +193,7 @@ def timed() -> list[dict[str, Any]]:
 
 
 def keep(records: Iterable[dict[str, Any]], file: pathlib.Path) -> None:
-    """Add each record to the file, and show it, as soon as it is there."""
+    """Add each record to the file, and print it, as soon as it is measured."""
     for record in records:
         write(file, record)
         say(", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"

@@ -3,20 +3,20 @@
 python -m experiments.studies.slow_link --config=configs/tiny.py \
     [--only=shard_map,int8,diloco-50]
 
-Needs Linux and root. Two processes, a core and a network namespace each, take steps of each
-member while `tc tbf` limits what either sends. Lines go to results/slow_link.jsonl. The
-number of steps to a loss does not depend on the link; it comes from the curves that this
-command measures:
+Needs Linux and root. Two processes, each with its own core and network namespace, take
+steps of each member while `tc tbf` limits the rate at which each sends. Adds lines to
+results/slow_link.jsonl. The number of steps to a loss does not depend on the link. This
+other command measures it:
 
 python -m experiments.studies.strategies --config=configs/tiny.py --devices=2 \
     --config.steps=400 --eval_every=10 --seeds=1 --only=... \
     --results=results/two_devices.jsonl --page=
 
-Then the command fills in the table `slow-link` of docs/strategies.md.
+Then the first command fills in the table `slow-link` of docs/strategies.md.
 
-Members that meet once in H steps are timed with H = 4, so that turns are short. A step with
-a meeting and a step without one are timed apart, and experiments/sweeps/link_tables.py
-weighs them for the H of the member.
+Members that average once in H steps are timed with H = 4, so that measuring is short. Steps
+with and without a meeting are timed apart, and experiments/sweeps/link_tables.py weighs
+them for the member's own H.
 """
 
 import pathlib
@@ -38,14 +38,22 @@ MEMBERS_TIMED = [
     "shard_map", "bfloat16", "int8", "power_sgd-4", "top_k-1%", "local_sgd-8", "diloco-50",
     "diloco-50-int4",
 ]  # fmt: skip
-CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
-ONLY = flags.DEFINE_list("only", MEMBERS_TIMED, "Members to time.")
+CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "Config file of all members.")
+ONLY = flags.DEFINE_list("only", MEMBERS_TIMED, "Names of the members to time.")
 RATES = flags.DEFINE_list(
-    "rates", ["0", "1000", "100", "10", "1"], "Megabits a second; 0: no limit."
+    "rates",
+    ["0", "1000", "100", "10", "1"],
+    "Rates of the link, megabits a second; 0: no limit.",
 )
-RESULTS = flags.DEFINE_string("results", "results/slow_link.jsonl", "Where lines go.")
+RESULTS = flags.DEFINE_string(
+    "results",
+    "results/slow_link.jsonl",
+    "File of results, to which lines of JSON are added.",
+)
 CURVES = flags.DEFINE_string(
-    "curves", "results/two_devices.jsonl", "The members' losses on two devices."
+    "curves",
+    "results/two_devices.jsonl",
+    "File of results with the members' losses on two devices.",
 )
 PAGE = define_page("docs/strategies.md")
 HOSTS = 2
@@ -67,7 +75,7 @@ def measure(member: str, rates: list[float]) -> list[Line]:
             namespaces.set_rate(HOSTS, rate or None)
             wire = ledger_bytes * 8 / (rate * 1e6) if rate else 0.0
             steps = max(1, min(MOST_STEPS, int(MOST_SECONDS / (wire + 0.3))))
-            if every:  # whole rounds of steps, the last with a meeting
+            if every:  # whole rounds of H steps, the last step with a meeting
                 steps = -(-steps // TIMED_EVERY) * TIMED_EVERY
             turn = started.turn(steps)[0]
             seconds = [round(x, 4) for x in turn["seconds"]]

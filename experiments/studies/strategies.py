@@ -1,14 +1,14 @@
-"""Train the same batches under many strategies and codecs, and write what each costs.
+"""Train the same batches under many strategies and codecs, and compare losses and costs.
 
 python -m experiments.studies.strategies --config=configs/tiny.py --devices=8 \
     --config.steps=200 [--measure=loss|program|time] [--seeds=3] [--only=int8,diloco-50]
 python -m experiments.studies.strategies --measure=   # only fill in the page
 
 Adds lines to results/strategies.jsonl, then fills in the tables of docs/strategies.md from
-all lines there. A line is a run (its validation losses), a program (the bytes that a device
-sends in a step, read from the compiled program, and its memory) or a timing. The command
+all lines there. A line is a run (its validation losses), a program (a device's memory, and
+the bytes that it sends in a step, read from the compiled program) or a timing. The command
 skips what the file already holds, so it can be stopped at any time and given again. `time`
-takes steps in turns with float32 all-reduce; it needs a quiet machine.
+takes steps in turns with float32 all-reduce; it needs an idle machine.
 """
 
 import copy
@@ -42,12 +42,18 @@ CONFIG = startup.define_config()
 MEASURE = flags.DEFINE_enum(
     "measure", "loss", ["loss", "program", "time", ""], "What to measure; empty: nothing."
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of each run.", lower_bound=1)
-ONLY = flags.DEFINE_list("only", list(MEMBERS), "Members to measure.")
-RESULTS = flags.DEFINE_string("results", "results/strategies.jsonl", "Where lines go.")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Number of seeds of each run: 0, 1, ...", lower_bound=1
+)
+ONLY = flags.DEFINE_list("only", list(MEMBERS), "Names of the members to measure.")
+RESULTS = flags.DEFINE_string(
+    "results",
+    "results/strategies.jsonl",
+    "File of results, to which lines of JSON are added.",
+)
 PAGE = define_page("docs/strategies.md")
-EVAL_EVERY = flags.DEFINE_integer("eval_every", 20, "Steps between points of a curve.")
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Of turns, for --measure=time.")
+EVAL_EVERY = flags.DEFINE_integer("eval_every", 20, "Number of steps between evaluations.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of turns of --measure=time.")
 STEPS_OF_A_TURN = 5
 
 
@@ -58,7 +64,7 @@ def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
 
 
 def losses(config: Experiment, data: Data) -> Line:
-    """Train from the config's seed; return the validation losses on the way and at last."""
+    """Train from the config's seed; return the validation losses during and after it."""
     mesh = check(config)
     trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
     evaluate = Evaluator(
@@ -68,7 +74,7 @@ def losses(config: Experiment, data: Data) -> Line:
     batches = trial.batches(data.train, config.steps)
     for step, batch in enumerate(tqdm(batches, total=config.steps, leave=False), 1):
         state, metrics = trial.step(state, batch)
-        # Emulated devices that run ahead of each other may starve one that all wait for.
+        # Emulated devices share the cores: without this wait, some delay the others.
         jax.block_until_ready(metrics)
         if step % EVAL_EVERY.value == 0 and step < config.steps:
             loss = evaluate(params(state), config.eval_batches)["loss"]
@@ -84,7 +90,7 @@ def costs(config: Experiment, data: Data) -> Line:
 
 
 def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[Line]:
-    """Yield each member's median ratio to the base, taken within a round of turns."""
+    """Yield each member's ratio to the base: the median of the ratios within a round."""
     sides = {}
     for name in {BASE: None} | dict.fromkeys(names):
         member = member_config(config, name)

@@ -1,4 +1,4 @@
-"""Compare the ledger with a network interface: the bytes that leave a host in a step.
+"""Compare the ledger's bytes with those that a network interface sends in a step.
 
 python -m experiments.studies.wire --config=configs/tiny.py [--only=shard_map,int8] \
     [--hosts=2,4]
@@ -22,13 +22,19 @@ from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import measure_missing, read
 
 ONLY = flags.DEFINE_list(
-    "only", ["shard_map", "ring", "jit", "zero1", "fsdp", "int8", "top_k-1%"], "Members."
+    "only",
+    ["shard_map", "ring", "jit", "zero1", "fsdp", "int8", "top_k-1%"],
+    "Names of the members to measure.",
 )
-HOSTS = flags.DEFINE_list("hosts", ["2", "4"], "Numbers of processes.")
-CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "The config of all.")
-RESULTS = flags.DEFINE_string("results", "results/wire.jsonl", "Where lines go.")
+HOSTS = flags.DEFINE_list(
+    "hosts", ["2", "4"], "Numbers of hosts to measure, each a process."
+)
+CONFIG = flags.DEFINE_string("config", "configs/tiny.py", "Config file of all members.")
+RESULTS = flags.DEFINE_string(
+    "results", "results/wire.jsonl", "File of results, to which lines of JSON are added."
+)
 PAGE = define_page("docs/strategies.md")
-WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds
+WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds without a step
 
 
 def measure(member: str, num_hosts: int) -> dict:

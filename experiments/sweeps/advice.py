@@ -1,4 +1,4 @@
-"""Which batch size and which degree to take after a sweep, and why."""
+"""Recommend a batch size and a degree after a sweep, with reasons."""
 
 import statistics
 
@@ -19,16 +19,16 @@ from experiments.sweeps.verdicts import (
 )
 
 STEADY = 1.25  # a noise scale that changes by a smaller factor in WINDOW steps is steady
-MOST_NAMES = 4  # told of runs that tie
+MOST_NAMES = 4  # of tied runs that are named
 
 
 def why_not_yet(row: Row) -> str | None:
     """Say why a run's noise scale may not be used yet; None if it may.
 
-    The noise scale grows by orders of magnitude while the loss falls (McCandlish et al.
-    2018, 3), the fastest at the beginning: there it would recommend far too small a batch.
-    So its window of steps must lie after the warm-up, and either the model has learnt more
-    than a bigram model knows, or the noise scale has become steady.
+    The noise scale grows by orders of magnitude while the loss falls, fastest at the
+    beginning (McCandlish et al. 2018, 3). Early in a run it would recommend far too small a
+    batch. So two conditions must hold: its window of steps lies after the warm-up; and the
+    validation loss is below the bigram model's, or the noise scale has become steady.
     """
     steps, warmup = row.config["steps"], row.config["optim.warmup_steps"]
     if steps < warmup + WINDOW:
@@ -55,7 +55,7 @@ def why_not_yet(row: Row) -> str | None:
 
 
 def noise_scales(rows: list[Row]) -> list[float]:
-    """Return the noise scales, in tokens, of the runs whose may be used."""
+    """Return the noise scales that may be used, in tokens."""
     measured = [row for row in rows if row.summary.get("noise_scale")]
     return [row.summary["noise_scale"] for row in measured if not why_not_yet(row)]
 
@@ -74,10 +74,10 @@ def tokens_to(row: Row, target: float) -> float | None:
 def critical_batch(rows: list[Row]) -> float | None:
     """Fit E = E_min (1 + B / B_crit) to the tokens E that a batch size B takes to a loss.
 
-    In tokens (McCandlish et al. 2018, 2.3: at B_crit a run takes twice the fewest steps and
-    twice the fewest tokens). The loss is the lowest that every batch size reaches; of each
-    batch size the run that is the quickest counts. None if fewer than three tell, or if
-    more tokens were no loss.
+    Returns B_crit in tokens: there a run takes twice the fewest steps and twice the fewest
+    tokens (McCandlish et al. 2018, 2.3). The loss is the lowest that every batch size
+    reaches; the quickest run of each batch size counts. None if fewer than three batch
+    sizes have one, or if larger batches did not need more tokens.
     """
     sizes = sorted({row.batch_tokens for row in rows})
     lowest: dict[int, float] = {}
@@ -176,8 +176,8 @@ def degree_advice(rows: list[Row], base_of: dict[str, Row]) -> str:
         )
     numbers = " or ".join(map(str, sorted({row.devices for row in rows})))
     return (
-        f"Degree: not asked. The runs have {numbers} device(s), and none of them is the "
-        "same as another on fewer."
+        f"Degree: no answer. The runs have {numbers} device(s), and no two runs differ in "
+        "the number of devices alone."
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/config.md: every field of a config, from the fields themselves."""
+"""The tables of docs/config.md, made from the fields of the configs."""
 
 from configs import fields
 from configs.base import FAMILIES, Experiment
@@ -8,7 +8,7 @@ COLUMNS = ("field", "default", "values", "only with", "may change", "what it is"
 
 
 def page() -> str:
-    """Return what docs/config.md has between its markers: a section for each config."""
+    """Return the part of docs/config.md between its markers: a section for each config."""
     usual = Experiment()
     sections = [section("Experiment", usual, "", fields.deciding(usual))]
     for name in ("data", "optim", "precision", "parallel"):
@@ -24,7 +24,7 @@ def page() -> str:
 def section(title: str, config, prefix: str, decides: set[str]) -> str:
     """Return a table of the fields of a config and of the configs inside it.
 
-    Of the whole Experiment, the configs inside have sections of their own.
+    The configs inside the whole Experiment are left out: they have their own sections.
     """
     return f"## {title}\n\n{markdown(COLUMNS, rows(config, prefix, decides))}\n"
 

@@ -1,4 +1,4 @@
-"""Who runs the members of a sweep: this machine, one after the other, or SLURM."""
+"""Run the members of a sweep: on this machine, one after the other, or under SLURM."""
 
 import contextlib
 import pathlib
@@ -33,7 +33,7 @@ def done_tokens(workdir: pathlib.Path) -> int:
 
 
 def last_error(log: pathlib.Path) -> str:
-    """Return the line of a failed run's log that says why."""
+    """Return the line of a failed run's log that gives the reason."""
     lines = re.split(r"[\r\n]+", log.read_text(errors="replace", encoding="utf-8").strip())
     errors = [line for line in lines if line.startswith("error:")]
     return (errors or lines)[-1].removeprefix("error: ")[:500]
@@ -54,7 +54,7 @@ def run_local(sweep: Sweep, configs: dict[str, Experiment], folder: pathlib.Path
 
 
 def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) -> None:
-    """Train one member; leave its error in error.txt if it fails."""
+    """Train one member; if it fails, write its error to NAME.error."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     log, error = (workdir.with_name(f"{workdir.name}.{end}") for end in ("log", "error"))
     error.unlink(missing_ok=True)
@@ -78,14 +78,14 @@ def run_member(member: Member, workdir: pathlib.Path, bar: tqdm, before: int) ->
 
 
 def slurm_executor(folder: pathlib.Path, given: list[str]) -> Any:
-    """Return submitit's executor; ValueError if there is no SLURM, or not with these."""
+    """Return submitit's executor; ValueError without SLURM, or for unknown parameters."""
     parameters = slurm_parameters(given)
     try:
-        import submitit  # needed on clusters only
+        import submitit  # optional: only clusters need it
 
         executor = submitit.AutoExecutor(folder / "slurm", cluster="slurm")
         executor.update_parameters(**parameters)
-    # NameError: of a parameter that there is not; RuntimeError: no srun.
+    # submitit raises NameError for an unknown parameter, RuntimeError without srun.
     except (ImportError, NameError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -120,10 +120,10 @@ def submit(executor: Any, name: str, member: Member, workdir: pathlib.Path) -> A
 
 @contextlib.contextmanager
 def member_errors(folder: pathlib.Path, name: str) -> Iterator[None]:
-    """Leave an error in the member's file; the others go on."""
+    """Write an error to the member's file, so that the other members go on."""
     try:
         yield
-    except Exception as error:  # whatever ended it is this member's error
+    except Exception as error:  # any error counts as this member's
         line = str(error).strip().splitlines()[-1] if str(error).strip() else "failed"
         (folder / f"{name}.error").write_text(line[:500] + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The pictures of a sweep's report: functions of its rows; None where there is nothing."""
+"""The pictures of a sweep's report: functions of its rows; None if there is no data."""
 
 import textwrap
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from experiments.sweeps.looks import (
 from experiments.sweeps.rows import Row, by_label
 from experiments.sweeps.verdicts import amdahl_serial_share, devices, median_rates
 
-MOST_LINES, MOST_BARS = 56, 24  # more cannot be told apart, or read
+MOST_LINES, MOST_BARS = 56, 24  # more cannot be distinguished
 
 
 def lowest(rows: list[Row], most: int) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Tables of what experiments.studies.wire and experiments.studies.slow_link measured."""
+"""Tables from the results of experiments.studies.wire and slow_link."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from experiments.sweeps.tables import markdown
 
 HEADERS = 66  # bytes of Ethernet, IP and TCP with time stamps, before the payload
 SEGMENT = 1448  # bytes of a TCP segment's payload
-TIMED_EVERY = 4  # H of members that meet rarely, while they are timed
+TIMED_EVERY = 4  # H at which members that average every H steps are timed
 
 
 def wire_table(lines: list[Line]) -> str:
-    """Return the ledger's bytes beside those that an interface counted."""
+    """Compare the ledger's bytes with the bytes that an interface counted."""
     head = (
         *("", "processes", "ledger", "interface", "ratio"),
         *("packets", "segments sent again", "without both"),
@@ -32,7 +32,7 @@ def wire_table(lines: list[Line]) -> str:
 
 
 def step_seconds(line: Line) -> float:
-    """Return the mean seconds of a step, meetings as often as the member trains with."""
+    """Return the mean seconds of a step, with meetings at the member's own H."""
     every = MEMBERS[line["member"]].get("parallel.local.every", 0)
     if not every:
         return statistics.median(line["seconds"])
@@ -55,8 +55,10 @@ def crossing(rates: Sequence[float], ratios: Sequence[float]) -> str:
 
 
 def slow_link_table(lines: list[Line], curves: list[Line]) -> str:
-    """Return the seconds that each takes at each rate: to a loss that all reach, to the
-    median of the members' best."""
+    """Tabulate each member's seconds at each rate, to two losses.
+
+    One loss is reached by all members; the other is the median of the members' best.
+    """
     by_member = {x["member"]: x["curve"] + [[x["steps"], x["loss"]]] for x in curves}
     timed = {(x["member"], x["rate"]): step_seconds(x) for x in lines}
     members = [m for m in MEMBERS if m in by_member and any(m == x for x, _ in timed)]
@@ -74,7 +76,7 @@ def slow_link_table(lines: list[Line], curves: list[Line]) -> str:
 def seconds_table(
     timed: dict[tuple[str, float], float], need: dict[str, float | None]
 ) -> str:
-    """Tabulate seconds by rate; the last column: below which rate it beats the base."""
+    """Tabulate seconds by rate; the last column is the rate below which a member pays."""
     rates = sorted({rate for _, rate in timed}, key=lambda rate: rate or np.inf)[::-1]
     shown = [f"{rate:g} Mbit/s" if rate else "no limit" for rate in rates]
     body = []

@@ -1,7 +1,7 @@
-"""How the pictures of a report look: colours, dashes, ticks and legends.
+"""The look of a report's pictures: colours, dashes, ticks and legends.
 
-Colours are those of Okabe and Ito, which stay apart for the colour-blind; markers differ
-with them.
+The colours are those of Okabe and Ito, which colour-blind people can distinguish; each has
+its own marker.
 """
 
 import io
@@ -41,7 +41,7 @@ def png(figure) -> bytes:
 
 
 class PlainTicks(ticker.Formatter):
-    """Labels such as 250, 1.5 k or 20 M, with as many digits as tell them apart."""
+    """Labels such as 250, 1.5 k or 20 M, with enough digits to be distinct."""
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         return self.format_ticks([value])[0]
@@ -63,7 +63,7 @@ def plain_ticks(*axes) -> None:
 
 
 def log_ticks(axis, values: Sequence[float]) -> None:
-    """Make an axis logarithmic, long enough for two plain ticks at least."""
+    """Make an axis logarithmic, with at least two plain ticks."""
     low, high = min(values), max(values)
     middle = (low * high) ** 0.5
     room = max(1.15 * (high / low) ** 0.5, 2.5)
@@ -92,11 +92,12 @@ DASHES = (
 
 
 def looks(rows: list[Row], shown: list[Row]) -> tuple[list[dict], list[Line2D]]:
-    """Return how to draw the lines of some of a sweep's runs, and a legend's entries.
+    """Return how to draw the lines of the `shown` runs of a sweep, and a legend.
 
-    The first of these that differs between the rows has a colour and a marker of its own,
-    the second a dash: what the sweep set, the devices, the seed. So a run looks the same in
-    every picture. Lines get thinner, so that those that lie on each other stay visible.
+    Three properties may differ between runs: the fields that the sweep set, the devices,
+    the seed. The first that differs sets the colour and the marker, the second the dash. A
+    run looks the same in every picture. Each line is thinner than the one before, so that
+    equal curves stay visible.
     """
     labels = {row.name: name for name, alike in by_label(rows).items() for row in alike}
     kinds = [

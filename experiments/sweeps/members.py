@@ -18,7 +18,7 @@ def as_flags(overrides: Member) -> list[str]:
 
 
 def known(names: list[str]) -> list[str]:
-    """Return the names; ValueError if one of them is no member's."""
+    """Return the names; ValueError if one of them is not a member."""
     for name in names:
         if name not in MEMBERS:
             raise ValueError(f"--only={name}: choose among {', '.join(MEMBERS)}")
@@ -26,11 +26,11 @@ def known(names: list[str]) -> list[str]:
 
 
 Sweep = dict[str, Member]  # name -> member
-LONGEST_NAME = 200  # bytes, of a folder; file systems take 255 with an ending
+LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, endings included
 
 
 def load_sweep(file: str | None) -> Sweep:
-    """Import a sweep file; ValueError for what is wrong in it."""
+    """Import a sweep file; ValueError if it is not a sweep."""
     if not file:
         raise ValueError(
             "no --sweep given; for example --sweep=configs/sweeps/degree_batch.py"
@@ -48,7 +48,7 @@ def load_sweep(file: str | None) -> Sweep:
 
 
 def check_members(file: str, members: Any) -> None:
-    """Raise ValueError for what is no list of dicts of names and JSON values."""
+    """Raise ValueError unless `members` is a list of dicts from names to JSON values."""
     if not isinstance(members, list | tuple):
         given = type(members).__name__
         raise ValueError(f"{file}: get_sweep() returns a {given}; expected a list of dicts")
@@ -82,7 +82,7 @@ def member_config(name: str, member: Member) -> Experiment:
 
 
 def check_launch(member: Member) -> None:
-    """Raise ValueError for devices, processes or cores that cannot be."""
+    """Raise ValueError for impossible numbers of devices, processes or cores."""
     for key, least in [("devices", 1), ("processes", 1), ("cores", 0)]:
         value = member.get(key, least)
         if type(value) is not int or value < least:

@@ -1,8 +1,9 @@
-"""The pictures of what runs with trace_norms logged, each a function of a sweep's rows.
+"""Pictures of the norms that runs with trace_norms logged, from a sweep's rows.
 
-A panel for each kind of model, in it a curve for each run: its colour tells the activation,
-its line the initialiser, hollow markers that nothing was clipped, its length the depth.
-Where that leaves runs alike, each has a colour and a name of its own instead.
+A picture has a panel for each kind of model and a curve for each run. The colour shows the
+activation, the dash the initialiser, hollow markers that nothing was clipped, the length of
+the curve the depth. If two runs would look the same, each run has its own colour and name
+instead.
 """
 
 import statistics
@@ -24,12 +25,14 @@ COLUMNS = 3
 
 
 def layer_curve(row: Row, prefix: str) -> list[tuple[int, float]]:
-    """Return (layer from 1, median over the steps) of what was logged under a prefix.
+    """Return (layer from 1, median over the steps) of the norms under a prefix.
 
-    Layers without a positive finite value are left out: a logarithm has no place for them.
+    Layers without a positive finite value are left out, because the axis is logarithmic.
     """
     records = row.of("train")
-    names = {x for r in (*records[:1], *records[-1:]) for x in r}  # they have all the names
+    names = {
+        x for r in (*records[:1], *records[-1:]) for x in r
+    }  # together they have all names
     values: dict[int, list[float]] = {}
     for name in (name for name in names if name.startswith(f"{prefix}layers/")):
         found = [record[name] for record in records if record.get(name)]
@@ -49,7 +52,7 @@ def kind(row: Row) -> str:
 
 
 def by_layer(rows: list[Row], prefix: str, label: str) -> bytes | None:
-    """Draw the medians by layer of runs that logged them, the models side by side."""
+    """Draw the medians by layer of the runs that logged them, one panel for each model."""
     curves = [(row, curve) for row in rows if (curve := layer_curve(row, prefix))]
     if not curves:
         return None

@@ -1,4 +1,4 @@
-"""The report of a sweep: its tables, its pictures, and the pages made of them."""
+"""The report of a sweep: its tables, its pictures, its HTML and Markdown pages."""
 
 import base64
 import json
@@ -25,11 +25,11 @@ class Picture(NamedTuple):
 
 def verdicts_table(rows: list[Row], base_of: dict[str, Row], limit: Value) -> Table:
     note = (
-        "Each run is compared with its baseline: the run on the fewest devices that is "
-        "else the same. A run without a baseline is one."
+        "Each run is compared with its baseline: the run on the fewest devices with the "
+        "same settings otherwise. A run that has no other baseline is its own."
     )
     meanings = (
-        ("Time", "tokens a second, and what each added device brought"),
+        ("Time", "tokens a second, and the speed-up from each added device"),
         (
             "Quality",
             "validation loss against the lowest on the baseline's number of devices; a tie "
@@ -89,13 +89,13 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
 
 
 def read_machine(folder: pathlib.Path) -> dict | None:
-    """Return what was measured of the machine of a sweep."""
+    """Return the measurements of a sweep's machine; None if there are none."""
     file = folder / "machine.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def diff(paths: list[pathlib.Path]) -> str:
-    """Tabulate, for a terminal, what differs between runs and what came of it."""
+    """Tabulate for a terminal the fields that differ between runs, and the results."""
     rows = read_paths(paths)
     machine = read_machine(paths[0]) if len(paths) == 1 else None
     table = runs_table(rows, machine and machine["product_limit"])

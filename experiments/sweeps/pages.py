@@ -1,4 +1,4 @@
-"""Fill in the tables of a page of docs/, whose prose is written by hand.
+"""Fill in the tables of a page of docs/; the prose of the page is written by hand.
 
 A table stands between two lines of the page, and a command replaces what is between them:
 
@@ -16,16 +16,14 @@ from absl import flags
 
 from experiments.processes.files import write_whole
 
-flags.disclaim_key_flags()  # they are shown as those of the command that asks for them
+flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
 END = "<!-- end -->"
 PLACE = re.compile(rf"^<!-- table (\S+) -->\n(.*?)^{END}$", re.MULTILINE | re.DOTALL)
 
 
 def define_page(page: str) -> flags.FlagHolder:
-    return flags.DEFINE_string(
-        "page", page, "The page whose tables are filled in; empty: none."
-    )
+    return flags.DEFINE_string("page", page, "Page whose tables to fill in; empty: none.")
 
 
 def begin(name: str) -> str:

@@ -1,12 +1,14 @@
-"""Tables of what experiments.studies.pipeline_bubble measured."""
+"""Tables from the results of experiments.studies.pipeline_bubble."""
 
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 
 
 def pipeline_tables(lines: list[Line]) -> dict[str, str]:
-    """Return the tables of schedules and of timed steps; of a point measured twice, the
-    last."""
+    """Return the tables of schedules and of timed steps.
+
+    If a point was measured twice, the last measurement counts.
+    """
     points = {"pipeline": {}, "pipeline-timed": {}}
     for line in lines:
         point = tuple(line.get(x) for x in ("schedule", "stages", "microbatches", "chunks"))

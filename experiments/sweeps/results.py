@@ -1,4 +1,4 @@
-"""Results as lines of JSON in one file: measured once, added to, never measured again."""
+"""Results as lines of JSON in one file; a line that exists is not measured again."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ Line = dict[str, Any]
 
 
 def write(file: pathlib.Path, line: Line) -> None:
-    """Add a line, once for all processes."""
+    """Add a line; only the main process writes."""
     if not is_main_process():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def read(file: pathlib.Path) -> list[Line]:
 def measure_missing(
     file: pathlib.Path, heads: list[Line], measure: Callable[[Line], Line]
 ) -> None:
-    """Measure and write what `heads` name and the file does not hold yet."""
+    """Measure the `heads` that the file does not hold yet, and write their lines."""
     there = read(file)
     heads = [h for h in heads if not any(h.items() <= line.items() for line in there)]
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The runs of a sweep as rows, and what each is to be compared with."""
+"""The runs of a sweep as rows, and the baseline of each."""
 
 import json
 import math
@@ -13,10 +13,10 @@ from experiments.run.log import read_metrics
 from experiments.run.summary import read_summary
 from experiments.run.workdir import read_config, read_description
 
-# Fields that a larger batch brings along, at equal tokens or in weak scaling.
+# Fields that change with the batch size, at equal tokens or in weak scaling.
 WITH_BATCH = ("data.batch_size", "steps", "optim.learning_rate", "optim.warmup_steps")
 
-# Fields that decide no numbers, of all families.
+# Fields of all families that do not change the numbers of a run.
 FREE = {
     name
     for cls in FAMILIES.values()
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Of validation; infinite where it is not finite or not a number."""
+        """Validation loss; infinite if it is not a finite number."""
         loss = self.summary["val_loss"]
         return loss if loss is not None and math.isfinite(loss) else math.inf
 
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
     @property
     def train_loss(self) -> float | None:
-        """Of the last tenth of the steps; None for a model of counts, which has none."""
+        """Mean over the last tenth of the steps; None for a model of counts."""
         losses = [r["loss"] for r in self.of("train") if r["loss"] is not None]
         return statistics.fmean(losses[-max(len(losses) // 10, 1) :]) if losses else None
 
@@ -83,8 +83,8 @@ class Row(NamedTuple):
     def curve(self) -> list[tuple[int, int, float]]:
         """Return (step, tokens, validation loss) on the way.
 
-        Without losses that are infinite, and without the last evaluation where that is of
-        more rows than those before it.
+        Infinite losses are left out. So is the last evaluation if it has more rows than
+        the others.
         """
         tokens = {r["step"]: r["tokens"] for r in self.of("train")}
         evals = [r for r in self.of("eval") if r["loss"] is not None]
@@ -95,7 +95,7 @@ class Row(NamedTuple):
         ]
 
     def settings(self, without: tuple[str, ...] = ()) -> tuple:
-        """Return all that decides the numbers, but for `without`."""
+        """Return the fields that decide the numbers of the run, except `without`."""
         return tuple(
             (key, repr(value))
             for key, value in sorted(self.config.items())
@@ -115,7 +115,7 @@ def read_row(name: str, workdir: pathlib.Path) -> Row | None:
 
 
 def read_rows(folder: pathlib.Path) -> tuple[list[Row], dict[str, str]]:
-    """Return the complete runs of a sweep in its order, and what ended the others.
+    """Return the complete runs of a sweep in its order, and why others are not complete.
 
     ValueError if the folder holds no sweep.
     """
@@ -161,11 +161,11 @@ def read_paths(paths: list[pathlib.Path]) -> list[Row]:
 
 
 def baselines(rows: list[Row]) -> dict[str, Row]:
-    """Map each run's name to the run on fewest devices that is else the same.
+    """Map each run's name to its baseline, the same run on the fewest devices.
 
-    Where every such run has as many devices, runs with another batch size count too (weak
-    scaling), and then the first of the sweep on as many devices (strategies): at worst that
-    is the run itself.
+    If no such run has fewer devices, runs with another batch size count too (weak scaling).
+    If there is still none, the baseline is the sweep's first run on as many devices, which
+    may be the run itself.
     """
     same = group(rows, Row.settings)
     but_for_batch = group(rows, lambda row: row.settings(WITH_BATCH))
@@ -190,7 +190,7 @@ def group(rows: list[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, lis
 
 
 def label(row: Row, without: tuple[str, ...]) -> str:
-    """Name what the sweep set for a row, but for the keys in `without`."""
+    """Name the fields that the sweep set for a row, except `without`."""
     parts = [p for p in row.name.split(",") if p.split("=")[0] not in without]
     return ", ".join(parts)
 
@@ -200,7 +200,7 @@ def by_label(rows: list[Row]) -> dict[str, list[Row]]:
     groups = group(rows, lambda row: label(row, ("devices", "processes", "seed")))
     for alike in groups.values():
         if len({(row.devices, row.config["seed"]) for row in alike}) < len(alike):
-            # The same devices are spread over other processes.
+            # Runs differ in the number of processes for the same devices.
             groups = group(rows, lambda row: label(row, ("devices", "seed")))
             break
     unnamed = "all runs" if len(groups) == 1 else "nothing set"
@@ -210,7 +210,7 @@ def by_label(rows: list[Row]) -> dict[str, list[Row]]:
 def reached(points: Iterable[tuple[float, float]], target: float) -> float | None:
     """Return the x at which a curve of (x, loss) first comes down to a loss (linear).
 
-    None if it never does, or if its first point is below already: there is no telling when.
+    None if it never does, or if the first point is already below the loss.
     """
     before = None
     for x, loss in points:

@@ -1,4 +1,4 @@
-"""The table of runs: the fields that differ, what came of them, the best of it marked."""
+"""The table of runs: the fields that differ, the results, the best values marked."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from experiments.sweeps.rows import Row
 from experiments.sweeps.tables import Table, digits
 from experiments.sweeps.verdicts import SAME, utilisation
 
-# Fields that only say how a run is watched and kept; no result depends on them.
+# Fields of logging and saving; no result depends on them.
 WATCHING = (
     "eval_every", "eval_batches", "save_every", "keep", "prompt", "trace_norms",
     "data.cache", "data.tfds_dir", "fingerprint",
@@ -27,9 +27,9 @@ class Column(NamedTuple):
     value: Callable[[Row, Value], Value]  # takes a device's FLOP/s; None: not measured
     shown: Callable[[float], str] = digits
     best: Callable[[Sequence[float]], float] | None = None  # min or max, if one is better
-    needs: str = ""  # what would have measured it
-    of_speed: bool = False  # says nothing where devices are emulated
-    of_text: bool = False  # cannot be compared between texts or tokenizers
+    needs: str = ""  # what a run needs to have this result
+    of_speed: bool = False  # not marked where devices are emulated
+    of_text: bool = False  # not comparable between texts or tokenizers
 
 
 COLUMNS = (
@@ -42,8 +42,8 @@ COLUMNS = (
     ),
     Column(
         "perplexity",
-        "e to the power of that loss: among so many equally likely tokens the model "
-        "would be as unsure",
+        "e to the power of that loss: a choice among so many equally likely tokens "
+        "would be as uncertain",
         lambda row, limit: row.summary["val_perplexity"],
         best=min,
         of_text=True,
@@ -97,7 +97,7 @@ COLUMNS = (
     ),
     Column(
         "memory",
-        "what the compiled step needs on a device",
+        "the memory of the compiled step on a device",
         lambda row, limit: row.summary.get("peak_bytes"),
         size,
         best=min,
@@ -144,13 +144,12 @@ def runs_table(rows: list[Row], limit: float | None = None) -> Table:
         for place in best_places(rows, column, values[column])
     }
     note = (
-        "First the settings that differ between the runs, then the results. Bold: the best "
-        f"of a column and what is within {SAME:.1%} of it, unless all are."
+        "The first columns are the settings that differ between the runs, the others are "
+        f"the results. Bold marks the best value of a column and values within {SAME:.1%} "
+        "of it; if these are all values, none is bold."
     )
     if any(row.emulated for row in rows):
-        note += (
-            " Emulated devices share the machine's cores, so no speed of them is marked."
-        )
+        note += " Emulated devices share the machine's cores, so speeds are not marked."
     if not same_text:
         note += (
             " The runs differ in text, tokenizer or row length, so their losses do not "
@@ -189,10 +188,10 @@ def best_places(rows: list[Row], column: Column, values: list[Value]) -> list[in
 
 
 def differing(rows: list[Row]) -> dict[str, list[str]]:
-    """Return field -> its value in each run, of those fields that differ between runs.
+    """Return field -> its value in each run, for the fields that differ between runs.
 
-    Named by the last part of their dotted name where that tells them apart. parallel.data
-    is left out where it is the number of devices.
+    A field is named by the last part of its dotted name if that is unique. parallel.data is
+    left out if it equals the number of devices.
     """
     names = dict.fromkeys(name for row in rows for name in row.config)
     found = {"devices": [f"{r.devices}{' emulated' if r.emulated else ''}" for r in rows]}

@@ -21,11 +21,11 @@ GROUPS = {"exact": SYNCHRONOUS, "compressed": COMPRESSED, "local": LOCAL}
 
 class Row(NamedTuple):
     member: str
-    losses: dict[int, float]  # of the seeds
+    losses: dict[int, float]  # seed -> validation loss
     sent: float | None
     state: float | None
     temporary: float | None
-    ratio: float | None  # of a step's time to the base's
+    ratio: float | None  # a step's time / that of the base
 
     @property
     def loss(self) -> float:
@@ -92,7 +92,7 @@ def table(shown: list[Row], base: Row) -> str:
 
 
 def verdict(shown: list[Row], base: Row) -> str:
-    """Say how near the aim of 1,000 times fewer bytes within 0.5 % comes."""
+    """Say how close the members come to 1,000 times fewer bytes within 0.5 %."""
     known = [row for row in shown if row.sent and row.member != BASE]
     near = [row for row in known if row.excess(base) <= WITHIN]
     small = [row for row in known if base.sent / row.sent >= TARGET]
@@ -148,7 +148,7 @@ def draw(shown: list[Row], base: Row, out: pathlib.Path) -> None:
 
 
 def table_names(steps: int, members: list[str]) -> set[str]:
-    """Name the tables that runs of these members, this many steps each, are part of."""
+    """Name the tables that show runs of these members with this many steps."""
     groups = [name for name, group in GROUPS.items() if group.keys() & set(members)]
     return {f"{name}-{steps}" for name in ("verdict", *groups)}
 

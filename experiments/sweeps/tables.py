@@ -1,4 +1,4 @@
-"""One way to write a table as Markdown, for the report and for all studies."""
+"""Tables as Markdown, for the report and for all studies."""
 
 import math
 import re
@@ -21,7 +21,7 @@ class Table(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     best: frozenset[tuple[int, int]] = frozenset()
-    meanings: tuple[tuple[str, str], ...] = ()  # (column, what it is in plain words)
+    meanings: tuple[tuple[str, str], ...] = ()  # (column, what it means)
 
     @property
     def right(self) -> list[bool]:
@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 def escape(cell: Any) -> str:
-    """Write a cell, None as an empty one: `|` and line breaks would end it or the table."""
+    """Write a cell; escape `|` and line breaks, which would end it or the table."""
     text = "" if cell is None else str(cell)
     return " ".join(text.splitlines()).replace("|", r"\|")
 
@@ -50,8 +50,8 @@ def markdown(
 ) -> str:
     """Return a table in Markdown, columns of numbers aligned to the right.
 
-    Without rows it is the head alone, which `line` can add to. `padded` fills the cells up
-    with spaces, so that a table is readable in a terminal, too.
+    Without rows it returns the head alone, and `line` makes further rows. `padded` fills
+    cells with spaces, so that a terminal shows the table aligned.
     """
     head = list(map(escape, head))
     rows = [list(map(escape, row)) for row in rows]
@@ -73,7 +73,7 @@ def pad(cells: list[str], widths: list[int], right: list[bool]) -> list[str]:
 
 
 def right_aligned(num_columns: int, rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Tell which columns hold numbers and nothing else; empty cells do not matter."""
+    """Tell which columns hold only numbers and empty cells."""
     columns = [[row[i] for row in rows if row[i]] for i in range(num_columns)]
     return [bool(column) and all(map(is_number, column)) for column in columns]
 

@@ -1,7 +1,8 @@
-"""Did parallelism pay? Four answers for each run of a sweep.
+"""Did parallelism pay? Four verdicts for each run of a sweep.
 
-Time, quality, utilisation, generalisation: each is a comparison with the run on the fewest
-devices that is else the same (the baseline), or a share of the machine's own limit.
+They judge time, quality, utilisation and generalisation. Utilisation is a share of the
+machine's limit. The others compare a run with its baseline: the run on the fewest devices
+with the same settings otherwise.
 """
 
 import math
@@ -15,7 +16,7 @@ from experiments.sweeps.rows import Row, by_label
 from experiments.sweeps.tables import digits
 
 SAME = 0.005  # relative; losses nearer than this tie
-FASTER = 1.05  # a smaller speed-up is within the noise of a machine that others use, too
+FASTER = 1.05  # a smaller speed-up is within the noise of a shared machine
 USEFUL = 0.5  # parallel efficiency below which half of each device is wasted
 
 
@@ -71,7 +72,7 @@ def time_verdict(row: Row, base: Row) -> str:
 
 
 def compare(value: float, reference: float) -> str:
-    """Say of two losses which is the better one."""
+    """Say whether a loss is better or worse than a reference, or ties with it."""
     if not math.isfinite(value + reference):
         return {True: "same", False: "worse"}[value == reference]
     change = value / reference - 1
@@ -86,7 +87,7 @@ def tied(row: Row, rows: list[Row]) -> list[Row]:
 
 
 def quality_verdict(row: Row, rows: list[Row], base: Row) -> str:
-    # Another seed is no choice that one could make.
+    # A run with another seed is not a rival: nobody chooses a seed.
     rivals = [
         r
         for r in rows

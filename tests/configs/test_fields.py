@@ -170,6 +170,23 @@ def test_names_overrides_and_reading_back():
         fields.from_dict(Experiment, {"old": 1})
 
 
+def test_the_nearest_field_is_one_that_could_be_meant():
+    known = fields.flatten(Experiment())
+    for given, meant in {
+        "optim.learnin_rate": "optim.learning_rate",
+        "optimm.learning_rate": "optim.learning_rate",
+        "learning_rate": "optim.learning_rate",
+        "width": "model.width",
+        "optim.batch_size": "data.batch_size",  # the right name in the wrong group
+        "step": "steps",
+    }.items():
+        assert fields.nearest(given, known) == f"; the nearest is {meant!r}", given
+    # Nothing in the group is near: not optim.b2, but all that the group has.
+    told = fields.nearest("optim.lr", known)
+    assert told.startswith("; optim has name, ") and "learning_rate" in told
+    assert fields.nearest("zzz", known) == "; docs/config.md lists all fields"
+
+
 def test_what_decides_the_numbers():
     deciding = fields.deciding(Experiment())
     assert {"steps", "optim.b1", "parallel.local.every", "data.source"} <= deciding

@@ -45,4 +45,6 @@ def test_flags_that_cannot_work_end_in_a_line():
 def test_a_folder_of_prompts_is_refused():
     flags = ["--workdir=/nowhere", "--prompts_file=lm"]
     (result,) = run_together([(command("generate", *flags), {})], check=False)
-    assert_refused(result, "--prompts_file=lm is a folder; give a file, a prompt a line")
+    assert_refused(
+        result, "--prompts_file=lm is a folder; give a file with one prompt a line"
+    )

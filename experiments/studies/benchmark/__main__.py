@@ -3,11 +3,11 @@
 python -m experiments.studies.benchmark --shape=small --rounds=9
     [--nanogpt=FOLDER --pytorch_python=venv/bin/python] [--only=lockstep,bare]
 
-Each side is a process of its own and trains the same GPT-2 on the same random tokens.
-One after the other takes a few steps; the figures are medians over the rounds, and each
-ratio is the median of the ratios within a round, for other users of the machine slow all
-sides alike. Also timed in turns: products of 4096 x 4096 matrices, the machine's limit, and
-the loading of batches alone.
+Prints a table. Each side is its own process and trains the same GPT-2 on the same random
+tokens. In a round, one side after the other takes a few steps. The figures are medians over
+the rounds. A ratio is the median of the ratios within a round, because other users of the
+machine slow all sides of a round alike. Products of 4096 x 4096 matrices (the machine's
+limit) and the loading of batches alone take turns too.
 """
 
 import pathlib
@@ -23,14 +23,22 @@ from experiments.studies.benchmark.figures import report
 from experiments.studies.benchmark.rounds import answer, end, start, turn
 from experiments.studies.benchmark.shapes import SHAPES, Shape
 
-SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "Of the model and its batch.")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "How often all take turns.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps_per_round", 3, "Steps of each turn.", lower_bound=1)
-NANOGPT = flags.DEFINE_string("nanogpt", None, "A clone of github.com/karpathy/nanoGPT.")
-PYTORCH_PYTHON = flags.DEFINE_string(
-    "pytorch_python", sys.executable, "A Python that has PyTorch."
+SHAPE = flags.DEFINE_enum(
+    "shape", "small", list(SHAPES), "Shape of the model and the batch."
 )
-ONLY = flags.DEFINE_list("only", None, "The sides to run; default: all.")
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 9, "Number of rounds in which all sides take turns.", lower_bound=1
+)
+STEPS = flags.DEFINE_integer(
+    "steps_per_round", 3, "Number of steps of each turn.", lower_bound=1
+)
+NANOGPT = flags.DEFINE_string(
+    "nanogpt", None, "Folder of a clone of github.com/karpathy/nanoGPT."
+)
+PYTORCH_PYTHON = flags.DEFINE_string(
+    "pytorch_python", sys.executable, "Path of a Python that has PyTorch, for --nanogpt."
+)
+ONLY = flags.DEFINE_list("only", None, "Names of the sides to run; default: all.")
 
 
 def ours(contender: str, *arguments: str) -> list[str]:

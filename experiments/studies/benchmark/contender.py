@@ -2,7 +2,7 @@
 
 python -m experiments.studies.benchmark.contender --contender=lockstep --shape=small
 
-It speaks as experiments/studies/benchmark/turns.py says.
+experiments/studies/benchmark/turns.py describes its input and output.
 """
 
 from functools import partial
@@ -20,10 +20,16 @@ from experiments.studies.benchmark.turns import serve
 
 CONTENDERS = ("lockstep", "bare", "loader", "products")
 join.define_flags()
-CONTENDER = flags.DEFINE_enum("contender", "lockstep", CONTENDERS, "Which side.")
-SHAPE = flags.DEFINE_enum("shape", "small", list(SHAPES), "Of the model and its batch.")
-STRATEGY = flags.DEFINE_string("strategy", "jit", "Of Lockstep.")
-WORKERS = flags.DEFINE_integer("workers", 0, "Processes of the loader; 0: a thread.")
+CONTENDER = flags.DEFINE_enum(
+    "contender", "lockstep", CONTENDERS, "Side of the benchmark to be."
+)
+SHAPE = flags.DEFINE_enum(
+    "shape", "small", list(SHAPES), "Shape of the model and the batch."
+)
+STRATEGY = flags.DEFINE_string("strategy", "jit", "Strategy of the side lockstep.")
+WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Number of processes that load batches; 0: a thread."
+)
 
 
 def main() -> None:

@@ -3,15 +3,15 @@
 PYTORCH_PYTHON experiments/studies/benchmark/nanogpt.py NANOGPT_FOLDER VARIANT \
     VOCAB WIDTH LAYERS HEADS T B
 
-A script for an environment that holds PyTorch alone. VARIANT: eager, fused (AdamW),
-compiled. It speaks as turns.py says.
+A script for an environment that has PyTorch but not JAX. VARIANT is eager, fused (AdamW) or
+compiled. turns.py describes its input and output.
 """
 
 import sys
 
 import numpy as np
 import torch
-from turns import serve  # a script finds what lies beside it
+from turns import serve  # a script can import the files beside it
 
 
 def main(folder: str, variant: str, *numbers: str) -> None:

@@ -22,7 +22,7 @@ def start(commands: list[list[str]]) -> list[subprocess.Popen]:
 
 
 def answer(processes: list[subprocess.Popen]) -> dict:
-    """Return the first process's next JSON line, once all have given theirs."""
+    """Wait for a JSON line from every process; return that of the first."""
     answers = []
     for process in processes:
         for line in process.stdout:
@@ -43,7 +43,7 @@ def turn(processes: list[subprocess.Popen], steps: int) -> dict:
 
 
 def end(processes: list[subprocess.Popen]) -> None:
-    """Close their input, so that each ends and takes its own children along."""
+    """Close the input of each process, so that it ends its children and itself."""
     for process in processes:
         process.stdin.close()
     for process in processes:

@@ -19,15 +19,15 @@ SHAPES = {
     "small": Shape(256, 256, 6, 8, 256, 16),
     "large": Shape(8192, 512, 8, 8, 512, 8),
 }
-LOADER_ROWS, LOADER_BATCHES = 50_000, 500  # on the disk; in a step of `loader`
+LOADER_ROWS, LOADER_BATCHES = 50_000, 500  # rows on the disk, batches in a step of `loader`
 PRODUCT = 4096  # the width of the square matrices of `products`
 
 
 def flops_per_token(shape: Shape) -> float:
     """Count a training step's products: 6 N + 12 L T D (Chowdhery et al. 2022, appendix B).
 
-    N counts the matrices; the embedding counts once, as the head. Attention counts in
-    full, though half of it is masked.
+    N is the number of weights in matrices; the embedding counts once, as the head.
+    Attention counts in full, though half of it is masked.
     """
     matrices = 12 * shape.num_layers * shape.width**2 + shape.vocab_size * shape.width
     return 6 * matrices + 12 * shape.num_layers * shape.seq_len * shape.width

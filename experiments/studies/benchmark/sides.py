@@ -62,7 +62,7 @@ def lockstep(shape: Shape, strategy: str) -> Callable[[], float]:
 
 
 def bare_loss(params: dict, tokens: jax.Array, num_heads: int) -> jax.Array:
-    """Return the mean loss of GPT-2, written as everybody writes it."""
+    """Return the mean loss of GPT-2, in plain JAX."""
 
     def norm(x, w):
         x = x - jnp.mean(x, -1, keepdims=True)
@@ -126,7 +126,7 @@ def bare(shape: Shape) -> Callable[[], float]:
 def loader(shape: Shape, workers: int) -> Callable[[], float]:
     """Return a step that loads batches as training does, and nothing else.
 
-    With `workers`, so many processes load them; else a thread does.
+    `workers` processes load them; with 0, a thread does.
     """
     folder = tempfile.TemporaryDirectory()
     files = []
@@ -150,7 +150,7 @@ def loader(shape: Shape, workers: int) -> Callable[[], float]:
             batch = next(iterator)
         return float(batch["tokens"][0, 0])
 
-    step.folder = folder  # lives as long as the step
+    step.folder = folder  # the folder exists as long as the step
     return step
 
 

@@ -1,6 +1,7 @@
-"""How one side of a benchmark takes its turns: lines of JSON over a pipe.
+"""One side of a benchmark takes turns with the others, over pipes.
 
-The standard library alone, for nanogpt.py runs in an environment without JAX.
+Each line of input is a number of steps to take; each answer is a line of JSON. This file
+uses the standard library alone, because nanogpt.py runs in an environment without JAX.
 """
 
 import json
@@ -12,10 +13,10 @@ from collections.abc import Callable
 
 
 def serve(step: Callable[[], float]) -> None:
-    """Take the first step, then as many as each line of input asks for, and one more.
+    """Take the first step; then, for each line of input, as many as it asks for.
 
-    That one comes first and is not timed: the system may have taken back the pages of a
-    process that waited for its turn. `step` returns the loss.
+    One step that is not timed comes before those of each line, because the system may have
+    taken memory pages from a process that waited for its turn. `step` returns the loss.
     """
     print(json.dumps({"ready": True, "loss": step()}), flush=True)
     for line in sys.stdin:

@@ -37,12 +37,9 @@ def row(
 
 def write_run(workdir: pathlib.Path, row: Row) -> pathlib.Path:
     workdir.mkdir(parents=True)
-    known = fields.flatten(Experiment())
-    config = fields.override(
-        Experiment(), {name: x for name, x in row.config.items() if name in known}
-    )
-    described = dataclasses.asdict(config) | {"family": "transformer", "fingerprint": "0"}
-    (workdir / "config.json").write_text(json.dumps(described))
+    config = fields.override(Experiment(), dict(row.config))
+    values = dataclasses.asdict(config) | {"family": "transformer", "fingerprint": "text"}
+    (workdir / "config.json").write_text(json.dumps(values))
     (workdir / "summary.json").write_text(json.dumps(row.summary))
     lines = "".join(json.dumps(record) + "\n" for record in row.records)
     (workdir / "metrics.jsonl").write_text(lines)
