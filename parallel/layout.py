@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from parallel.program import AXIS, TENSOR, TensorDims, TrainState
 
-# (path, shape, degree, the dim that lies over `tensor`) -> dim; None: whole
-Rule = Callable[[tuple, tuple[int, ...], int, int | None], int | None]
+# (shape, degree, the dim that lies over `tensor`) -> dim; None: whole
+Rule = Callable[[tuple[int, ...], int, int | None], int | None]
 Degrees = Mapping[str, int]  # mesh axis -> degree
 
 # Sharding a bias of a few hundred bytes costs a collective and saves nothing.
@@ -33,12 +33,12 @@ class Layout(NamedTuple):
     opt: Rule
 
 
-def replicate(path: tuple, shape: tuple[int, ...], degree: int, taken: int | None) -> None:
+def replicate(shape: tuple[int, ...], degree: int, taken: int | None) -> None:
     return None
 
 
 def shard_largest(
-    path: tuple, shape: tuple[int, ...], degree: int, taken: int | None = None
+    shape: tuple[int, ...], degree: int, taken: int | None = None
 ) -> int | None:
     """Pick the largest dim that the degree divides and that is not taken; else none."""
     dims = [dim for dim, size in enumerate(shape) if size % degree == 0 and dim != taken]
@@ -87,7 +87,7 @@ def specs(rule: Rule, tree, degrees: Degrees, tensor_dims: TensorDims = ()):
 
     def spec(path: tuple, x) -> P:
         tensor = tensor_dim(path, x.shape, tensor_dims, degrees.get(TENSOR, 1))
-        axes = {rule(path, x.shape, degrees[axis], tensor): axis, tensor: TENSOR}
+        axes = {rule(x.shape, degrees[axis], tensor): axis, tensor: TENSOR}
         axes.pop(None, None)
         return P(*[axes.get(dim) for dim in range(max(axes, default=-1) + 1)])
 

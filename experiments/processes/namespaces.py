@@ -22,7 +22,6 @@ from collections.abc import Iterator
 
 PREFIX = "lockstep"
 INTERFACE = "link0"
-OVERHEAD = 1514 / 1448  # bytes of a packet / bytes of its TCP payload
 
 
 def ip(*arguments: str, check: bool = True) -> None:
@@ -117,10 +116,3 @@ def set_rate(num_hosts: int, megabits: float | None) -> None:
         burst = max(int(megabits * 1e6 / 8 * 0.002), 5000)
         shape = ["tbf", "rate", f"{megabits}mbit", "burst", f"{burst}", "latency", "1s"]
         subprocess.run([*tc, "replace", *device, *shape], check=True)
-
-
-def sent_bytes(index: int) -> int:
-    """Read how many bytes a host's interface has sent, headers included."""
-    file = f"/sys/class/net/{INTERFACE}/statistics/tx_bytes"
-    read = subprocess.run(inside(index, ["cat", file]), capture_output=True, check=True)
-    return int(read.stdout)

@@ -100,12 +100,12 @@ def test_collectives_are_those_of_the_strategy(strategy, degree, accumulation):
 
 
 def test_shard_largest():
-    assert shard_largest((), (64, 128), 4) == 1
-    assert shard_largest((), (64, 128), 4, taken=1) == 0
-    assert shard_largest((), (128, 63), 4) == 0
-    assert shard_largest((), (127, 63), 4) is None
-    assert shard_largest((), (8, 8), 4) is None
-    assert shard_largest((), (64, 128), 1) is None
+    assert shard_largest((64, 128), 4) == 1
+    assert shard_largest((64, 128), 4, taken=1) == 0
+    assert shard_largest((128, 63), 4) == 0
+    assert shard_largest((127, 63), 4) is None
+    assert shard_largest((8, 8), 4) is None
+    assert shard_largest((64, 128), 1) is None
 
 
 def test_fsdp_asks_for_each_gather_twice():
