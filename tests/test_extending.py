@@ -1,5 +1,6 @@
 """A new part is its own code and one row of a table; then that table's laws hold for it."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from lm.data.sources.table import SOURCES, Source
 from lm.data.tokenizer import encode_documents
 from lm.models.setting import Setting
 from lm.task import Task, next_token_loss
-from parallel.exchange.algorithms import ALGORITHMS
+from parallel.exchange.algorithms import ALGORITHMS, Algorithm
 from parallel.exchange.codec import BY_GATHERING, Codec, flatten, num_elements, stateless
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.layout import REPLICATED
@@ -103,13 +104,22 @@ def all_to_one(x, axes):
     return jax.lax.psum(jnp.where(is_first, total, 0), axes)
 
 
+def all_to_one_elements(num, sizes):
+    degree = math.prod(sizes)
+    return num * (degree - 1) * (1 + 2 / degree)
+
+
 def test_an_algorithm(monkeypatch):
-    monkeypatch.setitem(ALGORITHMS, "all_to_one", all_to_one)
+    kinds = frozenset({"all-gather", "all-reduce"})
+    row = Algorithm(all_to_one, all_to_one_elements, kinds)
+    monkeypatch.setitem(ALGORITHMS, "all_to_one", row)
     exchange = ExchangeConfig(algorithm="all_to_one")
     parallel = ParallelConfig(strategy="shard_map", exchange=exchange)
     check(Experiment(parallel=parallel))
+    counts = test_algorithms.test_the_ledger_counts_what_the_closed_form_says
     for sizes in test_algorithms.MESHES:
         test_algorithms.test_sum_on_every_device("all_to_one", sizes)
+        counts("all_to_one", sizes)
     test_algorithms.test_sixteen_bits("all_to_one")
     test_algorithms.test_no_device_keeps_more_bits_than_it_sends("all_to_one")
     program = toy_program("shard_map", toy_learner(SGD), data=8, exchange=exchange)

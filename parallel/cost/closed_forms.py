@@ -14,19 +14,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from parallel.exchange.algorithms import sent_elements
+from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.mesh import batch_axes, batch_degree
 from parallel.pipeline.stacking import outer_of
 from parallel.program import FSDP, STAGE, TENSOR, Batch, Params
-
-BY_ALGORITHM = {
-    "psum": {"all-reduce"},
-    "all_to_all": {"all-to-all", "all-gather"},
-    "all_gather": {"all-gather"},
-    "hierarchical": {"reduce-scatter", "all-reduce", "all-gather"},
-}  # the others send from device to device
 
 
 class Cut(NamedTuple):
@@ -125,15 +118,15 @@ def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:
     algorithm = "psum" if config.algorithm == "auto" else config.algorithm
     num = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     if config.codec == "none":
-        return 4 * sent_elements(algorithm, num, sizes)
+        return 4 * ALGORITHMS[algorithm].sent_elements(num, sizes)
     codec = CODECS[config.codec](config)
     if not codec.linear:
         if algorithm == "hierarchical":
             codec = hierarchical(codec, sizes[-1])
         return codec.sent_bytes(params, degree)
     # The codec's own figure is that of a ring.
-    against_ring = sent_elements(algorithm, num, sizes) / sent_elements("ring", num, sizes)
-    return codec.sent_bytes(params, degree) * against_ring
+    own, ring = (ALGORITHMS[name].sent_elements(num, sizes) for name in (algorithm, "ring"))
+    return codec.sent_bytes(params, degree) * (own / ring)
 
 
 def exchange_kinds(config: Any) -> set[str]:
@@ -145,5 +138,5 @@ def exchange_kinds(config: Any) -> set[str]:
         if not codec.linear and exchange.algorithm == "auto":
             algorithm = codec.algorithms[0]
         elif not codec.linear:
-            return BY_ALGORITHM[algorithm] | BY_ALGORITHM[codec.algorithms[0]]
-    return BY_ALGORITHM.get(algorithm, {"collective-permute"})
+            return {*ALGORITHMS[algorithm].kinds, *ALGORITHMS[codec.algorithms[0]].kinds}
+    return set(ALGORITHMS[algorithm].kinds)

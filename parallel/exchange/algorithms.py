@@ -26,6 +26,7 @@ each addition.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,39 +181,61 @@ def hierarchical(x_n: jax.Array, axes: Axes) -> jax.Array:
     return sums_n[: x_n.size]
 
 
-ALGORITHMS: dict[str, AllReduce] = {
-    "psum": psum,
-    "ring": ring,
-    "tree": tree,
-    "halving_doubling": halving_doubling,
-    "all_to_all": all_to_all,
-    "all_gather": all_gather,
-    "p2p": p2p,
-    "hierarchical": hierarchical,
-}
+class Algorithm(NamedTuple):
+    all_reduce: AllReduce
+    # (elements, sizes of the axes) -> those that a device sends on average
+    sent_elements: Callable[[int, tuple[int, ...]], float]
+    # the kinds of collectives that it takes
+    kinds: frozenset[str] = frozenset({"collective-permute"})
 
 
-def sent_elements(name: str, num: int, sizes: tuple[int, ...]) -> float:
-    """Return the elements that a device sends on average, for axes of these sizes.
+def owned(num: int, degree: int) -> int:
+    """Count all chunks but the own one, there and back; chunks are padded to one size."""
+    return 2 * -(-num // degree) * (degree - 1)
 
-    Chunks are padded to one size, except for psum, whose ring is the compiler's.
-    """
+
+def ring_elements(num: int, sizes: tuple[int, ...]) -> float:
+    return owned(num, math.prod(sizes))
+
+
+def fewest_elements(num: int, sizes: tuple[int, ...]) -> float:
+    degree = math.prod(sizes)
+    return 2 * num * (degree - 1) / degree
+
+
+def tree_elements(num: int, sizes: tuple[int, ...]) -> float:
     degree, power = math.prod(sizes), power_of_two(math.prod(sizes))
-    rest = degree - power
+    return num * (power * len(distances(power)) + 2 * (degree - power)) / degree
 
-    def owned(num: int, degree: int) -> int:  # all but the own chunk, there and back
-        return 2 * -(-num // degree) * (degree - 1)
 
-    if name in ("ring", "all_to_all"):
-        return owned(num, degree)
-    if name == "tree":
-        return num * (power * len(distances(power)) + 2 * rest) / degree
-    if name == "halving_doubling":
-        return (power * owned(num, power) + 2 * rest * num) / degree
-    if name == "all_gather":
-        return num * (degree - 1)
-    if name in ("psum", "p2p"):
-        return 2 * num * (degree - 1) / degree
-    fast = sizes[-1]
-    chunk, slow = -(-num // fast), degree // fast
-    return owned(num, fast) + 2 * chunk * (slow - 1) / slow
+def halving_elements(num: int, sizes: tuple[int, ...]) -> float:
+    degree, power = math.prod(sizes), power_of_two(math.prod(sizes))
+    return (power * owned(num, power) + 2 * (degree - power) * num) / degree
+
+
+def gathered_elements(num: int, sizes: tuple[int, ...]) -> float:
+    return num * (math.prod(sizes) - 1)
+
+
+def hierarchical_elements(num: int, sizes: tuple[int, ...]) -> float:
+    fast, slow = sizes[-1], math.prod(sizes[:-1])
+    return owned(num, fast) + 2 * -(-num // fast) * (slow - 1) / slow
+
+
+ALGORITHMS = {
+    # Its ring is the compiler's, without padding.
+    "psum": Algorithm(psum, fewest_elements, frozenset({"all-reduce"})),
+    "ring": Algorithm(ring, ring_elements),
+    "tree": Algorithm(tree, tree_elements),
+    "halving_doubling": Algorithm(halving_doubling, halving_elements),
+    "all_to_all": Algorithm(
+        all_to_all, ring_elements, frozenset({"all-to-all", "all-gather"})
+    ),
+    "all_gather": Algorithm(all_gather, gathered_elements, frozenset({"all-gather"})),
+    "p2p": Algorithm(p2p, fewest_elements),
+    "hierarchical": Algorithm(
+        hierarchical,
+        hierarchical_elements,
+        frozenset({"reduce-scatter", "all-reduce", "all-gather"}),
+    ),
+}

@@ -16,13 +16,14 @@ Letters: n elements of the whole tree, W replicas, k elements kept.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from parallel.exchange.algorithms import ALGORITHMS
 from parallel.program import Key, Params
 
 State = Any
@@ -30,10 +31,7 @@ Axes = tuple[str, ...]
 
 # The ways in which a codec's bytes can travel. A sum of linear codes is the code of the
 # sum, so any algorithm for sums carries them; the other codes have to be decoded first.
-LINEAR = (
-    "psum", "ring", "tree", "halving_doubling", "all_to_all", "all_gather", "p2p",
-    "hierarchical",
-)  # fmt: skip
+LINEAR = ALGORITHMS
 BY_OWNERS = ("all_to_all", "hierarchical")
 BY_GATHERING = ("all_gather", "hierarchical")
 
@@ -51,12 +49,12 @@ class Codec(NamedTuple):
     # step and is the same on every replica.
     sum: Callable[[Any, State, Key, Across], tuple[Any, Any, State]]
     sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
-    algorithms: tuple[str, ...]
+    algorithms: Collection[str]  # LINEAR, BY_OWNERS, ...
     feedback: bool = True  # whether error_feedback=auto is on
 
     @property
     def linear(self) -> bool:
-        return self.algorithms == LINEAR
+        return self.algorithms is LINEAR
 
 
 def stateless(params: Params) -> tuple:

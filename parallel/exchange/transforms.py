@@ -36,7 +36,7 @@ def all_reduce(algorithm: str = "psum", axes: Axes = (AXIS,)) -> Exchange:
             total = psum_in_one(sums, axes)
         else:
             flat, unflatten = ravel_pytree(sums)
-            total = unflatten(ALGORITHMS[algorithm](flat, axes))
+            total = unflatten(ALGORITHMS[algorithm].all_reduce(flat, axes))
         return divided(total, weight), comm
 
     return Exchange(lambda params: (), update)
@@ -114,7 +114,7 @@ def compressed(
     the next share, so that over time nothing is.
     """
 
-    across = Across(axes, ALGORITHMS[algorithm])
+    across = Across(axes, ALGORITHMS[algorithm].all_reduce)
 
     def init(params):
         residual = jax.tree.map(jnp.zeros_like, params) if error_feedback else ()

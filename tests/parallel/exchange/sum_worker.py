@@ -54,8 +54,8 @@ def under_shard_map(dtype: str) -> list[str]:
         )
 
     return [
-        digest(f"shard_map {name} {dtype}", jax.jit(spread(sum_n))(rows), x)
-        for name, sum_n in ALGORITHMS.items()
+        digest(f"shard_map {name} {dtype}", jax.jit(spread(row.all_reduce))(rows), x)
+        for name, row in ALGORITHMS.items()
     ]
 
 
@@ -65,7 +65,9 @@ def under_pmap() -> list[str]:
     return [
         digest(
             f"pmap {name} float32",
-            jax.pmap(partial(ALGORITHMS[name], axes=("data",)), axis_name="data")(x[mine]),
+            jax.pmap(
+                partial(ALGORITHMS[name].all_reduce, axes=("data",)), axis_name="data"
+            )(x[mine]),
             x,
         )
         for name in ONE_AXIS

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from parallel.cost.ledger import ledger
-from parallel.exchange.algorithms import ALGORITHMS, sent_elements
+from parallel.exchange.algorithms import ALGORITHMS
 from parallel.mesh import device_mesh
 from tests.parallel.workers import run_two
 
@@ -46,7 +46,7 @@ def spread(name: str, sizes, num_arrays: int = 1):
     axes = mesh.axis_names
 
     def each(*xs):
-        return tuple(ALGORITHMS[name](x[0], axes)[None] for x in xs)
+        return tuple(ALGORITHMS[name].all_reduce(x[0], axes)[None] for x in xs)
 
     specs = (P(axes),) * num_arrays
     return jax.jit(
@@ -89,7 +89,8 @@ def test_sum_on_every_device(name, sizes):
 def test_the_ledger_counts_what_the_closed_form_says(name, sizes):
     entries = ledger(all_sizes(name, sizes)[1].as_text(), mesh_of(sizes))
     sent = sum(entry.sent_bytes for entry in entries)
-    assert sent == pytest.approx(4 * sum(sent_elements(name, n, sizes) for n in SIZES))
+    elements = sum(ALGORITHMS[name].sent_elements(n, sizes) for n in SIZES)
+    assert sent == pytest.approx(4 * elements)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -118,7 +119,7 @@ def test_no_device_keeps_more_bits_than_it_sends(name):
         jax.shard_map, mesh=mesh, in_specs=P(axes), out_specs=P(axes), check_vma=False
     )
     def widened(x):
-        return ALGORITHMS[name](x[0], axes).astype(jnp.float32)[None] / 3
+        return ALGORITHMS[name].all_reduce(x[0], axes).astype(jnp.float32)[None] / 3
 
     result = np.asarray(jax.jit(widened)(inputs(mesh.size, 1000, "bfloat16")))
     np.testing.assert_array_equal(result, np.broadcast_to(result[:1], result.shape))
