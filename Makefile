@@ -1,4 +1,5 @@
 # make train: from nothing to a trained model.  make test: from nothing to passing tests.
+# make notebooks: the notebooks of docs/, which take minutes.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/tiny
@@ -6,13 +7,16 @@ CONFIG ?= configs/tiny.py
 FLAGS ?=
 TESTS ?=
 
-.PHONY: train test lint
+.PHONY: train test notebooks lint
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) --devices=8 $(FLAGS)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal $(TESTS)
+	$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal --ignore=tests/docs/test_notebooks.py $(TESTS)
+
+notebooks: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -q -n 2 tests/docs/test_notebooks.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

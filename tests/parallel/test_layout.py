@@ -49,7 +49,7 @@ def by_kind(program, degree):
 
 def sizes():
     """Split the number of parameters into those in arrays worth sharding and the rest."""
-    shapes = jax.eval_shape(toy_learner(SGD).init, jax.random.key(0))
+    shapes = jax.eval_shape(toy_learner(SGD).task.init, jax.random.key(0))
     all_sizes = [x.size for x in jax.tree.leaves(shapes)]
     large = sum(n for n in all_sizes if n >= MIN_SHARDED_SIZE)
     return large, sum(all_sizes) - large

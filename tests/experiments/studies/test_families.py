@@ -148,8 +148,8 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
     "model.cel=gru": "the nearest is 'model.cell'",
     "model.cell=gated": "choose one of rnn, lstm, gru",
     "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
-    "data.source=docstring data.source_len=9": "RecurrentConfig learns from documents",
-    "data.source_len=9": "data.source 'text' has no source texts",
+    "data.source=docstring data.path= data.source_len=9": "learns from documents",
+    "data.source_len=9": "source_len is 9, but it has no effect where data.source",
     "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
     "parallel.strategy=gpipe parallel.stage=2": "num_layers 1 is not divisible",
     "parallel.strategy=tensor parallel.tensor=2": "set parallel.tensor to 1",
@@ -158,7 +158,7 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
 
 BAD_COUNTS = {
     "ngram": {
-        "model.order=0": "model.order is 0; expected 1",
+        "model.order=0": "model.order is 0; it must be at least 1 and at most 5",
         "model.smoothing=good_turing": "choose one of kneser_ney",
         "parallel.strategy=fsdp": "has no meaning for a model of counts",
         "parallel.exchange.codec=int8": "unset parallel.accumulation and parallel.exchange",
@@ -166,7 +166,7 @@ BAD_COUNTS = {
     },
     "hmm": {
         "model.num_states=0": "model.num_states is 0",
-        "optim.name=adamw": "model.training=em and optim.name=adamw do not go together",
+        "optim.name=adamw": "forgetting is 0.7, but it has no effect where optim.name",
         "model.training=gradient": "do not go together",
         "parallel.strategy=gpipe": "cannot be cut into stages",
     },

@@ -196,6 +196,7 @@ def test_processes_whose_rows_lie_apart_are_refused(places):
 
 
 def test_a_task_without_stages_is_refused():
-    learner = toy_learner(SGD)._replace(stages=None)
+    learner = toy_learner(SGD)
+    learner = learner._replace(task=learner.task._replace(stages=None))
     with pytest.raises(ValueError, match="stage"):
         toy_program("gpipe", learner, data=1, stage=2)
