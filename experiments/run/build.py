@@ -18,7 +18,8 @@ from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
 from lm.norms import gradient_norms
-from lm.optim import MAXIMIZERS, learning_rate, optimizer
+from lm.optim import learning_rate, optimizer
+from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
 from parallel.counting.program import counting_program

@@ -14,15 +14,8 @@ from configs.base import FAMILIES, Experiment
 from experiments.run.build import build_task, check
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.transformer.config import TransformerConfig
-from lm.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    OptimConfig,
-    decay_mask,
-    learning_rate,
-    optimizer,
-    schedule,
-)
+from lm.optim import SCHEDULES, OptimConfig, decay_mask, learning_rate, optimizer, schedule
+from lm.optimizers import OPTIMIZERS
 from parallel.pipeline.stacking import stack_params
 from tests.lm.papers import ORACLES
 

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm.optim import OPTIMIZERS, OptimConfig, optimizer
+from lm.optim import OptimConfig, optimizer
+from lm.optimizers import OPTIMIZERS
 from parallel.mesh import part_of
 from parallel.pipeline.schedules import ORDERS
 from parallel.pipeline.stacking import STACK, build_stacking
