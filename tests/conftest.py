@@ -34,15 +34,15 @@ gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_addoption(parser):
-    text = "of the cases of each parametrised test, run one in N"
+    text = "of the cases in each file, run one in N"
     parser.addoption("--one-in", type=int, default=1, metavar="N", help=text)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out cases; which of them differs from test to test, but not from run to run."""
+    """Leave out cases; which of them differs from file to file, but not from run to run."""
     num, cases = config.getoption("one_in"), {}
     for item in items:
-        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        cases.setdefault(item.nodeid.partition("::")[0], []).append(item)
     left_out = set()
     for name, group in cases.items():
         kept = group[zlib.crc32(name.encode()) % min(num, len(group)) :: num]

@@ -14,5 +14,6 @@ def test_a_program_that_is_kept_is_compiled_by_no_process(tmp_path):
         assert [one["total"] for one in processes] == [sum(n**2 for n in range(64))] * 2
         assert [one["alone"] for one in processes] == [[1.0] * 3, [2.0] * 3]
     first, second = told
-    assert all("jit_squares" in one["compiled"] for one in first)
+    # Not of all: a process that is late finds what the other has just kept.
+    assert any("jit_squares" in one["compiled"] for one in first)
     assert not any("jit_squares" in one["compiled"] for one in second)
