@@ -54,11 +54,6 @@ def is_wanted(argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path
     """Tell whether JAX will run on a CPU and the user has chosen no allocator."""
     if environ.get("LD_PRELOAD") or re.search(r"--?allocator[= ]system\b", " ".join(argv)):
         return False
-    return runs_on_cpu(environ, dev)
-
-
-def runs_on_cpu(environ: Mapping[str, str], dev: pathlib.Path) -> bool:
-    """Tell whether JAX will run on a CPU, without asking it."""
     platforms = environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" or (
         platforms == "" and not any((dev / name).exists() for name in ACCELERATORS)
