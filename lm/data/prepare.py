@@ -26,11 +26,11 @@ from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
-from lm.data.texts import document_splits, open_corpus, sample
-from lm.data.tokenizer import load_tokenizer, train_tokenizer
+from lm.data.texts import document_splits, open_corpus
+from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 3  # part of the fingerprint; raise it when rows are made or stored differently
+FORMAT = 4  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -141,7 +141,7 @@ def make_rows(
         texts, rows = document_splits(config, corpus)
     tokenizer = train_tokenizer(
         config.tokenizer,
-        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS),
+        sample_of_all(map(clean, texts("train")), TOKENIZER_CHARACTERS),
         config.vocab_size,
     )
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")

@@ -25,8 +25,11 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 
 
 def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
-    """Yield the cleaned texts of a split; those of the shifted split only up to a limit."""
-    texts = map(clean, corpus.texts(split))
+    """Yield the cleaned texts of a split that are not empty.
+
+    Those of the shifted split are yielded only up to a limit.
+    """
+    texts = (text for text in map(clean, corpus.texts(split)) if text.strip())
     return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
 
 
@@ -82,8 +85,10 @@ def pack_texts(
 
 
 def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yield the first texts, at most so many characters; the last text loses its end."""
     for text in texts:
+        if text := text[:characters]:
+            yield text
+        characters -= len(text)
         if characters <= 0:
             return
-        yield text
-        characters -= len(text)
