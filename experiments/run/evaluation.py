@@ -16,7 +16,8 @@ from lm.data.config import DataConfig
 from lm.data.prepare import Data, current_fingerprint
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows, target_bytes
-from lm.data.sources.files import list_files, read_text
+from lm.data.sources.listing import list_files
+from lm.data.sources.reading import read_text
 from lm.data.sources.table import PAIR_SOURCES
 from lm.data.texts import held_out_texts, pack_texts, sample, training_texts
 from lm.data.tokenizer import token_bytes
