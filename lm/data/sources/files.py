@@ -161,7 +161,7 @@ def one_side(
             begin += len(piece.text)
             text = piece.text[end:] if validation else piece.text[:end]
             if text:
-                yield file, piece._replace(text=text)
+                yield file, Piece(text, piece.name, piece.first)
         elif held_out == validation:
             yield file, piece
 

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 class BadRecord(ValueError):
     """A file, or a record in it, that cannot be read; the message says where and why."""
 
-    def __init__(self, file: pathlib.Path, reason: str, line: int = 0):
+    def __init__(self, file: pathlib.Path | str, reason: str, line: int = 0):
         super().__init__(f"{file}{f', line {line}' if line else ''} {reason}")
 
 
@@ -99,12 +99,12 @@ def zst_blocks(file: pathlib.Path, stream: BinaryIO) -> Iterator[bytes]:
         raise BadRecord(file, "cannot be read (it ends too early)")
 
 
-def decode(file: pathlib.Path, raw: bytes, offset: int = 0, line: int = 0) -> str:
+def decode(file: pathlib.Path | str, raw: bytes, offset: int = 0, line: int = 0) -> str:
     return decode_part(file, raw, offset, True, line)[0]
 
 
 def decode_part(
-    file: pathlib.Path, raw: bytes, offset: int, final: bool, line: int = 0
+    file: pathlib.Path | str, raw: bytes, offset: int, final: bool, line: int = 0
 ) -> tuple[str, int]:
     """Return the text and how many bytes it took; BadRecord if it is not UTF-8."""
     try:

@@ -43,7 +43,7 @@ def open_tfds(c: Config) -> Corpus:
     splits = {"train": c.split, "validation": c.validation_split}
     if c.shifted_split:
         splits["shifted"] = c.shifted_split
-    return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
+    return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir, c.on_bad_record)
 
 
 def policy(config: Config) -> Policy:
@@ -77,7 +77,7 @@ SOURCES = {
         open_tfds,
         reads=(
             *("name", "split", "validation_split", "shifted_split", "tfds_dir"),
-            "text_key",
+            *("text_key", "on_bad_record"),
         ),
     ),
     "text": Source(open_text, reads=(*FILES, "separator", "separator_kind")),
