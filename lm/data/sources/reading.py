@@ -72,7 +72,7 @@ def blocks(file: pathlib.Path) -> Iterator[bytes]:
             with file.open("rb") as stream:
                 yield from zst_blocks(file, stream)
             return
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with gzip.GzipFile(file) if file.suffix == ".gz" else file.open("rb") as stream:
             while block := stream.read(BLOCK):
                 yield block
     except (OSError, EOFError, zlib.error) as error:
