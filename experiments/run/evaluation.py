@@ -15,7 +15,8 @@ from lm.data.prepare import Data, kept_texts
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows, target_bytes
 from lm.data.sources.corpus import Document
-from lm.data.sources.files import list_files, read_text
+from lm.data.sources.listing import list_files
+from lm.data.sources.reading import read_text
 from lm.data.sources.table import PAIR_SOURCES
 from lm.data.texts import clean_alone, head, pack_texts
 from lm.data.tokenizer import token_bytes

@@ -35,7 +35,7 @@ class DataConfig:
     shifted_split: str = field(default="", metadata=read("shifted_split"))
     # folder where TFDS keeps its datasets; "": TFDS's own default
     tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
-    # text, jsonl: a file, a folder or a glob; parallel: the file of source lines
+    # text, jsonl, parquet: a file, a folder or a glob; parallel: the file of source lines
     path: str = field(default="", metadata=read("path") | BY_TEXT)
     # file of target lines; line i is the target of line i of path
     target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
@@ -49,8 +49,18 @@ class DataConfig:
     )
     # files with another kind of text, also evaluated at the end; "": none
     shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
-    # TFDS feature, or key of a JSON line, that holds the text
+    # TFDS feature, key of a JSON line, or Parquet column that holds the text
     text_key: str = field(default="text", metadata=read("text_key"))
+    # what lies between the documents of a file; "": a file is one document
+    separator: str = field(default="", metadata=read("separator"))
+    # text: as it is written; regex: a regular expression, such as \n\s*\n for blank lines
+    separator_kind: str = field(
+        default="text", metadata={"choices": ("text", "regex")} | read("separator_kind")
+    )
+    # what a file or a record that cannot be read does; skip: it is counted and left out
+    on_bad_record: str = field(
+        default="stop", metadata={"choices": ("stop", "skip")} | read("on_bad_record")
+    )
     # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
     stages: str = field(default="exact_dedup,near_dedup", metadata={"only": DOCUMENTS})
     # each stage has a config of its own, which experiments.inspect reads too

@@ -31,8 +31,8 @@ from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
-from lm.data.texts import clean_corpus, document_rows, head, kept_documents, open_corpus
-from lm.data.tokenizer import load_tokenizer, train_tokenizer
+from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
+from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
 from lm.data.whole import write_whole
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
@@ -228,7 +228,9 @@ def kept_tokenizer(
     file = folder / "tokenizer.json"
     if not file.exists():
         learnt = train_tokenizer(
-            config.tokenizer, head(texts(), TOKENIZER_CHARACTERS), config.vocab_size
+            config.tokenizer,
+            sample_of_all(texts(), TOKENIZER_CHARACTERS),
+            config.vocab_size,
         )
         write_whole(file, learnt.to_str())
     return load_tokenizer(file)

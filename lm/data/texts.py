@@ -1,8 +1,8 @@
 """The documents of a corpus: opened, cleaned, packed."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,8 +22,6 @@ from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
 from lm.data.tokenizer import encode_documents
 
-Item = TypeVar("Item")
-
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
 
@@ -34,13 +32,15 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
     """Yield all documents in their order, with their splits.
 
-    Of the shifted split come only the first ones, up to SHIFTED_CHARACTERS.
+    Of the shifted split come at most SHIFTED_CHARACTERS.
     """
     for split in corpus.splits:
-        documents = corpus.documents(split)
-        if split == "shifted":
-            documents = head(documents, SHIFTED_CHARACTERS, lambda x: len(x.text))
-        yield from ((split, document) for document in documents)
+        left = SHIFTED_CHARACTERS if split == "shifted" else sys.maxsize
+        for document in corpus.documents(split):
+            yield split, document._replace(text=document.text[:left])
+            left -= len(document.text)
+            if left <= 0:
+                break
 
 
 def clean_corpus(config: DataConfig, corpus: Corpus, folder: pathlib.Path) -> Cleaned:
@@ -101,12 +101,11 @@ def pack_texts(
     return Rows(tokens, segments, found)
 
 
-def head(
-    items: Iterable[Item], characters: int, size: Callable[[Item], int] = len
-) -> Iterator[Item]:
-    """Yield the first texts (or other items) until they have so many characters."""
-    for item in items:
+def head(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Yield the first texts, at most so many characters; the last text loses its end."""
+    for text in texts:
+        if text := text[:characters]:
+            yield text
+        characters -= len(text)
         if characters <= 0:
             return
-        yield item
-        characters -= size(item)
