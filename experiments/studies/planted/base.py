@@ -7,15 +7,19 @@ environment gives the same pieces.
 
 import gettext
 import os
-import pathlib
 import random
 import re
 import sysconfig
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from pathlib import Path
 
+LIBRARY = Path(sysconfig.get_path("stdlib"))
+PACKAGES = Path(sysconfig.get_path("purelib"))
+LEAST_MESSAGE = 12  # characters; single words say little of their language
 LEAST_WORDS, MOST_WORDS = 120, 400  # in a piece
 PROSE = re.compile(r"METADATA|.*\.(rst|md)|(LICEN[SC]E|COPYING)[^/]*")
+CODE = re.compile(r".*\.py")
 TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 # Some share the letters of English, some do not.
 LANGUAGES = ("de", "fr", "es", "nl", "pl", "tr", "ru", "el", "zh_Hans", "ja", "ar", "he")
@@ -24,23 +28,18 @@ APOSTROPHE = "\u2019"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffd]")
 
 
-def code_files() -> list[pathlib.Path]:
-    folder = pathlib.Path(sysconfig.get_path("stdlib"))
-    files = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    return [folder / path for path in sorted(files) if not TESTS & set(path.parts)]
+def files(
+    folder: Path, pattern: re.Pattern[str], skip: Set[str] = frozenset()
+) -> list[Path]:
+    """List the files below a folder whose names match, without those in some folders."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - skip)
+        found += [Path(place, name) for name in sorted(names) if pattern.fullmatch(name)]
+    return found
 
 
-def prose_files() -> list[pathlib.Path]:
-    folder = sysconfig.get_path("purelib")
-    return sorted(
-        pathlib.Path(place, name)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if PROSE.fullmatch(name)
-    )
-
-
-def clean_text(file: pathlib.Path) -> str:
+def clean_text(file: Path) -> str:
     """Return a file's text without trailing white space; "" if the text is not clean.
 
     The headers of METADATA are left out.
@@ -53,9 +52,8 @@ def clean_text(file: pathlib.Path) -> str:
         text = text.partition("\n\n")[2]
     lines = [line.rstrip() for line in text.splitlines()]
     text = "\n".join(lines).strip("\n")
-    return (
-        "" if CONTROL.search(text) or unicodedata.normalize("NFC", text) != text else text
-    )
+    unclean = CONTROL.search(text) or unicodedata.normalize("NFC", text) != text
+    return "" if unclean else text
 
 
 def pieces(text: str, rng: random.Random) -> Iterator[str]:
@@ -65,54 +63,49 @@ def pieces(text: str, rng: random.Random) -> Iterator[str]:
     """
     lines: list[str] = []
     count, wanted = 0, rng.randint(LEAST_WORDS, MOST_WORDS)
-    for line in text.splitlines():
+    for line in [*text.splitlines(), ""]:
         words = len(line.split())
-        if lines and count >= LEAST_WORDS and count + words > MOST_WORDS:
-            yield "\n".join(lines).strip("\n") + "\n"
+        if count + words > MOST_WORDS or not words and count >= wanted:
+            if LEAST_WORDS <= count <= MOST_WORDS:
+                yield "\n".join(lines).strip("\n") + "\n"
             lines, count, wanted = [], 0, rng.randint(LEAST_WORDS, MOST_WORDS)
         lines.append(line)
         count += words
-        if count > MOST_WORDS:
-            lines, count = [], 0  # a line without end, such as a table of data
-        elif not words and count >= wanted:
-            yield "\n".join(lines).strip("\n") + "\n"
-            lines, count, wanted = [], 0, rng.randint(LEAST_WORDS, MOST_WORDS)
-    if count >= LEAST_WORDS:
-        yield "\n".join(lines).strip("\n") + "\n"
 
 
-def pool(files: list[pathlib.Path], num: int, rng: random.Random) -> list[str]:
+def pool(sources: list[Path], num: int, rng: random.Random) -> list[str]:
     """Return `num` pieces of files, or fewer if there are none, in random order.
 
     Equal pieces count once. Half of the files' pieces are left out, so that fewer pieces
     are not of few files.
     """
     found: dict[str, None] = {}
-    for file in rng.sample(files, len(files)):
+    for file in rng.sample(sources, len(sources)):
         found |= dict.fromkeys(pieces(clean_text(file), rng))
         if len(found) >= 2 * num:
             break
     return rng.sample(list(found), min(num, len(found)))
 
 
-def messages(language: str) -> list[str]:
-    """Return the translations in Django's catalogues, in their order."""
-    folder = pathlib.Path(sysconfig.get_path("purelib")) / "django"
-    found: dict[str, None] = {}
-    for file in sorted(folder.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
-        with file.open("rb") as stream:
-            catalogue = gettext.GNUTranslations(stream)._catalog
-        found |= dict.fromkeys(
-            text
-            for key, text in catalogue.items()
-            if key and len(text.split()) + len(text) // 12 >= 3 and not CONTROL.search(text)
-        )
-    if not found:
+def catalogues() -> dict[str, list[str]]:
+    """Return the translations in Django's catalogues for each of LANGUAGES."""
+    found: dict[str, dict[str, None]] = {name: {} for name in LANGUAGES}
+    for file in files(PACKAGES / "django", re.compile(r"django(js)?\.mo")):
+        language = file.parts[-3]
+        if language in found:
+            with file.open("rb") as stream:
+                catalogue = gettext.GNUTranslations(stream)._catalog
+            found[language] |= dict.fromkeys(
+                unicodedata.normalize("NFC", text)
+                for key, text in catalogue.items()
+                if key and len(text) > LEAST_MESSAGE and not CONTROL.search(text)
+            )
+    if missing := [name for name in LANGUAGES if not found[name]]:
         raise ValueError(
-            f"Django's catalogues in {language!r} are not in {folder}; install them by "
-            "pip install -r requirements-pairs.txt"
+            f"Django has no catalogue in {', '.join(missing)}; install it by pip install "
+            "-r requirements-pairs.txt"
         )
-    return [unicodedata.normalize("NFC", text) for text in found]
+    return {name: list(texts) for name, texts in found.items()}
 
 
 def foreign_text(language: list[str], rng: random.Random) -> str:

@@ -49,11 +49,13 @@ def clean_documents(num: int, rng: random.Random) -> list[str]:
     """Return `num` clean documents, no two of them alike; ValueError if there are fewer."""
     num_prose = int(PROSE_SHARE * num)
     # Licences are much alike, so that fewer remain than are read.
-    prose = base.pool(base.prose_files(), 2 * num_prose + 20, rng)
+    prose = base.pool(base.files(base.PACKAGES, base.PROSE), 2 * num_prose + 20, rng)
     prose = unlike(prose, CHANCE)[:num_prose]
     for i in range(int(TYPOGRAPHIC_SHARE * len(prose))):
         prose[i] = base.typographic(prose[i])
-    code = base.pool(base.code_files(), int(1.2 * num) + 20, rng)
+    code = base.pool(
+        base.files(base.LIBRARY, base.CODE, base.TESTS), int(1.2 * num) + 20, rng
+    )
     found = unlike([*prose, *code], CHANCE)[:num]
     if len(found) < num:
         raise ValueError(
@@ -79,7 +81,7 @@ def faults(
     spare: Iterator[str], originals: list[str], count: dict[str, int], rng: random.Random
 ) -> Iterator[Planted]:
     """Yield the documents with a fault; a text serves for one of them at most."""
-    languages = {name: base.messages(name) for name in base.LANGUAGES}
+    languages = base.catalogues()
     words = " ".join(originals).split()
     chosen = iter(rng.sample(range(len(originals)), len(originals)))
     for _ in range(count["exact_copy"]):
