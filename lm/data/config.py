@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.packing import PACKINGS
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
@@ -10,6 +12,7 @@ PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 # The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
+LEAKAGE = ("drop", "refuse", "keep")
 
 
 def read(name: str) -> dict[str, dict]:
@@ -47,6 +50,13 @@ class DataConfig:
     shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
     # TFDS feature, or key of a JSON line, that holds the text
     text_key: str = field(default="text", metadata=read("text_key"))
+    # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
+    stages: str = field(default="exact_dedup", metadata={"only": DOCUMENTS})
+    # each stage has a config of its own, which experiments.inspect reads too
+    exact_dedup: ExactDedupConfig = field(default_factory=ExactDedupConfig)
+    # a held-out document that repeats a training document: drop it, refuse to go on, or
+    # keep it
+    leakage: str = field(default="drop", metadata={"choices": LEAKAGE, "only": DOCUMENTS})
     # what a token is; each kind writes pieces that it does not know as bytes
     tokenizer: str = field(default="bpe", metadata={"choices": tuple(LEAST_VOCAB_SIZE)})
     # most tokens that the tokenizer learns; 257: the bytes and the end-of-text mark alone
@@ -67,6 +77,7 @@ class DataConfig:
     def validate(self) -> None:
         """Raise ValueError for fields that do not fit together."""
         self.validate_vocab_size()
+        chosen_stages(self.stages)
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "

@@ -1,0 +1,31 @@
+"""Every stage of cleaning, in a sensible order: a stage is its own file and a row here."""
+
+from lm.data.cleaning import exact_dedup
+from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.stage import Stage
+
+STAGES = {
+    "exact_dedup": Stage(
+        ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
+    ),
+}
+
+
+def chosen_stages(stages: str) -> list[str]:
+    """Return the names in a list of stages; ValueError for a list that cannot work."""
+    names = [name.strip() for name in stages.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(
+                f"data.stages names {name!r}, which is no stage; choose from "
+                f"{', '.join(STAGES)}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"data.stages names {name!r} {names.count(name)} times")
+    for place, name in enumerate(names):
+        if late := set(STAGES[name].follows) & set(names[place:]):
+            raise ValueError(
+                f"data.stages is {stages!r}; {name} must come after {', '.join(late)}, "
+                f"as in {','.join(sorted(names, key=list(STAGES).index))}"
+            )
+    return names
