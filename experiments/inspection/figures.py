@@ -78,8 +78,9 @@ def shards(found: dict[str, Any]) -> bytes | None:
             )  # fmt: skip
             bottom += height
         multiple = each["token_skew"]["multiple"]
+        times = "" if multiple is None else f": {multiple:.3g} x chance"
         axes.axhline(tokens.mean(), color="#555555", lw=1, ls="--")
-        axes.set(title=f"by {name}: {multiple:.3g} x chance", xlabel="shard")
+        axes.set(title=f"by {name}{times}", xlabel="shard")
         axes.title.set_fontsize(10)
         plain_ticks(axes.yaxis)
     every[0].set_ylabel("tokens")

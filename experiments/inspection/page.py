@@ -1,6 +1,5 @@
 """The page about a corpus: what stands out, then tables, texts side by side, pictures."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -87,10 +86,9 @@ def advice(found: dict[str, Any]) -> list[str]:
     for kind, each in list(found["kinds"].items())[:WORST]:
         said.append(f"{each['findings']:,} findings of {named(kind)}.")
     for name, each in found["skew"].items():
-        multiple = each["token_skew"]["multiple"]
-        if math.isfinite(multiple):
+        if times := multiple(each["token_skew"]):
             said.append(
-                f"Shards by {name} differ in their tokens {multiple:.3g} times as much as "
+                f"Shards by {name} differ in their tokens {times} times as much as "
                 f"chance; the largest has {each['imbalance']['max_over_mean']:.3g} times "
                 "the mean."
             )
@@ -125,6 +123,8 @@ def kinds_table(found: dict[str, Any]) -> Table:
     note = "A document may have several findings. A higher score is surer, or worse."
     if not body:
         note = "No stage found an anomaly."
+    elif len(found["kinds"]) > len(body):
+        note += f" The commonest {len(body)} of {len(found['kinds'])} kinds are listed."
     head = ["kind", "findings", "of the documents", "highest score"]
     return Table("Anomalies", note, head, body)
 
@@ -253,8 +253,8 @@ def skew_table(found: dict[str, Any]) -> Table:
     return Table("Skew over shards", note, head, body, meanings=meanings)
 
 
-def multiple(skew: dict[str, float]) -> str:
-    return f"{skew['multiple']:.3g}" if math.isfinite(skew["multiple"]) else ""
+def multiple(skew: dict[str, float | None]) -> str:
+    return "" if skew["multiple"] is None else f"{skew['multiple']:.3g}"
 
 
 def share(part: int, whole: int) -> str:

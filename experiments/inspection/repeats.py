@@ -9,7 +9,7 @@ from experiments.sweeps.template import Difference
 from lm.data.cleaning.stage import Copy
 
 NAMED = 20  # documents of a cluster that are named
-CLUSTERS = 20  # of each kind that are listed, the largest
+CLUSTERS = 10  # of each kind that are listed, the largest
 SHOWN = 6  # clusters of which two texts are shown
 LONGEST = 20_000  # characters of a text that are compared
 AROUND = 2  # equal lines that are shown around a difference
@@ -130,7 +130,8 @@ def difference(left: str, right: str) -> list[tuple[bool, str, str]]:
                 (True, *(f"... {n} further lines ..." for n in (len(a) - i, len(b) - j))),
             ]
         if tag == "equal":
-            around = (AROUND * bool(parts), AROUND * (i_end < len(a)))
+            ends = i_end == len(a) and j_end == len(b)
+            around = (AROUND * bool(parts), AROUND * (not ends))
         else:
             around = (MOST_LINES // 2, MOST_LINES // 2)
         texts = (shortened(x, *around) for x in (a[i:i_end], b[j:j_end]))

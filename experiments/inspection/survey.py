@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from experiments.processes.files import without_nonfinite
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
 from lm.data.rows.skew import imbalance, skew
@@ -79,14 +80,17 @@ class Shards:
     def report(self) -> dict:
         tokens_N = self.tokens_NV.sum(1)
         names, kinds_NK = self.kinds_NK()
-        return {
-            "documents": self.documents_N.tolist(),
-            "tokens": tokens_N.tolist(),
-            "token_skew": skew(self.tokens_NV)._asdict(),
-            "kind_skew": skew(kinds_NK)._asdict(),
-            "kinds": dict(zip(names, kinds_NK.T.tolist(), strict=True)),
-            "imbalance": imbalance(tokens_N)._asdict(),
-        }
+        # Without chance there is no multiple of it: JSON has null for it.
+        return without_nonfinite(
+            {
+                "documents": self.documents_N.tolist(),
+                "tokens": tokens_N.tolist(),
+                "token_skew": skew(self.tokens_NV)._asdict(),
+                "kind_skew": skew(kinds_NK)._asdict(),
+                "kinds": dict(zip(names, kinds_NK.T.tolist(), strict=True)),
+                "imbalance": imbalance(tokens_N)._asdict(),
+            }
+        )
 
 
 def sample_tokenizer(config: DataConfig, documents: Records) -> Tokenizer:
