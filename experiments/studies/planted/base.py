@@ -110,7 +110,12 @@ def catalogues() -> dict[str, list[str]]:
 
 def foreign_text(language: list[str], rng: random.Random) -> str:
     """Return 30 translations of a language, one in a line."""
-    return "\n".join(rng.sample(language, min(30, len(language)))).strip() + "\n"
+    return ended("\n".join(rng.sample(language, min(30, len(language)))), rng)
+
+
+def ended(text: str, rng: random.Random) -> str:
+    """End a text with a line end or without one: where it ends tells nothing of its kind."""
+    return text.strip("\n") + rng.choice(["\n", ""])
 
 
 def typographic(text: str) -> str:

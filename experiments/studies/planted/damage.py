@@ -39,13 +39,15 @@ def gibberish(text: str, rng: random.Random) -> str:
         ]
     )
     lines = ["".join(rng.choices(alphabet, k=len(x))) for x in text.splitlines()]
-    return "\n".join(line.rstrip() for line in lines).strip() + "\n"
+    end = "\n" if text.endswith("\n") else ""
+    return "\n".join(line.rstrip() for line in lines).strip() + end
 
 
 def as_base64(text: str, rng: random.Random) -> str:
     """Encode the text, packed or as it is, in lines of 76 characters."""
     raw = zlib.compress(text.encode()) if rng.random() < 0.5 else text.encode()
-    return base64.encodebytes(raw).decode()
+    encoded = base64.encodebytes(raw).decode()
+    return encoded if text.endswith("\n") else encoded.rstrip("\n")
 
 
 def shuffled(text: str, rng: random.Random) -> str:

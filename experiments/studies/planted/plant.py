@@ -63,7 +63,7 @@ def clean_documents(num: int, rng: random.Random) -> list[str]:
             f"{num} are wanted; give a smaller --documents"
         )
     rng.shuffle(found)
-    return found
+    return [base.ended(text, rng) for text in found]
 
 
 def to_garble(
