@@ -114,7 +114,7 @@ def foreign_text(language: list[str], rng: random.Random) -> str:
 
 
 def ended(text: str, rng: random.Random) -> str:
-    """End a text with a line end or without one: where it ends tells nothing of its kind."""
+    """End a text with a line end or without one, by chance, so that it tells nothing."""
     return text.strip("\n") + rng.choice(["\n", ""])
 
 
