@@ -9,16 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from experiments.processes.messages import say
 from lm.data.classes import CLASSES, usual_classes
-from lm.data.cleaning.clean import clean
 from lm.data.config import DataConfig
-from lm.data.prepare import Data, current_fingerprint
+from lm.data.prepare import Data, kept_texts
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows, target_bytes
+from lm.data.sources.corpus import Document
 from lm.data.sources.files import list_files, read_text
 from lm.data.sources.table import PAIR_SOURCES
-from lm.data.texts import held_out_texts, pack_texts, sample, training_texts
+from lm.data.texts import clean_alone, head, pack_texts
 from lm.data.tokenizer import token_bytes
 from lm.metrics import metrics, perplexity, prediction_sums
 from lm.task import Batch, Params, Sums, Task, targets_mask
@@ -148,10 +147,9 @@ def held_out_rows(
         raise ValueError(f"--on={split}: the data of this run has no text of another kind")
     if config.source != "stdlib":
         return rows, None
-    usual = usual_in_training(config, data.tokenizer, data.meta["fingerprint"])
-    if usual is None:
-        return rows, None
-    texts = held_out_texts(config, split)
+    fingerprint = data.meta["fingerprint"]
+    usual = usual_in_training(config, data.tokenizer, fingerprint)
+    texts = list(kept_texts(config, fingerprint, split))
     return pack_texts(config, data.tokenizer, texts, classes=True), usual
 
 
@@ -168,7 +166,8 @@ def file_rows(
             "--on=validation"
         )
     files = list_files("--on", pattern)
-    texts = [clean(read_text(file)) for file in files]
+    read = (Document(read_text(file), str(file)) for file in files)
+    texts = [document.text for document in clean_alone(config, read)]
     usual = None
     if all(file.suffix == ".py" for file in files):
         usual = usual_in_training(config, tokenizer, fingerprint)
@@ -177,14 +176,7 @@ def file_rows(
 
 def usual_in_training(
     config: DataConfig, tokenizer: Tokenizer, fingerprint: str
-) -> np.ndarray | None:
-    """Count each token's usual class in the training text; None if that has changed."""
-    try:
-        if (found := current_fingerprint(config)) == fingerprint:
-            texts = sample(training_texts(config), USUAL_CHARACTERS)
-            return usual_classes(texts, tokenizer)
-        reason = f"it gives the prepared data {found}, and the run has {fingerprint}"
-    except (ValueError, OSError) as error:
-        reason = str(error)
-    say(f"classes of tokens are left out: the training text has changed ({reason})")
-    return None
+) -> np.ndarray:
+    """Count each token's usual class in the training text of the run's data."""
+    texts = head(kept_texts(config, fingerprint, "train"), USUAL_CHARACTERS)
+    return usual_classes(texts, tokenizer)

@@ -1,12 +1,20 @@
 """Every stage of cleaning, in a sensible order: a stage is its own file and a row here."""
 
-from lm.data.cleaning import exact_dedup
+from lm.data.cleaning import exact_dedup, near_dedup
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.stage import Stage
 
 STAGES = {
     "exact_dedup": Stage(
         ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
+    ),
+    "near_dedup": Stage(
+        NearDedupConfig,
+        near_dedup.apply,
+        near_dedup.sketch,
+        near_dedup.decide,
+        follows=("exact_dedup",),
     ),
 }
 

@@ -11,7 +11,6 @@ parallel   Source and target are the same line of two text files.
 import ast
 import hashlib
 import pathlib
-import platform
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from lm.data.sources.files import file_digest, list_files, read_text
-from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
+from lm.data.sources.stdlib import identity_of, source_files, split_of, stdlib_folder
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
@@ -32,13 +31,15 @@ class PairCorpus(NamedTuple):
     splits: tuple[str, ...] = ("train", "validation")
 
 
-def docstring_corpus() -> PairCorpus:
+def docstring_corpus(cache: pathlib.Path) -> PairCorpus:
+    paths = source_files()
+
     def pairs(split: str) -> Iterator[Pair]:
-        for path in source_files():
+        for path in paths:
             if split_of(path) == split:
                 yield from documented_functions((stdlib_folder() / path).read_bytes())
 
-    identity = {"source": "docstring", "version": platform.python_version()}
+    identity = {"source": "docstring"} | identity_of(paths, cache)
     return PairCorpus(identity, pairs, cuts_sources=True)
 
 

@@ -67,7 +67,7 @@ SOURCES = {
         ),
         reads=(*FILES, "text_key"),
     ),
-    "docstring": Source(lambda c: docstring_corpus(), pairs=True),
+    "docstring": Source(lambda c: docstring_corpus(cache_folder(c)), pairs=True),
     "gettext": Source(
         lambda c: gettext_corpus(c.name, c.language, c.validation_share),
         pairs=True,
