@@ -13,6 +13,7 @@ from experiments.inspection.observe import Observed, observe
 from experiments.inspection.survey import Survey, sample_tokenizer, survey
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
+from lm.data.prepare import current_fingerprint, load_prepared
 from lm.data.sources.corpus import Corpus, Document
 from lm.data.texts import clean_corpus, numbered, open_corpus
 
@@ -65,6 +66,8 @@ def counted(
 def find_tokenizer(config: DataConfig, documents: Records) -> tuple[Tokenizer, str]:
     """Return the tokenizer of the prepared data, or one trained on a sample; and which."""
     kind = f"{config.tokenizer} with {config.vocab_size} tokens"
+    if prepared := load_prepared(config, current_fingerprint(config)):
+        return prepared.tokenizer, f"{kind}, of the prepared data"
     tokenizer = sample_tokenizer(config, documents)
     return tokenizer, f"estimated: {kind}, trained on a sample of the documents"
 
