@@ -2,6 +2,7 @@
 
 import collections
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,7 @@ def copies(truth: Truth, observed: Observed) -> dict[str, float]:
     near = pairs(observed, near_copies(observed))
     cluster = pairs(observed, observed.copies.get("near_dedup", {}))
     similar = {
-        frozenset((number(i), number(j))): similarity
-        for i, j, similarity in truth["pairs"]
+        frozenset((number(i), number(j))): similarity for i, j, similarity in truth["pairs"]
     }
     equal = {pair for pair, similarity in similar.items() if similarity == 1}
     alike = {p for p, similarity in similar.items() if THRESHOLD <= similarity < 1}
@@ -122,7 +122,7 @@ def area(faulty: np.ndarray, clean: np.ndarray) -> float:
     return float(above / (len(faulty) * len(clean)))
 
 
-def share(values) -> float:
+def share(values: Iterable[bool]) -> float:
     values = list(values)
     return float(statistics.fmean(values)) if values else float("nan")
 

@@ -22,7 +22,7 @@ from lm.data.cleaning.stage import Applied, Copy, Finding
 from lm.data.sources.corpus import Document
 
 WORDS = 5  # in a shingle
-LONGEST_WORD = 32  # characters; what is longer is of a language without spaces, or no words
+LONGEST_WORD = 32  # characters; a longer one outside ASCII is of a language without spaces
 BANDS, BAND = 20, 5
 SEED = 1
 # The share of equal minima is within 0.2 of the similarity, but for 1 pair in a million.
@@ -74,9 +74,12 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def split_words(text: str) -> Iterator[str]:
-    """Yield the words between white space; in place of a very long one, its characters."""
+    """Yield the words between white space, but characters where a language has no spaces.
+
+    A long word in ASCII, such as a ruler or an address, is one word.
+    """
     for word in text.split():
-        if len(word) > LONGEST_WORD:
+        if len(word) > LONGEST_WORD and not word.isascii():
             yield from word
         else:
             yield word
