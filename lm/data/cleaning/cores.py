@@ -9,56 +9,59 @@ Piece = TypeVar("Piece")
 Made = TypeVar("Made")
 
 ALONE = (
-    8_000_000  # characters worked on in this process, before it is worth to start others
+    8_000_000  # characters worked on in this process, before others are worth their start
 )
-AHEAD = 3  # pieces per worker that are made or wait, which bounds the memory
+AHEAD = 3  # pieces for each worker that wait or are made, which bounds the memory
 
 
 def num_cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
+    except AttributeError:  # on macOS and Windows
         return os.cpu_count() or 1
 
 
-def mapped(
-    function: Callable[[Piece], Made],
-    pieces: Iterable[Piece],
-    size: Callable[[Piece], int],
-    alone: int | None = None,
-    cores: int | None = None,
-) -> Iterator[Made]:
-    """Yield function(piece) of each piece in order; `size` counts a piece's characters.
+class Cores:
+    """The processes that work on pieces; they are started when there is enough to do.
 
-    The first `alone` characters are worked on in this process, the others in one process a
-    core. Those processes are loky's: they start afresh, so the threads of JAX here do no
-    harm, and they import neither the main module nor JAX.
+    They are loky's, which start afresh: the threads of JAX in this process do no harm, and
+    the workers import neither the main module nor JAX.
     """
-    alone = ALONE if alone is None else alone
-    pieces, done = iter(pieces), 0
-    for piece in pieces:
-        yield function(piece)
-        done += size(piece)
-        if done >= alone and (cores or num_cores()) > 1:
-            yield from in_processes(function, pieces, cores or num_cores())
 
+    def __init__(self):
+        self.num = num_cores()
+        self.left = ALONE
+        self.executor: Any = None
 
-def in_processes(
-    function: Callable[[Piece], Made], pieces: Iterator[Piece], num: int
-) -> Iterator[Made]:
-    from joblib.externals.loky import ProcessPoolExecutor
+    def __enter__(self) -> "Cores":
+        return self
 
-    first = next(pieces, None)
-    if first is None:
-        return
-    executor = ProcessPoolExecutor(num)
-    pending: collections.deque[Any] = collections.deque([executor.submit(function, first)])
-    try:
+    def __exit__(self, kind, *_) -> None:
+        if self.executor:
+            self.executor.shutdown(wait=True, kill_workers=kind is not None)
+
+    def map(
+        self,
+        function: Callable[[Piece], Made],
+        pieces: Iterable[Piece],
+        size: Callable[[Piece], int],
+    ) -> Iterator[Made]:
+        """Yield function(piece) of each piece in order; `size` counts its characters."""
+        pending: collections.deque[Any] = collections.deque()
         for piece in pieces:
-            pending.append(executor.submit(function, piece))
-            if len(pending) >= AHEAD * num:
+            if self.num == 1 or self.left > 0:
+                self.left -= size(piece)
+                yield function(piece)
+                continue
+            pending.append(self.started().submit(function, piece))
+            if len(pending) >= AHEAD * self.num:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, kill_workers=bool(pending))
+
+    def started(self) -> Any:
+        if self.executor is None:
+            from joblib.externals.loky import ProcessPoolExecutor
+
+            self.executor = ProcessPoolExecutor(self.num)
+        return self.executor

@@ -2,7 +2,8 @@
 
 A held-out document leaks if a training document has the same words (case, punctuation and
 white space do not count); if it is the beginning of a training document, or a training
-document is its beginning and at least half of it; or if the two are near duplicates.
+document is its beginning and at least half of it; or if the two are near duplicates. A
+document of less than 16 letters begins nothing: only equal ones repeat it.
 
 To find beginnings, the sketch of a document has the digests of its first 8, 16, 32, ...
 letters. Two documents of which one begins the other agree in all that both have. Only then
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from lm.data.cleaning import near_dedup
 from lm.data.cleaning.exact_dedup import digest, only_words
 from lm.data.cleaning.near_dedup import NearDedupConfig
-from lm.data.cleaning.stage import Applied, Copy, Finding
+from lm.data.cleaning.stage import Applied, Copy, Finding, Stage
 from lm.data.sources.corpus import Document
 
 SHORTEST = 8  # letters of the shortest beginning that is looked at
@@ -80,17 +81,19 @@ def repeated_words(
 ) -> list[Copy | None]:
     """Find held-out documents with the words, or a beginning, of a training document."""
     found: list[Copy | None] = [None] * len(sketches)
-    wanted = collections.defaultdict(list)
+    wholes, beginnings = collections.defaultdict(list), collections.defaultdict(list)
     for place in range(num_train, len(sketches)):
         each = sketches[place]
-        wanted[each.whole].append(place)
+        wholes[each.whole].append(place)
         # A training document of at least half the size has this beginning too.
         if len(each.beginnings) > 1:
-            wanted[each.beginnings[-2]].append(place)
+            beginnings[each.beginnings[-2]].append(place)
     for first in range(num_train):
         each = sketches[first]
-        keys = {each.whole, *each.beginnings} & wanted.keys()
-        for place in sorted({place for key in keys for place in wanted[key]}):
+        places = list(wholes.get(each.whole, ()))
+        for key in each.beginnings:
+            places += beginnings.get(key, ())
+        for place in places:
             if found[place] is None and agree(each, sketches[place]):
                 a, b = sorted((only_words(texts[first]), only_words(texts[place])), key=len)
                 if b.startswith(a):
@@ -112,3 +115,7 @@ def apply(config: LeakageConfig, document: Document, verdict: Copy | None) -> Ap
         return document, []
     reason = f"{verdict.similarity:.1%} of it and of {verdict.name}, of training, is equal"
     return None, [Finding(document.name, "leak", verdict.similarity, reason)]
+
+
+# No row of the table: it also needs the texts and the number of training documents.
+LEAKAGE = Stage(LeakageConfig, apply, sketch, decide)

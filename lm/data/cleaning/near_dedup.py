@@ -1,13 +1,14 @@
 """Drop documents that are nearly equal to an earlier document.
 
 Two documents are as similar as their sets of shingles: the share of all their shingles that
-both have (Jaccard). A shingle is a run of 5 words. MinHash signatures find the candidates
-(Broder 1997): of two sets, the share of equal minima is on average their similarity. A
-signature is cut into 20 bands of 5 minima; two documents with an equal band are candidates
-(locality-sensitive hashing; Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
-So a pair of similarity s is a candidate with probability 1 - (1 - s^5)^20, which is 0.9996
-for 0.8. The exact similarity of each candidate pair is then computed. Pairs that reach the
-threshold are joined into clusters, and of a cluster the first document stays.
+both have (Jaccard). A shingle is a run of 5 words, as white space cuts them. MinHash
+signatures find the candidates (Broder 1997): of two sets, the share of equal minima is on
+average their similarity. A signature is cut into 20 bands of 5 minima; two documents with
+an equal band are candidates (locality-sensitive hashing; Leskovec, Rajaraman, Ullman:
+Mining of Massive Datasets, 3.4). So a pair of similarity s is a candidate with probability
+1 - (1 - s^5)^20, which is 0.9996 for 0.8. The exact similarity of each candidate pair is
+then computed. Pairs that reach the threshold are joined into clusters, and of a cluster the
+first document stays.
 """
 
 import tempfile
@@ -22,7 +23,7 @@ from lm.data.cleaning.stage import Applied, Copy, Finding
 from lm.data.sources.corpus import Document
 
 WORDS = 5  # in a shingle
-LONGEST_WORD = 32  # characters; a longer one outside ASCII is of a language without spaces
+LONGEST_WORD = 32  # characters; longer ones that are not ASCII are of no single word
 BANDS, BAND = 20, 5
 SEED = 1
 # The share of equal minima is within 0.2 of the similarity, but for 1 pair in a million.
@@ -55,9 +56,9 @@ def sketch(config: NearDedupConfig, document: Document) -> Sketch:
 
 def hashed_shingles(text: str) -> np.ndarray:
     """Return the distinct shingles of a text as sorted 64-bit hashes, uint64[S]."""
-    words = list(split_words(text.casefold()))
-    if len(words) < WORDS:  # of too short a text, the shingles are of characters
-        words = list(text.casefold())
+    words = list(split_words(text))
+    if len(words) < WORDS:  # the shingles of so short a text are of characters
+        words = list(text)
     hashes = np.array(rensa.RMinHash.hash_token_sets([words])[0], np.uint64)
     runs = max(len(hashes) - WORDS + 1, min(len(hashes), 1))
     shingles = np.zeros(runs, np.uint64)
@@ -74,10 +75,7 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def split_words(text: str) -> Iterator[str]:
-    """Yield the words between white space, but characters where a language has no spaces.
-
-    A long word in ASCII, such as a ruler or an address, is one word.
-    """
+    """Yield the words between white space; of languages without spaces, the characters."""
     for word in text.split():
         if len(word) > LONGEST_WORD and not word.isascii():
             yield from word

@@ -20,10 +20,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lm.data.cleaning import leakage
-from lm.data.cleaning.cores import mapped
+from lm.data.cleaning.cores import Cores
 from lm.data.cleaning.leakage import LeakageConfig
 from lm.data.cleaning.records import Records, Writer, ends_file
-from lm.data.cleaning.stage import Copy, Stage
+from lm.data.cleaning.stage import Copy
 from lm.data.cleaning.work import FLOOR, Plan, Step, Todo, pieces, work
 from lm.data.sources.corpus import Document
 from lm.data.whole import write_whole
@@ -59,27 +59,26 @@ def run_steps(
     `leaks` refuses them.
     """
     if leaks.policy != "keep":
-        row = Stage(LeakageConfig, leakage.apply, leakage.sketch, leakage.decide)
-        steps = [*steps, Step("leakage", row, leaks.config)]
+        steps = [*steps, Step("leakage", leakage.LEAKAGE, leaks.config)]
     plans = plan([FLOOR, *steps])
     passes = folder / PROGRESS
     passes.mkdir(exist_ok=True)
     cleaned = Cleaned({}, {})
-    for number, each in enumerate(plans):
-        done = passes / f"{number}.json"
-        if not done.exists():
-            if number:
-                todo = decided(each.steps[0], leaks.policy, cleaned, passes, number - 1)
-            else:
-                todo = itertools.starmap(Todo, documents)
-            todo = tqdm(
-                todo, f"clean, pass {number + 1} of {len(plans)}", unit=" documents"
-            )
-            made = run_pass(each, todo, cleaned.report, passes, number)
-            write_whole(done, json.dumps(made))
-        cleaned = Cleaned(*json.loads(done.read_text(encoding="utf-8")))
-        for file in passes.glob(f"{number - 1}.[ds]*"):
-            file.unlink()  # documents and sketches that are not read again
+    with Cores() as cores:
+        for number, each in enumerate(plans):
+            done = passes / f"{number}.json"
+            if not done.exists():
+                if number:
+                    todo = decided(each.steps[0], leaks.policy, cleaned, passes, number - 1)
+                else:
+                    todo = itertools.starmap(Todo, documents)
+                title = f"clean, pass {number + 1} of {len(plans)}"
+                todo = tqdm(todo, title, unit=" documents")
+                made = run_pass(each, todo, cleaned.report, passes, number, cores)
+                write_whole(done, json.dumps(made))
+            cleaned = Cleaned(*json.loads(done.read_text(encoding="utf-8")))
+            for file in passes.glob(f"{number - 1}.[ds]*"):
+                file.unlink()  # documents and sketches that are not read again
     gather(passes, folder, len(plans))
     return cleaned
 
@@ -138,9 +137,18 @@ class Texts(Sequence):
 
 
 def run_pass(
-    plan: Plan, todo: Iterable[Todo], before: dict, passes: pathlib.Path, number: int
+    plan: Plan,
+    todo: Iterable[Todo],
+    before: dict[str, dict[str, dict[str, int]]],
+    passes: pathlib.Path,
+    number: int,
+    cores: Cores,
 ) -> Cleaned:
     """Apply the steps of a pass; write what is left, its sketches and the findings."""
+
+    def characters(piece: list[Todo]) -> int:
+        return sum(each.size for each in piece)
+
     splits: collections.Counter = collections.Counter()
     counts: collections.Counter = collections.Counter()
     with (
@@ -148,9 +156,8 @@ def run_pass(
         Writer(passes / f"{number}.sketches") as sketches,
         (passes / f"{number}.findings").open("w", encoding="utf-8") as findings,
     ):
-        for outcome in itertools.chain.from_iterable(
-            mapped(partial(work, plan), pieces(todo), lambda x: sum(t.size for t in x))
-        ):
+        worked = cores.map(partial(work, plan), pieces(todo), characters)
+        for outcome in itertools.chain.from_iterable(worked):
             for name, what in outcome.steps.items():
                 counts[name, outcome.split, what] += 1
             for name, found in outcome.findings:
@@ -171,7 +178,9 @@ def run_pass(
 
 def check_left(splits: collections.Counter, counts: collections.Counter) -> None:
     """Raise ValueError, which names the step that dropped most, for an empty split."""
-    for split in {split for _, split, _ in counts} - splits.keys():
+    for split in dict.fromkeys(split for _, split, _ in counts):
+        if splits[split]:
+            continue
         num, name = max(
             (num, name)
             for (name, of, what), num in counts.items()
