@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from lm.data.cleaning import leakage
-from lm.data.cleaning.leakage import LeakageConfig
+from lm.data.cleaning.cores import Cores
+from lm.data.cleaning.leakage import LEAKAGE, LeakageConfig
 from lm.data.cleaning.records import Records
 from lm.data.cleaning.run import FLOOR, Cleaned, Step, Todo, decided, plan, run_pass
-from lm.data.cleaning.stage import Applied, Copy, Stage
+from lm.data.cleaning.stage import Applied, Copy
 from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig
 from lm.data.sources.corpus import Document
 
 Copies = dict[int, Copy]  # place of a document -> what it repeats
-LEAKAGE = Stage(LeakageConfig, leakage.apply, leakage.sketch, leakage.decide)
 
 
 class Observed(NamedTuple):
@@ -59,13 +58,17 @@ def observe(
     copies: dict[str, Copies] = {}
     cleaned = Cleaned({}, {})
     todo: Iterable[Todo] = (Todo(split, document) for split, document in documents)
-    for number, each in enumerate(plans):
-        if number:
-            step = each.steps[0]
-            todo = decided(step, "drop", cleaned, folder, number - 1)
-            todo = noted(todo, copies.setdefault(step.name, {}))
-        todo = tqdm(todo, f"look, pass {number + 1} of {len(plans)}", unit=" documents")
-        cleaned = run_pass(each, todo, {}, folder, number)
+    with Cores() as cores:
+        for number, each in enumerate(plans):
+            if number:
+                step = each.steps[0]
+                todo = decided(step, "drop", cleaned, folder, number - 1)
+                todo = noted(todo, copies.setdefault(step.name, {}))
+            title = f"look, pass {number + 1} of {len(plans)}"
+            todo = tqdm(todo, title, unit=" documents")
+            cleaned = run_pass(each, todo, {}, folder, number, cores)
+            for file in folder.glob(f"{number - 1}.[ds]*"):
+                file.unlink()  # documents and sketches that are not read again
     last = len(plans) - 1
     return Observed(
         Records(folder / f"{last}.documents"),
