@@ -41,8 +41,8 @@ def inspect(config: DataConfig, num_shards: int, folder: pathlib.Path) -> Inspec
     observed = observe(config, counted(numbered(corpus), size), folder / "looked")
     if not len(observed.documents):
         raise ValueError(
-            f"the corpus has no document with text ({size['documents']} without); give "
-            "another data.path"
+            f"the corpus of data.source={config.source} has no document with text; give "
+            "another data.path, or another source"
         )
     tokenizer, trained_on = find_tokenizer(config, observed.documents)
     found = report(observed)

@@ -12,6 +12,8 @@ from experiments.inspection.found import write_json
 from experiments.inspection.page import write_inspection
 from experiments.inspection.repeats import difference, examples
 from lm.data.config import DataConfig
+from lm.data.sources.corpus import Corpus
+from lm.data.sources.table import SOURCES, Source
 
 NASTY = "<script>alert(1)</script>|`x`\x07\n"
 WORDS = [f"{a}{b}{c}" for a in "bdkmt" for b in "aeiou" for c in "lnrsx"]
@@ -162,3 +164,10 @@ def test_a_difference_shows_what_differs_and_little_else():
         sum(x.count("\n") for part in difference(other, "\n".join(left)) for x in part[1:])
         < 60
     )
+
+
+def test_a_corpus_without_documents(tmp_path, monkeypatch):
+    nothing = Source(lambda config: Corpus({}, lambda split: iter(())))
+    monkeypatch.setitem(SOURCES, "nothing", nothing)
+    with pytest.raises(ValueError, match="no document with text"):
+        inspect(DataConfig(source="nothing"), 2, tmp_path)
