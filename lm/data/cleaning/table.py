@@ -2,10 +2,14 @@
 
 from lm.data.cleaning import exact_dedup, near_dedup
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.fix import FixConfig, fix
 from lm.data.cleaning.near_dedup import NearDedupConfig
+from lm.data.cleaning.normalise import NormaliseConfig, normalise
 from lm.data.cleaning.stage import Stage
 
 STAGES = {
+    "fix": Stage(FixConfig, fix),
+    "normalise": Stage(NormaliseConfig, normalise),
     "exact_dedup": Stage(
         ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
     ),
