@@ -102,6 +102,17 @@ def whole_bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
+    """Check what only the prepared data tells: its weights and its vocabulary."""
+    if config.model.trained_by == "counts" and data.meta["train"].get("fractional_weights"):
+        raise ValueError(
+            "the training text has weights other than 0 and 1, and a model of counts "
+            "counts whole tokens; mask or drop text where it is down-weighted, or choose "
+            "another family of models"
+        )
+    check_learned(config, data.tokenizer.get_vocab_size(), mesh)
+
+
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
     """Check the learned vocabulary, which may be smaller than the config asks for."""
     if vocab_size == config.data.vocab_size:
@@ -205,22 +216,28 @@ def build(
     return task, build_program(config.parallel, learner, mesh)
 
 
-def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
+def compile_step(
+    config: Experiment, program: Program, weighted: bool = False
+) -> jax.stages.Compiled:
     """Compile the program's step ahead of time, without a state or data.
 
+    `weighted` tells whether rows carry weights.
     pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
     abstract_batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        program.place(empty_rows(config, process_rows(program.mesh)[1])),
+        program.place(empty_rows(config, process_rows(program.mesh)[1], weighted)),
     )
     return program.step.lower(program.abstract, abstract_batch).compile()
 
 
-def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
+def empty_rows(
+    config: Experiment, num_parts: int = 1, weighted: bool = False
+) -> dict[str, np.ndarray]:
     """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    return rows | {"weights": tokens.astype(np.float32)} if weighted else rows

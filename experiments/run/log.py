@@ -155,7 +155,8 @@ class Log:
         seconds = now - max(self.last_done, began)
         self.last_done = now
         finite = m.get("finite", True)  # what only counts has no loss, and is always fine
-        loss = m.get("loss", math.nan) / max(m["tokens"], 1)
+        weight = m.get("weight", m["tokens"])  # what the loss is divided by
+        loss = m.get("loss", math.nan) / (weight or 1)
         self.tokens += int(m["tokens"])
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
@@ -177,6 +178,7 @@ class Log:
                 **estimates,
                 **traced_norms(m),
                 **{name: m[name] for name in OF_GRADIENTS if name in m},
+                **({"mean_weight": weight / (m["tokens"] or 1)} if "weight" in m else {}),
                 "skipped": int(not finite),
                 "spike": int(self.spikes.add(loss)),
             }

@@ -39,7 +39,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         ThreadPoolExecutor(1) as pool,
     ):
         # Compilation overlaps with making or restoring the state.
-        compiled = pool.submit(compile_step, config, program)
+        weighted = run.data.train.weights is not None
+        compiled = pool.submit(compile_step, config, program, weighted)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0

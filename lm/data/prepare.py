@@ -30,7 +30,7 @@ from lm.data.texts import document_splits, open_corpus, sample
 from lm.data.tokenizer import load_tokenizer, train_tokenizer
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 3  # part of the fingerprint; raise it when rows are made or stored differently
+FORMAT = 4  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -162,12 +162,29 @@ def make_rows(
                 f"for one row of data.seq_len {config.seq_len}; give more text, or a "
                 "smaller seq_len"
             )
+    tell_weights(meta["train"])
     counts = [
         bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def tell_weights(train: dict) -> None:
+    """Print what weighted training text is worth; ValueError if its weights sum to 0."""
+    if "weight" not in train:
+        return
+    if not train["weight"]:
+        raise ValueError(
+            f"the weights of the {train['targets']} training targets sum to nothing; give "
+            "some of the text a weight above 0"
+        )
+    print(
+        f"the {train['targets']} training targets are weighted: they are worth "
+        f"{train['effective_targets']:.0f} of equal weight (Kish)",
+        file=sys.stderr,
+    )
 
 
 def load(folder: pathlib.Path) -> Data:

@@ -12,10 +12,10 @@ from lm.data.cleaning.dedup import deduplicate
 from lm.data.config import DataConfig
 from lm.data.rows.packing import PACKINGS, Row, SplitRows, Texts
 from lm.data.rows.store import Rows
-from lm.data.sources.corpus import Corpus
+from lm.data.rows.weights import encode
+from lm.data.sources.corpus import Corpus, Document
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
-from lm.data.tokenizer import encode_documents
 
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
@@ -40,7 +40,8 @@ def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRow
     def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
         texts = split_texts(corpus, split)
         documents = tqdm(texts, f"prepare {split}", unit=" documents")
-        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
+        unique = (Document(text, "") for text in deduplicate(documents, seen))
+        encoded = encode(tokenizer, unique)
         return PACKINGS[config.packing](encoded, config.seq_len)
 
     return corpus.texts, rows
@@ -75,10 +76,10 @@ def pack_texts(
             )
         return [np.stack(x) for x in zip(*packed, strict=True)]
 
-    tokens, segments = rows(encode_documents(tokenizer, texts))
+    tokens, segments = rows(encode(tokenizer, (Document(text, "") for text in texts)))
     # Packing looks only at lengths, so each class lies where its token lies.
     found = rows(encode_classes(texts, tokenizer))[0] if classes else None
-    return Rows(tokens, segments, found)
+    return Rows(tokens["id"], segments, found, documents=tokens["document"])
 
 
 def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
