@@ -123,6 +123,8 @@ def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
         batch["classes"] = rows.classes[index].astype(np.int32)
     if rows.weights is not None:
         batch["weights"] = np.asarray(rows.weights[index])
+    if rows.documents is not None:
+        batch["documents"] = np.asarray(rows.documents[index])
     return batch
 
 
