@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
     params: Params
     opt: optax.OptState
     comm: Any  # what the exchange keeps; differs from replica to replica
-    scale: Any  # the loss scale; has a field `value`, float32[]
+    scale: Any  # the loss scale, float32[] in the field `value`, and what goes with it
 
 
 def same(state: TrainState) -> TrainState:
@@ -75,7 +75,7 @@ class Learner(NamedTuple):
     # tensor_dims and stages.
     task: Any
     optimizer: optax.GradientTransformationExtraArgs
-    scaling: Any  # `init() -> scale`, `update(scale, finite) -> scale`
+    scaling: Any  # lm/precision.py:Scaling
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
@@ -191,7 +191,7 @@ def update(
         step=state.step + 1,
         params=keep(optax.apply_updates(params, updates), params),
         opt=keep(opt, state.opt),
-        scale=learner.scaling.update(state.scale, finite),
+        scale=learner.scaling.update(state.scale, finite, sums),
     )
     metrics = (
         noise(sums, norm)
@@ -200,8 +200,8 @@ def update(
             "grad_norm": norm,
             "finite": finite,
             "learning_rate": learner.learning_rate(new_state.opt),
-            "loss_scale": state.scale.value,
         }
+        | learner.scaling.told(state.scale)
     )
     return new_state, metrics
 

@@ -21,6 +21,7 @@ from lm.norms import gradient_norms
 from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
+from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
@@ -53,6 +54,11 @@ def check(config: Experiment) -> Mesh:
     check_optimizer(config)
     if config.model.trained_by == "counts":
         check_counting(config)
+        if config.robust != RobustConfig():
+            raise ValueError(
+                f"robust.weights is {config.robust.weights!r}, but a model of counts has "
+                "no loss in training; unset it, or choose another family of models"
+            )
     config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
@@ -206,9 +212,9 @@ def build(
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
-        task=task,
+        task=robust(task, config.robust),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
-        scaling=loss_scaling(config.precision),
+        scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
         measure=gradient_norms if config.trace_norms else no_metrics,

@@ -29,7 +29,13 @@ from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
 
-OF_GRADIENTS = ("grad_norm", "learning_rate", "loss_scale")
+OF_GRADIENTS = (
+    "grad_norm",
+    "learning_rate",
+    "loss_scale",
+    "row_loss_median",
+    "row_loss_distance",
+)
 
 
 class Clock:
