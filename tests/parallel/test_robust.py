@@ -8,6 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from configs import ngram
+from configs.base import Experiment
+from experiments.run.build import check
 from lm.precision import PrecisionConfig, loss_scaling
 from lm.robust import NORMAL, RobustConfig, robust, robust_scaling
 from tests.parallel.toy import (
@@ -119,3 +122,15 @@ def test_a_huge_threshold_is_no_weights():
     expected, expected_losses = oracle(SGD, STEPS, weighted_batches, **MODEL)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
+
+
+def test_it_is_refused_where_it_has_no_meaning():
+    config = Experiment()
+    config.robust.weights, config.parallel.strategy = "huber", "diloco"
+    words = "robust.weights is 'huber'.* parallel.strategy is 'diloco'"
+    with pytest.raises(ValueError, match=words):
+        config.validate()
+    counts = ngram.get_config()
+    counts.robust.weights = "tukey"
+    with pytest.raises(ValueError, match="a model of counts has no loss in training"):
+        check(counts)

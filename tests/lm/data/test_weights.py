@@ -1,10 +1,13 @@
 """Weights of tokens, and the numbers of documents, on their way from text to batches."""
 
 import collections
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import ngram
+from experiments.run.build import check_data
 from lm.data.prepare import tell_weights
 from lm.data.rows.order import train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, TOKEN, first_fit
@@ -152,3 +155,10 @@ def test_weights_are_told_and_must_not_sum_to_nothing(capsys):
     assert "90 training targets are weighted: they are worth 32" in capsys.readouterr().err
     with pytest.raises(ValueError, match="90 training targets sum to nothing"):
         tell_weights({"targets": 90, "weight": 0.0, "effective_targets": 0.0})
+
+
+def test_a_model_of_counts_takes_whole_tokens_alone():
+    config, data = ngram.get_config(), SimpleNamespace(meta={"train": {}}, tokenizer=None)
+    data.meta["train"]["fractional_weights"] = True
+    with pytest.raises(ValueError, match="other than 0 and 1, and a model of counts"):
+        check_data(config, data, None)
