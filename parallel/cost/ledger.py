@@ -66,8 +66,9 @@ def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
     """Yield each collective instruction, but none from a device to itself."""
     computations, entry = split_computations(hlo)
     frames = Frames(hlo)
-    for line, times, overlap in walk(computations, entry, 1.0):
-        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+    for line, times, overlap, scatters in walk(computations, entry, 1.0):
+        times *= frequency(line)
+        found = read_collective(line, times, mesh, frames, overlap, scatters)
         if found.axes:
             yield found
 
@@ -91,8 +92,14 @@ def scoped(name: str) -> float:
 
 
 def read_collective(
-    line: str, times: float, mesh: Mesh, frames: "Frames", overlap: int | None
+    line: str,
+    times: float,
+    mesh: Mesh,
+    frames: "Frames",
+    overlap: int | None,
+    scatters: bool = False,
 ) -> Entry:
+    """Read an instruction; `scatters`: an all-reduce of which each device keeps a part."""
     _, result, kind, asynchronous = COLLECTIVE.search(line).groups()
     if asynchronous and kind != "all-reduce":
         result = tuple_parts(result)[1]  # of (operands, results, contexts...)
@@ -109,6 +116,7 @@ def read_collective(
         groups = replica_groups(line, mesh)
         share = (groups.shape[1] - 1) / groups.shape[1]
     whole = groups.shape[1] if kind == "reduce-scatter" else 1  # its result is one part
+    kind = "reduce-scatter" if scatters else kind
     num_bytes = whole * sum(size * item_bytes(dtype) for size, dtype in arrays)
     return Entry(
         kind=kind,
@@ -192,17 +200,19 @@ def walk(
     name: str,
     times: float,
     overlap: int | None = None,
-) -> Iterator[tuple[str, float, int | None]]:
-    """Yield (line, executions, overlap) of every collective reached from `name`.
+) -> Iterator[tuple[str, float, int | None, bool]]:
+    """Yield (line, executions, overlap, scatters) of every collective reached from `name`.
 
-    `overlap` is that of the async-start that wraps the computation, if there is one.
+    `overlap` is that of the async-start that wraps the computation, if there is one. TPUs
+    run a computation `all-reduce-scatter`, which has an all-reduce and takes parts of its
+    result, as one reduce-scatter.
     """
     lines = computations[name]
     for index, line in enumerate(lines):
         start = START.search(line)
         here = computing_until(start, lines[index + 1 :]) if start else overlap
         if COLLECTIVE.search(line):
-            yield line, times, here
+            yield line, times, here, name.startswith("all-reduce-scatter")
             continue
         trips = int(m[1]) if (m := TRIPS.search(line)) else 1
         callees = CALL.findall(line)

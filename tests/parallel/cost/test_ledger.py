@@ -102,6 +102,18 @@ def test_both_notations_of_an_asynchronous_scatter(wrapped):
     assert (entry.kind, entry.sent_bytes, entry.overlap) == ("reduce-scatter", 24, 1)
 
 
+def test_a_tpu_scatters_where_a_fusion_reduces_and_takes_parts():
+    head = """%all-reduce-scatter.1 (p: f32[8]) -> f32[2] {
+  %ar = f32[8]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = f32[2]{0} dynamic-slice(%ar, %start), dynamic_slice_sizes={2}
+}
+"""
+    fusion = "%f = f32[2]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
+    (entry,) = entries(fusion, head=head)
+    assert (entry.kind, entry.elements) == ("reduce-scatter", 8)
+    assert entry.sent_bytes == 32 * 3 / 4
+
+
 def test_each_start_finds_its_own_done():
     found = entries(
         "%s = f32[8] all-reduce-start(%x)",
