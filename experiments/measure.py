@@ -23,6 +23,7 @@ of this machine in a product of two large matrices, measured in the same process
 
 import itertools
 import json
+import math
 import pathlib
 import statistics
 import time
@@ -42,8 +43,10 @@ from experiments.processes.messages import human, is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
 from experiments.run.build import check, model_flops
+from experiments.run.explanation import expected_bytes
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
+from parallel.cost.ledger import ledger
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -109,6 +112,10 @@ def measure_absent(config: Experiment, mesh: Mesh) -> dict[str, Any]:
     trial = build_trial(config, config.data.vocab_size, mesh)
     figures = {"compile_seconds": trial.compile_seconds}
     figures |= compiled_costs(trial.step, mesh, trial.program.abstract)
+    figures["expected_bytes"] = expected_bytes(config, trial, mesh) or math.nan
+    hidden = [entry for entry in ledger(trial.step.as_text(), mesh) if entry.overlap]
+    figures["overlapping_collectives"] = sum(entry.count for entry in hidden)
+    figures["overlapping_bytes"] = sum(entry.sent_bytes for entry in hidden)
     return figures | absent_costs(trial.step, mesh)
 
 

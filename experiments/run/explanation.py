@@ -64,9 +64,7 @@ def against_closed_form(
     """Return the lines of the ledger's total and of what it should be."""
     total = sum(entry.sent_bytes for entry in entries)
     line = f"a device sends in a step   {size(total)}"
-    params, stages = trial.program.abstract_portable.params, trial.task.stages
-    cut = stages and cut_of(stages, params, empty_rows(config))
-    expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
+    expected = expected_bytes(config, trial, mesh)
     if expected is None:
         return [line, "closed form                none for this strategy"]
     if not expected:
@@ -76,3 +74,10 @@ def against_closed_form(
         f"closed form                {size(expected)}; the program differs by "
         f"{total / expected - 1:+.2%}",
     ]
+
+
+def expected_bytes(config: Experiment, trial: Trial, mesh: Mesh) -> float | None:
+    """Return what a device should send in a step; None if there is no closed form."""
+    params, stages = trial.program.abstract_portable.params, trial.task.stages
+    cut = stages and cut_of(stages, params, empty_rows(config))
+    return config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
