@@ -28,6 +28,9 @@ ARRAY = re.compile(r"\b((?:pred|[a-z]+\d\w*))\[([\d,]*)\]")
 CALL = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+CONDITION = re.compile(r"condition=%([\w.\-]+)")
+BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+CHAIN = re.compile(r'chain_id="(\d+)"')
 COMPUTES = re.compile(r" (?:fusion|dot|convolution|custom-call|call|while)\(")
 
 
@@ -205,21 +208,49 @@ def walk(
 
     `overlap` is that of the async-start that wraps the computation, if there is one. TPUs
     run a computation `all-reduce-scatter`, which has an all-reduce and takes parts of its
-    result, as one reduce-scatter.
+    result, as one reduce-scatter. Their asynchronous collectives are chains of fusions: the
+    first starts it, those between compute something else too, and the last waits for it.
     """
     lines = computations[name]
+    chains = [chain(computations, line) for line in lines]
     for index, line in enumerate(lines):
-        start = START.search(line)
-        here = computing_until(start, lines[index + 1 :]) if start else overlap
+        start, here = START.search(line), overlap
+        if start:
+            here = computing_until(start, lines[index + 1 :])
+        elif own := chains[index]:
+            if own in chains[:index]:
+                continue
+            last = max(i for i, other in enumerate(chains) if other == own)
+            here = sum(1 for between in lines[index + 1 : last] if COMPUTES.search(between))
         if COLLECTIVE.search(line):
             yield line, times, here, name.startswith("all-reduce-scatter")
             continue
-        trips = int(m[1]) if (m := TRIPS.search(line)) else 1
         callees = CALL.findall(line)
         if branches := BRANCHES.search(line):
             callees += re.findall(r"%([\w.\-]+)", branches[1])
         for callee in callees:
-            yield from walk(computations, callee, times * trips, here)
+            yield from walk(computations, callee, times * trips(computations, line), here)
+
+
+def trips(computations: dict[str, list[str]], line: str) -> int:
+    """Return how often a loop runs; 1 for other instructions, and where it is not known.
+
+    A TPU's program has no `known_trip_count`. There a loop counts from 0, as JAX's loops
+    do, up to the one constant of its condition.
+    """
+    if known := TRIPS.search(line):
+        return int(known[1])
+    condition = CONDITION.search(line)
+    text = "\n".join(computations.get(condition[1], [])) if condition else ""
+    bounds = BOUND.findall(text) if "direction=LT" in text else []
+    return int(bounds[0]) if len(bounds) == 1 else 1
+
+
+def chain(computations: dict[str, list[str]], line: str) -> str:
+    """Return the number of the asynchronous chain that a fusion is part of; "": of none."""
+    inside = (text for name in CALL.findall(line) for text in computations.get(name, []))
+    found = (CHAIN.search(text) for text in inside if COLLECTIVE.search(text))
+    return next((m[1] for m in found if m), "")
 
 
 def computing_until(start: re.Match, later: list[str]) -> int:
