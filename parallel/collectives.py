@@ -16,7 +16,9 @@ Arrays = list[jax.Array]
 
 
 def joins() -> bool:
-    return jax.default_backend() == "cpu"
+    """Tell whether the program is for CPUs: its mesh's devices, or else this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.platform if device else jax.default_backend()) == "cpu"
 
 
 def psum_in_one(tree, axes: tuple[str, ...] = (AXIS,)):

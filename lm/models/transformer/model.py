@@ -18,7 +18,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.scheduling_groups import xla_metadata_call
 
-from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
+from lm.models.attention import (
+    attend,
+    attend_cached,
+    is_split_twice,
+    positions_in_segment,
+    rotate,
+)
 from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -26,6 +32,7 @@ from lm.models.layers import (
     dropout,
     matmul,
     one_core_a_device,
+    platform,
     vocabulary_logits,
 )
 from lm.models.setting import Setting
@@ -296,7 +303,9 @@ class Transformer(nnx.Module):
         if self.scanned_layers is None:
             if one_core_a_device():
                 layer = xla_metadata_call(layer, inlineable="false")
-            layer = jax.jit(layer)  # traced once for all layers
+            # Traced once for all layers. XLA's partitioner (JAX 0.10, for TPUs) aborts on a
+            # shard_map inside another one where it lies in a function that is called twice.
+            layer = jax.jit(layer, inline=is_split_twice() and platform() != "cpu")
             measured = []
             for index, block in enumerate(self.layers):
                 x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)
