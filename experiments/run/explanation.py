@@ -51,8 +51,8 @@ def explain(config: Experiment, mesh: Mesh) -> str:
     ]
     total = sum(entry.sent_bytes for entry in entries)
     lines += ["", f"a device sends in a step   {size(total)}"]
-    params, stages = trial.program.abstract_portable.params, trial.task.stages
-    cut = stages and cut_of(stages, params, empty_rows(config))
+    params = trial.program.abstract_portable.params
+    cut = cut_of(trial.task, params, empty_rows(config))
     expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
     if expected is None:
         lines.append("closed form                none for this strategy")
