@@ -49,7 +49,22 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         ).rstrip()
         for row in rows
     ]
+<<<<<<< HEAD
     lines += ["", *against_closed_form(config, trial, mesh, entries)]
+=======
+    total = sum(entry.sent_bytes for entry in entries)
+    lines += ["", f"a device sends in a step   {size(total)}"]
+    params = trial.program.abstract_portable.params
+    cut = cut_of(trial.task, params, empty_rows(config))
+    expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
+    if expected is None:
+        lines.append("closed form                none for this strategy")
+    elif expected:
+        lines.append(
+            f"closed form                {size(expected)}; the program differs by "
+            f"{total / expected - 1:+.2%}"
+        )
+>>>>>>> fsdp
     for entry in unexpected(config, entries):
         lines.append(
             f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
