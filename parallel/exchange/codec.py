@@ -10,6 +10,11 @@ up to float32 rounding. Error feedback adds the last residual to the next input 
 al. 2014). By the law above it loses nothing; some of the gradient only comes later.
 Arithmetic is in float32, and the leaves keep their types.
 
+Fed back, residuals stay bounded only if the codec contracts: what it loses must be shorter
+than its input (Karimireddy et al. 2019, definition 1). Else each residual makes the next
+one longer. A codec that does not contract says why, in `no_feedback`, and is then used
+without error feedback.
+
 A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap. If
 any replica's input has a NaN or an infinity, the total has one, too.
 Letters: n elements of the whole tree, W replicas, k elements kept.
@@ -50,7 +55,7 @@ class Codec(NamedTuple):
     sum: Callable[[Any, State, Key, Across], tuple[Any, Any, State]]
     sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
     algorithms: Collection[str]  # LINEAR, BY_OWNERS, ...
-    feedback: bool = True  # whether error_feedback=auto is on
+    no_feedback: str = ""  # why its losses must not be fed back; "": it contracts
 
     @property
     def linear(self) -> bool:

@@ -23,8 +23,8 @@ from parallel.mesh import batch_axes
 
 CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "bfloat16": lambda c: bfloat16(),
-    "int8": lambda c: int8(c.block or 256),
-    "int4": lambda c: int4(c.block or 64),
+    "int8": lambda c: int8(c.block or 256, nearest=c.error_feedback != "off"),
+    "int4": lambda c: int4(c.block or 64, nearest=c.error_feedback != "off"),
     "ternary": lambda c: ternary(c.block or 500),
     "sign": lambda c: sign(c.block or 1024),
     "majority_vote": lambda c: majority_vote(),
@@ -51,7 +51,7 @@ class ExchangeConfig:
     codec: str = field(
         default="none", metadata={"choices": ChainMap(CODECS, {"none": None})}
     )
-    # on: what the codec lost is added to the next gradient; auto: as the codec itself says
+    # on: what the codec lost is added to the next gradient; auto: on if the codec allows it
     error_feedback: str = field(
         default="auto",
         metadata={
@@ -99,7 +99,7 @@ class ExchangeConfig:
                 f"parallel.accumulation {accumulation}; change one of them"
             )
         if self.codec != "none":
-            self.check_journey()
+            self.check_codec()
         if self.algorithm == "hierarchical" and len(batch_axes(mesh)) < 2:
             raise ValueError(
                 "parallel.exchange.algorithm=hierarchical needs a fast and a slow axis, "
@@ -107,18 +107,31 @@ class ExchangeConfig:
                 "groups that are joined by slow links"
             )
 
-    def check_journey(self) -> None:
-        """Raise ValueError if the codec cannot be made, or cannot use the algorithm."""
+    def check_codec(self) -> None:
+        """Raise ValueError if the codec cannot be made or be used in this way."""
         try:
-            able = CODECS[self.codec](self).algorithms
+            codec = CODECS[self.codec](self)
         except ValueError as error:
             raise ValueError(f"parallel.exchange: {error}") from None
-        if self.algorithm not in ("auto", *able):
+        if self.algorithm not in ("auto", *codec.algorithms):
             raise ValueError(
                 f"parallel.exchange.codec={self.codec} cannot travel by "
                 f"algorithm={self.algorithm}: what it sends cannot be summed on the way; "
-                f"choose auto or one of {', '.join(able)}"
+                f"choose auto or one of {', '.join(codec.algorithms)}"
             )
+        if self.error_feedback == "on" and codec.no_feedback:
+            raise ValueError(
+                "parallel.exchange.error_feedback=on does not go with "
+                f"codec={self.codec}: {codec.no_feedback}; choose auto or off, or another "
+                "codec"
+            )
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what the codec loses is kept and added to the next gradient."""
+        if self.codec == "none" or self.error_feedback == "off":
+            return False
+        return not CODECS[self.codec](self).no_feedback
 
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
@@ -131,9 +144,7 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         codec = CODECS[c.codec](c)
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
-        wanted = c.error_feedback
-        feedback = wanted == "on" or (wanted == "auto" and codec.feedback)
-        exchange = compressed(codec, axes, algorithm, feedback)
+        exchange = compressed(codec, axes, algorithm, c.feeds_back)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
     exchange = delayed(c.delay, exchange, c.compensation)

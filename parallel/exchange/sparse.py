@@ -115,9 +115,9 @@ def deep_gradient_compression(
         state = Accumulators(momentum_n, unsent_n, state.step + 1)
         return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
 
-    # It keeps by itself what it does not send.
     sent_bytes = partial(gathered_bytes, keep)
-    return Codec(init, total, sent_bytes, BY_GATHERING, feedback=False)
+    keeps = "it keeps by itself what it does not send, and loses nothing else"
+    return Codec(init, total, sent_bytes, BY_GATHERING, keeps)
 
 
 def warmup_shares(keep: float) -> list[float]:
