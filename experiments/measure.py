@@ -38,6 +38,7 @@ from experiments.run import startup
 from experiments.run.build import check, model_flops
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
+from parallel.readings import read
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -66,7 +67,7 @@ def measure(config: Experiment) -> dict[str, Any]:
         if step >= WARM_UP.value:
             seconds.append(time.perf_counter() - start)
             cpu += time.process_time() - cpu_start
-            tokens += int(metrics["tokens"])
+            tokens += int(read(metrics).values["tokens"])
 
     def go_on():
         last, before = state, ()

@@ -39,6 +39,7 @@ Axes = tuple[str, ...]
 LINEAR = ALGORITHMS
 BY_OWNERS = ("all_to_all", "hierarchical")
 BY_GATHERING = ("all_gather", "hierarchical")
+SHARD = "shard"  # the name of a state that a device keeps for its own part of the vector
 
 
 class Across(NamedTuple):
@@ -109,20 +110,23 @@ def hierarchical(codec: Codec, fast_degree: int) -> Codec:
         mine = jax.lax.psum_scatter(padded, fast, tiled=True)
         index = jax.lax.axis_index(fast)
         total, residual, state = codec.sum(
-            mine, state, jax.random.fold_in(key, index), across._replace(axes=tuple(slow))
+            mine,
+            state[SHARD],
+            jax.random.fold_in(key, index),
+            across._replace(axes=tuple(slow)),
         )
         total_n = jax.lax.all_gather(total, fast, tiled=True)[:num]
         residual_n = jax.lax.dynamic_update_slice(
             jnp.zeros_like(padded), residual, (index * size,)
         )[:num]
-        return unflatten(total_n), unflatten(residual_n), state
+        return unflatten(total_n), unflatten(residual_n), {SHARD: state}
 
     def sent_bytes(params: Params, degree: int) -> float:
         within = ring_bytes(4 * shard_size(params) * fast_degree, fast_degree)
         return within + codec.sent_bytes(shard(params), degree // fast_degree)
 
     def init(params: Params) -> State:
-        return codec.init(shard(params))
+        return {SHARD: codec.init(shard(params))}
 
     return codec._replace(
         init=init, sum=total, sent_bytes=sent_bytes, algorithms=("hierarchical",)

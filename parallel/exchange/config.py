@@ -15,6 +15,7 @@ from parallel.exchange.transforms import (
     Exchange,
     all_reduce,
     bucketed,
+    clipped,
     compressed,
     delayed,
     guarded,
@@ -70,6 +71,11 @@ class ExchangeConfig:
     )
     # momentum that DGC applies before it chooses what to send
     momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
+    # largest norm of the gradient before it is compressed: each replica's share of it is
+    # scaled down to this over the root of the number of replicas; 0: off
+    clip: float = field(
+        default=0.0, metadata={"at_least": 0, "only": {"parallel.exchange.codec": CODECS}}
+    )
     # steps in which the share that is sent falls from 0.25 to keep
     warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
     # bytes of gradients that are exchanged together; 0: all of them
@@ -97,6 +103,13 @@ class ExchangeConfig:
             raise ValueError(
                 f"parallel.exchange.every {self.every} does not divide "
                 f"parallel.accumulation {accumulation}; change one of them"
+            )
+        if 0 < self.every < accumulation and (self.delay or self.codec == "dgc"):
+            counted = f"delay {self.delay}" if self.delay else "codec=dgc, its momentum"
+            raise ValueError(
+                f"parallel.exchange.every {self.every} makes {accumulation // self.every} "
+                f"exchanges of the {accumulation} microbatches of a step, but "
+                f"parallel.exchange.{counted}, counts steps; leave every at 0"
             )
         if self.codec != "none":
             self.check_codec()
@@ -133,9 +146,14 @@ class ExchangeConfig:
             return False
         return not CODECS[self.codec](self).no_feedback
 
+    @property
+    def keeps_spikes(self) -> bool:
+        """Whether a single huge gradient would be kept, and be sent for many steps."""
+        return (self.feeds_back or self.codec == "dgc") and not self.clip
+
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
-    """Make the exchange: an algorithm or a codec, then buckets, delay and guard."""
+    """Make the exchange: an algorithm or a codec, then buckets, clip, delay and guard."""
     c, axes = config, batch_axes(mesh)
     algorithm = "psum" if c.algorithm == "auto" else c.algorithm
     if c.codec == "none":
@@ -147,5 +165,7 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         exchange = compressed(codec, axes, algorithm, c.feeds_back)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
+    if c.clip:
+        exchange = clipped(c.clip, exchange, axes)
     exchange = delayed(c.delay, exchange, c.compensation)
     return guarded(exchange, axes) if c.delay or c.codec != "none" else exchange
