@@ -1,10 +1,10 @@
 """Codecs of fewer bits an element: bfloat16, int8, int4, signs, votes and ternary.
 
-All but ternary share one construction. The tree is one vector, and each replica owns a chunk of it. In
-one all-to-all, every replica sends each chunk, encoded, to its owner. The owner decodes the
-chunks and sums them in float32. In one all-gather it sends the encoded sum to all replicas.
-That is 2 (W-1)/W encoded elements for each element. The owner's residual receives what the
-owner's encoding loses.
+All but ternary share one construction. The tree is one vector, and each replica owns a
+chunk of it. In one all-to-all, every replica sends each chunk, encoded, to its owner. The
+owner decodes the chunks and sums them in float32. In one all-gather it sends the encoded
+sum to all replicas. That is 2 (W-1)/W encoded elements for each element. The owner's
+residual receives what the owner's encoding loses.
 
 An encoding cuts a chunk into blocks with a float32 scale each, and packs the digits of
 several elements into bytes. The scales travel behind the digits, in the same array. The

@@ -84,7 +84,8 @@ def deep_gradient_compression(
     total + sum of unsent = sum of (unsent before + momentum * momentum before + input).
     Where an element is sent, its momentum and its unsent part become zero (factor masking).
     Over `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` counts
-    the steps after them. The paper also clips each replica's gradient before this.
+    the steps after them. The paper also clips each replica's gradient before this, as
+    transforms.clipped does.
     """
     shares = warmup_shares(keep) if warmup_steps else []
 

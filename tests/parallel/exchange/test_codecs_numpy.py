@@ -37,7 +37,7 @@ def test_rounding_errs_less_than_a_step_of_each_block(name):
     x_WBS = joined(stacked).reshape(4, -1, block)
     error_BS = np.abs(joined(total)[0].reshape(-1, block) - x_WBS.sum(0))
     # Each replica errs by less than its step, and the owner by less than the sum's, whose
-    # largest element is at most the sum of the replicas' largest. Ternary: by 4 shared ones.
+    # largest element is at most the sum of the replicas' largest. Ternary: 4 shared scales.
     step_B = np.abs(x_WBS).max(2).sum(0) / LEVELS[name]
     if name == "ternary":
         step_B = 2 * np.abs(x_WBS).max((0, 2))
@@ -64,7 +64,7 @@ def test_rounding_without_feedback_is_unbiased(name):
 
 
 def test_the_sum_of_ternary_gradients_is_exact():
-    """TernGrad: each replica sends -1, 0 or 1 times a shared scale; nothing else is lost."""
+    """Each replica sends -1, 0 or 1 times a shared scale (TernGrad); no more is lost."""
     stacked, block = aligned("ternary")
     total, comm = run("ternary", "4", stacked)
     x_WBS = joined(stacked).reshape(4, -1, block)
