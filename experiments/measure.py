@@ -47,6 +47,7 @@ from experiments.run.explanation import expected_bytes
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
 from parallel.cost.ledger import ledger
+from parallel.readings import read
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -76,7 +77,7 @@ def measure(config: Experiment) -> dict[str, Any]:
         if step >= WARM_UP.value:
             seconds.append(time.perf_counter() - start)
             cpu += time.process_time() - cpu_start
-            tokens += int(metrics["tokens"])
+            tokens += int(read(metrics).values["tokens"])
 
     def go_on():
         last, before = state, ()

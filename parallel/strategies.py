@@ -82,6 +82,29 @@ def replicas(
     )
 
 
+def check_moves(strategy: str, exchange: ExchangeConfig) -> None:
+    """Raise ValueError for what makes sense for the gradients of steps, not for moves."""
+    usual = ExchangeConfig()
+    for name, reason in {
+        "every": "replicas meet after whole steps (parallel.local.every)",
+        "delay": "a late move would be that of a whole round, from parameters that the "
+        "replicas have left; streaming_diloco has parallel.local.overlap",
+        "compensation": "it corrects a delay",
+        "clip": "a move is the sum of clipped steps already",
+    }.items():
+        if (value := getattr(exchange, name)) != getattr(usual, name):
+            raise ValueError(
+                f"parallel.exchange.{name} is {value}, but under strategy {strategy!r} "
+                f"replicas exchange moves, not gradients: {reason}; unset it"
+            )
+    if exchange.codec == "dgc":
+        raise ValueError(
+            f"parallel.exchange.codec=dgc adds its momentum to gradients, but under "
+            f"strategy {strategy!r} replicas exchange moves, which have the momentum of "
+            "both optimizers; choose top_k, which sends the same elements without it"
+        )
+
+
 def local(name: str) -> Strategy:
     """Return the row of a strategy whose replicas meet once in many steps."""
 
@@ -92,6 +115,7 @@ def local(name: str) -> Strategy:
 
     def check(config: "ParallelConfig", mesh: Mesh) -> None:
         PLANS[name](config.local).validate()
+        check_moves(name, config.exchange)
 
     return Strategy(
         program,

@@ -142,7 +142,7 @@ FAULTS = [
     ),
     Fault(
         "rounding is to the nearest step", "parallel/exchange/quantise.py",
-        "jnp.floor(steps + uniform(key, x_RBS.shape))", "jnp.floor(steps + 0.5)",
+        "noise = 0.5 if nearest else uniform(key, x_RBS.shape)", "noise = 0.5",
         "parallel/exchange/test_codecs_numpy.py rounding",
     ),
     Fault(
@@ -152,8 +152,8 @@ FAULTS = [
     ),
     Fault(
         "PowerSGD starts anew in each step", "parallel/exchange/power_sgd.py",
-        "return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)",
-        "return old_nr + 0 * scaled_nr",
+        "return jnp.where(jnp.isfinite(size_Lr).all(), scaled_Lnr, old_Lnr)",
+        "return old_Lnr + 0 * scaled_Lnr",
         "parallel/exchange/test_codecs_numpy.py power_sgd",
     ),
     Fault(

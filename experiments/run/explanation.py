@@ -49,22 +49,7 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         ).rstrip()
         for row in rows
     ]
-<<<<<<< HEAD
     lines += ["", *against_closed_form(config, trial, mesh, entries)]
-=======
-    total = sum(entry.sent_bytes for entry in entries)
-    lines += ["", f"a device sends in a step   {size(total)}"]
-    params = trial.program.abstract_portable.params
-    cut = cut_of(trial.task, params, empty_rows(config))
-    expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
-    if expected is None:
-        lines.append("closed form                none for this strategy")
-    elif expected:
-        lines.append(
-            f"closed form                {size(expected)}; the program differs by "
-            f"{total / expected - 1:+.2%}"
-        )
->>>>>>> fsdp
     for entry in unexpected(config, entries):
         lines.append(
             f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
@@ -93,6 +78,6 @@ def against_closed_form(
 
 def expected_bytes(config: Experiment, trial: Trial, mesh: Mesh) -> float | None:
     """Return what a device should send in a step; None if there is no closed form."""
-    params, stages = trial.program.abstract_portable.params, trial.task.stages
-    cut = stages and cut_of(stages, params, empty_rows(config))
+    params = trial.program.abstract_portable.params
+    cut = cut_of(trial.task, params, empty_rows(config))
     return config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)

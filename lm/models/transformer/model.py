@@ -312,15 +312,9 @@ class Transformer(nnx.Module):
 
         layer = one_layer(self.config, layer)
         if self.scanned_layers is None:
-<<<<<<< HEAD
-            if one_core_a_device():
-                layer = xla_metadata_call(layer, inlineable="false")
             # Traced once for all layers. XLA's partitioner (JAX 0.10, for TPUs) aborts on a
             # shard_map inside another one where it lies in a function that is called twice.
             layer = jax.jit(layer, inline=is_split_twice() and platform() != "cpu")
-=======
-            layer = jax.jit(layer)  # traced once for all layers
->>>>>>> fsdp
             measured = []
             for index, block in enumerate(self.layers):
                 x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)
