@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.fix import FixConfig
 from lm.data.cleaning.near_dedup import NearDedupConfig
+from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.packing import PACKINGS
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
@@ -52,8 +54,12 @@ class DataConfig:
     # TFDS feature, or key of a JSON line, that holds the text
     text_key: str = field(default="text", metadata=read("text_key"))
     # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
-    stages: str = field(default="exact_dedup,near_dedup", metadata={"only": DOCUMENTS})
+    stages: str = field(
+        default="fix,normalise,exact_dedup,near_dedup", metadata={"only": DOCUMENTS}
+    )
     # each stage has a config of its own, which experiments.inspect reads too
+    fix: FixConfig = field(default_factory=FixConfig)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     exact_dedup: ExactDedupConfig = field(default_factory=ExactDedupConfig)
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
     # a held-out document that repeats a training document: drop it, refuse to go on, or
