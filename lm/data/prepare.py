@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from lm.data.bigram import bigram_counts, bigram_loss
 from lm.data.cleaning.clean import clean
 from lm.data.config import DataConfig
+from lm.data.pretrained import pretrained_tokenizer, tokenizer_identity
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
@@ -99,6 +100,8 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")
     made_of = {"format": FORMAT, "corpus": corpus.identity}
     made_of |= {name: getattr(config, name) for name in fields}
+    if config.tokenizer == "pretrained":
+        made_of |= tokenizer_identity(config.tokenizer_file, config.end_token)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -139,11 +142,7 @@ def make_rows(
         texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
     else:
         texts, rows = document_splits(config, corpus)
-    tokenizer = train_tokenizer(
-        config.tokenizer,
-        sample_of_all(map(clean, texts("train")), TOKENIZER_CHARACTERS),
-        config.vocab_size,
-    )
+    tokenizer = tokenizer_of(config, map(clean, texts("train")))
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     vocab_size = tokenizer.get_vocab_size()
     meta = {
@@ -168,6 +167,16 @@ def make_rows(
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+def tokenizer_of(config: DataConfig, texts: Iterator[str]) -> Tokenizer:
+    """Learn the tokenizer from texts, or load that of another model."""
+    if config.tokenizer == "pretrained":
+        return pretrained_tokenizer(
+            config.tokenizer_file, config.end_token, config.vocab_size
+        )
+    some = sample_of_all(texts, TOKENIZER_CHARACTERS)
+    return train_tokenizer(config.tokenizer, some, config.vocab_size)
 
 
 def load(folder: pathlib.Path) -> Data:
