@@ -1,8 +1,7 @@
 """The documents of a corpus: opened, cleaned, packed."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,8 +21,6 @@ from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
 from lm.data.tokenizer import encode_documents
 
-Item = TypeVar("Item")
-
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
 
@@ -39,7 +36,7 @@ def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
     for split in corpus.splits:
         documents = corpus.documents(split)
         if split == "shifted":
-            documents = head(documents, SHIFTED_CHARACTERS, lambda x: len(x.text))
+            documents = head(documents, SHIFTED_CHARACTERS)
         yield from ((split, document) for document in documents)
 
 
@@ -101,12 +98,11 @@ def pack_texts(
     return Rows(tokens, segments, found)
 
 
-def head(
-    items: Iterable[Item], characters: int, size: Callable[[Item], int] = len
-) -> Iterator[Item]:
-    """Yield the first texts (or other items) until they have so many characters."""
-    for item in items:
+def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Yield the first documents, at most so many characters; the last loses its end."""
+    for document in documents:
+        if text := document.text[:characters]:
+            yield document._replace(text=text)
+        characters -= len(text)
         if characters <= 0:
             return
-        yield item
-        characters -= size(item)

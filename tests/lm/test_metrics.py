@@ -177,6 +177,12 @@ def test_token_classes_are_as_many_as_tokens_and_usual_ones_follow():
     assert CLASSES[classes[1 + place]] == CLASSES[usual[ids[place]]] == "keyword"
 
 
-def test_text_that_is_no_python_is_other_from_there():
-    classes = character_classes('x = 1\n"""never closed\n')
-    assert CLASSES[classes[0]] == "name" and CLASSES[classes[-3]] == "other"
+def test_text_that_is_no_python_is_other_and_ends_there():
+    """Form feeds and U+2028 are no line ends, and what is wrong shifts nothing."""
+    text = "x = 1\x0c\nyes = '\u2028'\n? $ `\nif 2 in yes"
+    classes = [CLASSES[i] for i in character_classes(text)]
+    expected = {"?": "other", "$": "other", "yes": "name", "if": "keyword"}
+    expected |= {"'\u2028'": "string", "2 ": "number", "in": "keyword"}
+    for part, kind in expected.items():
+        start = text.index(part)
+        assert set(classes[start : start + len(part.rstrip())]) == {kind}, part
