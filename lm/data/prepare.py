@@ -175,6 +175,7 @@ def make_rows(
                 f"for one row of data.seq_len {config.seq_len}; give more text, or a "
                 "smaller seq_len"
             )
+    tell_weights(meta["train"])
     counts = [
         bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
@@ -242,6 +243,22 @@ def tokenizer_of(config: DataConfig, texts: Iterator[str]) -> Tokenizer:
         )
     some = sample_of_all(texts, TOKENIZER_CHARACTERS)
     return train_tokenizer(config.tokenizer, some, config.vocab_size)
+
+
+def tell_weights(train: dict) -> None:
+    """Print what weighted training text is worth; ValueError if its weights sum to 0."""
+    if "weight" not in train:
+        return
+    if not train["weight"]:
+        raise ValueError(
+            f"the weights of the {train['targets']} training targets sum to nothing; give "
+            "some of the text a weight above 0"
+        )
+    print(
+        f"the {train['targets']} training targets are weighted: they are worth "
+        f"{train['effective_targets']:.0f} of equal weight (Kish)",
+        file=sys.stderr,
+    )
 
 
 def load(folder: pathlib.Path) -> Data:
