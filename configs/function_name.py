@@ -22,11 +22,11 @@ def get_config() -> Experiment:
         data=DataConfig(
             source="function_name",
             vocab_size=2048,
-            seq_len=144,
-            source_len=128,
+            seq_len=96,
+            source_len=80,
             batch_size=32,
         ),
-        model=Seq2SeqConfig(width=128, num_layers=3, num_heads=4),
+        model=Seq2SeqConfig(width=128, num_layers=2, num_heads=4),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=60),
         parallel=ParallelConfig(strategy="jit"),
     )

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from lm.data.classes import CLASSES, usual_classes
 from lm.data.config import DataConfig
-from lm.data.prepare import Data, kept_texts
+from lm.data.prepare import Data, prepared_documents
 from lm.data.rows.order import validation_batches
 from lm.data.rows.store import Rows, target_bytes, targets
 from lm.data.sources.corpus import Document
@@ -216,7 +216,7 @@ def held_out_rows(
         return rows, None
     fingerprint = data.meta["fingerprint"]
     usual = usual_in_training(config, data.tokenizer, fingerprint)
-    texts = list(kept_texts(config, fingerprint, split))
+    texts = [each.text for each in prepared_documents(config, fingerprint, split)]
     return pack_texts(config, data.tokenizer, texts, classes=True), usual
 
 
@@ -245,5 +245,6 @@ def usual_in_training(
     config: DataConfig, tokenizer: Tokenizer, fingerprint: str
 ) -> np.ndarray:
     """Count each token's usual class in the training text of the run's data."""
-    texts = head(kept_texts(config, fingerprint, "train"), USUAL_CHARACTERS)
+    documents = prepared_documents(config, fingerprint, "train")
+    texts = (document.text for document in head(documents, USUAL_CHARACTERS))
     return usual_classes(texts, tokenizer)

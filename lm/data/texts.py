@@ -1,7 +1,6 @@
 """The documents of a corpus: opened, cleaned, packed."""
 
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -32,15 +31,13 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
     """Yield all documents in their order, with their splits.
 
-    Of the shifted split come at most SHIFTED_CHARACTERS.
+    Of the shifted split come only the first ones, up to SHIFTED_CHARACTERS.
     """
     for split in corpus.splits:
-        left = SHIFTED_CHARACTERS if split == "shifted" else sys.maxsize
-        for document in corpus.documents(split):
-            yield split, document._replace(text=document.text[:left])
-            left -= len(document.text)
-            if left <= 0:
-                break
+        documents = corpus.documents(split)
+        if split == "shifted":
+            documents = head(documents, SHIFTED_CHARACTERS)
+        yield from ((split, document) for document in documents)
 
 
 def clean_corpus(config: DataConfig, corpus: Corpus, folder: pathlib.Path) -> Cleaned:
@@ -64,7 +61,7 @@ def kept_documents(
 def document_rows(
     config: DataConfig, tokenizer: Tokenizer, documents: Sequence[Document], split: str
 ) -> Iterable[Row]:
-    shown = tqdm(documents, f"pack {split}", len(documents), unit=" documents")
+    shown = tqdm(documents, f"pack {split}", unit=" documents")
     return PACKINGS[config.packing](encode(tokenizer, shown), config.seq_len)
 
 
@@ -100,11 +97,11 @@ def pack_texts(
     return Rows(tokens["id"], segments, found, documents=tokens["document"])
 
 
-def head(texts: Iterable[str], characters: int) -> Iterator[str]:
-    """Yield the first texts, at most so many characters; the last text loses its end."""
-    for text in texts:
-        if text := text[:characters]:
-            yield text
+def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Yield the first documents, at most so many characters; the last loses its end."""
+    for document in documents:
+        if text := document.text[:characters]:
+            yield document._replace(text=text)
         characters -= len(text)
         if characters <= 0:
             return

@@ -9,13 +9,17 @@ pieces follow, learnt from text:
   character  the characters of more than one byte
   word       the words
 
+(lm/data/pretrained.py loads those of other models.)
+
 A word or a character that has no token of its own is written as bytes. So no text is
 unknown, and the bits per byte of all kinds can be compared.
 """
 
 import hashlib
 import heapq
+import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -34,6 +38,7 @@ LEAST_VOCAB_SIZE = {
 }
 # A word or character seen once gets no token: the model learns to spell from its bytes.
 MIN_COUNT = 2
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 # An encoding takes 100 times the memory of its text: these many characters at once, in
 # chunks that are spread over the cores.
 BATCH, CHUNK = 1 << 20, 1 << 17
@@ -171,9 +176,20 @@ def sample_of_all(texts: Iterable[str], characters: int) -> list[str]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32[vocabulary], the number of bytes of text that each token stands for."""
+    """Return int32[vocabulary], the number of bytes of text that each token stands for.
+
+    A tokenizer writes bytes in the byte-level alphabet, or else as sentencepiece does: a
+    space as U+2581, and a byte without a token of its own as <0x0A>.
+    """
+    is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    added = {each.content for each in tokenizer.get_added_tokens_decoder().values()}
     lengths = np.zeros(tokenizer.get_vocab_size(), np.int32)
     for token, index in tokenizer.get_vocab().items():
-        # In the byte-level alphabet each byte is one character.
-        lengths[index] = 0 if index == END_ID else len(token)
+        if is_byte_level and token not in added:
+            lengths[index] = len(token)  # each byte is one character
+        elif BYTE.fullmatch(token):
+            lengths[index] = 1
+        else:
+            lengths[index] = len(token.replace("\u2581", " ").encode())
+    lengths[END_ID] = 0
     return lengths

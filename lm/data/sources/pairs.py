@@ -27,8 +27,8 @@ from lm.data.sources.stdlib import identity_of, source_files, split_of, stdlib_f
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
-# A function is short if a small encoder can read all of it: about 100 tokens.
-SHORT = 300  # characters of its longest source
+# A function is short if a small encoder can read all of it: about 60 tokens.
+SHORT = 200  # characters of its longest source
 NAMELESS = "_"  # stands in the source for the name
 
 

@@ -52,17 +52,15 @@ def split_of(path: pathlib.Path) -> str:
 
 
 def identity_of(paths: list[pathlib.Path], cache: pathlib.Path) -> dict[str, str]:
-    """Return what decides the text of the splits of modules."""
+    """Return what decides the text of the splits of modules; see `file_digests`."""
     files = [stdlib_folder() / path for path in paths]
     digests = file_digests(files, cache, BadRecords("stop"))
-    lines = "\n".join(
-        f"{split_of(path)} {path.as_posix()} {digest}"
+    made_of = [
+        (split_of(path), path.as_posix(), digest)
         for path, digest in zip(paths, digests, strict=True)
-    )
-    return {
-        "version": platform.python_version(),
-        "files": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(),
-    }
+    ]
+    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
+    return {"version": platform.python_version(), "files": digest}
 
 
 def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:
