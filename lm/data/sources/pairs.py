@@ -12,7 +12,6 @@ import ast
 import functools
 import itertools
 import pathlib
-import platform
 import re
 import struct
 import warnings
@@ -39,14 +38,18 @@ class PairCorpus(NamedTuple):
     splits: tuple[str, ...] = ("train", "validation")
 
 
-def function_name_corpus() -> PairCorpus:
-    def pairs(split: str) -> Iterator[Pair]:
-        for path in source_files():
-            if split_of(path) == split:
-                yield from named_functions((stdlib_folder() / path).read_bytes())
+def function_name_corpus(policy: Policy = DEFAULT) -> PairCorpus:
+    folder = stdlib_folder()
+    paths = [path for path in source_files() if split_of(path) != "tests"]
+    files = [folder / path for path in paths]
 
-    identity = {"source": "function_name", "version": platform.python_version()}
-    return PairCorpus(identity, pairs)
+    def pairs(split: str) -> Iterator[Pair]:
+        for path in paths:
+            if split_of(path) == split:
+                yield from named_functions((folder / path).read_bytes())
+
+    digests = file_digests(files, policy.cache, BadRecords(policy.on_bad_record))
+    return PairCorpus({"source": "function_name", "files": digests}, pairs)
 
 
 def named_functions(code: bytes) -> Iterator[Pair]:
