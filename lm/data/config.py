@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.fix import FixConfig
+from lm.data.cleaning.near_dedup import NearDedupConfig
+from lm.data.cleaning.normalise import NormaliseConfig
+from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.packing import PACKINGS
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
@@ -11,6 +16,7 @@ DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 PRETRAINED = {"only": {"data.tokenizer": ("pretrained",)}}
 # The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
+LEAKAGE = ("drop", "refuse", "keep")
 
 
 def read(name: str) -> dict[str, dict]:
@@ -58,6 +64,18 @@ class DataConfig:
     on_bad_record: str = field(
         default="stop", metadata={"choices": ("stop", "skip")} | read("on_bad_record")
     )
+    # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
+    stages: str = field(
+        default="fix,normalise,exact_dedup,near_dedup", metadata={"only": DOCUMENTS}
+    )
+    # each stage has a config of its own, which experiments.inspect reads too
+    fix: FixConfig = field(default_factory=FixConfig)
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    exact_dedup: ExactDedupConfig = field(default_factory=ExactDedupConfig)
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
+    # a held-out document that repeats a training document: drop it, refuse to go on, or
+    # keep it
+    leakage: str = field(default="drop", metadata={"choices": LEAKAGE, "only": DOCUMENTS})
     # what a token is; each kind writes pieces that it does not know as bytes; pretrained:
     # the tokenizer of another model
     tokenizer: str = field(
@@ -86,6 +104,7 @@ class DataConfig:
     def validate(self) -> None:
         """Raise ValueError for fields that do not fit together."""
         self.validate_vocab_size()
+        chosen_stages(self.stages)
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "

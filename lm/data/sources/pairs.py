@@ -23,7 +23,7 @@ from lm.data.sources.files import DEFAULT, Policy
 from lm.data.sources.listing import file_digests, list_files
 from lm.data.sources.reading import BadRecord, BadRecords, raw_lines, read_lines
 from lm.data.sources.splits import border, place
-from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
+from lm.data.sources.stdlib import identity_of, source_files, split_of, stdlib_folder
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
@@ -38,18 +38,16 @@ class PairCorpus(NamedTuple):
     splits: tuple[str, ...] = ("train", "validation")
 
 
-def function_name_corpus(policy: Policy = DEFAULT) -> PairCorpus:
-    folder = stdlib_folder()
-    paths = [path for path in source_files() if split_of(path) != "tests"]
-    files = [folder / path for path in paths]
+def function_name_corpus(cache: pathlib.Path) -> PairCorpus:
+    paths = source_files()
 
     def pairs(split: str) -> Iterator[Pair]:
         for path in paths:
             if split_of(path) == split:
-                yield from named_functions((folder / path).read_bytes())
+                yield from named_functions((stdlib_folder() / path).read_bytes())
 
-    digests = file_digests(files, policy.cache, BadRecords(policy.on_bad_record))
-    return PairCorpus({"source": "function_name", "files": digests}, pairs)
+    identity = {"source": "function_name"} | identity_of(paths, cache)
+    return PairCorpus(identity, pairs)
 
 
 def named_functions(code: bytes) -> Iterator[Pair]:

@@ -83,7 +83,7 @@ SOURCES = {
     "text": Source(open_text, reads=(*FILES, "separator", "separator_kind")),
     "jsonl": Source(open_records(jsonl_corpus), reads=(*FILES, "text_key")),
     "parquet": Source(open_records(parquet_corpus), reads=(*FILES, "text_key")),
-    "function_name": Source(lambda c: function_name_corpus(policy(c)), pairs=True),
+    "function_name": Source(lambda c: function_name_corpus(cache_folder(c)), pairs=True),
     "gettext": Source(
         lambda c: gettext_corpus(c.name, c.language, c.validation_share, policy(c)),
         pairs=True,

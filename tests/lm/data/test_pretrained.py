@@ -98,6 +98,7 @@ def test_rows_are_made_with_it_and_its_file_decides_them(tmp_path):
     config = DataConfig(
         source="text", path=str(tmp_path / "corpus.txt"), cache=str(tmp_path / "cache"),
         tokenizer="pretrained", tokenizer_file=file, vocab_size=size, seq_len=32,
+        leakage="keep",  # the text repeats itself
     )  # fmt: skip
     beside = tmp_path / "tokenizer_config.json"
     for eos in ("<|end|>", {"content": "<|begin|>", "special": True}):

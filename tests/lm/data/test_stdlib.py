@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from lm.data.sources import stdlib
 from lm.data.sources.stdlib import stdlib_corpus
 from lm.data.sources.tfds import tfds_corpus
 
@@ -24,8 +25,29 @@ def test_stdlib_is_the_running_interpreters_library(cache):
     with open(keyword.__file__, encoding="utf-8") as file:
         assert file.read() in train + held_out
     assert 5e6 < sum(map(len, train)) < 5e7
-    assert 0.005 < sum(map(len, held_out)) / sum(map(len, train)) < 0.15
+    assert 0.05 < sum(map(len, held_out)) / sum(map(len, train)) < 0.15
     assert not set(train) & set(held_out) - {""}
+    names = [document.name for document in corpus.documents("validation")]
+    assert len(names) > 50 and not any(name.startswith("encodings") for name in names)
+    assert max(map(len, held_out)) < sum(map(len, held_out)) / 4
+
+
+def test_the_identity_follows_the_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(stdlib, "stdlib_folder", lambda: tmp_path)
+    files = [tmp_path / name for name in ("a.py", "b.py")]
+    for file in files:
+        file.write_text("x = 1\n")
+
+    def identity():
+        return stdlib.identity_of(stdlib.source_files(), tmp_path / "cache")["files"]
+
+    first = identity()
+    files[0].write_text("x = 2\n")  # of the same size
+    changed = identity()
+    files[0].write_text("x = 1\n")  # other times, but the contents of before
+    assert changed != first == identity()
+    files[1].rename(tmp_path / "c.py")  # the path decides the split
+    assert identity() != first
 
 
 def test_a_config_and_preparing_import_no_tfds():
