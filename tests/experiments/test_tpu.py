@@ -1,8 +1,8 @@
 """Every strategy, codec and algorithm through the real compiler of TPUs, without a TPU.
 
 Needs libtpu (requirements-aot.txt); the tests are skipped without it. A group of members is
-compiled in one child process, because the compiler takes seconds to start. If it aborts, the
-member that it was at fails, and another child compiles the rest.
+compiled in one child process, because the compiler takes seconds to start. If it aborts,
+the member that it was at fails, and another child compiles the rest.
 """
 
 import json
@@ -60,7 +60,7 @@ def compiled(topology: str, members: list[str]) -> dict[str, dict]:
             env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | ENVIRONMENT,
             cwd=ROOT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         lines = [json.loads(line) for line in child.stdout.splitlines()]
         said |= {line["member"]: line for line in lines if "took" in line}
