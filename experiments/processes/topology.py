@@ -72,7 +72,7 @@ def absent_devices(topology: str, about: str) -> list[jax.Device]:
 
 def run_child(topology: str, about: str) -> int:
     """Run this command again, with libtpu; return the exit code, or raise ValueError."""
-    with tempfile.TemporaryFile("w+", errors="replace") as messages:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages:
         code = subprocess.run(
             [sys.executable, *sys.orig_argv[1:]],
             env=os.environ | ENVIRONMENT | {CHILD: topology},

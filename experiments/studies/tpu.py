@@ -75,7 +75,7 @@ def compile_cell(cell: Line) -> Line:
                 *as_flags({"precision.compute": "bfloat16"} | overrides(cell)),
             ],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )  # fmt: skip
         if ended.returncode == 0:
             return json.loads(output.read_text(encoding="utf-8"))

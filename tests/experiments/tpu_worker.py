@@ -10,7 +10,7 @@ import time
 
 from configs import fields
 from configs.base import Experiment
-from configs.sweeps.strategies import MEMBERS
+from configs.sweeps import strategies
 from experiments.processes.topology import described
 from experiments.run.build import check
 from experiments.run.explanation import expected_bytes
@@ -21,6 +21,15 @@ from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from parallel.cost.ledger import ledger
 from parallel.exchange.algorithms import ALGORITHMS
+
+MEMBERS = strategies.MEMBERS | {
+    "hierarchical": {
+        "parallel.strategy": "shard_map",
+        "parallel.slice": 2,
+        "parallel.data": 4,
+        "parallel.exchange.algorithm": "hierarchical",
+    }
+}
 
 
 def small(member: str) -> Experiment:
