@@ -17,7 +17,9 @@ Elements per device and step, for P parameters, N devices, k microbatches:
   jit     all-reduce each microbatch (the compiler's choice)     2 k P (N-1)/N
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
-  fsdp    all-gather forward and backward, reduce-scatter        3 k P (N-1)/N
+  fsdp    all-gather of layers forward and backward, of the embedding and the head where
+          they are read (parallel/regathering.py); reduce-scatter of each. For layers of P
+          elements                                               3 k P (N-1)/N
   hsdp    as fsdp over N = fsdp, and one all-reduce of P/N over data
   tensor  over data, an all-reduce of P/tensor. Over tensor, all-reduces of the residual
           stream: two in the forward pass of each layer (Megatron's), and in the backward
