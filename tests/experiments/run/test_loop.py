@@ -13,6 +13,7 @@ from lm.data.config import DataConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
 from parallel.strategies import ParallelConfig
+from tests.parallel.workers import run_two
 
 
 def run_of(num_rows: int, batch_size: int, **fields) -> SimpleNamespace:
@@ -71,6 +72,20 @@ def test_skipping_ends_after_so_many_steps_in_a_row():
     stopping = run_of(20, 4, on_nonfinite="stop")
     with pytest.raises(FloatingPointError, match="on_nonfinite=stop ends the run here"):
         handle(Skipped(9, reason(math.nan, 1.0), 1), stopping, log)
+
+
+def test_all_processes_learn_of_a_skipped_step_at_the_meeting():
+    """None ends, and leaves the others waiting, before all of them know."""
+    first, second = (
+        [line for line in output.splitlines() if line.startswith(("step", "ended"))]
+        for output in run_two("apart_worker")
+    )
+    assert first[:2] == ["step 1 skipping [] told {}", "step 2 skipping [] told {}"]
+    assert second[:2] == ["step 1 skipping [2] told {}", "step 2 skipping [2] told {}"]
+    assert first[2] == "step 3 skipping [] told {2: (3, 3)}"
+    assert second[2] == "step 3 skipping [2] told {2: (3, 3)}"
+    assert first[3:] == second[3:] and "ended: step 3: " in first[3]
+    assert "replica 2 skipped 3" in first[3] and len(first) == 4
 
 
 def test_replicas_apart_end_a_run_only_by_what_all_know():
