@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
+from experiments.run.build import check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from lm.data.config import DataConfig
+from lm.optim import OptimConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
 from parallel.strategies import ParallelConfig
@@ -86,6 +88,15 @@ def test_all_processes_learn_of_a_skipped_step_at_the_meeting():
     assert second[2] == "step 3 skipping [2] told {2: (3, 3)}"
     assert first[3:] == second[3:] and "ended: step 3: " in first[3]
     assert "replica 2 skipped 3" in first[3] and len(first) == 4
+
+
+def test_a_plateau_is_not_what_lies_between_two_meetings():
+    optim = OptimConfig(schedule="plateau", window=10)
+    config = Experiment(optim=optim, parallel=ParallelConfig("diloco"))
+    with pytest.raises(ValueError, match="optim.window 10 is less than .*every 50"):
+        check_plateau(config)
+    config.parallel.local.every = 10
+    check_plateau(config)
 
 
 def test_replicas_apart_end_a_run_only_by_what_all_know():
