@@ -30,7 +30,7 @@ class Reading(NamedTuple):
 def read(metrics: Metrics) -> Reading:
     """Wait for a step's metrics and read them."""
     own = {name for name, x in metrics.items() if x.ndim == 1} - {SKIPPED, IN_A_ROW}
-    common = {name: np.asarray(x) for name, x in metrics.items() if name not in own}
+    common = jax.device_get({name: x for name, x in metrics.items() if name not in own})
     skipped, in_a_row = common.pop(SKIPPED, ()), common.pop(IN_A_ROW, ())
     told = {
         replica: (int(steps), int(row))

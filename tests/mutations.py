@@ -116,7 +116,7 @@ FAULTS = [
     ),
     Fault(
         "moves at a meeting count alike, whatever the tokens", "parallel/local.py",
-        "(agreed - x) * fragment.tokens", "(agreed - x) * total / jax.lax.axis_size(axes)",
+        "(a - x) * fragment.tokens", "(a - x) * tokens / 8",
         "parallel/test_local.py synchronous and local_sgd",
     ),
     Fault(
@@ -128,6 +128,17 @@ FAULTS = [
         "a fragment arrives a step late", "parallel/local.py",
         "(since == plan.overlap)", "(since == plan.overlap + 1)",
         "parallel/test_local.py streaming_diloco_as",
+    ),
+    Fault(
+        "a skipped step counts at the meeting", "parallel/local.py",
+        'tokens = jnp.where(finite, own["tokens"], 0.0)', 'tokens = own["tokens"]',
+        "parallel/test_local.py never_finite",
+    ),
+    Fault(
+        "a share is clipped to the norm of the whole", "parallel/exchange/transforms.py",
+        "limit = max_norm * weight / jax.lax.axis_size(axes) ** 0.5",
+        "limit = max_norm * weight",
+        "parallel/exchange/test_exchange.py clipped",
     ),
     Fault(
         "the residual of error feedback is not kept", "parallel/exchange/transforms.py",

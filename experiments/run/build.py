@@ -54,6 +54,7 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     process_rows(mesh)
     check_texts(config)
     check_optimizer(config)
+    check_plateau(config)
     if config.model.trained_by == "counts":
         check_counting(config)
         if config.robust != RobustConfig():
@@ -174,6 +175,18 @@ def check_optimizer(config: Experiment) -> None:
             f"model.training={getattr(config.model, 'training', 'gradient')} and "
             f"optim.name={name} do not go together: em is done by "
             f"{', '.join(MAXIMIZERS)}, gradient by the other optimizers"
+        )
+
+
+def check_plateau(config: Experiment) -> None:
+    """Raise ValueError if windows of the loss would end before replicas told a new one."""
+    window, every = config.optim.window, config.parallel.local.every
+    apart = not config.parallel.row.exact
+    if config.optim.schedule == "plateau" and apart and window < every:
+        raise ValueError(
+            f"optim.window {window} is less than parallel.local.every {every}: between "
+            "meetings the replicas know no common loss, and the schedule would take that "
+            "for a plateau; give a longer window, or more meetings"
         )
 
 

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
+from experiments.run.build import check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from lm.data.config import DataConfig
+from lm.optim import OptimConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
 from parallel.strategies import ParallelConfig
+from tests.parallel.workers import run_two
 
 
 def run_of(num_rows: int, batch_size: int, **fields) -> SimpleNamespace:
@@ -71,6 +74,29 @@ def test_skipping_ends_after_so_many_steps_in_a_row():
     stopping = run_of(20, 4, on_nonfinite="stop")
     with pytest.raises(FloatingPointError, match="on_nonfinite=stop ends the run here"):
         handle(Skipped(9, reason(math.nan, 1.0), 1), stopping, log)
+
+
+def test_all_processes_learn_of_a_skipped_step_at_the_meeting():
+    """None ends, and leaves the others waiting, before all of them know."""
+    first, second = (
+        [line for line in output.splitlines() if line.startswith(("step", "ended"))]
+        for output in run_two("apart_worker")
+    )
+    assert first[:2] == ["step 1 skipping [] told {}", "step 2 skipping [] told {}"]
+    assert second[:2] == ["step 1 skipping [2] told {}", "step 2 skipping [2] told {}"]
+    assert first[2] == "step 3 skipping [] told {2: (3, 3)}"
+    assert second[2] == "step 3 skipping [2] told {2: (3, 3)}"
+    assert first[3:] == second[3:] and "ended: step 3: " in first[3]
+    assert "replica 2 skipped 3" in first[3] and len(first) == 4
+
+
+def test_a_plateau_is_not_what_lies_between_two_meetings():
+    optim = OptimConfig(schedule="plateau", window=10)
+    config = Experiment(optim=optim, parallel=ParallelConfig("diloco"))
+    with pytest.raises(ValueError, match="optim.window 10 is less than .*every 50"):
+        check_plateau(config)
+    config.parallel.local.every = 10
+    check_plateau(config)
 
 
 def test_replicas_apart_end_a_run_only_by_what_all_know():

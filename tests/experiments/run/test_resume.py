@@ -259,7 +259,8 @@ def test_processes_exchange_as_devices_do(folder, name):
         run_together(
             [(command("train", *mine, f"--process_id={index}"), {}) for index in (0, 1)]
         )
-    for split in ("train", "eval"):
+    # Of DiLoCo's steps, the records are of the replicas of the process that writes.
+    for split in ("eval",) if name == "diloco" else ("train", "eval"):
         ours = losses(folder / f"processes-{name}", split)
         theirs = losses(folder / f"devices-{name}", split)
         assert ours.keys() == theirs.keys()

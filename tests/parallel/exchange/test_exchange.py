@@ -1,5 +1,7 @@
 """Laws 1 and 2 for what is exchanged: exact ways are exact, limits are the identity."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,18 @@ import optax
 import pytest
 
 from configs import fields
-from parallel.exchange.config import ExchangeConfig
-from parallel.exchange.transforms import Exchange, all_reduce, bucketed, delayed
+from lm.task import row_keys
+from parallel.exchange.config import CODECS, ExchangeConfig
+from parallel.exchange.transforms import (
+    Exchange,
+    all_reduce,
+    bucketed,
+    clipped,
+    compressed,
+    delayed,
+)
+from parallel.mesh import data_mesh
+from parallel.replicas import shard_map_program
 from parallel.strategies import STRATEGIES, ParallelConfig
 from tests.parallel.toy import (
     BATCH,
@@ -108,6 +120,131 @@ def test_delayed_gradients_as_by_hand(strategy, delay, compensation):
         assert np.abs(plain["embedding"] - corrected["embedding"]).max() > 1e-4
 
 
+@pytest.mark.parametrize("clip", [0.3, 100.0])
+def test_shares_are_clipped_as_by_hand(clip):
+    """Each of 4 replicas to clip / 2, before the codec; random_k sends everything here."""
+    params, _ = trained(tx=optax.sgd(RATE), codec="random_k", keep=1.0, clip=clip)
+    task = toy_task()
+
+    @jax.jit
+    def sums_of(params, rows):
+        return jax.grad(task.loss, has_aux=True)(params, rows, None)
+
+    expected = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+    shortened = 0
+    for batch in batches(STEPS):
+        found = [
+            sums_of(expected, {k: v[4 * w : 4 * w + 4] for k, v in batch.items()})
+            for w in range(4)
+        ]
+        tokens = sum(float(sums["tokens"]) for _, sums in found)
+        for grads, _ in found:
+            norm = float(optax.tree.norm(grads)) / tokens
+            shortened += norm > clip / 2
+            step = RATE * min(1, clip / 2 / norm) / tokens
+            expected = optax.tree.add_scale(expected, -step, grads)
+    assert_equal(params, expected)
+    assert (shortened > 0) == (clip < 1)
+
+
+def test_a_clipped_spike_does_not_come_again():
+    """A gradient 1000 times too large at exchange 10; sign sends what it kept for long."""
+    rng = np.random.default_rng(0)
+    # Elements of very unequal size, as those of a language model.
+    sizes = np.exp(2 * rng.normal(size=1000))
+    gradients = (rng.normal(size=(60, 4, 1000)) * sizes).astype(np.float32)
+    usual = np.linalg.norm(gradients.sum(1), axis=1).mean()
+    gradients[9] *= 1000
+    last = {}
+    for clip in (0.0, usual / 4):
+        exchange = compressed(CODECS["sign"](ExchangeConfig()), ("data",))
+        exchange = clipped(clip, exchange, ("data",)) if clip else exchange
+
+        def one_replica(xs, exchange=exchange):
+            def step(comm, x):
+                means, comm = exchange.update(x, comm, weight=4.0, key=jax.random.key(0))
+                return comm, jnp.linalg.norm(means)
+
+            return jax.lax.scan(step, exchange.init(xs[0]), xs)[1]
+
+        norms = jax.jit(jax.vmap(one_replica, 1, axis_name="data"))(gradients)[0]
+        last[clip] = norms[50:].mean() / norms[:9].mean()
+    plain, bounded = last.values()
+    assert bounded < 2 and plain > 10, last  # without the clip, it fills all steps
+
+
+def test_no_row_draws_from_the_key_of_an_exchange():
+    """Replica w folds w into the exchange's key, a row its number into the step's."""
+
+    def update(sums, comm, params=None, *, weight, key):
+        own = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        keys = jax.random.key_data(jnp.stack([key, own]))
+        return all_reduce().update(sums, (), weight=weight)[0], keys
+
+    exchange = Exchange(lambda params: jnp.zeros((2, 2), jnp.uint32), update)
+    learner = toy_learner(SGD)
+    program = shard_map_program(learner, data_mesh(4), exchange=exchange)
+    state, drawn = program.init(jax.random.key(1)), set()
+    for step, batch in enumerate(batches(2)):
+        state, _ = program.step(state, program.place(batch))
+        drawn |= {tuple(k) for k in np.array(state.comm).reshape(-1, 2).tolist()}
+        key = learner.step_key(jnp.int32(step))
+        rows = row_keys(batch, key)
+        layers = jax.vmap(lambda row: jax.vmap(partial(jax.random.fold_in, row))(
+            jnp.arange(8)
+        ))(rows)  # fmt: skip
+        for keys in (key[None], rows, layers.ravel()):
+            known = {tuple(k) for k in np.array(jax.random.key_data(keys)).tolist()}
+            assert not drawn & known
+    assert len(drawn) == 2 * (4 + 1)
+
+
+def test_a_stack_of_layers_is_one_in_a_bucket_too():
+    """PowerSGD takes each layer for a matrix, wherever a bucket puts the stack."""
+    params = {"out": jnp.zeros((30, 20)), "scanned_layers": {"w": jnp.zeros((2, 30, 20))}}
+    exchange = bucketed(1, compressed(CODECS["power_sgd"](ExchangeConfig(rank=2))))
+    shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(exchange.init, params))]
+    assert (2, 30, 2) in shapes and (1, 30, 2) in shapes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"delay": 2, "compensation": 50.0},
+        {"codec": "dgc", "keep": 0.1, "momentum": 0.5, "bucket_bytes": 8192},
+    ],
+)
+def test_another_number_of_replicas_keeps_what_is_on_its_way(options):
+    """Queues as they are, the sums of what is not sent yet; a delay goes on exactly."""
+    exchange = ExchangeConfig(**options)
+    before, after = (
+        toy_program("shard_map", toy_learner(SGD), data=data, exchange=exchange)
+        for data in (4, 2)
+    )
+    state = before.init(jax.random.key(1))
+    for batch in batches(STEPS)[:3]:
+        state, _ = before.step(state, before.place(batch))
+    kept = jax.device_get(state)
+    begun = after.adopt(kept)
+    found = jax.device_get(begun.comm)
+    moved = 0
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(kept.comm), jax.tree.leaves(found), strict=True
+    ):
+        names = jax.tree_util.keystr(path)
+        if any(name in names for name in ("residual", "momentum", "unsent")):
+            np.testing.assert_allclose(old.sum(0), new.sum(0), 1e-5, 1e-7, err_msg=names)
+        else:
+            assert (new == old[0]).all(), names
+        moved += np.abs(new).max()
+    assert moved > 0
+    for batch in batches(STEPS)[3:]:
+        begun, _ = after.step(begun, after.place(batch))
+    if exchange.codec == "none":
+        uninterrupted, _ = trained(**options)
+        assert_equal(jax.device_get(begun.params), uninterrupted)
+
+
 def test_no_delay_is_the_exchange_itself():
     exchange = all_reduce()
     assert delayed(0, exchange) is exchange
@@ -173,6 +310,8 @@ BAD = [
     ("shard_map", {"codec": "majority_vote", "error_feedback": "on"}, "vote: .*no size"),
     ("shard_map", {"codec": "ternary", "error_feedback": "on"}, "ternary: .*unbiased"),
     ("shard_map", {"codec": "dgc", "error_feedback": "on"}, "dgc: it keeps by itself"),
+    ("shard_map", {"codec": "int8", "clip": -1.0}, "clip .*-1.0"),
+    ("shard_map", {"clip": 1.0}, "clip is 1.0, .*codec is 'none'"),
     ("shard_map", {"every": 3}, "every 3 .*accumulation 1"),
     ("shard_map", {"codec": "top_k", "keep": 0.0}, "keep is 0.0; .*above 0"),
     ("shard_map", {"codec": "power_sgd", "rank": 0}, "rank is 0; .*at least 1"),
@@ -186,6 +325,18 @@ def test_bad_config_is_refused(strategy, exchange, words):
     config = ParallelConfig(strategy, data=4, exchange=ExchangeConfig(**exchange))
     with pytest.raises(ValueError, match=words):
         fields.check(config, "parallel.")
+        config.validate(BATCH, config.mesh())
+
+
+@pytest.mark.parametrize("exchange", [{"delay": 2}, {"codec": "dgc"}])
+def test_what_counts_steps_is_refused_where_a_step_exchanges_often(exchange):
+    config = ParallelConfig("shard_map", data=4, accumulation=4)
+    config.exchange = ExchangeConfig(every=4, **exchange)
+    config.validate(BATCH, config.mesh())
+    config.exchange.every = 2
+    with pytest.raises(
+        ValueError, match="every 2 makes 2 exchanges of the 4 .* counts steps"
+    ):
         config.validate(BATCH, config.mesh())
 
 
