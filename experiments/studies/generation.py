@@ -38,7 +38,7 @@ from experiments.run.restore import load_run, run_data
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read
 from experiments.sweeps.tables import markdown
-from lm.data.prepare import Data, kept_texts
+from lm.data.prepare import Data, prepared_documents
 from lm.data.texts import pack_texts
 from lm.decoding import Sampling, generate
 from lm.task import Params, Task
@@ -158,7 +158,9 @@ def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
             if seed >= 0:
                 seconds[name].append(time.perf_counter() - start)
                 texts[name].append(text)
-    held_out = kept_texts(writer.config.data, writer.data.meta["fingerprint"], "validation")
+    held_out = prepared_documents(
+        writer.config.data, writer.data.meta["fingerprint"], "validation"
+    )
     real = list(itertools.islice(held_out, TEXTS))
     size = int(statistics.fmean(map(len, texts["in turn"])))
     texts["held-out text"] = [text[:size] for text in real]

@@ -25,14 +25,15 @@ from lm.data.cleaning.records import Records
 from lm.data.cleaning.run import PROGRESS, Cleaned
 from lm.data.cleaning.table import chosen_stages
 from lm.data.config import DataConfig
+from lm.data.pretrained import pretrained_tokenizer, tokenizer_identity
 from lm.data.rows.packing import SplitRows
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
-from lm.data.texts import clean_corpus, document_rows, head, kept_documents, open_corpus
-from lm.data.tokenizer import load_tokenizer, train_tokenizer
+from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
+from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
 from lm.data.whole import write_whole
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
@@ -109,6 +110,8 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
         names = [*chosen_stages(config.stages), "near_dedup"]  # leakage reads the last
         made_of["leakage"] = config.leakage
         made_of["stages"] = [(name, asdict(getattr(config, name))) for name in names]
+    if config.tokenizer == "pretrained":
+        made_of |= tokenizer_identity(config.tokenizer_file, config.end_token)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -172,6 +175,7 @@ def make_rows(
                 f"for one row of data.seq_len {config.seq_len}; give more text, or a "
                 "smaller seq_len"
             )
+    tell_weights(meta["train"])
     counts = [
         bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
@@ -214,11 +218,11 @@ def told(cleaned: Cleaned) -> str:
     return f"documents after cleaning: {'; '.join(parts)}"
 
 
-def kept_texts(config: DataConfig, fingerprint: str, split: str) -> Iterator[str]:
-    """Yield the texts whose tokens are in the prepared rows of a split."""
+def prepared_documents(config: DataConfig, fingerprint: str, split: str) -> Records:
+    """Return the cleaned documents whose tokens are in the prepared rows of a split."""
     folder = rows_folder(config, fingerprint)
     counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["documents"]
-    return (document.text for document in kept_documents(folder, counts, split))
+    return kept_documents(folder, counts, split)
 
 
 def kept_tokenizer(
@@ -227,11 +231,34 @@ def kept_tokenizer(
     """Learn a tokenizer from the training texts, if a killed process has not done it."""
     file = folder / "tokenizer.json"
     if not file.exists():
-        learnt = train_tokenizer(
-            config.tokenizer, head(texts(), TOKENIZER_CHARACTERS), config.vocab_size
-        )
-        write_whole(file, learnt.to_str())
+        write_whole(file, tokenizer_of(config, texts()).to_str())
     return load_tokenizer(file)
+
+
+def tokenizer_of(config: DataConfig, texts: Iterator[str]) -> Tokenizer:
+    """Learn the tokenizer from texts, or load that of another model."""
+    if config.tokenizer == "pretrained":
+        return pretrained_tokenizer(
+            config.tokenizer_file, config.end_token, config.vocab_size
+        )
+    some = sample_of_all(texts, TOKENIZER_CHARACTERS)
+    return train_tokenizer(config.tokenizer, some, config.vocab_size)
+
+
+def tell_weights(train: dict) -> None:
+    """Print what weighted training text is worth; ValueError if its weights sum to 0."""
+    if "weight" not in train:
+        return
+    if not train["weight"]:
+        raise ValueError(
+            f"the weights of the {train['targets']} training targets sum to nothing; give "
+            "some of the text a weight above 0"
+        )
+    print(
+        f"the {train['targets']} training targets are weighted: they are worth "
+        f"{train['effective_targets']:.0f} of equal weight (Kish)",
+        file=sys.stderr,
+    )
 
 
 def load(folder: pathlib.Path) -> Data:

@@ -1,8 +1,7 @@
 """The documents of a corpus: opened, cleaned, packed."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,12 +16,10 @@ from lm.data.cleaning.work import Step, apply_clean
 from lm.data.config import DataConfig
 from lm.data.rows.packing import PACKINGS, Row
 from lm.data.rows.store import Rows
+from lm.data.rows.weights import encode
 from lm.data.sources.corpus import Corpus, Document
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
-from lm.data.tokenizer import encode_documents
-
-Item = TypeVar("Item")
 
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
@@ -39,7 +36,7 @@ def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
     for split in corpus.splits:
         documents = corpus.documents(split)
         if split == "shifted":
-            documents = head(documents, SHIFTED_CHARACTERS, lambda x: len(x.text))
+            documents = head(documents, SHIFTED_CHARACTERS)
         yield from ((split, document) for document in documents)
 
 
@@ -64,9 +61,8 @@ def kept_documents(
 def document_rows(
     config: DataConfig, tokenizer: Tokenizer, documents: Sequence[Document], split: str
 ) -> Iterable[Row]:
-    texts = (document.text for document in documents)
-    shown = tqdm(texts, f"pack {split}", len(documents), unit=" documents")
-    return PACKINGS[config.packing](encode_documents(tokenizer, shown), config.seq_len)
+    shown = tqdm(documents, f"pack {split}", unit=" documents")
+    return PACKINGS[config.packing](encode(tokenizer, shown), config.seq_len)
 
 
 def clean_alone(config: DataConfig, documents: Iterable[Document]) -> Iterator[Document]:
@@ -95,18 +91,17 @@ def pack_texts(
             )
         return [np.stack(x) for x in zip(*packed, strict=True)]
 
-    tokens, segments = rows(encode_documents(tokenizer, texts))
+    tokens, segments = rows(encode(tokenizer, (Document(text, "") for text in texts)))
     # Packing looks only at lengths, so each class lies where its token lies.
     found = rows(encode_classes(texts, tokenizer))[0] if classes else None
-    return Rows(tokens, segments, found)
+    return Rows(tokens["id"], segments, found, documents=tokens["document"])
 
 
-def head(
-    items: Iterable[Item], characters: int, size: Callable[[Item], int] = len
-) -> Iterator[Item]:
-    """Yield the first texts (or other items) until they have so many characters."""
-    for item in items:
+def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Yield the first documents, at most so many characters; the last loses its end."""
+    for document in documents:
+        if text := document.text[:characters]:
+            yield document._replace(text=text)
+        characters -= len(text)
         if characters <= 0:
             return
-        yield item
-        characters -= size(item)

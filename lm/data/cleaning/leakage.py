@@ -113,7 +113,10 @@ def agree(train: Sketch, held_out: Sketch) -> bool:
 def apply(config: LeakageConfig, document: Document, verdict: Copy | None) -> Applied:
     if verdict is None:
         return document, []
-    reason = f"{verdict.similarity:.1%} of it and of {verdict.name}, of training, is equal"
+    reason = (
+        f"it has the words of the training document {verdict.name}, or begins it, or is "
+        f"begun by it; the one is {verdict.similarity:.1%} of the other"
+    )
     return None, [Finding(document.name, "leak", verdict.similarity, reason)]
 
 

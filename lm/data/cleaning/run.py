@@ -115,8 +115,8 @@ def decided(
             name = documents[place].name
             raise ValueError(
                 f"{name}, of {split}, repeats the training document {verdict.name} "
-                f"({verdict.similarity:.1%} is equal); remove one of the two, or let "
-                "data.leakage be drop or keep"
+                f"(similarity {verdict.similarity:.3f}); remove one of the two, or set "
+                "data.leakage to drop or keep"
             )
         if copy and policy == "keep":
             copy, verdict = False, None

@@ -9,7 +9,8 @@ from lm.data.cleaning.stage import Stage
 
 STAGES = {
     "fix": Stage(FixConfig, fix),
-    "normalise": Stage(NormaliseConfig, normalise),
+    # The Unicode form of mojibake is no mojibake that could be restored.
+    "normalise": Stage(NormaliseConfig, normalise, follows=("fix",)),
     "exact_dedup": Stage(
         ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
     ),
@@ -18,7 +19,7 @@ STAGES = {
         near_dedup.apply,
         near_dedup.sketch,
         near_dedup.decide,
-        follows=("exact_dedup",),
+        follows=("exact_dedup",),  # which would find nothing after it
     ),
 }
 

@@ -14,7 +14,8 @@ import sysconfig
 from collections.abc import Iterator
 
 from lm.data.sources.corpus import SHIFTED, Corpus, Document
-from lm.data.sources.digests import content_digest, short_digest
+from lm.data.sources.listing import file_digests
+from lm.data.sources.reading import BadRecords
 from lm.data.sources.tfds import tfds_documents
 
 # An eighth of the modules, about a twelfth of the text. Half of that doubles the interval
@@ -51,13 +52,15 @@ def split_of(path: pathlib.Path) -> str:
 
 
 def identity_of(paths: list[pathlib.Path], cache: pathlib.Path) -> dict[str, str]:
-    """Return what decides the text of the splits of modules; see `content_digest`."""
-    names = "\n".join(f"{split_of(path)} {path.as_posix()}" for path in paths)
-    contents = content_digest((stdlib_folder() / path for path in paths), cache)
-    return {
-        "version": platform.python_version(),
-        "files": short_digest(f"{names}\n{contents}".encode()),
-    }
+    """Return what decides the text of the splits of modules; see `file_digests`."""
+    files = [stdlib_folder() / path for path in paths]
+    digests = file_digests(files, cache, BadRecords("stop"))
+    made_of = [
+        (split_of(path), path.as_posix(), digest)
+        for path, digest in zip(paths, digests, strict=True)
+    ]
+    digest = hashlib.blake2b(repr(made_of).encode(), digest_size=16).hexdigest()
+    return {"version": platform.python_version(), "files": digest}
 
 
 def examples(paths: list[pathlib.Path]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -7,7 +7,7 @@ import pytest
 from lm.data.cleaning import leakage
 from lm.data.cleaning.leakage import LeakageConfig
 from lm.data.cleaning.near_dedup import NearDedupConfig
-from lm.data.prepare import kept_texts, prepare
+from lm.data.prepare import prepare, prepared_documents
 from lm.data.sources.corpus import Document
 from tests.lm.data.test_prepare import config
 
@@ -121,8 +121,9 @@ def test_each_policy(tmp_path, stages, capsys):
     told = "train 3; validation 1 (leakage dropped 3)"
     assert f"documents after cleaning: {told}" in capsys.readouterr().err
     used = config(tmp_path)
-    assert list(kept_texts(used, meta["fingerprint"], "validation")) == [sound]
-    assert list(kept_texts(used, meta["fingerprint"], "train")) == train
+    for split, texts in (("train", train), ("validation", [sound])):
+        found = prepared_documents(used, meta["fingerprint"], split)
+        assert [document.text for document in found] == texts
     with pytest.raises(ValueError, match="held_out.0.txt, of validation, repeats .*1.txt"):
         prepared("refuse")
     assert prepared("keep")["documents"] == {"train": 3, "validation": 4}
