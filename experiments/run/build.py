@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +22,11 @@ from lm.norms import gradient_norms
 from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
+from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
-from parallel.mesh import process_rows
+from parallel.mesh import abstract_rows, is_absent, process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
 from parallel.strategies import STRATEGIES, build_program
 
@@ -40,25 +42,32 @@ class Run(NamedTuple):
     clock: Clock
 
 
-def check(config: Experiment) -> Mesh:
+def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Validate a config against itself and the devices; return its mesh.
 
+    `devices` are absent ones that the program is only compiled for; None: those here.
     Raises ValueError for anything that could not work; allocates nothing.
     """
     config.validate()
-    mesh = config.parallel.mesh()
+    mesh = config.parallel.mesh(devices)
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
     check_texts(config)
     check_optimizer(config)
     if config.model.trained_by == "counts":
         check_counting(config)
-    config.model.validate(setting(config, config.data.vocab_size))
+        if config.robust != RobustConfig():
+            raise ValueError(
+                f"robust.weights is {config.robust.weights!r}, but a model of counts has "
+                "no loss in training; unset it, or choose another family of models"
+            )
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the kernels' platform
+        config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
     task = build_task(config, config.data.vocab_size)
     check_task(config, task, mesh)
-    check_memory(config, task)
+    check_memory(config, task, mesh)
     return mesh
 
 
@@ -69,7 +78,7 @@ def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
     optimizer(config.optim, config.steps, task.hidden)
 
 
-def check_memory(config: Experiment, task: Task) -> None:
+def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
     """Raise ValueError if a lower bound of the memory is more than the devices have.
 
     The bound counts the parameters, the optimizer's state, the rows of a microbatch and the
@@ -87,12 +96,12 @@ def check_memory(config: Experiment, task: Task) -> None:
         opt = jax.eval_shape(tx.init, params)
         parts["parameters"] = whole_bytes(params)
         parts["the optimizer's state"] = whole_bytes(opt)
-    available = memory_bytes()
+    available = memory_bytes(mesh)
     if sum(parts.values()) > available:
         told = ", ".join(f"{name} {size(number)}" for name, number in parts.items())
         raise ValueError(
             f"the run needs {size(sum(parts.values()))} at least ({told}), and the "
-            f"{jax.device_count()} devices have {size(available)} together; make the "
+            f"devices have {size(available)} together; make the "
             "largest of them smaller"
         )
 
@@ -100,6 +109,17 @@ def check_memory(config: Experiment, task: Task) -> None:
 def whole_bytes(tree: Any) -> int:
     """Return the bytes of one copy of a tree of shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
+    """Check what only the prepared data tells: its weights and its vocabulary."""
+    if config.model.trained_by == "counts" and data.meta["train"].get("fractional_weights"):
+        raise ValueError(
+            "the training text has weights other than 0 and 1, and a model of counts "
+            "counts whole tokens; mask or drop text where it is down-weighted, or choose "
+            "another family of models"
+        )
+    check_learned(config, data.tokenizer.get_vocab_size(), mesh)
 
 
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
@@ -195,9 +215,9 @@ def build(
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
-        task=task,
+        task=robust(task, config.robust),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
-        scaling=loss_scaling(config.precision),
+        scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
         measure=gradient_norms if config.trace_norms else no_metrics,
@@ -205,22 +225,32 @@ def build(
     return task, build_program(config.parallel, learner, mesh)
 
 
-def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
+def compile_step(
+    config: Experiment, program: Program, weighted: bool = False
+) -> jax.stages.Compiled:
     """Compile the program's step ahead of time, without a state or data.
 
+    `weighted` tells whether rows carry weights.
     pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    abstract_batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        program.place(empty_rows(config, process_rows(program.mesh)[1])),
-    )
+    if is_absent(program.mesh):
+        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, weighted))
+    else:
+        rows = empty_rows(config, process_rows(program.mesh)[1], weighted)
+        abstract_batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            program.place(rows),
+        )
     return program.step.lower(program.abstract, abstract_batch).compile()
 
 
-def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
+def empty_rows(
+    config: Experiment, num_parts: int = 1, weighted: bool = False
+) -> dict[str, np.ndarray]:
     """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    return rows | {"weights": tokens.astype(np.float32)} if weighted else rows

@@ -1,11 +1,7 @@
 """The report of a sweep: its tables, its pictures, its HTML and Markdown pages."""
 
-import base64
 import json
 import pathlib
-from typing import NamedTuple
-
-import jinja2
 
 from experiments.processes.messages import human
 from experiments.sweeps.advice import recommendation
@@ -14,13 +10,8 @@ from experiments.sweeps.norm_figures import NORM_FIGURES
 from experiments.sweeps.rows import Row, baselines, read_paths, read_rows
 from experiments.sweeps.run_table import Value, runs_table
 from experiments.sweeps.tables import Table
+from experiments.sweeps.template import Page, Picture, write_page, write_picture
 from experiments.sweeps.verdicts import SAME, verdict
-
-
-class Picture(NamedTuple):
-    title: str
-    file: str  # relative to the report
-    inline: str  # base64
 
 
 def verdicts_table(rows: list[Row], base_of: dict[str, Row], limit: Value) -> Table:
@@ -57,14 +48,11 @@ def missing_table(missing: dict[str, str]) -> Table:
 
 
 def pictures(rows: list[Row], folder: pathlib.Path) -> list[Picture]:
-    (folder / "figures").mkdir(exist_ok=True)
-    found = []
-    for name, (title, draw) in (FIGURES | NORM_FIGURES).items():
-        if image := draw(rows):
-            file = f"figures/{name}.png"
-            (folder / file).write_bytes(image)
-            found.append(Picture(title, file, base64.b64encode(image).decode()))
-    return found
+    return [
+        write_picture(folder, name, title, image)
+        for name, (title, draw) in (FIGURES | NORM_FIGURES).items()
+        if (image := draw(rows))
+    ]
 
 
 def notes(rows: list[Row], machine: dict | None) -> list[str]:
@@ -114,16 +102,11 @@ def write_report(folder: pathlib.Path) -> pathlib.Path:
     tables = [verdicts_table(rows, base_of, limit), runs_table(rows, limit)]
     if missing:
         tables.append(missing_table(missing))
-    content = {
-        "title": f"Sweep {folder.name}",
-        "notes": notes(rows, machine),
-        "advice": recommendation(rows, base_of),
-        "tables": tables,
-        "pictures": pictures(rows, folder),
-    }
-    loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates")
-    for kind in ("html", "md"):
-        environment = jinja2.Environment(loader=loader, autoescape=kind == "html")
-        page = environment.get_template(f"report.{kind}.jinja").render(content)
-        (folder / f"report.{kind}").write_text(page, encoding="utf-8")
-    return folder / "report.html"
+    page = Page(
+        title=f"Sweep {folder.name}",
+        notes=notes(rows, machine),
+        heading="What to choose",
+        advice=recommendation(rows, base_of),
+        sections=[*tables, *pictures(rows, folder)],
+    )
+    return write_page(folder, "report", page)

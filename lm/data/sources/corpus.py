@@ -13,6 +13,9 @@ class Document(NamedTuple):
     # The file, and the number inside it where it holds several: "os.py", "part.jsonl#12".
     name: str
     key: str = ""  # a natural group of documents: the folder, the dataset
+    weight: float = 1.0  # of its tokens in the loss; evaluation is never weighted
+    # (first character, end, weight) of spans whose loss is weighted by this too; 0: masked
+    spans: tuple[tuple[int, int, float], ...] = ()
 
 
 class Corpus(NamedTuple):

@@ -1,0 +1,149 @@
+"""Findings against the truth of planted faults: recall, precision, restored, AUROC."""
+
+import collections
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from experiments.inspection.observe import Observed
+from experiments.inspection.repeats import near_copies
+from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
+from lm.data.cleaning.stage import Copy
+from lm.data.cleaning.table import STAGES
+from lm.data.config import DataConfig
+from lm.data.sources.corpus import Document
+
+COPIES = ("exact_copy", "near_copy", "decoy")  # of clean documents: clean themselves
+THRESHOLD = 0.8  # Jaccard, from which two documents are near duplicates
+
+Truth = dict[str, Any]  # as experiments.studies.planted writes it
+
+
+def number(document: str) -> int:
+    """Return the place in the corpus of a document that is named FILE#LINE."""
+    return int(document.rpartition("#")[2]) - 1
+
+
+def scores(
+    config: DataConfig, texts: list[str], truth: Truth, observed: Observed
+) -> dict[str, float]:
+    """Return every measure of a planted corpus; shares are from 0 to 1."""
+    kinds = [entry["kind"] for entry in truth["documents"]]
+    found = copies(truth, observed)
+    found |= restored(config, texts, truth)
+    found |= areas(kinds, observed)
+    return found
+
+
+def pairs(observed: Observed, found: dict[int, Copy]) -> dict[int, int]:
+    """Map documents to the first of their cluster, both by their line in the corpus.
+
+    The observed documents are in another order: the held-out ones come last.
+    """
+    name = {p: observed.documents[p].name for x, c in found.items() for p in (x, c.first)}
+    return {number(name[p]): number(name[copy.first]) for p, copy in found.items()}
+
+
+def copies(truth: Truth, observed: Observed) -> dict[str, float]:
+    """Compare the clusters with all pairs that brute force found."""
+    exact = pairs(observed, observed.copies.get("exact_dedup", {}))
+    near = pairs(observed, near_copies(observed))
+    cluster = pairs(observed, observed.copies.get("near_dedup", {}))
+    similar = {
+        frozenset((number(i), number(j))): similarity for i, j, similarity in truth["pairs"]
+    }
+    equal = {pair for pair, similarity in similar.items() if similarity == 1}
+    alike = {p for p, similarity in similar.items() if THRESHOLD <= similarity < 1}
+
+    def together(pair: frozenset[int]) -> bool:
+        one, other = (cluster.get(place, place) for place in pair)
+        return one == other
+
+    mates = collections.defaultdict(set)  # truly similar ones
+    for pair in alike | equal:
+        for place in pair:
+            mates[place] |= pair - {place}
+    right = [frozenset(pair) in equal for pair in exact.items()]
+    return {
+        "exact_pairs": len(equal),
+        "exact_recall": sum(right) / len(equal),
+        "exact_precision": share(right),
+        "near_pairs": len(alike),
+        "near_recall": share(map(together, alike)),
+        "near_precision": share(bool(mates[place]) for place in near),
+    }
+
+
+def restored(config: DataConfig, texts: list[str], truth: Truth) -> dict[str, float]:
+    """Return the share of mojibake restored to the byte, and of clean text touched."""
+    right, touched = [], []
+    for entry, text in zip(truth["documents"], texts, strict=True):
+        if entry["kind"] == "mojibake":
+            right.append(fixed(config, text) == entry["clean"])
+        elif entry["kind"] in ("clean", *COPIES):
+            touched.append(fixed(config, text) != text)
+    return {"mojibake_restored": share(right), "clean_touched": share(touched)}
+
+
+def fixed(config: DataConfig, text: str) -> str:
+    document, _ = STAGES["fix"].apply(config.fix, Document(text, ""), None)
+    return document.text if document else ""
+
+
+def areas(kinds: list[str], observed: Observed) -> dict[str, float]:
+    """Return, for each kind of fault, the area under the ROC curve against clean text.
+
+    The score of a document is the highest of its findings; without one it is 0.
+    """
+    score = np.zeros(len(kinds))
+    for each in observed.findings():
+        if each["stage"] in ("fix", "anomaly"):
+            place = number(each["document"])
+            score[place] = max(score[place], each["score"])
+    kind = np.array(kinds)
+    clean = score[np.isin(kind, ("clean", *COPIES))]
+    return {
+        f"auroc_{name}": area(score[kind == name], clean)
+        for name in sorted(set(kinds) - {"clean", *COPIES})
+    }
+
+
+def area(faulty: np.ndarray, clean: np.ndarray) -> float:
+    """Return the probability that a faulty document scores more than a clean one.
+
+    Ties count half (Mann and Whitney 1947).
+    """
+    ranks = rankdata(np.concatenate([faulty, clean]))
+    above = ranks[: len(faulty)].sum() - len(faulty) * (len(faulty) + 1) / 2
+    return float(above / (len(faulty) * len(clean)))
+
+
+def share(values: Iterable[bool]) -> float:
+    values = list(values)
+    return float(statistics.fmean(values)) if values else float("nan")
+
+
+MEASURES = {
+    "exact_recall": "exact copies found",
+    "exact_precision": "exact duplicates that are copies",
+    "near_recall": "pairs at a Jaccard of 0.8 or more in one cluster",
+    "near_precision": "near duplicates with such a pair",
+    "mojibake_restored": "mojibake restored to the byte",
+    "clean_touched": "clean documents changed by `fix`",
+}
+
+
+def planted_table(lines: list[Line]) -> str:
+    """Tabulate each measure: its mean over the seeds, the lowest and the highest."""
+    names = [name for name in lines[0] if name not in ("member", "seed", "documents")]
+    body = []
+    for name in names:
+        values = [line[name] for line in lines]
+        cells = [statistics.fmean(values), min(values), max(values)]
+        kind = name.removeprefix("auroc_").replace("_", " ")
+        body.append([MEASURES.get(name, f"AUROC, {kind}"), *(f"{x:.4f}" for x in cells)])
+    return markdown(["", f"mean of {len(lines)} seeds", "lowest", "highest"], body)

@@ -1,0 +1,44 @@
+"""Every stage of cleaning, in a sensible order: a stage is its own file and a row here."""
+
+from lm.data.cleaning import exact_dedup, near_dedup
+from lm.data.cleaning.exact_dedup import ExactDedupConfig
+from lm.data.cleaning.fix import FixConfig, fix
+from lm.data.cleaning.near_dedup import NearDedupConfig
+from lm.data.cleaning.normalise import NormaliseConfig, normalise
+from lm.data.cleaning.stage import Stage
+
+STAGES = {
+    "fix": Stage(FixConfig, fix),
+    # The Unicode form of mojibake is no mojibake that could be restored.
+    "normalise": Stage(NormaliseConfig, normalise, follows=("fix",)),
+    "exact_dedup": Stage(
+        ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
+    ),
+    "near_dedup": Stage(
+        NearDedupConfig,
+        near_dedup.apply,
+        near_dedup.sketch,
+        near_dedup.decide,
+        follows=("exact_dedup",),  # which would find nothing after it
+    ),
+}
+
+
+def chosen_stages(stages: str) -> list[str]:
+    """Return the names in a list of stages; ValueError for a list that cannot work."""
+    names = [name.strip() for name in stages.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(
+                f"data.stages names {name!r}, which is no stage; choose from "
+                f"{', '.join(STAGES)}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"data.stages names {name!r} {names.count(name)} times")
+    for place, name in enumerate(names):
+        if late := set(STAGES[name].follows) & set(names[place:]):
+            raise ValueError(
+                f"data.stages is {stages!r}; {name} must come after {', '.join(late)}, "
+                f"as in {','.join(sorted(names, key=list(STAGES).index))}"
+            )
+    return names
