@@ -2,6 +2,7 @@
 
 python -m experiments.measure --config=configs/tiny.py --devices=8 [--num_steps=20]
     [--config.parallel.strategy=fsdp ...] [--output=measured.json]
+    [--topology=tpu-v5e:2x4]
 
 Prints a table of the figures, and writes them to --output. The command
 
@@ -12,6 +13,9 @@ Prints a table of the figures, and writes them to --output. The command
 4. takes a few more steps in a profiler's trace, without waiting between them, as training
    does; it prints how busy the accelerators were (their duty cycle).
 
+With --topology the command only compiles, for TPUs that are absent, and prints what their
+compiler says: memory by kind, FLOPs, bytes moved and sent.
+
 FLOPs are the model's own, without recomputation (experiments/costs/step.py). Model FLOPs
 utilisation (MFU, Chowdhery et al. 2022, appendix B) is their share of a limit: the FLOP/s
 of this machine in a product of two large matrices, measured in the same process.
@@ -19,6 +23,7 @@ of this machine in a product of two large matrices, measured in the same process
 
 import itertools
 import json
+import math
 import pathlib
 import statistics
 import time
@@ -26,21 +31,27 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.costs.duty_cycle import traced_duty_cycle
 from experiments.costs.machine import are_emulated, cores, peak_memory_bytes, product_limit
-from experiments.costs.step import compiled_costs
-from experiments.processes import join
+from experiments.costs.step import absent_costs, compiled_costs
+from experiments.processes import join, topology
 from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, user_errors
 from experiments.run import startup
+from experiments.run.absent import compiled, start_devices
 from experiments.run.build import check, model_flops
+from experiments.run.explanation import expected_bytes
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
+from parallel.cost.ledger import ledger
+from parallel.readings import read
 
 join.define_flags()
 CONFIG = startup.define_config()
+TOPOLOGY = topology.define_flag()
 NUM_STEPS = flags.DEFINE_integer(
     "num_steps", 20, "Number of steps to measure.", lower_bound=2
 )
@@ -66,7 +77,7 @@ def measure(config: Experiment) -> dict[str, Any]:
         if step >= WARM_UP.value:
             seconds.append(time.perf_counter() - start)
             cpu += time.process_time() - cpu_start
-            tokens += int(metrics["tokens"])
+            tokens += int(read(metrics).values["tokens"])
 
     def go_on():
         last, before = state, ()
@@ -98,12 +109,24 @@ def measure(config: Experiment) -> dict[str, Any]:
     return figures
 
 
+def measure_absent(config: Experiment, mesh: Mesh) -> dict[str, Any]:
+    trial = build_trial(config, config.data.vocab_size, mesh)
+    figures = {"compile_seconds": trial.compile_seconds}
+    figures |= compiled_costs(trial.step, mesh, trial.program.abstract)
+    figures["expected_bytes"] = expected_bytes(config, trial, mesh) or math.nan
+    hidden = [entry for entry in ledger(trial.step.as_text(), mesh) if entry.overlap]
+    figures["overlapping_collectives"] = sum(entry.count for entry in hidden)
+    figures["overlapping_bytes"] = sum(entry.sent_bytes for entry in hidden)
+    return figures | absent_costs(trial.step, mesh)
+
+
 def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
-        join.start_jax()
-        check(config)
-    figures = measure(config)
+        devices = start_devices(TOPOLOGY.value, config)
+        mesh = check(config, devices)
+    with topology.compiler_errors(compiled(config, "tpu")):
+        figures = measure_absent(config, mesh) if devices else measure(config)
     if not is_main_process():
         return
     for name, value in figures.items():

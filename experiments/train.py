@@ -13,9 +13,10 @@ import contextlib
 
 from absl import flags
 
-from experiments.processes import join
+from experiments.processes import join, topology
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
+from experiments.run.absent import compiled, start_devices
 from experiments.run.build import Run, build, check, check_data
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
@@ -31,6 +32,7 @@ WORKDIR = startup.define_workdir()
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print memory and bytes on the wire; train nothing."
 )
+TOPOLOGY = topology.define_flag()
 STOP_AT = flags.DEFINE_integer(
     "stop_at",
     None,
@@ -51,10 +53,13 @@ def main() -> None:
             config = startup.load_config(CONFIG)
             folder = None if DRY_RUN.value else startup.workdir(WORKDIR)
             profiled = profiled_steps(PROFILE.value)
-            join.start_jax()
-            mesh = check(config)
+            if TOPOLOGY.value and not DRY_RUN.value:
+                raise ValueError("--topology compiles and runs nothing; add --dry_run")
+            devices = start_devices(TOPOLOGY.value, config)
+            mesh = check(config, devices)
             if folder is None:
-                dry_run(config, mesh)
+                with topology.compiler_errors(compiled(config, "tpu")):
+                    dry_run(config, mesh)
                 return
             with clock("prepare"):
                 data = prepare(config.data)

@@ -93,6 +93,8 @@ def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
         return task
 
     def cast(tree):
+        """Cast each leaf by itself, so that a part of the parameters may be cast alone."""
+
         def leaf(x: jax.Array) -> jax.Array:
             return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
@@ -111,6 +113,7 @@ def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
     return task._replace(
         stages=stages,
         encode=encode,
+        cast=cast,
         loss=lambda params, batch, key: task.loss(cast(params), batch, key),
         logits=lambda params, batch: task.logits(cast(params), batch),
         cache=lambda batch_size, length: cast(task.cache(batch_size, length)),

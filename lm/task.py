@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lm.losses import cross_entropy
@@ -70,10 +71,9 @@ class Task(NamedTuple):
     decode: Callable[..., tuple[jax.Array, Cache]]  # (params, cache, tokens_BT, start_B)
     # (params, cache, source_BS) -> the cache with which `decode` begins; None: no encoder.
     encode: Callable[[Params, Cache, jax.Array], Cache] | None = None
-    # The policy of jax.checkpoint: what the backward pass may keep; None: everything. A
-    # strategy that wraps the loss in jax.checkpoint must pass this policy on, because the
-    # outer policy replaces those inside.
-    saveable: Callable[..., bool] | None = None
+    # The types in which the functions above use the parameters, leaf by leaf. They cast by
+    # themselves; a strategy that casts first moves fewer bytes.
+    cast: Callable[[Params], Params] = lambda params: params
     # How parameters are split over devices that share a layer: (regular expression of the
     # path, the dim counted from the end, the number of parts that it can be cut into, the
     # name of that number for error messages).
@@ -88,7 +88,6 @@ class Task(NamedTuple):
 def next_token_task(
     build: Callable[[nnx.Rngs], nnx.Module],
     loss_chunk: int,
-    saveable: Callable[..., bool] | None = None,
     smoothing: float = 0.0,
     trace_norms: bool = False,
 ) -> Task:
@@ -141,7 +140,38 @@ def next_token_task(
     def encode(params: Params, cache: Cache, source_BS) -> Cache:
         return nnx.merge(graph, params).encode(cache, source_BS)
 
-    return Task(init, loss, logits, cache, decode, encode if encodes else None, saveable)
+    return Task(init, loss, logits, cache, decode, encode if encodes else None)
+
+
+def layered_stages(
+    num_layers: int, embed: Callable, layer: Callable, loss: Callable, trace_norms: bool
+) -> Stages:
+    """Return the Stages of a model whose `layer` returns (its output, the next carry).
+
+    The output is what `trace_norms` measures; the carry may differ from it, by dropout. The
+    sums of lm/norms.py then go along with the carry, and join those of the loss.
+    """
+
+    def plain_layer(params, carry, batch, index, key):
+        return layer(params, carry, batch, index, key)[1]
+
+    if not trace_norms:
+        return Stages(num_layers, embed, plain_layer, loss)
+
+    def traced_embed(outer, batch, key):
+        return embed(outer, batch, key), jnp.zeros(num_layers)
+
+    def traced_layer(params, carry, batch, index, key):
+        carry, squares_L = carry
+        output, carry = layer(params, carry, batch, index, key)
+        return carry, squares_L.at[index].set(square(targets_mask(batch), output))
+
+    def traced_loss(outer, carry, batch):
+        carry, squares_L = carry
+        loss_sum, sums = loss(outer, carry, batch)
+        return loss_sum, sums | activation_squares(squares_L)
+
+    return Stages(num_layers, traced_embed, traced_layer, traced_loss)
 
 
 def next_token_loss(

@@ -5,18 +5,23 @@ collective waits for every process, so there the arrays are joined by hand
 (docs/performance.md has the gain).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
-from parallel.program import AXIS
+from parallel.program import AXIS, TENSOR
 
 Arrays = list[jax.Array]
 
 
 def joins() -> bool:
-    return jax.default_backend() == "cpu"
+    """Tell whether the program is for CPUs: its mesh's devices, or else this process's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.platform if device else jax.default_backend()) == "cpu"
 
 
 def psum_in_one(tree, axes: tuple[str, ...] = (AXIS,)):
@@ -64,6 +69,19 @@ def gather_in_one(arrays: Arrays, dims: list[int], axis: str = AXIS) -> Arrays:
         joined = parts.reshape(*x.shape[:dim], -1, *x.shape[dim + 1 :])
         whole.append(joined.astype(x.dtype))
     return whole
+
+
+def on_tensor(mesh: Mesh, function: Callable, in_specs, out_specs) -> Callable:
+    """Run `function`, under shard_map, on the device's part over `tensor` as well."""
+    if mesh.shape.get(TENSOR, 1) == 1:
+        return function
+    return jax.shard_map(
+        function,
+        axis_names={TENSOR},
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
+    )
 
 
 def split_flat(flat: jax.Array, shapes: list[tuple[int, ...]]) -> Arrays:

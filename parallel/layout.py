@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from parallel.pipeline.stacking import is_stacked
 from parallel.program import AXIS, TENSOR, TensorDims, TrainState
 
 # (shape, degree, the dim that lies over `tensor`) -> dim; None: whole
@@ -87,7 +88,11 @@ def specs(rule: Rule, tree, degrees: Degrees, tensor_dims: TensorDims = ()):
 
     def spec(path: tuple, x) -> P:
         tensor = tensor_dim(path, x.shape, tensor_dims, degrees.get(TENSOR, 1))
-        axes = {rule(x.shape, degrees[axis], tensor): axis, tensor: TENSOR}
+        # A stack of layers lies as each layer would, so that a device can gather one layer.
+        first = int(is_stacked(path) and len(x.shape) > 0)
+        taken = None if tensor is None else tensor - first
+        dim = rule(x.shape[first:], degrees[axis], taken)
+        axes = {None if dim is None else dim + first: axis, tensor: TENSOR}
         axes.pop(None, None)
         return P(*[axes.get(dim) for dim in range(max(axes, default=-1) + 1)])
 
@@ -101,6 +106,15 @@ def only(axes: Collection[str], specs):
         specs,
         is_leaf=lambda x: isinstance(x, P),
     )
+
+
+def sharded_dims(specs, tree, axis: str) -> list[int | None]:
+    leaves = jax.tree.structure(tree).flatten_up_to(specs)
+    return [sharded_dim(spec, axis) for spec in leaves]
+
+
+def sharded_dim(spec: P, axis: str) -> int | None:
+    return next((dim for dim, name in enumerate(spec) if name == axis), None)
 
 
 def state_shardings(

@@ -1,7 +1,7 @@
 """Meshes of devices, and how the rows of the hosts are placed on them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -12,14 +12,17 @@ from jax.sharding import PartitionSpec as P
 from parallel.program import AXIS, BATCH_AXES, Batch
 
 
-def device_mesh(degrees: dict[str, int]) -> Mesh:
+def device_mesh(
+    degrees: dict[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Make a mesh of axis name -> degree, the axis of the slowest links first.
 
     One degree may be -1: as many as the devices allow. A run of one process may take fewer
     devices than there are, if their number divides that of all devices. Axes are Auto:
-    under JAX's default, Explicit, a model must annotate its own sharding.
+    under JAX's default, Explicit, a model must annotate its own sharding. `devices` are
+    those of this run, or absent ones that a program is only compiled for.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     available, platform = len(devices), devices[0].platform
     wanted = ", ".join(f"parallel.{axis} {degree}" for axis, degree in degrees.items())
     if any(degree < 1 and degree != -1 for degree in degrees.values()):
@@ -72,6 +75,11 @@ def arrange_slices(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndar
     return create_hybrid_device_mesh(inside, across, devices)
 
 
+def is_absent(mesh: Mesh) -> bool:
+    """Tell whether programs can only be compiled for this mesh, not run on it."""
+    return mesh.devices.flat[0] not in jax.devices()
+
+
 def data_mesh(degree: int) -> Mesh:
     """Make the one-axis mesh of `degree` devices (-1: all of them)."""
     return device_mesh({AXIS: degree})
@@ -91,8 +99,8 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
     part `index`, the rows of its own devices.
 
     Some axes do not split the batch, such as the stages of a pipeline. Processes whose
-    devices differ only along such axes take the same part. Raises ValueError if the rows of
-    a process do not lie together, or if its part is not as large as the others.
+    devices differ only along such axes take the same part. Raises ValueError if the parts
+    differ in size or overlap.
     """
     degree = batch_degree(mesh)
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))
@@ -103,18 +111,21 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
 
 
 def part_of(places: dict[int, set[int]], process: int, degree: int) -> tuple[int, int]:
-    """Return the part (index, count) of `degree` places that is this process's."""
-    size = len(places[process])
-    for mine in places.values():
-        part = min(mine) // size
-        if mine != set(range(part * size, (part + 1) * size)):
-            raise ValueError(
-                f"the mesh gives {len(places)} processes the parts "
-                f"{[sorted(mine) for mine in places.values()]} of the {degree} that a "
-                "batch is split into; each must have equally many that lie together: "
-                "change the degrees, or the number of devices of a process"
-            )
-    return min(places[process]) // size, degree // size
+    """Return the part (index, count) of `degree` places that is this process's.
+
+    The places of a part need not lie together: along a TPU's links, the devices of a host
+    come in turns with those of other hosts. The rows of a batch are summed, so it does not
+    matter which of them a device has.
+    """
+    parts = sorted({tuple(sorted(mine)) for mine in places.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != degree:
+        raise ValueError(
+            f"the mesh gives {len(places)} processes the parts "
+            f"{[sorted(mine) for mine in places.values()]} of the {degree} that a "
+            "batch is split into; they must be equally large, and any two the same or "
+            "without a common place: change the degrees, or the devices of a process"
+        )
+    return parts.index(tuple(sorted(places[process]))), len(parts)
 
 
 def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
@@ -122,6 +133,15 @@ def place_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     sharding = NamedSharding(mesh, P(batch_axes(mesh)))
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }
+
+
+def abstract_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
+    """Return the shapes and shardings of a whole batch's rows; allocate nothing."""
+    sharding = NamedSharding(mesh, P(batch_axes(mesh)))
+    return {
+        name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=sharding)
         for name, rows in batch.items()
     }
 

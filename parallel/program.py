@@ -94,6 +94,14 @@ class Learner(NamedTuple):
     def step_key(self, step: jax.Array) -> Key:
         return jax.random.fold_in(jax.random.key(self.seed), step)
 
+    def exchange_key(self, step: jax.Array) -> Key:
+        """Return the key of a step's exchange, which no row of any step draws from.
+
+        A row's key is the step's, with the row's number folded in. The exchange folds in
+        numbers too, so it begins from a number that no step has.
+        """
+        return self.step_key(jnp.uint32(2**31) + step.astype(jnp.uint32))
+
 
 def gradients(
     loss: Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]],
@@ -171,18 +179,25 @@ def divided(sums: Params, weight: jax.Array) -> Params:
 
 
 def update(
-    learner: Learner, state: TrainState, params: Params, grads: Params, sums: Metrics
+    learner: Learner,
+    state: TrainState,
+    params: Params,
+    grads: Params,
+    sums: Metrics,
+    told_loss: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Apply one step, given the mean gradient and the sums over the whole global batch.
 
-    If the loss or the gradient is not finite, only the step count and the loss scale
-    change. All devices see the same sums, so all of them skip together. `params` is
-    `state.params` in the layout of the optimizer state.
+    The optimizer is told the mean loss, or `told_loss` if it is given. If the loss or the
+    gradient is not finite, only the step count and the loss scale change. All devices see
+    the same sums, so all of them skip together. `params` is `state.params` in the layout of
+    the optimizer state.
     """
     norm = optax.tree.norm(grads)
     loss = sums["loss"] / divisor(weight_of(sums))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt = learner.optimizer.update(grads, state.opt, params, value=loss)
+    told = loss if told_loss is None else told_loss
+    updates, opt = learner.optimizer.update(grads, state.opt, params, value=told)
 
     def keep(new, old):
         return jax.tree.map(partial(jnp.where, finite), new, old)

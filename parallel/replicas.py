@@ -21,8 +21,10 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import DictKey, keystr
 
 from parallel.collectives import psum_in_one
+from parallel.exchange.codec import SHARD
 from parallel.exchange.transforms import Exchange, all_reduce
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
@@ -78,7 +80,7 @@ def exchanged_gradients(
             comm,
             state.params,
             weight=total_weight(sums, state.scale),
-            key=jax.random.fold_in(key, index),
+            key=jax.random.fold_in(learner.exchange_key(state.step), index),
         )
         return (means, sums), comm
 
@@ -149,28 +151,31 @@ def shard_map_program(
     )
 
 
-def spread(step: Step, mesh: Mesh, placement: TrainState) -> Step:
-    """Run one replica's step on every device of the mesh, with the state as placed."""
+def spread(step: Step, mesh: Mesh, placement: TrainState, metrics: Any = ONCE) -> Step:
+    """Run one replica's step on every device of the mesh, with the state as placed.
 
-    def each(change: Callable, state: TrainState) -> TrainState:
+    `metrics` is the placement of the metrics: those of EACH are [W], one of each replica.
+    """
+
+    def each(change: Callable, places: Any, tree: Any) -> Any:
         """Apply a function to the fields that exist once for each replica."""
         return jax.tree.map(
             lambda place, field: jax.tree.map(change, field) if place == EACH else field,
-            placement,
-            state,
+            places,
+            tree,
         )
 
     def with_replica_dim(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # shard_map keeps the replica dim of per-replica fields, at size 1.
-        state, metrics = step(each(lambda x: x[0], state), batch)
-        return each(lambda x: x[None], state), metrics
+        state, told = step(each(lambda x: x[0], placement, state), batch)
+        return each(lambda x: x[None], (placement, metrics), (state, told))
 
-    specs = state_specs(placement, mesh)
+    specs = placed_specs((placement, metrics), mesh)
     return jax.shard_map(
         with_replica_dim,
         mesh=mesh,
-        in_specs=(specs, P(batch_axes(mesh))),
-        out_specs=(specs, P()),
+        in_specs=(specs[0], P(batch_axes(mesh))),
+        out_specs=specs,
         check_vma=False,
     )
 
@@ -215,7 +220,7 @@ def spread_pmap(step: Step, mesh: Mesh, placement: TrainState) -> Step:
         """Join the arrays that pmap leaves in this process, without copying."""
         state, metrics = spread_step(state, batch)
         return multihost_utils.host_local_array_to_global_array(
-            state, mesh, state_specs(placement, mesh)
+            state, mesh, placed_specs(placement, mesh)
         ), metrics
 
     return spread_step if jax.process_count() == 1 else global_step
@@ -230,7 +235,8 @@ def stack_rows(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     return place_rows(mesh, stacked)
 
 
-def state_specs(placement: TrainState, mesh: Mesh) -> TrainState:
+def placed_specs(placement: Any, mesh: Mesh) -> Any:
+    """Return the PartitionSpec of each entry of a placement."""
     return jax.tree.map(
         lambda place: P(batch_axes(mesh)) if place == EACH else P(), placement
     )
@@ -238,27 +244,94 @@ def state_specs(placement: TrainState, mesh: Mesh) -> TrainState:
 
 def beginnings(learner: Learner, exchange: Exchange, mesh: Mesh) -> dict[str, Any]:
     """Return the fields of a Program that make its first state."""
+    num_replicas = batch_degree(mesh)
 
-    def adopt(state: TrainState) -> TrainState:
-        comm = for_each(exchange.init(state.params), batch_degree(mesh))
+    def begin(state: TrainState) -> TrainState:
+        comm = for_each(exchange.init(state.params), num_replicas)
         return state._replace(comm=comm)
 
     def init(key: Key) -> TrainState:
-        return adopt(learner.initial_state(key))
+        return begin(learner.initial_state(key))
+
+    def regrouped(state: TrainState) -> TrainState:
+        return state._replace(comm=dealt(state.comm, num_replicas))
 
     abstract = placed(init, mesh, PLACEMENT)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    laid_out = jax.jit(adopt, out_shardings=shardings, donate_argnums=0)
+    laid_out = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
+    regroup = jax.jit(regrouped, out_shardings=shardings)
+
+    def adopt(state: TrainState) -> TrainState:
+        if not jax.tree.leaves(state.comm):
+            return laid_out(state)
+        return state if num_given(state.comm) == num_replicas else regroup(state)
+
     return {
         "init": jax.jit(init, out_shardings=shardings),
         "abstract": abstract,
-        "adopt": lambda state: state if jax.tree.leaves(state.comm) else laid_out(state),
+        "adopt": adopt,
     }
 
 
 def for_each(tree, num_replicas: int):
     """Give each replica its own copy, in a new first dim."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_replicas, *x.shape)), tree)
+
+
+def num_given(tree: Any) -> int:
+    """Return the number of replicas that a tree is of."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+# What replicas keep of their own gradients. Only the sum over replicas has a meaning.
+SHARES = {"residual", "momentum", "unsent"}
+
+
+def dealt(comm: Any, num_replicas: int) -> Any:
+    """Give what the replicas kept to another number of replicas.
+
+    Each gets an equal part of the sums; the rest is the same on every replica.
+    """
+
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+        names = {getattr(entry, "key", getattr(entry, "name", None)) for entry in path}
+        mine = x.sum(0) / num_replicas if names & SHARES else x[0]
+        return jnp.broadcast_to(mine, (num_replicas, *mine.shape)).astype(x.dtype)
+
+    return jax.tree.map_with_path(one, comm)
+
+
+def at_degree_of(comm: Any, found: dict[str, tuple[int, ...]], mesh: Mesh) -> Any:
+    """Return the shapes of `comm` as another number of replicas saved it; () if not so.
+
+    `comm` has this mesh's shapes, `found` maps paths to the shapes that were saved. These
+    may differ in the number of replicas alone. Parts of gradients that belong to single
+    devices (hierarchical codecs with a state) have no sum that could be dealt.
+    """
+    leaves, structure = jax.tree.flatten_with_path(comm)
+    shapes = [found.get(keystr(path, simple=True, separator="/")) for path, _ in leaves]
+    pairs = [(x.shape, shape) for (_, x), shape in zip(leaves, shapes, strict=True)]
+    others = {old[:1] for new, old in pairs if old is not None and new != old}
+    fits = (
+        len(found) == len(leaves)
+        and len(others) == 1
+        and all(
+            old is not None and (new == old or new[1:] == old[1:]) for new, old in pairs
+        )
+    )
+    if not fits or any(DictKey(SHARD) in path for path, _ in leaves):
+        return ()
+    return structure.unflatten(
+        jax.ShapeDtypeStruct(shape, x.dtype, sharding=spread_evenly(shape, mesh))
+        for (_, x), shape in zip(leaves, shapes, strict=True)
+    )
+
+
+def spread_evenly(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Split the first dim that the replicas divide, if there is one."""
+    degree = batch_degree(mesh)
+    dims = [dim for dim, size in enumerate(shape) if size and size % degree == 0][:1]
+    return NamedSharding(mesh, P(*[None] * dims[0], batch_axes(mesh)) if dims else P())
 
 
 def placed(
@@ -273,4 +346,4 @@ def placed(
         )
 
     shapes = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(field, state_specs(placement, mesh), shapes)
+    return jax.tree.map(field, placed_specs(placement, mesh), shapes)

@@ -32,8 +32,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.collectives import gather_in_one, psum_in_one, scatter_in_one
-from parallel.layout import Layout, only, shard_axis, specs, state_shardings
+from parallel.collectives import gather_in_one, on_tensor, psum_in_one, scatter_in_one
+from parallel.layout import (
+    Layout,
+    only,
+    shard_axis,
+    sharded_dims,
+    specs,
+    state_shardings,
+)
 from parallel.mesh import batch_axes, knowing, place_rows
 from parallel.program import (
     TENSOR,
@@ -49,6 +56,7 @@ from parallel.program import (
     total_weight,
     update,
 )
+from parallel.regathering import regathering_loss
 
 Gradients = Callable[[TrainState, Batch], tuple[Params, Metrics]]
 
@@ -82,17 +90,13 @@ def zero_program(
     shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
     tensor_specs = only({TENSOR}, param_specs)
 
-    def gathered_loss(shards: Params, batch: Batch, key):
-        params = jax.tree.map(partial(gathered, mesh), shards, param_specs)
-        return learner.task.loss(params, batch, key)
-
     gathers = any(dim is not None for dim in sharded_dims(param_specs, shapes, shard))
+    loss = learner.task.loss
     if gathers:
-        policy = gathering_again(learner.task.saveable)
-        gathered_loss = jax.checkpoint(gathered_loss, policy=policy)
+        loss = regathering_loss(learner.task, mesh, param_specs)
 
     def microbatch_reduce(grads: Params) -> Params:
-        # The transpose of a gather has already scattered those of sharded parameters.
+        # The backward pass has already scattered those of sharded parameters.
         scatter = partial(
             scatter_from_to, source=param_specs, target=grad_specs, axis=shard
         )
@@ -104,7 +108,7 @@ def zero_program(
 
     def local(shards: Params, batch: Batch, key, scale):
         grads, sums = gradients(
-            gathered_loss,
+            loss,
             shards,
             batch,
             key,
@@ -131,28 +135,6 @@ def zero_program(
         return spread(state.params, batch, key, state.scale.value)
 
     return layout_program(learner, mesh, layout, sharded_gradients)
-
-
-def gathered(mesh: Mesh, x: jax.Array, spec: P) -> jax.Array:
-    """Gather a shard over the shard axis; its part over `tensor` stays apart."""
-    shard = shard_axis(mesh.shape)
-    if (dim := sharded_dim(spec, shard)) is None:
-        return x
-    whole = partial(jax.lax.all_gather, axis_name=shard, axis=dim, tiled=True)
-    over_tensor = only({TENSOR}, spec)
-    if sharded_dim(spec, TENSOR) is not None:
-        whole = on_tensor(mesh, whole, (over_tensor,), over_tensor)
-    return whole(x)
-
-
-def gathering_again(policy: Callable[..., bool] | None) -> Callable[..., bool]:
-    """Keep for the backward pass what the policy keeps, but no gathered parameters."""
-
-    def saveable(primitive, *args, **params) -> bool:
-        keeps = policy is None or policy(primitive, *args, **params)
-        return keeps and primitive.name != "all_gather"
-
-    return saveable
 
 
 def layout_program(
@@ -202,28 +184,6 @@ def layout_program(
         mesh=mesh,
         abstract=abstract(learner.initial_state, shardings),
     )
-
-
-def on_tensor(mesh: Mesh, function: Callable, in_specs, out_specs) -> Callable:
-    """Run `function`, under shard_map, on the device's part over `tensor` as well."""
-    if mesh.shape.get(TENSOR, 1) == 1:
-        return function
-    return jax.shard_map(
-        function,
-        axis_names={TENSOR},
-        in_specs=in_specs,
-        out_specs=out_specs,
-        check_vma=False,
-    )
-
-
-def sharded_dims(specs, tree, axis: str) -> list[int | None]:
-    leaves = jax.tree.structure(tree).flatten_up_to(specs)
-    return [sharded_dim(spec, axis) for spec in leaves]
-
-
-def sharded_dim(spec: P, axis: str) -> int | None:
-    return next((dim for dim, name in enumerate(spec) if name == axis), None)
 
 
 def scatter_from_to(grads: Params, source, target, axis: str) -> Params:

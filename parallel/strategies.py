@@ -3,7 +3,7 @@
 To add a strategy, write a constructor of a Program and enter a row in STRATEGIES.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from parallel.layout import (
     validate_tensor_dims,
 )
 from parallel.local import PLANS, LocalConfig, local_program
-from parallel.mesh import batch_degree, device_mesh
+from parallel.mesh import batch_degree, device_mesh, is_absent
 from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, STAGE, TENSOR, Learner, Params, Program
@@ -51,12 +51,13 @@ class Strategy(NamedTuple):
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
+    ahead: bool = True  # also compiles for devices that are absent
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
 
 def replicas(
-    constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,)
+    constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,), ahead: bool = True
 ) -> Strategy:
     """Return the row of a strategy in which replicas exchange gradients in each step."""
 
@@ -77,7 +78,31 @@ def replicas(
         axes,
         exchanges=True,
         counts=True,
+        ahead=ahead,
     )
+
+
+def check_moves(strategy: str, exchange: ExchangeConfig) -> None:
+    """Raise ValueError for what makes sense for the gradients of steps, not for moves."""
+    usual = ExchangeConfig()
+    for name, reason in {
+        "every": "replicas meet after whole steps (parallel.local.every)",
+        "delay": "a late move would be that of a whole round, from parameters that the "
+        "replicas have left; streaming_diloco has parallel.local.overlap",
+        "compensation": "it corrects a delay",
+        "clip": "a move is the sum of clipped steps already",
+    }.items():
+        if (value := getattr(exchange, name)) != getattr(usual, name):
+            raise ValueError(
+                f"parallel.exchange.{name} is {value}, but under strategy {strategy!r} "
+                f"replicas exchange moves, not gradients: {reason}; unset it"
+            )
+    if exchange.codec == "dgc":
+        raise ValueError(
+            f"parallel.exchange.codec=dgc adds its momentum to gradients, but under "
+            f"strategy {strategy!r} replicas exchange moves, which have the momentum of "
+            "both optimizers; choose top_k, which sends the same elements without it"
+        )
 
 
 def local(name: str) -> Strategy:
@@ -90,6 +115,7 @@ def local(name: str) -> Strategy:
 
     def check(config: "ParallelConfig", mesh: Mesh) -> None:
         PLANS[name](config.local).validate()
+        check_moves(name, config.exchange)
 
     return Strategy(
         program,
@@ -148,7 +174,7 @@ def pipeline(name: str, interleaves: bool = False) -> Strategy:
 
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED, closed_forms.jit_bytes, REDUCED, counts=True),
-    "pmap": replicas(pmap_program),
+    "pmap": replicas(pmap_program, ahead=False),  # pmap takes arrays on its devices
     "shard_map": replicas(shard_map_program, ("slice", AXIS)),
     "zero1": sharded(zero_program, ZERO1, closed_forms.zero1_bytes, GATHERED),
     "zero2": sharded(zero_program, ZERO2, closed_forms.zero2_bytes, GATHERED),
@@ -233,8 +259,11 @@ class ParallelConfig:
     def row(self) -> Strategy:
         return STRATEGIES[self.strategy]
 
-    def mesh(self) -> Mesh:
-        """Make the mesh of the strategy; ValueError if the devices do not fit."""
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Make the mesh of the strategy; ValueError if the devices do not fit.
+
+        `devices` are those of this run, or absent ones to compile for.
+        """
         axes = self.row.axes
         all_axes = {axis for row in STRATEGIES.values() for axis in row.axes}
         for axis in sorted(all_axes - set(axes)):
@@ -247,13 +276,19 @@ class ParallelConfig:
                 )
         degrees = {axis: getattr(self, axis) for axis in axes}
         return device_mesh(
-            {axis: n for axis, n in degrees.items() if axis != "slice" or n != 1}
+            {axis: n for axis, n in degrees.items() if axis != "slice" or n != 1}, devices
         )
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
         if self.row.exchanges:
             self.exchange.validate(mesh, self.accumulation)
+        if is_absent(mesh) and not self.row.ahead:
+            able = [name for name, row in STRATEGIES.items() if row.ahead]
+            raise ValueError(
+                f"strategy {self.strategy!r} compiles only for devices that are here; "
+                f"choose one of {', '.join(able)}"
+            )
         self.row.check(self, mesh)
         tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
         if jax.process_count() > 1 and local % tensor:

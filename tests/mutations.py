@@ -82,14 +82,19 @@ FAULTS = [
         "parallel/test_noise.py jit",
     ),
     Fault(
-        "fsdp keeps whole parameters for the backward pass", "parallel/sharded.py",
-        'return keeps and primitive.name != "all_gather"', "return keeps",
-        "parallel/test_layout.py gather",
+        "fsdp keeps whole parameters for the backward pass", "parallel/regathering.py",
+        "layer_specs(specs), again=True", "layer_specs(specs), again=False",
+        "parallel/test_regathering.py saves and none",
     ),
     Fault(
-        "fsdp drops the model's rematerialisation", "parallel/sharded.py",
-        "keeps = policy is None or policy(primitive, *args, **params)",
-        "keeps = True",
+        "fsdp gathers before it casts", "parallel/regathering.py",
+        "over_shards(gather_in_one, mesh, specs, cast(shards))",
+        "cast(over_shards(gather_in_one, mesh, specs, shards))",
+        "parallel/test_regathering.py written and tied",
+    ),
+    Fault(
+        "fsdp drops the model's rematerialisation", "lm/models/transformer/model.py",
+        "one_layer(config, run)(x_BTD, params)", "run(x_BTD, params)",
         "parallel/test_strategies.py rematerialisation",
     ),
     Fault(
@@ -137,7 +142,7 @@ FAULTS = [
     ),
     Fault(
         "rounding is to the nearest step", "parallel/exchange/quantise.py",
-        "jnp.floor(steps + uniform(key, x_RBS.shape))", "jnp.floor(steps + 0.5)",
+        "noise = 0.5 if nearest else uniform(key, x_RBS.shape)", "noise = 0.5",
         "parallel/exchange/test_codecs_numpy.py rounding",
     ),
     Fault(
@@ -147,8 +152,8 @@ FAULTS = [
     ),
     Fault(
         "PowerSGD starts anew in each step", "parallel/exchange/power_sgd.py",
-        "return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)",
-        "return old_nr + 0 * scaled_nr",
+        "return jnp.where(jnp.isfinite(size_Lr).all(), scaled_Lnr, old_Lnr)",
+        "return old_Lnr + 0 * scaled_Lnr",
         "parallel/exchange/test_codecs_numpy.py power_sgd",
     ),
     Fault(

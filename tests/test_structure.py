@@ -25,6 +25,7 @@ ROOMS = (
     "run",
     "asynchronous",
     "sweeps",
+    "inspection",
     "studies",
     "commands",
 )

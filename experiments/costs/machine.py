@@ -1,11 +1,15 @@
 """The FLOP/s and the memory of this machine, and the peak memory of a process."""
 
 import os
+import re
 import resource
 import time
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from parallel.mesh import is_absent
 
 PRODUCT_SECONDS = 0.5  # how long products are repeated to find the limit
 
@@ -43,10 +47,24 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def memory_bytes() -> int:
+def memory_bytes(mesh: Mesh) -> int:
     """Return the memory of all devices together; on a CPU, that of the machine."""
+    if is_absent(mesh):
+        return chip_memory_bytes(mesh.devices.flat[0]) * mesh.size
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] * jax.device_count()
     one = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return one * jax.process_count()
+
+
+def chip_memory_bytes(device: jax.Device) -> int:
+    """Return an absent device's memory, which the compiler names as it refuses more."""
+    one = NamedSharding(Mesh([device], "x"), PartitionSpec())
+    huge = jax.ShapeDtypeStruct((1 << 45,), jnp.int8, sharding=one)
+    try:
+        jax.jit(lambda x: x + 1).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        number, unit = re.search(r"available HBM \(([\d.]+)([GT])\)", str(error)).groups()
+        return int(float(number) * {"G": 1 << 30, "T": 1 << 40}[unit])
+    raise RuntimeError(f"the compiler gives no limit to the memory of {device}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
+from experiments.costs.machine import chip_memory_bytes
 from lm.task import Task
 from parallel.cost.ledger import ledger
 from parallel.layout import bytes_per_device
@@ -33,6 +34,27 @@ def compiled_costs(
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
+    }
+
+
+def absent_costs(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, int | float]:
+    """Read what the compiler of an absent device says: memory by kind, FLOPs, bytes moved.
+
+    `result_bytes` are those of results that do not lie where the arguments lay. In
+    `compiled_flops` and `accessed_bytes`, the body of a loop counts once.
+    """
+    memory, counts = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    kinds = {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "result_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+    }
+    return kinds | {
+        "total_bytes": sum(kinds.values()),
+        "chip_bytes": chip_memory_bytes(mesh.devices.flat[0]),
+        "compiled_flops": counts.get("flops", math.nan),
+        "accessed_bytes": counts.get("bytes accessed", math.nan),
     }
 
 

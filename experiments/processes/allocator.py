@@ -55,9 +55,11 @@ def is_wanted(argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path
     if environ.get("LD_PRELOAD") or re.search(r"--?allocator[= ]system\b", " ".join(argv)):
         return False
     platforms = environ.get("JAX_PLATFORMS", "")
-    return platforms == "cpu" or (
-        platforms == "" and not any((dev / name).exists() for name in ACCELERATORS)
-    )
+    return platforms == "cpu" or (platforms == "" and not has_accelerator(dev))
+
+
+def has_accelerator(dev: pathlib.Path) -> bool:
+    return any((dev / name).exists() for name in ACCELERATORS)
 
 
 def is_loaded() -> bool:

@@ -1,6 +1,8 @@
 """The devices of this process, and how it joins the others of a run."""
 
+import importlib.util
 import os
+import pathlib
 import socket
 from typing import NamedTuple
 
@@ -61,6 +63,18 @@ def define_flags() -> None:
     )
 
 
+def leave_libtpu() -> None:
+    """Keep JAX from starting an installed libtpu where there is no TPU.
+
+    Those who compile for absent TPUs have it (requirements-aot.txt). It would print errors
+    about a TPU that it cannot find.
+    """
+    if jax.config.jax_platforms or importlib.util.find_spec("libtpu") is None:
+        return
+    if not allocator.has_accelerator(pathlib.Path("/dev")):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def start_jax() -> None:
     """Set devices and the compilation cache; join the other processes if there are any.
 
@@ -75,6 +89,7 @@ def start_jax() -> None:
         # Other devices ignore this option.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     programs.use_cache()
+    leave_libtpu()
     if group := find_group():
         join(group)
     find_devices()

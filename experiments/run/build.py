@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
-from parallel.mesh import process_rows
+from parallel.mesh import abstract_rows, is_absent, process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
 from parallel.strategies import STRATEGIES, build_program
 
@@ -41,13 +42,14 @@ class Run(NamedTuple):
     clock: Clock
 
 
-def check(config: Experiment) -> Mesh:
+def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Validate a config against itself and the devices; return its mesh.
 
+    `devices` are absent ones that the program is only compiled for; None: those here.
     Raises ValueError for anything that could not work; allocates nothing.
     """
     config.validate()
-    mesh = config.parallel.mesh()
+    mesh = config.parallel.mesh(devices)
     config.parallel.validate(config.data.batch_size, mesh)
     process_rows(mesh)
     check_texts(config)
@@ -59,12 +61,13 @@ def check(config: Experiment) -> Mesh:
                 f"robust.weights is {config.robust.weights!r}, but a model of counts has "
                 "no loss in training; unset it, or choose another family of models"
             )
-    config.model.validate(setting(config, config.data.vocab_size))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the kernels' platform
+        config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
     task = build_task(config, config.data.vocab_size)
     check_task(config, task, mesh)
-    check_memory(config, task)
+    check_memory(config, task, mesh)
     return mesh
 
 
@@ -75,7 +78,7 @@ def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
     optimizer(config.optim, config.steps, task.hidden)
 
 
-def check_memory(config: Experiment, task: Task) -> None:
+def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
     """Raise ValueError if a lower bound of the memory is more than the devices have.
 
     The bound counts the parameters, the optimizer's state, the rows of a microbatch and the
@@ -93,12 +96,12 @@ def check_memory(config: Experiment, task: Task) -> None:
         opt = jax.eval_shape(tx.init, params)
         parts["parameters"] = whole_bytes(params)
         parts["the optimizer's state"] = whole_bytes(opt)
-    available = memory_bytes()
+    available = memory_bytes(mesh)
     if sum(parts.values()) > available:
         told = ", ".join(f"{name} {size(number)}" for name, number in parts.items())
         raise ValueError(
             f"the run needs {size(sum(parts.values()))} at least ({told}), and the "
-            f"{jax.device_count()} devices have {size(available)} together; make the "
+            f"devices have {size(available)} together; make the "
             "largest of them smaller"
         )
 
@@ -232,10 +235,14 @@ def compile_step(
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    abstract_batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        program.place(empty_rows(config, process_rows(program.mesh)[1], weighted)),
-    )
+    if is_absent(program.mesh):
+        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, weighted))
+    else:
+        rows = empty_rows(config, process_rows(program.mesh)[1], weighted)
+        abstract_batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            program.place(rows),
+        )
     return program.step.lower(program.abstract, abstract_batch).compile()
 
 

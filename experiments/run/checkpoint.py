@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from experiments.processes.messages import is_main_process, say
 from parallel.program import Program, TrainState
+from parallel.replicas import at_degree_of
 
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
@@ -171,17 +172,38 @@ class Checkpoints:
     def load_state(self, step: int, program: Program) -> TrainState:
         """Load a state; parts that only another strategy needs are left out."""
         like = program.abstract_portable
-        if not self.holds(step, like.comm):
-            like = like._replace(comm=())
-        return join_state(self.load(step, split_state(like)), like)
+        comm, remark = self.usable(step, like.comm, program)
+        like = like._replace(comm=comm)
+        state = join_state(self.load(step, split_state(like)), like)
+        if remark:
+            say(remark)
+        return state
 
-    def holds(self, step: int, comm: Any) -> bool:
-        """Tell whether the `comm` of a checkpoint has this structure and these shapes."""
+    def usable(self, step: int, comm: Any, program: Program) -> tuple[Any, str]:
+        """Return the `comm` of a checkpoint that the program can use, and what to say.
+
+        It has the shapes of `comm`, or those of another number of replicas; else it is (),
+        and what the checkpoint has there is lost.
+        """
         try:
             found = self.checkpointer.checkpointables_metadata(step).metadata.get("comm")
         except Exception:  # damaged: loading will report it
-            return True
-        return shapes(found) == shapes(comm)
+            return comm, ""
+        there = shapes(found)
+        if there == shapes(comm):
+            return comm, ""
+        if resized := at_degree_of(comm, there, program.mesh):
+            return resized, (
+                f"the checkpoint at step {step} is of another number of replicas; what "
+                "they kept of their gradients is dealt out anew, and its sums stay"
+            )
+        if there:
+            return (), (
+                f"warning: the checkpoint at step {step} holds what only its own strategy "
+                "and exchange can use (residuals, late gradients, meetings); it is not "
+                "taken over"
+            )
+        return (), ""
 
     def load(self, step: int, parts: dict[str, Any]) -> dict[str, Any]:
         """Load the named parts of a checkpoint into the given shapes and shardings.
@@ -232,12 +254,12 @@ def join_state(parts: dict[str, Any], like: TrainState) -> TrainState:
     )
 
 
-def shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """List the paths and shapes of a tree's leaves, whatever its containers are."""
-    return sorted(
-        (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape))
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Map the paths of a tree's leaves to their shapes, whatever its containers are."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
         for path, x in jax.tree.leaves_with_path(tree)
-    )
+    }
 
 
 @jax.jit

@@ -1,15 +1,18 @@
 """Print the memory and the bytes on the wire of a run, from its compiled program."""
 
+from typing import Any
+
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.costs.step import compiled_costs
+from experiments.costs.step import absent_costs, compiled_costs
 from experiments.processes.messages import human, size
+from experiments.run.explanation import against_closed_form
 from experiments.run.trial import build_trial
 from lm.task import num_parameters
 from parallel.cost.ledger import ledger
 from parallel.layout import bytes_per_device
-from parallel.mesh import batch_degree
+from parallel.mesh import batch_degree, is_absent
 
 
 def dry_run(config: Experiment, mesh: Mesh) -> None:
@@ -31,7 +34,10 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
         "program's temporaries, gradients included)",
         "peak per device": size(costs["peak_bytes"]),
     }
-    for entry in ledger(trial.step.as_text(), mesh):
+    if is_absent(mesh):
+        lines |= absent_lines(absent_costs(trial.step, mesh))
+    entries = ledger(trial.step.as_text(), mesh)
+    for entry in entries:
         name = f"{entry.kind} over {', '.join(entry.axes) or 'nothing'}"
         count, sent = lines.get(name, (0, 0))
         lines[name] = (count + entry.count, sent + entry.sent_bytes)
@@ -40,3 +46,20 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
             count, sent = value
             value = f"{size(sent)} a step and device, in {count:g} collectives"
         print(f"{name:32} {value}")
+    if is_absent(mesh):
+        print("\n".join(["", *against_closed_form(config, trial, mesh, entries)]))
+
+
+def absent_lines(costs: dict[str, Any]) -> dict[str, str]:
+    """Say what the compiler of an absent device needs, and whether the device has it."""
+    total, chip = costs["total_bytes"], costs["chip_bytes"]
+    return {
+        "arguments per device": size(costs["argument_bytes"]) + " (state and batch)",
+        "results per device": size(costs["result_bytes"]) + " (not in their place)",
+        "program per device": size(costs["code_bytes"]),
+        "memory per device": f"{size(total)} of {size(chip)}, {total / chip:.0%}: "
+        + ("fits" if total <= chip else "does not fit"),
+        "compiler's FLOPs per device": human(costs["compiled_flops"])
+        + " (a loop's body once)",
+        "compiler's bytes moved": size(costs["accessed_bytes"]) + " (a loop's body once)",
+    }

@@ -5,7 +5,7 @@ from jax.sharding import Mesh
 from configs.base import Experiment
 from experiments.processes.messages import human, size
 from experiments.run.build import empty_rows
-from experiments.run.trial import build_trial
+from experiments.run.trial import Trial, build_trial
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, ledger
 
@@ -49,21 +49,35 @@ def explain(config: Experiment, mesh: Mesh) -> str:
         ).rstrip()
         for row in rows
     ]
-    total = sum(entry.sent_bytes for entry in entries)
-    lines += ["", f"a device sends in a step   {size(total)}"]
-    params, stages = trial.program.abstract_portable.params, trial.task.stages
-    cut = stages and cut_of(stages, params, empty_rows(config))
-    expected = config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)
-    if expected is None:
-        lines.append("closed form                none for this strategy")
-    elif expected:
-        lines.append(
-            f"closed form                {size(expected)}; the program differs by "
-            f"{total / expected - 1:+.2%}"
-        )
+    lines += ["", *against_closed_form(config, trial, mesh, entries)]
     for entry in unexpected(config, entries):
         lines.append(
             f"unexpected                 {entry.kind} over {' x '.join(entry.axes)}: "
             f"{size(entry.sent_bytes)}, from {entry.source or 'the compiler'}"
         )
     return "\n".join(lines)
+
+
+def against_closed_form(
+    config: Experiment, trial: Trial, mesh: Mesh, entries: list[Entry]
+) -> list[str]:
+    """Return the lines of the ledger's total and of what it should be."""
+    total = sum(entry.sent_bytes for entry in entries)
+    line = f"a device sends in a step   {size(total)}"
+    expected = expected_bytes(config, trial, mesh)
+    if expected is None:
+        return [line, "closed form                none for this strategy"]
+    if not expected:
+        return [line]
+    return [
+        line,
+        f"closed form                {size(expected)}; the program differs by "
+        f"{total / expected - 1:+.2%}",
+    ]
+
+
+def expected_bytes(config: Experiment, trial: Trial, mesh: Mesh) -> float | None:
+    """Return what a device should send in a step; None if there is no closed form."""
+    params = trial.program.abstract_portable.params
+    cut = cut_of(trial.task, params, empty_rows(config))
+    return config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)

@@ -25,6 +25,7 @@ from experiments.processes.messages import human, say
 from experiments.run.noise_scale import NoiseScale
 from lm.metrics import perplexity
 from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
+from parallel.readings import Reading, read
 
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
@@ -83,22 +84,39 @@ class Skipped(NamedTuple):
     """A step whose update was skipped, and why."""
 
     step: int
-    loss: float
-    grad_norm: float
+    reason: str
     in_a_row: int  # skipped steps up to and including this one
+    where: str = "on every device"
+    known_to_all: bool = True  # all processes learn of it at this step
 
-    @property
-    def reason(self) -> str:
-        if not math.isfinite(self.loss):
-            return f"the loss is {self.loss}"
-        return f"the loss is {self.loss:.4g}, but the gradient's norm is {self.grad_norm}"
+
+def reason(loss: float, grad_norm: float) -> str:
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    return f"the loss is {loss:.4g}, but the gradient's norm is {grad_norm}"
+
+
+def skipped_apart(step: int, reading: Reading) -> Skipped | None:
+    """Return what was skipped by replicas that train apart (parallel/local.py)."""
+    if reading.told:
+        told = ", ".join(
+            f"replica {replica} skipped {steps}, {in_a_row} of them in a row"
+            for replica, (steps, in_a_row) in reading.told.items()
+        )
+        longest = max(in_a_row for _, in_a_row in reading.told.values())
+        return Skipped(step, f"since they last met, in steps: {told}", longest, "there")
+    if reading.skipping:
+        replicas = ", ".join(map(str, reading.skipping))
+        return Skipped(step, f"on replica {replicas}", 0, "there", known_to_all=False)
+    return None
 
 
 class Log:
     """Writes the records of one run, after those of an interrupted run.
 
     Only the process with `write` set writes. Every process reads the metrics, so that all
-    make the same decisions.
+    make the same decisions. Where replicas train apart, a process sees the metrics of its
+    own replicas, and the records are of those of the process that writes.
     """
 
     def __init__(
@@ -156,7 +174,8 @@ class Log:
             return None
         step, arrays, began, waited = self.pending
         self.pending = None
-        m = {name: x.item() for name, x in jax.device_get(arrays).items()}
+        reading = read(arrays)
+        m = reading.values
         now = time.perf_counter()
         seconds = now - max(self.last_done, began)
         self.last_done = now
@@ -195,9 +214,11 @@ class Log:
         self.bar.set_postfix_str(
             f"{told}{human(m['tokens'] / seconds)} tokens/s", refresh=False
         )
+        if reading.told or reading.skipping:
+            return skipped_apart(step, reading)
         if finite:
             return None
-        return Skipped(step, loss, m["grad_norm"], self.skipped_in_a_row)
+        return Skipped(step, reason(loss, m["grad_norm"]), self.skipped_in_a_row)
 
     def write(self, record: dict[str, Any]) -> None:
         if self.board is None:

@@ -163,7 +163,10 @@ def evaluated(
 
 
 def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
-    """Report a skipped update: step, reason, rows; end the run if the config says so."""
+    """Report a skipped update: step, reason, rows; end the run if the config says so.
+
+    A run ends only by what all processes know, so that none waits for one that has ended.
+    """
     if skipped is None:
         return
     config, step = run.config, skipped.step
@@ -172,8 +175,11 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
     )
     line = (
         f"step {step}: the loss or a gradient is not finite ({skipped.reason}); the update "
-        f"was skipped on every device. Rows: {rows}"
+        f"was skipped {skipped.where}. Rows of this step: {rows}"
     )
+    if not skipped.known_to_all:
+        log.say(f"warning: {line}")
+        return
     if config.on_nonfinite == "stop":
         raise FloatingPointError(f"{line}. on_nonfinite=stop ends the run here")
     if skipped.in_a_row >= config.max_skipped:
@@ -203,6 +209,7 @@ def announce(run: Run, start: int) -> None:
         f"{train_meta['padding']:.2%} padding"
     )
     warn_of_repetition(run)
+    warn_of_spikes(run)
     if start:
         say(f"going on from the checkpoint at step {start}")
 
@@ -219,6 +226,17 @@ def warn_of_repetition(run: Run) -> None:
         say(
             f"warning: data.batch_size {batch_size} is more than the {num_rows} rows of "
             "the text, so that a step sees rows more than once"
+        )
+
+
+def warn_of_spikes(run: Run) -> None:
+    """Warn where nothing bounds what an exchange keeps; moves are clipped steps already."""
+    parallel, clip = run.config.parallel, run.config.optim.clip_norm
+    if parallel.row.exact and parallel.exchange.keeps_spikes:
+        say(
+            f"warning: parallel.exchange.codec={parallel.exchange.codec} keeps what it "
+            "does not send, before the optimizer clips it. A single huge gradient would be "
+            f"kept and sent for many steps; parallel.exchange.clip={clip or 1.0} bounds it"
         )
 
 

@@ -17,6 +17,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from lm.models.layers import platform
+
 BLOCK = 64  # the fewest queries in a block
 MAX_BLOCKS = 8
 LANES = 128  # lanes of a TPU's vector unit; splash takes multiples of it
@@ -27,7 +29,7 @@ MASKED = -1e30  # finite: the gradient of an infinity is not a number
 def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
     """Return y_BTNK: causal attention, inside the segments of each row."""
     num_queries, _, width = q_BTNK.shape[1:]
-    kernel = choose_kernel(wanted, q_BTNK.dtype, width, num_queries, jax.default_backend())
+    kernel = choose_kernel(wanted, q_BTNK.dtype, width, num_queries, platform())
     if kernel == "blockwise":
         return blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT)
     if kernel == "splash":
@@ -96,7 +98,7 @@ def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
                 )
             }
         ),
-        interpret=jax.default_backend() == "cpu",
+        interpret=platform() == "cpu",
     )  # fmt: skip
 
     def one_row(q_TNK, k_TGK, v_TGK, segments_T) -> jax.Array:
@@ -140,6 +142,12 @@ def split_rows_and_heads(kernel):
     return attention
 
 
+def is_split_twice() -> bool:
+    """Tell whether `split_rows_and_heads` works inside another shard_map."""
+    axes = axes_left_to_the_compiler()
+    return 0 < len(axes) < len(jax.sharding.get_abstract_mesh().axis_names)
+
+
 def axes_left_to_the_compiler() -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -149,7 +157,7 @@ def axes_left_to_the_compiler() -> tuple[str, ...]:
 def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:
     """Return y_BTNK: attention to the cached keys that the mask selects."""
     dtype = q_BTNK.dtype
-    if dtype == jnp.float16 and jax.default_backend() == "cpu":
+    if dtype == jnp.float16 and platform() == "cpu":
         # XLA for CPUs has no product of float16 that accumulates in float32.
         q_BTNK, k_BSGK, v_BSGK = (x.astype(jnp.float32) for x in (q_BTNK, k_BSGK, v_BSGK))
     return jax.nn.dot_product_attention(

@@ -14,6 +14,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": of the mesh in force, or else of this process.
+
+    A program may be compiled for devices that are not here.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_xI: jax.Array, w_IO: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
     """Return x @ w, as `dtype` if given; sums are in float32 in either case.
@@ -141,7 +150,7 @@ def one_core_a_device() -> bool:
     Calls hand the gradient over in memory. But a call waits for the call before, so two
     cores have less to do at once and lose more than they gain.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return False
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return cores <= jax.local_device_count()

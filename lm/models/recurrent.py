@@ -40,6 +40,7 @@ from lm.task import (
     Stages,
     Task,
     inputs,
+    layered_stages,
     next_token_loss,
     next_token_task,
     row_keys,
@@ -90,14 +91,17 @@ class RecurrentConfig:
 
         traced = setting.trace_norms
         task = next_token_task(build, self.loss_chunk, trace_norms=traced)
-        return task._replace(stages=recurrent_stages(self, build), hidden=("layers",))
+        stages = recurrent_stages(self, build, traced)
+        return task._replace(stages=stages, hidden=("layers",))
 
     def describe(self) -> str:
         return f"{self.cell.upper()}, {self.num_layers} layers of {self.width}"
 
 
 def recurrent_stages(
-    config: RecurrentConfig, build: Callable[[nnx.Rngs], "Recurrent"]
+    config: RecurrentConfig,
+    build: Callable[[nnx.Rngs], "Recurrent"],
+    trace_norms: bool = False,
 ) -> Stages:
     """Cut between layers; all have one shape, as a state is as wide as an embedding."""
     outer_graph = without_layers(build)
@@ -107,16 +111,16 @@ def recurrent_stages(
         tokens_BT, _ = inputs(batch)
         return nnx.merge(outer_graph, outer).enter(tokens_BT, row_keys(batch, key))
 
-    def layer(params, x_BTD, batch, index, key) -> jax.Array:
+    def layer(params, x_BTD, batch, index, key) -> tuple[jax.Array, jax.Array]:
         first_BT = document_starts(*inputs(batch))
         x_BTD = run_layer(x_BTD, nnx.merge(layer_graph, params), first_BT)
-        return dropout(x_BTD, config.dropout, row_keys(batch, key), index + 1)
+        return x_BTD, dropout(x_BTD, config.dropout, row_keys(batch, key), index + 1)
 
     def loss(outer, x_BTD, batch):
         head = nnx.merge(outer_graph, outer).head
         return next_token_loss(x_BTD, head, batch, config.loss_chunk)
 
-    return Stages(config.num_layers, embed, layer, loss)
+    return layered_stages(config.num_layers, embed, layer, loss, trace_norms)
 
 
 def each_gate(init: Callable, num_gates: int) -> Callable:

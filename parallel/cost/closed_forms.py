@@ -9,6 +9,7 @@ gradients' norms, are not counted.
 
 import math
 from collections.abc import Callable
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.mesh import batch_axes, batch_degree
 from parallel.pipeline.stacking import outer_of
 from parallel.program import FSDP, STAGE, TENSOR, Batch, Params
+from parallel.regathering import leaves_read
 
 
 class Cut(NamedTuple):
@@ -29,16 +31,37 @@ class Cut(NamedTuple):
     outer: float  # bytes of the parameters outside the layers
     layers: float  # bytes of those of all layers
     carry: float  # bytes that go from layer to layer, for all rows of a batch
+    # Bytes of the outer parameters that the embedding reads, plus those that the loss
+    # reads: a tied embedding counts twice.
+    reads: float
+    compute: float  # bytes of a parameter in the compute type, as a share of the 4
 
 
-def cut_of(stages: Any, params: Params, batch: Batch) -> Cut:
-    """Measure a task's `stages`; params and batch may be shapes, of all devices."""
+def cut_of(task: Any, params: Params, batch: Batch) -> Cut | None:
+    """Measure a task; params and batch may be shapes, of all devices.
+
+    None: the task has no stages.
+    """
+    if task.stages is None:
+        return None
+    num_layers, embed, _, loss = task.stages
     outer = outer_of(params)
-    carry = jax.eval_shape(
-        lambda outer, batch: stages.embed(outer, batch, None), outer, batch
+
+    def enter(outer: Params, batch: Batch) -> Any:
+        return embed(outer, batch, None)
+
+    carry = jax.eval_shape(enter, outer, batch)
+    reads = leaves_read(enter, outer, batch), leaves_read(loss, outer, carry, batch)
+    leaves = jax.tree.leaves(outer)
+    cast = jax.tree.leaves(jax.eval_shape(task.cast, params))
+    return Cut(
+        num_layers,
+        outer=num_bytes(outer),
+        layers=num_bytes(params) - num_bytes(outer),
+        carry=num_bytes(carry),
+        reads=sum(num_bytes(list(compress(leaves, read))) for read in reads),
+        compute=sum(x.size * x.dtype.itemsize for x in cast) / num_bytes(params),
     )
-    layers = num_bytes(params) - num_bytes(outer)
-    return Cut(stages.num_layers, num_bytes(outer), layers, num_bytes(carry))
 
 
 def num_bytes(tree: Any) -> float:
@@ -54,21 +77,36 @@ def by_layout(formula: Callable[[float, int, int], float]) -> Callable:
     return sent
 
 
-def fsdp_formula(size: float, n: int, k: int) -> float:
-    return 3 * k * size * (n - 1) / n
+def regathered_bytes(
+    size: float, cut: Cut | None, n: int, k: int, tensor: int = 1
+) -> float:
+    """Return what FSDP sends to gather, in the compute type, and to scatter, in float32.
+
+    Layers are gathered forward and backward, outer parameters where they are read. A task
+    without stages is gathered once; its type is not known, and is taken as float32.
+    """
+    gathers, scatters = size, size
+    if cut is not None:
+        gathers = cut.compute * (2 * cut.layers + cut.reads)
+        scatters = cut.layers + cut.reads
+    return k * (gathers + scatters) / tensor * (n - 1) / n
+
+
+def fsdp_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+    n, k = batch_degree(mesh), config.accumulation
+    return regathered_bytes(num_bytes(params), cut, n, k)
 
 
 jit_bytes = by_layout(lambda size, n, k: 2 * k * size * (n - 1) / n)
 zero1_bytes = by_layout(lambda size, n, k: 2 * size * (n - 1) / n)
 zero2_bytes = by_layout(lambda size, n, k: (k + 1) * size * (n - 1) / n)
-fsdp_bytes = by_layout(fsdp_formula)
 
 
 def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float | None:
     """Return what hsdp, tensor and hybrid send; None where a layer is split, but no cut
     of the task is known.
 
-    Over fsdp it sends as ZeRO-3 does, over data an all-reduce of what is left. Over tensor
+    Over fsdp it sends as `fsdp` does, over data an all-reduce of what is left. Over tensor
     it sums the carry twice forward and twice backward in each layer (Shoeybi et al. 2019,
     3), once after the embedding and once before the head. Parameters without a split dim,
     the norms, count as if they had one.
@@ -78,7 +116,8 @@ def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> flo
         return None
     degree = batch_degree(mesh)
     size = num_bytes(params) / tensor
-    sent = fsdp_formula(size, fsdp, config.accumulation)
+    k = config.accumulation
+    sent = regathered_bytes(num_bytes(params), cut, fsdp, k, tensor)
     data = degree // fsdp
     sent += 2 * size / fsdp * (data - 1) / data
     if tensor > 1:

@@ -28,6 +28,9 @@ ARRAY = re.compile(r"\b((?:pred|[a-z]+\d\w*))\[([\d,]*)\]")
 CALL = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+CONDITION = re.compile(r"condition=%([\w.\-]+)")
+BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+CHAIN = re.compile(r'chain_id="(\d+)"')
 COMPUTES = re.compile(r" (?:fusion|dot|convolution|custom-call|call|while)\(")
 
 
@@ -66,8 +69,9 @@ def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
     """Yield each collective instruction, but none from a device to itself."""
     computations, entry = split_computations(hlo)
     frames = Frames(hlo)
-    for line, times, overlap in walk(computations, entry, 1.0):
-        found = read_collective(line, times * frequency(line), mesh, frames, overlap)
+    for line, times, overlap, scatters in walk(computations, entry, 1.0):
+        times *= frequency(line)
+        found = read_collective(line, times, mesh, frames, overlap, scatters)
         if found.axes:
             yield found
 
@@ -91,8 +95,14 @@ def scoped(name: str) -> float:
 
 
 def read_collective(
-    line: str, times: float, mesh: Mesh, frames: "Frames", overlap: int | None
+    line: str,
+    times: float,
+    mesh: Mesh,
+    frames: "Frames",
+    overlap: int | None,
+    scatters: bool = False,
 ) -> Entry:
+    """Read an instruction; `scatters`: an all-reduce of which each device keeps a part."""
     _, result, kind, asynchronous = COLLECTIVE.search(line).groups()
     if asynchronous and kind != "all-reduce":
         result = tuple_parts(result)[1]  # of (operands, results, contexts...)
@@ -109,6 +119,7 @@ def read_collective(
         groups = replica_groups(line, mesh)
         share = (groups.shape[1] - 1) / groups.shape[1]
     whole = groups.shape[1] if kind == "reduce-scatter" else 1  # its result is one part
+    kind = "reduce-scatter" if scatters else kind
     num_bytes = whole * sum(size * item_bytes(dtype) for size, dtype in arrays)
     return Entry(
         kind=kind,
@@ -192,24 +203,54 @@ def walk(
     name: str,
     times: float,
     overlap: int | None = None,
-) -> Iterator[tuple[str, float, int | None]]:
-    """Yield (line, executions, overlap) of every collective reached from `name`.
+) -> Iterator[tuple[str, float, int | None, bool]]:
+    """Yield (line, executions, overlap, scatters) of every collective reached from `name`.
 
-    `overlap` is that of the async-start that wraps the computation, if there is one.
+    `overlap` is that of the async-start that wraps the computation, if there is one. TPUs
+    run a computation `all-reduce-scatter`, which has an all-reduce and takes parts of its
+    result, as one reduce-scatter. Their asynchronous collectives are chains of fusions: the
+    first starts it, those between compute something else too, and the last waits for it.
     """
     lines = computations[name]
+    chains = [chain(computations, line) for line in lines]
     for index, line in enumerate(lines):
-        start = START.search(line)
-        here = computing_until(start, lines[index + 1 :]) if start else overlap
+        start, here = START.search(line), overlap
+        if start:
+            here = computing_until(start, lines[index + 1 :])
+        elif own := chains[index]:
+            if own in chains[:index]:
+                continue
+            last = max(i for i, other in enumerate(chains) if other == own)
+            here = sum(1 for between in lines[index + 1 : last] if COMPUTES.search(between))
         if COLLECTIVE.search(line):
-            yield line, times, here
+            yield line, times, here, name.startswith("all-reduce-scatter")
             continue
-        trips = int(m[1]) if (m := TRIPS.search(line)) else 1
         callees = CALL.findall(line)
         if branches := BRANCHES.search(line):
             callees += re.findall(r"%([\w.\-]+)", branches[1])
         for callee in callees:
-            yield from walk(computations, callee, times * trips, here)
+            yield from walk(computations, callee, times * trips(computations, line), here)
+
+
+def trips(computations: dict[str, list[str]], line: str) -> int:
+    """Return how often a loop runs; 1 for other instructions, and where it is not known.
+
+    A TPU's program has no `known_trip_count`. There a loop counts from 0, as JAX's loops
+    do, up to the one constant of its condition.
+    """
+    if known := TRIPS.search(line):
+        return int(known[1])
+    condition = CONDITION.search(line)
+    text = "\n".join(computations.get(condition[1], [])) if condition else ""
+    bounds = BOUND.findall(text) if "direction=LT" in text else []
+    return int(bounds[0]) if len(bounds) == 1 else 1
+
+
+def chain(computations: dict[str, list[str]], line: str) -> str:
+    """Return the number of the asynchronous chain that a fusion is part of; "": of none."""
+    inside = (text for name in CALL.findall(line) for text in computations.get(name, []))
+    found = (CHAIN.search(text) for text in inside if COLLECTIVE.search(text))
+    return next((m[1] for m in found if m), "")
 
 
 def computing_until(start: re.Match, later: list[str]) -> int:

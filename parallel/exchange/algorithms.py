@@ -12,16 +12,16 @@ two in N, r = N - p, F devices on the fast axis and S = N / F on the slow ones):
   ring              2 n (N-1)/N in 2 (N-1) sends (Patarasuk and Yuan 2009)
   tree              n (p log2 p + 2 r)/N in log2 p sends and 2 more: recursive doubling
   halving_doubling  n (2 (p-1) + 2 r)/N in 2 log2 p sends and 2 more (Rabenseifner 2004)
-  all_to_all        2 n (N-1)/N in 2 collectives: each device sums one part
+  p2p               2 n (N-1)/N in 2 (N-1) sends: in round r, device i sends to i + r
+  all_to_all        what p2p does, in 2 of the compiler's collectives
   all_gather        n (N-1) in 1 collective: for small arrays
-  p2p               2 n (N-1)/N: each sends n to a root, and the root sends back (N-1) n
   hierarchical      2 n (F-1)/F over the fast axis, 2 (n/F) (S-1)/S over the slow ones
 
 XLA for CPUs moves bfloat16 as float32 in every collective (it leaves float16 alone). So
 where devices send to each other, 16-bit floats travel as 16-bit words. XLA's own sums
 cannot be changed: psum, and the sums of hierarchical, send twice the bytes in bfloat16.
-all_to_all and all_gather add 16-bit floats in float32 and round once; the others round at
-each addition.
+p2p, all_to_all and all_gather add 16-bit floats in float32 and round once; the others round
+at each addition.
 """
 
 import math
@@ -160,16 +160,21 @@ def all_gather(x_n: jax.Array, axes: Axes) -> jax.Array:
 
 
 def p2p(x_n: jax.Array, axes: Axes) -> jax.Array:
-    """Send to device 0, one device after the other, and back from it."""
+    """Send each device the chunk that it owns, then each the own sum: diagonal by diagonal.
+
+    In round r = 1 ... N - 1 every device i sends to i + r alone, and receives from i - r
+    alone, so that no device and no link has more to do than another.
+    """
     degree, index = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
-    sum_n = x_n
-    for device in range(1, degree):
-        sum_n = sum_n + send(x_n, axes, [(device, 0)])
-    result_n = sum_n
-    for device in range(1, degree):
-        sent_n = send(sum_n, axes, [(0, device)])
-        result_n = jnp.where(index == device, sent_n, result_n)
-    return result_n
+    chunks_Nc = chunked(x_n, degree)
+    rounds = range(1, degree)
+    diagonal = {r: [(i, (i + r) % degree) for i in range(degree)] for r in rounds}
+    parts = [send(chunks_Nc[(index + r) % degree], axes, diagonal[r]) for r in rounds]
+    sum_c = add_up(jnp.stack([chunks_Nc[index], *parts]))
+    sums_Nc = chunks_Nc.at[index].set(sum_c)
+    for r in rounds:
+        sums_Nc = sums_Nc.at[index - r].set(send(sum_c, axes, diagonal[r]))
+    return sums_Nc.ravel()[: x_n.size]
 
 
 def hierarchical(x_n: jax.Array, axes: Axes) -> jax.Array:
@@ -232,7 +237,7 @@ ALGORITHMS = {
         all_to_all, ring_elements, frozenset({"all-to-all", "all-gather"})
     ),
     "all_gather": Algorithm(all_gather, gathered_elements, frozenset({"all-gather"})),
-    "p2p": Algorithm(p2p, fewest_elements),
+    "p2p": Algorithm(p2p, ring_elements),
     "hierarchical": Algorithm(
         hierarchical,
         hierarchical_elements,

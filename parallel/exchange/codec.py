@@ -10,6 +10,11 @@ up to float32 rounding. Error feedback adds the last residual to the next input 
 al. 2014). By the law above it loses nothing; some of the gradient only comes later.
 Arithmetic is in float32, and the leaves keep their types.
 
+Fed back, residuals stay bounded only if the codec contracts: what it loses must be shorter
+than its input (Karimireddy et al. 2019, definition 1). Else each residual makes the next
+one longer. A codec that does not contract says why, in `no_feedback`, and is then used
+without error feedback.
+
 A codec runs where the mesh axes are bound, inside shard_map(check_vma=False) or pmap. If
 any replica's input has a NaN or an infinity, the total has one, too.
 Letters: n elements of the whole tree, W replicas, k elements kept.
@@ -34,6 +39,7 @@ Axes = tuple[str, ...]
 LINEAR = ALGORITHMS
 BY_OWNERS = ("all_to_all", "hierarchical")
 BY_GATHERING = ("all_gather", "hierarchical")
+SHARD = "shard"  # the name of a state that a device keeps for its own part of the vector
 
 
 class Across(NamedTuple):
@@ -50,7 +56,7 @@ class Codec(NamedTuple):
     sum: Callable[[Any, State, Key, Across], tuple[Any, Any, State]]
     sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
     algorithms: Collection[str]  # LINEAR, BY_OWNERS, ...
-    feedback: bool = True  # whether error_feedback=auto is on
+    no_feedback: str = ""  # why its losses must not be fed back; "": it contracts
 
     @property
     def linear(self) -> bool:
@@ -104,20 +110,23 @@ def hierarchical(codec: Codec, fast_degree: int) -> Codec:
         mine = jax.lax.psum_scatter(padded, fast, tiled=True)
         index = jax.lax.axis_index(fast)
         total, residual, state = codec.sum(
-            mine, state, jax.random.fold_in(key, index), across._replace(axes=tuple(slow))
+            mine,
+            state[SHARD],
+            jax.random.fold_in(key, index),
+            across._replace(axes=tuple(slow)),
         )
         total_n = jax.lax.all_gather(total, fast, tiled=True)[:num]
         residual_n = jax.lax.dynamic_update_slice(
             jnp.zeros_like(padded), residual, (index * size,)
         )[:num]
-        return unflatten(total_n), unflatten(residual_n), state
+        return unflatten(total_n), unflatten(residual_n), {SHARD: state}
 
     def sent_bytes(params: Params, degree: int) -> float:
         within = ring_bytes(4 * shard_size(params) * fast_degree, fast_degree)
         return within + codec.sent_bytes(shard(params), degree // fast_degree)
 
     def init(params: Params) -> State:
-        return codec.init(shard(params))
+        return {SHARD: codec.init(shard(params))}
 
     return codec._replace(
         init=init, sum=total, sent_bytes=sent_bytes, algorithms=("hierarchical",)

@@ -15,6 +15,7 @@ from parallel.exchange.transforms import (
     Exchange,
     all_reduce,
     bucketed,
+    clipped,
     compressed,
     delayed,
     guarded,
@@ -23,8 +24,8 @@ from parallel.mesh import batch_axes
 
 CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "bfloat16": lambda c: bfloat16(),
-    "int8": lambda c: int8(c.block or 256),
-    "int4": lambda c: int4(c.block or 64),
+    "int8": lambda c: int8(c.block or 256, nearest=c.error_feedback != "off"),
+    "int4": lambda c: int4(c.block or 64, nearest=c.error_feedback != "off"),
     "ternary": lambda c: ternary(c.block or 500),
     "sign": lambda c: sign(c.block or 1024),
     "majority_vote": lambda c: majority_vote(),
@@ -51,7 +52,7 @@ class ExchangeConfig:
     codec: str = field(
         default="none", metadata={"choices": ChainMap(CODECS, {"none": None})}
     )
-    # on: what the codec lost is added to the next gradient; auto: as the codec itself says
+    # on: what the codec lost is added to the next gradient; auto: on if the codec allows it
     error_feedback: str = field(
         default="auto",
         metadata={
@@ -70,6 +71,11 @@ class ExchangeConfig:
     )
     # momentum that DGC applies before it chooses what to send
     momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
+    # largest norm of the gradient before it is compressed: each replica's share of it is
+    # scaled down to this over the root of the number of replicas; 0: off
+    clip: float = field(
+        default=0.0, metadata={"at_least": 0, "only": {"parallel.exchange.codec": CODECS}}
+    )
     # steps in which the share that is sent falls from 0.25 to keep
     warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
     # bytes of gradients that are exchanged together; 0: all of them
@@ -98,8 +104,15 @@ class ExchangeConfig:
                 f"parallel.exchange.every {self.every} does not divide "
                 f"parallel.accumulation {accumulation}; change one of them"
             )
+        if 0 < self.every < accumulation and (self.delay or self.codec == "dgc"):
+            counted = f"delay {self.delay}" if self.delay else "codec=dgc, its momentum"
+            raise ValueError(
+                f"parallel.exchange.every {self.every} makes {accumulation // self.every} "
+                f"exchanges of the {accumulation} microbatches of a step, but "
+                f"parallel.exchange.{counted}, counts steps; leave every at 0"
+            )
         if self.codec != "none":
-            self.check_journey()
+            self.check_codec()
         if self.algorithm == "hierarchical" and len(batch_axes(mesh)) < 2:
             raise ValueError(
                 "parallel.exchange.algorithm=hierarchical needs a fast and a slow axis, "
@@ -107,22 +120,40 @@ class ExchangeConfig:
                 "groups that are joined by slow links"
             )
 
-    def check_journey(self) -> None:
-        """Raise ValueError if the codec cannot be made, or cannot use the algorithm."""
+    def check_codec(self) -> None:
+        """Raise ValueError if the codec cannot be made or be used in this way."""
         try:
-            able = CODECS[self.codec](self).algorithms
+            codec = CODECS[self.codec](self)
         except ValueError as error:
             raise ValueError(f"parallel.exchange: {error}") from None
-        if self.algorithm not in ("auto", *able):
+        if self.algorithm not in ("auto", *codec.algorithms):
             raise ValueError(
                 f"parallel.exchange.codec={self.codec} cannot travel by "
                 f"algorithm={self.algorithm}: what it sends cannot be summed on the way; "
-                f"choose auto or one of {', '.join(able)}"
+                f"choose auto or one of {', '.join(codec.algorithms)}"
             )
+        if self.error_feedback == "on" and codec.no_feedback:
+            raise ValueError(
+                "parallel.exchange.error_feedback=on does not go with "
+                f"codec={self.codec}: {codec.no_feedback}; choose auto or off, or another "
+                "codec"
+            )
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what the codec loses is kept and added to the next gradient."""
+        if self.codec == "none" or self.error_feedback == "off":
+            return False
+        return not CODECS[self.codec](self).no_feedback
+
+    @property
+    def keeps_spikes(self) -> bool:
+        """Whether a single huge gradient would be kept, and be sent for many steps."""
+        return (self.feeds_back or self.codec == "dgc") and not self.clip
 
 
 def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
-    """Make the exchange: an algorithm or a codec, then buckets, delay and guard."""
+    """Make the exchange: an algorithm or a codec, then buckets, clip, delay and guard."""
     c, axes = config, batch_axes(mesh)
     algorithm = "psum" if c.algorithm == "auto" else c.algorithm
     if c.codec == "none":
@@ -131,10 +162,10 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         codec = CODECS[c.codec](c)
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
-        wanted = c.error_feedback
-        feedback = wanted == "on" or (wanted == "auto" and codec.feedback)
-        exchange = compressed(codec, axes, algorithm, feedback)
+        exchange = compressed(codec, axes, algorithm, c.feeds_back)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
+    if c.clip:
+        exchange = clipped(c.clip, exchange, axes)
     exchange = delayed(c.delay, exchange, c.compensation)
     return guarded(exchange, axes) if c.delay or c.codec != "none" else exchange

@@ -6,18 +6,51 @@ is P Q^T. Both sums are of linear functions of M, so any all-reduce carries them
 residual M - P P^T M is the part of this replica's M outside of the subspace. Vogels et al.
 2019.
 
-Letters: m rows, n columns, r rank.
+P belongs to the shorter side of M. The columns of the sum of all M then span that side, so
+that P comes to each direction in time. Along a direction that P never takes, such as one
+in which the replicas' gradients cancel, residuals of single replicas would grow for ever.
+
+Layers that a model scans lie in one array, [L, ...]. Each is a matrix by itself.
+
+Letters: L layers in an array, m rows, n columns, m <= n, r rank.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from parallel.exchange.codec import LINEAR, Across, Codec, flatten, ring_bytes
+from parallel.pipeline.stacking import is_stacked
 from parallel.program import Params
 
 Shape = tuple[int, ...]
+
+
+class Fold(NamedTuple):
+    """How a leaf becomes matrices."""
+
+    num: int  # L; 1 for a leaf that is no stack of layers
+    rows: int
+    columns: int
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        return min(self.rows, self.columns), max(self.rows, self.columns)
+
+    def is_smaller(self, rank: int) -> bool:
+        """Tell whether factors of this rank are smaller than the matrix."""
+        return rank * sum(self.sides) < self.rows * self.columns
+
+    def matrices(self, x: jax.Array) -> jax.Array:
+        x_Lmn = x.astype(jnp.float32).reshape(self)
+        return x_Lmn.mT if self.rows > self.columns else x_Lmn
+
+    def restored(self, x_Lmn: jax.Array, like: jax.Array) -> jax.Array:
+        """Give matrices the shape and type of their leaf again."""
+        x = x_Lmn.mT if self.rows > self.columns else x_Lmn
+        return x.reshape(like.shape).astype(like.dtype)
 
 
 def power_sgd(rank: int) -> Codec:
@@ -29,59 +62,68 @@ def power_sgd(rank: int) -> Codec:
     """
 
     def init(params: Params) -> list[jax.Array]:
-        """Draw Q_nr for each leaf that is compressed, the same on every replica."""
-        shapes = [as_matrix(x.shape) for x in jax.tree.leaves(params)]
-        shapes = [shape for shape in shapes if is_smaller(shape, rank)]
-        keys = jax.random.split(jax.random.key(0), len(shapes))
+        """Draw Q_Lnr for each leaf that is compressed, the same on every replica."""
+        low = [fold for fold in folds(params) if fold.is_smaller(rank)]
+        keys = jax.random.split(jax.random.key(0), len(low))
         return [
-            jax.random.normal(key, (n, rank), jnp.float32)
-            for key, (_, n) in zip(keys, shapes, strict=True)
+            jax.random.normal(key, (fold.num, fold.sides[1], rank), jnp.float32)
+            for key, fold in zip(keys, low, strict=True)
         ]
 
     def total(tree, qs: list[jax.Array], key, across: Across):
         leaves, structure = jax.tree.flatten(tree)
-        xs = [x.astype(jnp.float32).reshape(as_matrix(x.shape)) for x in leaves]
-        low = [i for i, x in enumerate(xs) if is_smaller(x.shape, rank)]
+        ways = folds(tree)
+        xs = [way.matrices(x) for way, x in zip(ways, leaves, strict=True)]
+        low = [i for i, way in enumerate(ways) if way.is_smaller(rank)]
         whole = [i for i in range(len(xs)) if i not in low]
         ms = [xs[i] for i in low]
 
         ps = [times(m, q) for m, q in zip(ms, qs, strict=True)]
         ps, sums = all_reduce_in_one((ps, [xs[i] for i in whole]), across)
         ps = [jnp.linalg.qr(p)[0] for p in ps]
-        own_qs = [times(m.T, p) for m, p in zip(ms, ps, strict=True)]
+        own_qs = [times(m.mT, p) for m, p in zip(ms, ps, strict=True)]
         new_qs = all_reduce_in_one(own_qs, across) if low else []
 
         totals, residuals = [None] * len(xs), [jnp.zeros_like(x) for x in xs]
         for i, x in zip(whole, sums, strict=True):
             totals[i] = x
         for i, p, q, own_q in zip(low, ps, new_qs, own_qs, strict=True):
-            totals[i] = times(p, q.T)
-            residuals[i] = xs[i] - times(p, own_q.T)
+            totals[i] = times(p, q.mT)
+            residuals[i] = xs[i] - times(p, own_q.mT)
         qs = [next_start(new, old) for new, old in zip(new_qs, qs, strict=True)]
-        return (
-            restored(structure, totals, leaves),
-            restored(structure, residuals, leaves),
-            qs,
-        )
+
+        def restored(xs: list[jax.Array]):
+            return structure.unflatten(
+                way.restored(x, leaf) for way, x, leaf in zip(ways, xs, leaves, strict=True)
+            )
+
+        return restored(totals), restored(residuals), qs
 
     def sent_bytes(params: Params, degree: int) -> float:
-        shapes = [as_matrix(x.shape) for x in jax.tree.leaves(params)]
-        num = sum(rank * (m + n) if is_smaller((m, n), rank) else m * n for m, n in shapes)
+        num = sum(
+            way.num * min(rank * sum(way.sides), way.rows * way.columns)
+            for way in folds(params)
+        )
         return ring_bytes(4 * num, degree)
 
     return Codec(init, total, sent_bytes, LINEAR)
 
 
+def folds(tree: Params) -> list[Fold]:
+    """Return how each leaf of a tree becomes matrices."""
+    return [
+        Fold(x.shape[0], *as_matrix(x.shape[1:]))
+        if is_stacked(path)
+        else Fold(1, *as_matrix(x.shape))
+        for path, x in jax.tree.leaves_with_path(tree)
+    ]
+
+
 def as_matrix(shape: Shape) -> tuple[int, int]:
     """Return the numbers of rows and columns of a leaf as a matrix; a vector is one row."""
     cuts = range(1, len(shape)) if len(shape) > 1 else [0]
-    folds = [(math.prod(shape[:cut]), math.prod(shape[cut:])) for cut in cuts]
-    return min(folds, key=sum)
-
-
-def is_smaller(shape: tuple[int, int], rank: int) -> bool:
-    m, n = shape
-    return rank * (m + n) < m * n
+    ways = [(math.prod(shape[:cut]), math.prod(shape[cut:])) for cut in cuts]
+    return min(ways, key=sum)
 
 
 def times(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -94,21 +136,11 @@ def all_reduce_in_one(tree, across: Across):
     return unflatten(across.all_reduce(x_n, across.axes))
 
 
-def next_start(new_nr: jax.Array, old_nr: jax.Array) -> jax.Array:
+def next_start(new_Lnr: jax.Array, old_Lnr: jax.Array) -> jax.Array:
     """Return Q with columns of size 1, so that the product M Q has the size of M.
 
     After a step with a NaN or an infinity it is the old Q.
     """
-    size_r = jnp.abs(new_nr).max(0)
-    scaled_nr = new_nr / jnp.where(size_r > 0, size_r, 1)
-    return jnp.where(jnp.isfinite(size_r).all(), scaled_nr, old_nr)
-
-
-def restored(structure, xs: list[jax.Array], leaves: list[jax.Array]):
-    """Give each matrix the shape and type of its leaf again."""
-    return structure.unflatten(
-        [
-            x.reshape(leaf.shape).astype(leaf.dtype)
-            for x, leaf in zip(xs, leaves, strict=True)
-        ]
-    )
+    size_Lr = jnp.abs(new_Lnr).max(1, keepdims=True)
+    scaled_Lnr = new_Lnr / jnp.where(size_Lr > 0, size_Lr, 1)
+    return jnp.where(jnp.isfinite(size_Lr).all(), scaled_Lnr, old_Lnr)

@@ -1,15 +1,15 @@
 """Codecs of fewer bits an element: bfloat16, int8, int4, signs, votes and ternary.
 
-All share one construction. The tree is one vector, and each replica owns a chunk of it. In
-one all-to-all, every replica sends each chunk, encoded, to its owner. The owner decodes the
-chunks and sums them in float32. In one all-gather it sends the encoded sum to all replicas.
-That is 2 (W-1)/W encoded elements for each element. The owner's residual receives what the
-owner's encoding loses.
+All but ternary share one construction. The tree is one vector, and each replica owns a
+chunk of it. In one all-to-all, every replica sends each chunk, encoded, to its owner. The
+owner decodes the chunks and sums them in float32. In one all-gather it sends the encoded
+sum to all replicas. That is 2 (W-1)/W encoded elements for each element. The owner's
+residual receives what the owner's encoding loses.
 
 An encoding cuts a chunk into blocks with a float32 scale each, and packs the digits of
 several elements into bytes. The scales travel behind the digits, in the same array. The
 block size of the config is the largest: in a small tree blocks are smaller, so that little
-is padding.
+is padding. Ternary goes the same way, with scales that all replicas share.
 Letters: R rows (chunks), B blocks of a row, S elements of a block, P words of a row.
 
 Karimireddy et al. 2019 (EF-SignSGD), Bernstein et al. 2019 (majority vote), Wen et al. 2017
@@ -30,6 +30,7 @@ from parallel.exchange.codec import (
     flatten,
     from_words,
     num_elements,
+    ring_bytes,
     stateless,
     to_words,
 )
@@ -85,29 +86,100 @@ def bfloat16() -> Codec:
     return by_owners(Code(None, 1, encode, decode, lambda blocks, size: 2 * blocks * size))
 
 
-def int8(block: int = 256) -> Codec:
-    """Round stochastically to 255 levels, between -max|x| and max|x| of each block."""
-    return by_owners(levels_code("int8", block, 127, Digits(256, 1)))
+def int8(block: int = 256, nearest: bool = True) -> Codec:
+    """Round to 255 levels, between -max|x| and max|x| of each block.
+
+    `nearest` errs least, and belongs to error feedback, which makes up for the bias.
+    Without feedback, stochastic rounding is unbiased.
+    """
+    return by_owners(levels_code("int8", block, 127, Digits(256, 1), nearest))
 
 
-def int4(block: int = 64) -> Codec:
-    """Round stochastically to 15 levels, two elements to a byte."""
-    return by_owners(levels_code("int4", block, 7, Digits(16, 2)))
+def int4(block: int = 64, nearest: bool = True) -> Codec:
+    """Round to 15 levels, as int8 does, two elements to a byte."""
+    return by_owners(levels_code("int4", block, 7, Digits(16, 2), nearest))
 
 
 def ternary(block: int = 500) -> Codec:
     """Round stochastically to -1, 0 or 1 times max|x| of the block, five to a byte.
 
-    This is TernGrad without its clipping of each layer to 2.5 standard deviations. The
-    rounding is unbiased, but can err by more than the gradient is long: fed back, such
+    This is TernGrad with shared scales (Wen et al. 2017, 3.3), without its clipping of each
+    layer to 2.5 standard deviations: max|x| is that of all replicas. So the sum of W
+    replicas is a whole number of [-W, W] times the scale, and is sent back exactly.
+
+    The rounding is unbiased, but can err by more than the gradient is long: fed back, such
     errors grow (Karimireddy et al. 2019, 4, ask for a contraction).
     """
-    codec = by_owners(levels_code("ternary", block, 1, Digits(3, 5)))
-    return codec._replace(feedback=False)
+    code = levels_code("ternary", block, 1, Digits(3, 5), nearest=False)
+
+    def total(tree, state, key, across: Across):
+        x_n, unflatten = flatten(tree)
+        total_n, residual_n = ternary_sum(x_n, key, across.axes, code)
+        return unflatten(total_n), unflatten(residual_n), state
+
+    def sent_bytes(params: Params, degree: int) -> float:
+        num_blocks, size = blocks_of(code, num_elements(params), degree)
+        votes = num_blocks * size // 5 + 4 * sum_words(num_blocks * size, degree)
+        return (degree - 1) * votes + ring_bytes(4 * degree * num_blocks, degree)
+
+    return Codec(
+        stateless,
+        total,
+        sent_bytes,
+        BY_OWNERS,
+        no_feedback="its unbiased rounding can err by more than the gradient is long",
+    )
+
+
+def ternary_sum(
+    x_n: jax.Array, key: Key, axes: Axes, code: Code
+) -> tuple[jax.Array, jax.Array]:
+    degree, own = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    num_blocks, size = blocks_of(code, x_n.size, degree)
+    padding = degree * num_blocks * size - x_n.size
+    x_WBS = jnp.pad(x_n, (0, padding)).reshape(degree, num_blocks, size)
+    # The owners find the largest scales: unlike an all-reduce's maximum, this keeps a NaN.
+    scales_WB = jax.lax.all_to_all(jnp.abs(x_WBS).max(-1), axes, 0, 0, tiled=True)
+    scale_WB1 = jax.lax.all_gather(scales_WB.max(0), axes)[..., None]
+    noise_WBS = uniform(jax.random.fold_in(key, own), x_WBS.shape)
+    mine_WBS = whole_steps(x_WBS, scale_WB1, 1, noise_WBS)
+
+    votes_WP = Digits(3, 5).pack((mine_WBS + 1).astype(jnp.uint8).reshape(degree, -1))
+    votes_WP = jax.lax.all_to_all(votes_WP, axes, 0, 0, tiled=True)
+    sum_N = Digits(3, 5).unpack(votes_WP).astype(jnp.uint32).sum(0)  # from 0 to 2 W
+
+    per_word = sums_per_word(degree)
+    sum_N = jnp.pad(sum_N, (0, -sum_N.size % per_word))
+    base = jnp.uint32(2 * degree + 1)
+    places = base ** jnp.arange(per_word, dtype=jnp.uint32)
+    words_WP = jax.lax.all_gather(
+        (sum_N.reshape(-1, per_word) * places).sum(1, dtype=jnp.uint32), axes
+    )
+    sums_WN = (words_WP[..., None] // places % base).reshape(degree, -1)
+    sums_WN = sums_WN[:, : num_blocks * size].astype(jnp.float32) - degree
+    total_WBS = sums_WN.reshape(x_WBS.shape) * scale_WB1
+    residual_WBS = x_WBS - mine_WBS * scale_WB1
+    return total_WBS.ravel()[: x_n.size], residual_WBS.ravel()[: x_n.size]
+
+
+def sums_per_word(degree: int) -> int:
+    """Return how many numbers of 2 degree + 1 values fit in 32 bits."""
+    base, num = 2 * degree + 1, 1
+    while base ** (num + 1) <= 2**32:
+        num += 1
+    return num
+
+
+def sum_words(num: int, degree: int) -> int:
+    return -(-num // sums_per_word(degree))
 
 
 def sign(block: int = 1024) -> Codec:
-    """Send each element's sign, and the mean of |x| of each block, as EF-SignSGD does."""
+    """Send each element's sign, and the mean of |x| of each block, as EF-SignSGD does.
+
+    A bit has no zero: the sign of a zero is drawn anew in each step, so that an element
+    without a gradient moves to and fro, and not away.
+    """
     return by_owners(sign_code(block))
 
 
@@ -116,7 +188,8 @@ def majority_vote() -> Codec:
 
     The paper's vote has no size. To stand for a sum, the votes of a chunk are multiplied by
     the sum over replicas of the chunk's mean |x|, which costs one float32 in each message.
-    A replica whose chunk is all zeros abstains; the owner's own sign settles a draw.
+    A replica whose chunk is all zeros abstains; the owner's own sign settles a draw. The
+    sign of a zero is drawn, as `sign` does.
     """
 
     def vote(parts_WBS: jax.Array, own: jax.Array) -> jax.Array:
@@ -125,20 +198,19 @@ def majority_vote() -> Codec:
         majority = jnp.sign(signs.sum(0) + 0.5 * signs[own])
         return majority * jnp.abs(parts_WBS).max((1, 2)).sum()
 
-    return by_owners(sign_code(None), vote)
+    return by_owners(sign_code(None), vote)._replace(
+        no_feedback="votes have no size: a replica that is outvoted keeps its residual, "
+        "and adds to it, for ever"
+    )
 
 
-def levels_code(name: str, block: int, levels: int, digits: Digits) -> Code:
+def levels_code(name: str, block: int, levels: int, digits: Digits, nearest: bool) -> Code:
     """Encode x as a whole number of [-levels, levels] times the block's max|x| / levels."""
 
     def quantise(x_RBS: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
         scale_RB1 = jnp.abs(x_RBS).max(-1, keepdims=True) / levels
-        # Blocks of zeros, or so small that the scale vanishes, become zeros; what is not
-        # finite shows in the scale.
-        usable = (scale_RB1 > 0) & jnp.isfinite(scale_RB1)
-        steps = jnp.where(usable, x_RBS / jnp.where(usable, scale_RB1, 1), 0)
-        rounded = jnp.floor(steps + uniform(key, x_RBS.shape))
-        digits_RBS = jnp.clip(rounded, -levels, levels) + levels
+        noise = 0.5 if nearest else uniform(key, x_RBS.shape)
+        digits_RBS = whole_steps(x_RBS, scale_RB1, levels, noise) + levels
         return digits_RBS.astype(jnp.int32).astype(jnp.uint8), scale_RB1
 
     def value(digits_RBS: jax.Array) -> jax.Array:
@@ -147,16 +219,33 @@ def levels_code(name: str, block: int, levels: int, digits: Digits) -> Code:
     return scaled_code(name, block, digits, quantise, value)
 
 
+def whole_steps(
+    x_RBS: jax.Array, scale_RB1: jax.Array, levels: int, noise: jax.Array | float
+) -> jax.Array:
+    """Return x / scale, rounded down after the noise is added, in [-levels, levels].
+
+    Blocks of zeros, or so small that the scale vanishes, become zeros. So do blocks whose
+    scale is not finite: that shows where the scale comes back in.
+    """
+    usable = (scale_RB1 > 0) & jnp.isfinite(scale_RB1)
+    steps = jnp.where(usable, x_RBS / jnp.where(usable, scale_RB1, 1), 0)
+    return jnp.clip(jnp.floor(steps + noise), -levels, levels)
+
+
 def sign_code(block: int | None) -> Code:
+    bits = Digits(2, 8)
+
     def quantise(x_RBS: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
         # Divided before it is summed: the sum of a block of large numbers may overflow.
         scale_RB1 = (jnp.abs(x_RBS) / x_RBS.shape[-1]).sum(-1, keepdims=True)
-        return (x_RBS >= 0).astype(jnp.uint8), scale_RB1
+        coins = jax.random.bits(key, (x_RBS.shape[0], x_RBS[0].size // 8), jnp.uint8)
+        coins_RBS = bits.unpack(coins).reshape(x_RBS.shape)
+        return jnp.where(x_RBS == 0, coins_RBS, x_RBS > 0).astype(jnp.uint8), scale_RB1
 
     def value(digits_RBS: jax.Array) -> jax.Array:
         return 2 * digits_RBS.astype(jnp.float32) - 1
 
-    return scaled_code("sign", block, Digits(2, 8), quantise, value)
+    return scaled_code("sign", block, bits, quantise, value)
 
 
 def scaled_code(

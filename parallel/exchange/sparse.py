@@ -84,7 +84,8 @@ def deep_gradient_compression(
     total + sum of unsent = sum of (unsent before + momentum * momentum before + input).
     Where an element is sent, its momentum and its unsent part become zero (factor masking).
     Over `warmup_steps` the share falls from 0.25 to `keep` in 4 stages; `sent_bytes` counts
-    the steps after them. The paper also clips each replica's gradient before this.
+    the steps after them. The paper also clips each replica's gradient before this, as
+    transforms.clipped does.
     """
     shares = warmup_shares(keep) if warmup_steps else []
 
@@ -115,9 +116,9 @@ def deep_gradient_compression(
         state = Accumulators(momentum_n, unsent_n, state.step + 1)
         return unflatten(total_n), jax.tree.map(jnp.zeros_like, tree), state
 
-    # It keeps by itself what it does not send.
     sent_bytes = partial(gathered_bytes, keep)
-    return Codec(init, total, sent_bytes, BY_GATHERING, feedback=False)
+    keeps = "it keeps by itself what it does not send, and loses nothing else"
+    return Codec(init, total, sent_bytes, BY_GATHERING, keeps)
 
 
 def warmup_shares(keep: float) -> list[float]:

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from parallel.collectives import psum_in_one
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import Across, Codec
+from parallel.fragments import subtree
 from parallel.program import AXIS, divided
 
 Exchange = optax.GradientTransformationExtraArgs
@@ -49,38 +50,37 @@ def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
     travel while the next gradients are computed (Li et al. 2020, PyTorch DDP, 3.2.3).
     """
 
-    def buckets(tree) -> list[list[int]]:
+    def buckets(tree) -> list[set]:
+        """Return the paths of the leaves of each bucket."""
         found, size = [], num_bytes
-        for index, leaf in reversed(list(enumerate(jax.tree.leaves(tree)))):
+        for path, leaf in reversed(jax.tree.leaves_with_path(tree)):
             if size >= num_bytes:
-                found.append([])
+                found.append(set())
                 size = 0
-            found[-1].append(index)
+            found[-1].add(path)
             size += leaf.size * leaf.dtype.itemsize
         return found
 
-    def pick(tree, indices: list[int]):
-        leaves = jax.tree.leaves(tree)
-        return [leaves[i] for i in indices]
+    def pick(tree, paths: set):
+        leaves = jax.tree.leaves_with_path(tree)
+        return subtree((path, leaf) for path, leaf in leaves if path in paths)
 
     def init(params):
-        return [inner.init(pick(params, indices)) for indices in buckets(params)]
+        return [inner.init(pick(params, paths)) for paths in buckets(params)]
 
     def update(sums, comm, params=None, *, weight, key=None):
-        leaves, structure = jax.tree.flatten(sums)
-        new_comm = []
-        for number, (indices, state) in enumerate(zip(buckets(sums), comm, strict=True)):
+        means, new_comm = {}, []
+        for number, (paths, state) in enumerate(zip(buckets(sums), comm, strict=True)):
             some, state = inner.update(
-                pick(sums, indices),
+                pick(sums, paths),
                 state,
-                None if params is None else pick(params, indices),
+                None if params is None else pick(params, paths),
                 weight=weight,
                 key=None if key is None else jax.random.fold_in(key, number),
             )
             new_comm.append(state)
-            for index, leaf in zip(indices, some, strict=True):
-                leaves[index] = leaf
-        return structure.unflatten(leaves), new_comm
+            means |= dict(jax.tree.leaves_with_path(some))
+        return jax.tree.map_with_path(lambda path, _: means[path], sums), new_comm
 
     return Exchange(init, update)
 
@@ -96,6 +96,26 @@ def guarded(inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:
         overflows = jax.lax.psum(jnp.where(finite, 0.0, 1.0), axes)
         means, comm = inner.update(sums, comm, params, weight=weight, key=key)
         return jax.tree.map(lambda x: jnp.where(overflows == 0, x, jnp.nan), means), comm
+
+    return Exchange(inner.init, update)
+
+
+def clipped(max_norm: float, inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:
+    """Scale each replica's share of the mean down to the norm max_norm / sqrt(replicas).
+
+    The optimizer clips what an exchange returns. An exchange that keeps what it does not
+    send would keep a single huge gradient as it is, and send it bit by bit for many steps;
+    clipped one by one, these would fill all of them. So it is clipped before it is kept.
+
+    Shares that have nothing in common sum to about sqrt(replicas) times their size. So
+    max_norm is in the unit of the optimizer's own clipping (Lin et al. 2018, 3.2).
+    """
+
+    def update(sums, comm, params=None, *, weight, key=None):
+        limit = max_norm * weight / jax.lax.axis_size(axes) ** 0.5
+        norm = optax.tree.norm(sums)
+        sums = jax.tree.map(lambda x: x * jnp.minimum(1, limit / norm), sums)
+        return inner.update(sums, comm, params, weight=weight, key=key)
 
     return Exchange(inner.init, update)
 

@@ -28,7 +28,7 @@ def entries_and_form(strategy: str, num_layers: int = 1, **config):
     params = program.abstract_portable.params
     kinds = {entry.kind for entry in entries if entry.sent_bytes > METRICS}
     assert kinds <= config.row.kinds(config)
-    cut = cut_of(learner.task.stages, params, batches(1)[0])
+    cut = cut_of(learner.task, params, batches(1)[0])
     return entries, cut, partial(config.row.sent_bytes, config, params, program.mesh)
 
 

@@ -106,16 +106,3 @@ def test_shard_largest():
     assert shard_largest((127, 63), 4) is None
     assert shard_largest((8, 8), 4) is None
     assert shard_largest((64, 128), 1) is None
-
-
-def test_fsdp_asks_for_each_gather_twice():
-    """The program as written, before any compiler merges: forward, then recomputed."""
-    program = sgd_program("fsdp", 8)
-    batch = program.place(batches(1)[0])
-    written = program.step.lower(program.abstract, batch).as_text()
-    shapes = jax.tree.leaves(program.abstract.params)
-    num_sharded = sum(x.size >= MIN_SHARDED_SIZE for x in shapes)
-    forward = num_sharded
-    # Of the last product, the backward pass needs no parameter that it has not gathered.
-    assert 2 * forward - 1 <= written.count("stablehlo.all_gather") <= 2 * forward
-    assert written.count("stablehlo.reduce_scatter") == num_sharded

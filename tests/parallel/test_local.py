@@ -7,7 +7,11 @@ import optax
 import pytest
 
 from configs import fields
-from parallel.local import PLANS, LocalConfig, fragment_of_leaves
+from parallel.cost.ledger import ledger
+from parallel.exchange.config import ExchangeConfig
+from parallel.fragments import fragment_of_units, join, split, unit_of
+from parallel.local import PLANS, LocalConfig
+from parallel.readings import SKIPPED, read
 from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
@@ -124,7 +128,8 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
 
     def begin(params):
         leaves, structure = jax.tree.flatten(params)
-        chosen = fragment_of_leaves(params, num_fragments)
+        units = fragment_of_units(params, num_fragments)
+        chosen = [units[unit_of(path)] for path, _ in jax.tree.leaves_with_path(params)]
         agreed, velocity = list(leaves), [np.zeros_like(x) for x in leaves]
         arriving, seen_by = [None] * len(leaves), [0] * len(leaves)
         total_seen = 0
@@ -164,15 +169,37 @@ def test_streaming_diloco_as_by_hand(overlap, mix):
     assert_equal(params, by_hand(2, steps, hand))
 
 
+def elements(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def test_fragments_are_of_even_size():
     params = {str(i): np.zeros(size) for i, size in enumerate([5, 1, 4, 3, 3, 2])}
-    chosen = fragment_of_leaves(params, 3)
-    sizes = [x.size for x in params.values()]
-    filled = [
-        sum(s for s, f in zip(sizes, chosen, strict=True) if f == index)
-        for index in range(3)
-    ]
-    assert filled == [6, 6, 6]
+    assert list(map(elements, split(params, 3))) == [6, 6, 6]
+
+
+def test_a_layer_meets_as_a_whole_stacked_or_not():
+    rng = np.random.default_rng(0)
+    layers = {i: {"a": rng.normal(size=(3, 5)), "b": rng.normal(size=7)} for i in range(6)}
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers.values())
+    outer = {"embedding": rng.normal(size=(4, 5)), "output": rng.normal(size=30)}
+    apart = split(outer | {"layers": layers}, 4)
+    together = split(outer | {"scanned_layers": stacked}, 4)
+    numbers = [sorted(part.get("layers", {})) for part in apart]
+    assert sorted(sum(numbers, [])) == list(range(6))
+    for one, other, mine in zip(apart, together, numbers, strict=True):
+        assert all(layer.keys() == {"a", "b"} for layer in one.get("layers", {}).values())
+        assert elements(one) == elements(other)
+        for place, layer in enumerate(mine):
+            jax.tree.map(
+                lambda x, y, place=place: np.testing.assert_allclose(x[place], y, 1e-6),
+                other["scanned_layers"], layers[layer],
+            )  # fmt: skip
+    params = outer | {"scanned_layers": stacked}
+    joined = jax.tree.map(jnp.zeros_like, params)
+    for index, part in enumerate(together):
+        joined = join(joined, 4, index, part)
+    jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 
 @pytest.mark.parametrize("strategy", PLANS)
@@ -199,7 +226,7 @@ def test_another_strategy_begins_from_the_average():
         begun = after.adopt(jax.device_put(host, jax.tree.map(lambda _: None, host)))
         assert_equal(jax.device_get(after.params(begun)), params, rtol=0)
         begun, metrics = after.step(begun, after.place(batches(1)[0]))
-        assert metrics["finite"] and int(begun.step) == 4
+        assert read(metrics).values["finite"] and int(begun.step) == 4
 
 
 def test_an_overflow_on_one_replica_is_its_own():
@@ -215,6 +242,124 @@ def test_an_overflow_on_one_replica_is_its_own():
         state, _ = program.step(state, program.place(batches(1)[0]))
     assert np.isfinite(state.params["embedding"]).all()
     assert not np.array_equal(state.params["embedding"], before.params["embedding"])
+
+
+def poisoned(replica: int):
+    """Return a learner whose loss is NaN on one of 4 replicas, always."""
+    learner = toy_learner(SGD)
+    task, share = learner.task, BATCH // 4
+
+    def loss(params, batch, key):
+        total, sums = task.loss(params, batch, key)
+        bad = jnp.where((batch["row"] // share == replica).any(), jnp.nan, 1.0)
+        return total * bad, sums | {"loss": sums["loss"] * bad}
+
+    return learner._replace(task=task._replace(loss=loss))
+
+
+def test_a_replica_that_is_never_finite_is_named_and_does_not_count():
+    """The others train as if it was not there: it has no weight at the meeting."""
+    every, steps = 3, 6
+    local = LocalConfig(every=every, learning_rate=1.0, momentum=0.0)
+    program = toy_program("diloco", poisoned(2), data=4, local=local)
+    state, told = program.init(jax.random.key(1)), {}
+    for step, batch in enumerate(batches(steps), 1):
+        state, metrics = program.step(state, program.place(batch))
+        assert metrics["finite"].shape == metrics["loss"].shape == (4,)
+        assert metrics["finite"].sharding.spec == jax.P("data")
+        assert metrics[SKIPPED].sharding.is_fully_replicated
+        reading = read(metrics)
+        assert reading.skipping == [2] and not reading.values["finite"]
+        assert np.isfinite(reading.values["loss"])
+        if reading.told:
+            told[step] = reading.told
+    assert told == {3: {2: (3, 3)}, 6: {2: (3, 6)}}
+
+    def begin(params):
+        agreed = params
+
+        def meet(step, replicas, seen):
+            nonlocal agreed
+            if step % every:
+                return replicas, seen
+            share = np.delete(seen, 2) / np.delete(seen, 2).sum()
+            fine = [x for w, x in enumerate(replicas) if w != 2]
+            agreed = jax.tree.map(
+                lambda *xs: sum(s * x for s, x in zip(share, xs, strict=True)), *fine
+            )
+            return [agreed] * 4, np.zeros_like(seen)
+
+        return meet
+
+    assert_equal(jax.device_get(program.params(state)), by_hand(4, steps, begin))
+
+
+def test_replicas_follow_one_loss_and_exchange_nothing_between_meetings():
+    """The loss that a schedule is told is that of all tokens since the last meeting."""
+    every = 2
+    told = optax.GradientTransformationExtraArgs(
+        lambda params: jnp.float32(0),
+        lambda updates, state, params=None, *, value, **extra: (updates, value),
+    )
+    learner = toy_learner(optax.chain(told, SGD))
+    program = toy_program("diloco", learner, data=4, local=LocalConfig(every=every))
+    placed = list(map(program.place, batches(5)))
+    step = program.step.lower(program.abstract, placed[0]).compile()
+    assert {e.count for e in ledger(step.as_text(), program.mesh)} == {1 / every}
+    state, losses, seen = program.init(jax.random.key(1)), [], []
+    for batch in placed:
+        state, metrics = step(state, batch)
+        values = read(metrics).values
+        losses.append((values["loss"], values["tokens"]))
+        seen.append(np.asarray(jax.tree.leaves(state.opt)[0]))
+    for rates in seen:
+        assert (rates == rates[0]).all()
+    for meeting in (2, 4):
+        loss, tokens = np.sum(losses[meeting - every : meeting], 0)
+        np.testing.assert_allclose(seen[meeting], loss / tokens, rtol=1e-5)
+
+
+def test_another_number_of_replicas_keeps_the_outer_state_and_the_sums():
+    exchange = ExchangeConfig(codec="top_k", keep=0.1)
+    local = LocalConfig(every=2, fragments=2, overlap=1)
+
+    def program(data):
+        return toy_program(
+            "streaming_diloco", toy_learner(SGD), data=data, local=local, exchange=exchange
+        )
+
+    before, after = program(4), program(2)
+    state, params, _ = train(before, 3)
+    saved = before.portable(state)
+    begun = jax.device_get(after.adopt(jax.device_get(saved)))
+    state = jax.device_get(state)
+    assert_equal(jax.tree.map(lambda x: x[0], begun.params), params, rtol=1e-6)
+    for old, new in zip(state.comm.fragments, begun.comm.fragments, strict=True):
+        for kept in ("agreed", "outer", "arriving"):
+            assert_equal(getattr(new, kept), getattr(old, kept), rtol=0)
+        for a, b in ((new.tokens, old.tokens), (new.comm, old.comm)):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a.sum(0), b.sum(0), 1e-5, 1e-7),
+                a, b,
+            )  # fmt: skip
+    assert max(np.abs(x).max() for x in jax.tree.leaves(begun.comm.fragments[0].outer)) > 0
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(begun.comm.fragments[0].comm))
+
+
+@pytest.mark.parametrize(
+    "exchange, words",
+    [
+        ({"delay": 1}, "exchange.delay is 1, .*'diloco' .*moves.* whole round"),
+        ({"every": 1}, "exchange.every is 1, .*parallel.local.every"),
+        ({"delay": 1, "compensation": 0.1}, "exchange.delay is 1"),
+        ({"codec": "top_k", "clip": 1.0}, "exchange.clip is 1.0"),
+        ({"codec": "dgc"}, "codec=dgc .*moves.* top_k"),
+    ],
+)
+def test_what_makes_no_sense_for_moves_is_refused(exchange, words):
+    config = ParallelConfig("diloco", data=4, exchange=ExchangeConfig(**exchange))
+    with pytest.raises(ValueError, match=words):
+        config.validate(BATCH, config.mesh())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
 from parallel.program import Learner, Program
+from parallel.readings import read
 from parallel.strategies import ParallelConfig, build_program
 
 SEVERAL_AXES = ["hsdp", "tensor", "hybrid"]  # whose meshes may have more than `data`
@@ -147,7 +148,8 @@ def train(program: Program, num_steps: int = STEPS, batches=batches):
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(num_steps):
         state, metrics = program.step(state, program.place(batch))
-        losses.append(float(metrics["loss"] / metrics.get("weight", metrics["tokens"])))
+        values = read(metrics).values
+        losses.append(values["loss"] / values.get("weight", values["tokens"]))
     return state, jax.device_get(program.params(state)), losses
 
 

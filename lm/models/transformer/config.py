@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 
 from lm.models.attention import choose_kernel
-from lm.models.layers import ACTIVATIONS, INITIALIZERS
+from lm.models.layers import ACTIVATIONS, INITIALIZERS, platform
 from lm.models.setting import Setting, check_chunk
 from lm.task import Task
 
@@ -121,13 +121,13 @@ class TransformerConfig:
                 f"model.num_heads {self.num_heads}); change one of them"
             )
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
-        choose_kernel(
-            self.attention,
-            setting.compute,
-            self.width // self.num_heads,
-            setting.seq_len,
-            jax.default_backend(),
-        )
+        self.kernel(setting, platform())
+
+    def kernel(self, setting: Setting, platform: str) -> str:
+        """Return the attention kernel on a platform; ValueError if it does not suit."""
+        head_width = self.width // self.num_heads
+        dtype, seq_len = setting.compute, setting.seq_len
+        return choose_kernel(self.attention, dtype, head_width, seq_len, platform)
 
     def task(self, setting: Setting) -> Task:
         # Imported here, because the modules of the layers import this config.

@@ -18,7 +18,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.scheduling_groups import xla_metadata_call
 
-from lm.models.attention import attend, attend_cached, positions_in_segment, rotate
+from lm.models.attention import (
+    attend,
+    attend_cached,
+    is_split_twice,
+    positions_in_segment,
+    rotate,
+)
 from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -26,6 +32,7 @@ from lm.models.layers import (
     dropout,
     matmul,
     one_core_a_device,
+    platform,
     vocabulary_logits,
 )
 from lm.models.setting import Setting
@@ -34,6 +41,7 @@ from lm.task import (
     Stages,
     Task,
     inputs,
+    layered_stages,
     next_token_loss,
     next_token_task,
     row_keys,
@@ -47,11 +55,9 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     def build(rngs: nnx.Rngs) -> Transformer:
         return Transformer(config, setting, rngs)
 
-    task = next_token_task(
-        build, config.loss_chunk, SAVEABLE[config.remat], trace_norms=setting.trace_norms
-    )
+    task = next_token_task(build, config.loss_chunk, trace_norms=setting.trace_norms)
     return task._replace(
-        stages=transformer_stages(config, setting.packed, build),
+        stages=transformer_stages(config, setting, build),
         tensor_dims=config.tensor_dims(setting.vocab_size),
         hidden=("layers", "scanned_layers"),
         context=setting.seq_len,
@@ -59,7 +65,9 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
 
 
 def transformer_stages(
-    config: TransformerConfig, packed: bool, build: Callable[[nnx.Rngs], "Transformer"]
+    config: TransformerConfig,
+    setting: Setting,
+    build: Callable[[nnx.Rngs], "Transformer"],
 ) -> Stages:
     """Cut between blocks."""
     outer_graph = without_layers(build)
@@ -68,9 +76,9 @@ def transformer_stages(
     def embed(outer, batch, key) -> jax.Array:
         return nnx.merge(outer_graph, outer).enter(*inputs(batch), row_keys(batch, key))
 
-    def layer(params, x_BTD, batch, index, key) -> jax.Array:
+    def layer(params, x_BTD, batch, index, key) -> tuple[jax.Array, jax.Array]:
         tokens_BT, segments_BT = inputs(batch)
-        segments_BT = heeded(segments_BT, packed)
+        segments_BT = heeded(segments_BT, setting.packed)
         positions_BT = positions_in_segment(tokens_BT, segments_BT)
         keys_B = row_keys(batch, key)
 
@@ -78,16 +86,27 @@ def transformer_stages(
             block = nnx.merge(block_graph, params)
             return run_block(x_BTD, block, index, positions_BT, segments_BT, keys_B)
 
-        if config.remat != "none":
-            run = jax.checkpoint(run, policy=SAVEABLE[config.remat])
-        return checkpoint_name(run(x_BTD, params), RESIDUAL)
+        x_BTD = checkpoint_name(one_layer(config, run)(x_BTD, params), RESIDUAL)
+        return x_BTD, x_BTD
 
     def loss(outer, x_BTD, batch):
         module = nnx.merge(outer_graph, outer)
         x_BTD = module.final_norm(x_BTD)
         return next_token_loss(x_BTD, module.head, batch, config.loss_chunk)
 
-    return Stages(config.num_layers, embed, layer, loss)
+    return layered_stages(config.num_layers, embed, layer, loss, setting.trace_norms)
+
+
+def one_layer(config: TransformerConfig, layer: Callable) -> Callable:
+    """Return a layer with the config's rematerialisation, as a call where that is faster.
+
+    In a loop, as with `scan_layers`, a layer is a computation of its own already.
+    """
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, policy=SAVEABLE[config.remat])
+    if not config.scan_layers and one_core_a_device():
+        layer = xla_metadata_call(layer, inlineable="false")
+    return layer
 
 
 def initializer(config: TransformerConfig, residual: bool = False):
@@ -291,12 +310,11 @@ class Transformer(nnx.Module):
         def layer(x_BTD, block: Block, index) -> jax.Array:
             return run_block(x_BTD, block, index, positions_BT, segments_BT, row_keys_B)
 
-        if self.config.remat != "none":
-            layer = jax.checkpoint(layer, policy=SAVEABLE[self.config.remat])
+        layer = one_layer(self.config, layer)
         if self.scanned_layers is None:
-            if one_core_a_device():
-                layer = xla_metadata_call(layer, inlineable="false")
-            layer = jax.jit(layer)  # traced once for all layers
+            # Traced once for all layers. XLA's partitioner (JAX 0.10, for TPUs) aborts on a
+            # shard_map inside another one where it lies in a function that is called twice.
+            layer = jax.jit(layer, inline=is_split_twice() and platform() != "cpu")
             measured = []
             for index, block in enumerate(self.layers):
                 x_BTD = checkpoint_name(layer(x_BTD, block, index), RESIDUAL)

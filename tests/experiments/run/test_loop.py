@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.log import Skipped
-from experiments.run.loop import epochs, handle, warn_of_repetition
+from experiments.run.log import Skipped, reason, skipped_apart
+from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from lm.data.config import DataConfig
+from parallel.exchange.config import ExchangeConfig
+from parallel.readings import Reading
+from parallel.strategies import ParallelConfig
 
 
 def run_of(num_rows: int, batch_size: int, **fields) -> SimpleNamespace:
@@ -33,16 +36,31 @@ def test_text_that_is_seen_often_is_warned_of(capsys):
         assert all(word in said for word in words) and bool(said) == bool(words)
 
 
+def test_an_exchange_that_keeps_spikes_is_warned_of(capsys):
+    for strategy, exchange, warned in [
+        ("shard_map", {"codec": "sign"}, True),
+        ("shard_map", {"codec": "dgc"}, True),
+        ("shard_map", {"codec": "sign", "clip": 1.0}, False),
+        ("shard_map", {"codec": "int8", "error_feedback": "off"}, False),
+        ("shard_map", {"codec": "majority_vote"}, False),
+        ("diloco", {"codec": "int4"}, False),
+    ]:
+        parallel = ParallelConfig(strategy, exchange=ExchangeConfig(**exchange))
+        warn_of_spikes(run_of(9, 3, parallel=parallel))
+        said = capsys.readouterr().err
+        assert ("parallel.exchange.clip=1.0 bounds it" in said) == warned, exchange
+
+
 def test_skipping_ends_after_so_many_steps_in_a_row():
     said = []
     log = SimpleNamespace(say=said.append)
     run = run_of(20, 4, max_skipped=3)
     handle(None, run, log)
     for in_a_row in (1, 2):
-        handle(Skipped(6 + in_a_row, math.nan, math.nan, in_a_row), run, log)
+        handle(Skipped(6 + in_a_row, reason(math.nan, math.nan), in_a_row), run, log)
     assert len(said) == 2 and "step 7: " in said[0] and "(the loss is nan)" in said[0]
     with pytest.raises(FloatingPointError) as ended:
-        handle(Skipped(9, 3.25, math.inf, 3), run, log)
+        handle(Skipped(9, reason(3.25, math.inf), 3), run, log)
     for words in (
         "step 9: ",
         "the loss is 3.25, but the gradient's norm is inf",
@@ -52,4 +70,19 @@ def test_skipping_ends_after_so_many_steps_in_a_row():
         assert words in str(ended.value)
     stopping = run_of(20, 4, on_nonfinite="stop")
     with pytest.raises(FloatingPointError, match="on_nonfinite=stop ends the run here"):
-        handle(Skipped(9, math.nan, 1.0, 1), stopping, log)
+        handle(Skipped(9, reason(math.nan, 1.0), 1), stopping, log)
+
+
+def test_replicas_apart_end_a_run_only_by_what_all_know():
+    said = []
+    log = SimpleNamespace(say=said.append)
+    stopping = run_of(20, 4, on_nonfinite="stop")
+    handle(skipped_apart(3, Reading({}, [2], {})), stopping, log)
+    assert "step 3: " in said[0] and "on replica 2" in said[0] and "there" in said[0]
+    at_meeting = skipped_apart(4, Reading({}, [], {2: (3, 1)}))
+    with pytest.raises(FloatingPointError, match="replica 2 skipped 3, 1 of them in a row"):
+        handle(at_meeting, stopping, log)
+    handle(at_meeting, run_of(20, 4, max_skipped=3), log)
+    with pytest.raises(FloatingPointError, match="skipped step 3 in a row"):
+        at_meeting = skipped_apart(4, Reading({}, [], {0: (1, 1), 2: (3, 3)}))
+        handle(at_meeting, run_of(20, 4, max_skipped=3), log)

@@ -102,6 +102,50 @@ def test_both_notations_of_an_asynchronous_scatter(wrapped):
     assert (entry.kind, entry.sent_bytes, entry.overlap) == ("reduce-scatter", 24, 1)
 
 
+def test_a_tpu_scatters_where_a_fusion_reduces_and_takes_parts():
+    head = """%all-reduce-scatter.1 (p: f32[8]) -> f32[2] {
+  %ar = f32[8]{0} all-reduce(%p), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = f32[2]{0} dynamic-slice(%ar, %start), dynamic_slice_sizes={2}
+}
+"""
+    fusion = "%f = f32[2]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1"
+    (entry,) = entries(fusion, head=head)
+    assert (entry.kind, entry.elements) == ("reduce-scatter", 8)
+    assert entry.sent_bytes == 32 * 3 / 4
+
+
+def test_a_tpus_chain_of_fusions_is_one_collective():
+    """As libtpu 0.0.42 prints it; the fusion in the middle multiplies meanwhile."""
+    head = "".join(
+        f"%{name} (p: bf16[2]) -> bf16[8] {{\n  %g.{name} = bf16[8] all-gather(%p), "
+        f'frontend_attributes={{chain_id="{number}"}}\n}}\n'
+        for name, number in [("a", 0), ("b", 0), ("c", 0), ("d", 1), ("e", 1)]
+    )
+    found = entries(
+        "%async-collective-start = bf16[8] fusion(%x), kind=kCustom, calls=%a",
+        "%fusion.1 = bf16[8] fusion(%y), kind=kOutput, calls=%b",
+        FUSION,
+        "%async-collective-done = bf16[8] fusion(%z), kind=kCustom, calls=%c",
+        "%async-collective-start.1 = bf16[8] fusion(%x), kind=kCustom, calls=%d",
+        "%async-collective-done.1 = bf16[8] fusion(%z), kind=kCustom, calls=%e",
+        head=head,
+    )
+    assert {(e.overlap, e.count, e.sent_bytes) for e in found} == {(2, 1, 12), (0, 1, 12)}
+
+
+def test_a_loop_without_a_known_count_runs_up_to_the_constant_of_its_condition():
+    head = """%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %ar = f32[8]{0} all-reduce(%x), to_apply=%add
+}
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %seven = s32[]{:T(128)} constant(7)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %seven), direction=LT
+}
+"""
+    loop = "%w = (s32[], f32[8]) while(%init), condition=%condition, body=%body"
+    assert [entry.count for entry in entries(loop, head=head)] == [7]
+
+
 def test_each_start_finds_its_own_done():
     found = entries(
         "%s = f32[8] all-reduce-start(%x)",

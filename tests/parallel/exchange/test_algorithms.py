@@ -1,6 +1,8 @@
 """Law 3: every algorithm sums as numpy does, for any size, and alike on every device."""
 
+import collections
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +95,25 @@ def test_the_ledger_counts_what_the_closed_form_says(name, sizes):
     assert sent == pytest.approx(4 * elements)
 
 
+def test_p2p_goes_from_diagonal_to_diagonal():
+    """Each round has every device send once and receive once, at one distance."""
+    text = all_sizes("p2p", (8,))[1].as_text()
+    found = re.findall(r"source_target_pairs=\{(.*?\})\}", text)
+    distances = collections.Counter()
+    for pairs in found:
+        ends = np.array(re.findall(r"\{(\d+),(\d+)\}", pairs), int)
+        assert sorted(ends[:, 0]) == sorted(ends[:, 1]) == list(range(8))
+        (distance,) = set((ends[:, 1] - ends[:, 0]) % 8)
+        distances[distance] += 1
+    arrays = sum(1 for num in SIZES if num)
+    assert distances == dict.fromkeys(range(1, 8), 2 * arrays)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_sixteen_bits(name):
     xs, program = both_halves(name)
     # At most one rounding a device; those that add up in float32 round once.
-    roundings = 1 if name in ("all_to_all", "all_gather") else 6
+    roundings = 1 if name in ("p2p", "all_to_all", "all_gather") else 6
     for result, x in zip(program(*xs), xs, strict=True):
         assert result.dtype == x.dtype
         assert_sums([result], [x], roundings * float(jnp.finfo(x.dtype).eps) / 2)

@@ -1,0 +1,137 @@
+"""Compile models for absent TPUs under every strategy: memory, bytes sent, does it fit.
+
+python -m experiments.studies.tpu [--only=fsdp,tensor] [--models=gpt2_small]
+    [--topologies=tpu-v5e:2x4] [--again]
+
+Needs requirements-aot.txt. Each cell is `experiments.measure --topology` in a process of
+its own, one after the other; a cell of a large model takes minutes. Adds lines to
+results/tpu.jsonl as it goes. A cell that is there is not compiled again, except with
+--again, so the command may be stopped and started again. Then it fills in the tables of
+docs/questions/will-it-run-on-my-tpu.md.
+"""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+from absl import flags
+
+from configs.sweeps.combine import Member
+from configs.sweeps.strategies import MEMBERS
+from experiments.processes.messages import say, size, user_errors
+from experiments.processes.topology import check_libtpu
+from experiments.run import startup
+from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import Line, read, write
+
+STRATEGIES = [
+    "jit", "pmap", "shard_map", "zero1", "zero2", "fsdp", "hsdp", "tensor", "hybrid",
+    "gpipe", "1f1b", "interleaved", "local_sgd-8", "diloco-50", "streaming_diloco-50",
+]  # fmt: skip
+ONLY = flags.DEFINE_list("only", STRATEGIES, "Names of the members to compile.")
+MODELS = flags.DEFINE_list(
+    "models", ["gpt2_small", "llama_1b", "lm1b"], "Names of files in configs/."
+)
+TOPOLOGIES = flags.DEFINE_list(
+    "topologies", ["tpu-v5e:2x4", "tpu-v5p:2x2x2"], "Topologies of 8 chips."
+)
+AGAIN = flags.DEFINE_bool("again", False, "Compile also the cells that are there.")
+RESULTS = flags.DEFINE_string(
+    "results", "results/tpu.jsonl", "File of results, to which lines of JSON are added."
+)
+PAGE = define_page("docs/questions/will-it-run-on-my-tpu.md")
+MICROBATCHES = "parallel.accumulation"
+
+
+def cells() -> list[Line]:
+    return [
+        {"model": m, "topology": t, "member": member, "jax": jax.__version__}
+        for t in TOPOLOGIES.value
+        for m in MODELS.value
+        for member in ONLY.value
+    ]
+
+
+def overrides(cell: Line) -> Member:
+    """Return the member's overrides; a model that needs more microbatches keeps its own."""
+    member = dict(MEMBERS[cell["member"]])
+    own = startup.read_config_file(f"configs/{cell['model']}.py").parallel.accumulation
+    return member | {MICROBATCHES: max(own, member.get(MICROBATCHES, 1))}
+
+
+def compile_cell(cell: Line) -> Line:
+    """Return the compiler's figures, or what it said instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder, "figures.json")
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "experiments.measure", f"--output={output}",
+                f"--config=configs/{cell['model']}.py", f"--topology={cell['topology']}",
+                *as_flags({"precision.compute": "bfloat16"} | overrides(cell)),
+            ],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        if ended.returncode == 0:
+            return json.loads(output.read_text(encoding="utf-8"))
+    last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
+    return {"error": last[0].removeprefix("error: ")}
+
+
+def latest(lines: list[Line]) -> dict[tuple[str, str, str], Line]:
+    """Return the last line of each (topology, model, member)."""
+    return {(x["topology"], x["model"], x["member"]): x for x in lines}
+
+
+def table(lines: list[Line], topology: str) -> str:
+    """Return a row a strategy, with memory and bytes sent of each model."""
+    found = {k[1:]: line for k, line in latest(lines).items() if k[0] == topology}
+    models = sorted({model for model, _ in found})
+    heads = [f"{m}: {figure}" for m in models for figure in ("memory", "sent a step")]
+    rows = ["| strategy | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for member in dict.fromkeys(member for _, member in found):
+        parts = [shown(found.get((model, member))) for model in models]
+        rows.append(f"| {member} | " + " | ".join(parts) + " |")
+    return "\n".join(rows)
+
+
+def shown(line: Line | None) -> str:
+    """Return the two cells of a model."""
+    if line is None:
+        return "not compiled | "
+    if "error" in line:
+        return f"no: {line['error'].rpartition('does not fit: ')[2]} | "
+    total, chip = line["total_bytes"], line["chip_bytes"]
+    fits = f"{total / chip:.0%}" if total <= chip else "does not fit"
+    differs = line["sent_bytes"] / line["expected_bytes"] - 1
+    form = "" if math.isnan(differs) else f" ({differs:+.0%})"
+    return f"{size(total)}, {fits} | {size(line['sent_bytes'])}{form}"
+
+
+def main() -> None:
+    file = pathlib.Path(RESULTS.value)
+    names = {topology: topology.replace(":", "-") for topology in TOPOLOGIES.value}
+    with user_errors():
+        check_libtpu()
+        known(ONLY.value)
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), set(names.values()))
+    there = latest(read(file))
+    for cell in cells():
+        key = (cell["topology"], cell["model"], cell["member"])
+        if AGAIN.value or there.get(key, {}).get("jax") != cell["jax"]:
+            line = compile_cell(cell)
+            write(file, cell | line)
+            say(f"{' '.join(key)}: {shown(line)}")
+    if PAGE.value:
+        lines = read(file)
+        fill(pathlib.Path(PAGE.value), {n: table(lines, t) for t, n in names.items()})
+
+
+if __name__ == "__main__":
+    startup.run(main)
