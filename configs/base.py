@@ -12,7 +12,8 @@ from lm.models.setting import Family
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
-from parallel.strategies import ParallelConfig
+from lm.robust import RobustConfig
+from parallel.strategies import ParallelConfig, where
 
 FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "transformer": TransformerConfig,
@@ -60,6 +61,10 @@ class Experiment:
     model: Family = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    # rows are judged by the loss of all replicas together
+    robust: RobustConfig = field(
+        default_factory=RobustConfig, metadata={"only": where(exact=True)}
+    )
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def validate(self) -> None:

@@ -16,7 +16,7 @@ from experiments.processes import join
 from experiments.processes.files import json_line, write_if_possible
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.evaluation import file_rows, held_out_rows, score
+from experiments.run.evaluation import file_rows, held_out_rows, score, told_interval
 from experiments.run.restore import define_checkpoint, load_run, run_data
 from experiments.run.workdir import read_description, read_tokenizer
 
@@ -51,11 +51,12 @@ def main() -> None:
 
 def print_scores(result: dict[str, Any]) -> None:
     for name, value in result.items():
-        if name != "classes":
+        if name not in ("classes", "loss_interval", "documents"):
             shown = (
                 value if isinstance(value, str) else f"{value:.4f}".rstrip("0").rstrip(".")
             )
-            print(f"{name.replace('_', ' '):18} {shown}")
+            more = told_interval(result) if name == "loss" else ""
+            print(f"{name.replace('_', ' '):18} {shown}{more}")
     if classes := result.get("classes"):
         print(f"\n{'class':18} precision  recall      f1   targets")
         for name, one in classes.items():

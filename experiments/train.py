@@ -16,7 +16,7 @@ from absl import flags
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import Run, build, check, check_learned
+from experiments.run.build import Run, build, check, check_data
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.log import Clock
@@ -59,7 +59,7 @@ def main() -> None:
             with clock("prepare"):
                 data = prepare(config.data)
             # Checked here, before the workdir is claimed.
-            check_learned(config, data.tokenizer.get_vocab_size(), mesh)
+            check_data(config, data, mesh)
             sample_inputs(config, data.tokenizer)
             change = new_end(folder, config, data)
             held.enter_context(claimed(folder, config, data, write=is_main_process()))

@@ -20,25 +20,31 @@ def cross_entropy(
     mask_BT: jax.Array,
     chunk: int = 0,
     smoothing: float = 0.0,
+    weights_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sum the negative log likelihood (nats) of the labels that the mask selects.
 
     `head` maps x_BCD to logits_BCV; `chunk` (0: all) divides T. Returns the sum to be
     minimised and {"loss": the negative log likelihood, "tokens": how many labels count}.
     The two sums are equal without `smoothing`. With it, the first one is against labels of
-    which that share is spread over the whole vocabulary (Szegedy et al. 2016, 7).
+    which that share is spread over the whole vocabulary (Szegedy et al. 2016, 7). With
+    `weights_BT` both are weighted, and the sums of `weight_sums` come with them.
     """
 
-    def chunk_sums(x_BCD: jax.Array, labels_BC: jax.Array, mask_BC: jax.Array):
+    def chunk_sums(x_BCD, labels_BC, mask_BC, weights_BC: jax.Array | None):
+        def total(values_BC: jax.Array) -> jax.Array:
+            weighted_BC = values_BC if weights_BC is None else weights_BC * values_BC
+            return jnp.sum(jnp.where(mask_BC, weighted_BC, 0.0))
+
         logits_BCV = head(x_BCD).astype(jnp.float32)
         label_logits_BC = jnp.take_along_axis(logits_BCV, labels_BC[..., None], -1)[..., 0]
         losses_BC = jax.nn.logsumexp(logits_BCV, -1) - label_logits_BC
-        loss = jnp.sum(jnp.where(mask_BC, losses_BC, 0.0))
+        loss = total(losses_BC)
         if not smoothing:
             return loss, loss
         # The label's logit less, the mean logit more, each by the smoothing.
         spread_BC = smoothing * (label_logits_BC - jnp.mean(logits_BCV, -1))
-        return loss + jnp.sum(jnp.where(mask_BC, spread_BC, 0.0)), loss
+        return loss + total(spread_BC), loss
 
     num_positions = labels_BT.shape[1]
     if 0 < chunk < num_positions:
@@ -52,11 +58,24 @@ def cross_entropy(
 
         split = jax.tree.map(
             lambda a: a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1),
-            (x_BTD, labels_BT, mask_BT),
+            (x_BTD, labels_BT, mask_BT, weights_BT),
         )
         zero = jnp.zeros((), jnp.float32)
         (objective, loss_sum), _ = jax.lax.scan(body, (zero, zero), split)
     else:
-        objective, loss_sum = chunk_sums(x_BTD, labels_BT, mask_BT)
+        objective, loss_sum = chunk_sums(x_BTD, labels_BT, mask_BT, weights_BT)
     tokens = jnp.sum(mask_BT, dtype=jnp.float32)
-    return objective, {"loss": loss_sum, "tokens": tokens}
+    sums = {"loss": loss_sum, "tokens": tokens} | weight_sums(mask_BT, weights_BT)
+    return objective, sums
+
+
+def weight_sums(mask_BT: jax.Array, weights_BT: jax.Array | None) -> dict[str, jax.Array]:
+    """Return the sums of the weights that count and of their squares; {} without weights.
+
+    A weighted sum is divided by "weight". The noise of its gradient depends on the squares
+    (parallel/program.py:noise).
+    """
+    if weights_BT is None:
+        return {}
+    weights_BT = jnp.where(mask_BT, weights_BT, 0.0)
+    return {"weight": jnp.sum(weights_BT), "weight_squares": jnp.sum(weights_BT**2)}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+RESAMPLES = 2000  # of the bootstrap
 TOP_K = 5
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 
@@ -115,6 +116,27 @@ def metrics(sums: dict[str, np.ndarray], classes: tuple[str, ...] = ()) -> dict[
         if there[i]
     }
     return found
+
+
+def bootstrap_interval(
+    loss_D: np.ndarray, tokens_D: np.ndarray, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return an interval of the loss of a token, over the choice of the D documents.
+
+    Documents are drawn again, with replacement, and each draw has the loss sum(loss_D) /
+    sum(tokens_D). The ends are quantiles of the draws (percentile bootstrap: Efron and
+    Tibshirani 1993, 13). None for fewer than two documents.
+    """
+    num = len(loss_D)
+    if num < 2:
+        return None
+    rng, drawn = np.random.default_rng(seed), []
+    together = min(max((1 << 22) // num, 1), RESAMPLES)  # bounds the memory
+    for start in range(0, RESAMPLES, together):
+        chosen = rng.integers(0, num, (min(together, RESAMPLES - start), num))
+        drawn.append(loss_D[chosen].sum(1) / tokens_D[chosen].sum(1))
+    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

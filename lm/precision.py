@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.task import Task
+from lm.task import Batch, Sums, Task
 
 DTYPES = {
     "float32": jnp.float32,
@@ -40,11 +40,26 @@ class LossScale(NamedTuple):
     finite_steps: jax.Array  # int32[], since the scale last changed
 
 
+def unmarked(scale: LossScale, batch: Batch) -> Batch:
+    return batch
+
+
+def told_scale(scale: LossScale) -> dict[str, jax.Array]:
+    return {"loss_scale": scale.value}
+
+
 class Scaling(NamedTuple):
-    """How the loss scale starts, and how it changes after a step."""
+    """How the loss scale starts, and how it changes after a step.
+
+    lm/robust.py adds what it knows of rows to the scale.
+    """
 
     init: Callable[[], LossScale]
-    update: Callable[[LossScale, jax.Array], LossScale]  # (scale, finite: bool[])
+    # (scale, finite: bool[], the sums of the step) -> the scale of the next step
+    update: Callable[[LossScale, jax.Array, Sums], LossScale]
+    # (scale, batch) -> the batch with what the loss reads of the scale
+    mark: Callable[[LossScale, Batch], Batch] = unmarked
+    told: Callable[[LossScale], dict[str, jax.Array]] = told_scale  # metrics of a step
 
 
 def loss_scaling(config: PrecisionConfig) -> Scaling:
@@ -58,7 +73,7 @@ def loss_scaling(config: PrecisionConfig) -> Scaling:
         value = config.loss_scale if dynamic else 1.0
         return LossScale(jnp.float32(value), jnp.int32(0))
 
-    def update(scale: LossScale, finite: jax.Array) -> LossScale:
+    def update(scale: LossScale, finite: jax.Array, sums: Sums) -> LossScale:
         if not dynamic:
             return scale
         steps = jnp.where(finite, scale.finite_steps + 1, 0)

@@ -9,6 +9,10 @@ Only sums leave a Task. `loss` returns the loss summed over the target tokens of
 and the other sums that are of use (`sums["loss"]`, `sums["tokens"]`, ...). The division by
 the number of tokens happens once, where the sums of the whole batch meet.
 
+A batch may have `weights`, one for each token as a target. Then every term of the loss, and
+of `sums["loss"]`, is multiplied by the weight of its token, and `sums["weight"]`, the sum
+of the weights, is the divisor. `sums["tokens"]` stays a count.
+
 Shapes: B batch, T time, D model width, V vocabulary, S cache length.
 """
 
@@ -23,7 +27,8 @@ from lm.losses import cross_entropy
 from lm.norms import activation_squares, square
 
 Params = Any  # nested dict of arrays
-Batch = dict[str, jax.Array]  # tokens_BT+1, segments_BT+1 (0: padding) and row_B
+# tokens_BT+1, segments_BT+1 (0: padding) and row_B; weighted, also weights_BT+1 (float32)
+Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 Cache = Any
 Key = jax.Array
@@ -145,7 +150,8 @@ def next_token_loss(
     """Return what `cross_entropy` does for the last T targets of each row."""
     last = slice(-x_BTD.shape[1], None)
     labels_BT, mask_BT = batch["tokens"][:, last], targets_mask(batch)[:, last]
-    return cross_entropy(x_BTD, head, labels_BT, mask_BT, loss_chunk, smoothing)
+    weights_BT = batch["weights"][:, last] if "weights" in batch else None
+    return cross_entropy(x_BTD, head, labels_BT, mask_BT, loss_chunk, smoothing, weights_BT)
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -43,9 +43,11 @@ from parallel.program import (
     Program,
     TrainState,
     divided,
+    divisor,
     gradients,
     total_weight,
     update,
+    weight_of,
 )
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
@@ -118,7 +120,7 @@ class Fragment(NamedTuple):
     agreed: list[jax.Array]  # once: the parameters of the last meeting
     outer: optax.OptState  # once
     arriving: list[jax.Array]  # once: the outer gradient that waits for `overlap` steps
-    tokens: jax.Array  # each: float32[], seen since the last meeting
+    tokens: jax.Array  # each: float32[], the weight of those since the last meeting
     comm: Any  # each: what the exchange keeps
 
 
@@ -145,7 +147,8 @@ def local_program(
         # A replica sees only its own sums; it estimates the global ones by multiplying by
         # the number of replicas.
         known = jnp.where(state.step <= plan.first, 1, num_replicas)
-        metrics |= {name: metrics[name] * known for name in ("loss", "tokens")}
+        global_sums = {"loss", "tokens", "weight"} & metrics.keys()
+        metrics |= {name: metrics[name] * known for name in global_sums}
         for index in range(plan.fragments):
             state = meetings(state, index, exchange, plan, axes, learner)
         return state, metrics
@@ -212,7 +215,7 @@ def own_step(
     grads, sums = gradients(
         learner.task.loss, state.params, batch, key, state.scale.value, accumulation
     )
-    tokens = sums["tokens"]
+    tokens = weight_of(sums)
     grads, sums = sum_early(state.step, (grads, sums))
     means = divided(grads, total_weight(sums, state.scale))
     state, metrics = update(learner, state, state.params, means, sums)
@@ -280,7 +283,7 @@ def exchange_moves(
     own: list[jax.Array], fragment: Fragment, exchange: Exchange, axes, key: Key
 ) -> tuple[list[jax.Array], Fragment]:
     """Return the mean move of the replicas, each weighted by its tokens."""
-    total = jnp.maximum(jax.lax.psum(fragment.tokens, axes), 1.0)
+    total = divisor(jax.lax.psum(fragment.tokens, axes))
     moves = [
         (agreed - x) * fragment.tokens
         for agreed, x in zip(fragment.agreed, own, strict=True)

@@ -4,8 +4,9 @@ Every strategy is a constructor of a Program. Strategies differ in where arrays 
 which collectives run. They all share `gradients` and `update` below.
 
 Only sums cross devices and microbatches. The loss and the gradient are summed over tokens
-and divided once, by the global number of tokens. That is exact even if devices have
-different numbers of tokens; a mean of means is not.
+and divided once, by the global number of tokens, or by the sum of their weights if they
+have any. That is exact even if devices have different numbers of tokens; a mean of means is
+not.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class TrainState(NamedTuple):
     params: Params
     opt: optax.OptState
     comm: Any  # what the exchange keeps; differs from replica to replica
-    scale: Any  # the loss scale; has a field `value`, float32[]
+    scale: Any  # the loss scale, float32[] in the field `value`, and what goes with it
 
 
 def same(state: TrainState) -> TrainState:
@@ -74,7 +75,7 @@ class Learner(NamedTuple):
     # tensor_dims and stages.
     task: Any
     optimizer: optax.GradientTransformationExtraArgs
-    scaling: Any  # `init() -> scale`, `update(scale, finite) -> scale`
+    scaling: Any  # lm/precision.py:Scaling
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
@@ -119,8 +120,8 @@ def gradients(
         if measure_noise:
             square = optax.tree.norm(grads, squared=True) / scale**2
             sums |= {
-                "unit_squares": square / jnp.maximum(sums["tokens"], 1.0),
-                "units": jnp.float32(sums["tokens"] > 0),
+                "unit_squares": square / divisor(weight_of(sums)),
+                "units": unit_weight(sums),
             }
         return reduce(grads), sums
 
@@ -144,9 +145,24 @@ def split_rows(x: jax.Array, num: int) -> jax.Array:
     return x.reshape(x.shape[0] // num, num, *x.shape[1:]).swapaxes(0, 1)
 
 
+def weight_of(sums: Metrics) -> jax.Array:
+    """Return the sum of the targets' weights: how many there are, if they have none."""
+    return sums.get("weight", sums["tokens"])
+
+
+def divisor(weight: jax.Array) -> jax.Array:
+    """Return the weight, and 1 where it is 0, because nothing at all is divided by it."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def unit_weight(sums: Metrics) -> jax.Array:
+    """Return the sum of squared weights over that of weights; without weights 1, or 0."""
+    return sums.get("weight_squares", sums["tokens"]) / divisor(weight_of(sums))
+
+
 def total_weight(sums: Metrics, scale: Any) -> jax.Array:
-    """Return what a sum of scaled gradients is divided by: the tokens, the loss scale."""
-    return jnp.maximum(sums["tokens"], 1.0) * scale.value
+    """Return what a sum of scaled gradients is divided by: the weight, the loss scale."""
+    return divisor(weight_of(sums)) * scale.value
 
 
 def divided(sums: Params, weight: jax.Array) -> Params:
@@ -164,7 +180,7 @@ def update(
     `state.params` in the layout of the optimizer state.
     """
     norm = optax.tree.norm(grads)
-    loss = sums["loss"] / jnp.maximum(sums["tokens"], 1.0)
+    loss = sums["loss"] / divisor(weight_of(sums))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, opt = learner.optimizer.update(grads, state.opt, params, value=loss)
 
@@ -175,7 +191,7 @@ def update(
         step=state.step + 1,
         params=keep(optax.apply_updates(params, updates), params),
         opt=keep(opt, state.opt),
-        scale=learner.scaling.update(state.scale, finite),
+        scale=learner.scaling.update(state.scale, finite, sums),
     )
     metrics = (
         noise(sums, norm)
@@ -184,8 +200,8 @@ def update(
             "grad_norm": norm,
             "finite": finite,
             "learning_rate": learner.learning_rate(new_state.opt),
-            "loss_scale": state.scale.value,
         }
+        | learner.scaling.told(state.scale)
     )
     return new_state, metrics
 
@@ -198,15 +214,20 @@ def noise(sums: Metrics, norm: jax.Array) -> Metrics:
     the mean G and the covariance S, then E |g_u|^2 / n_u = n_u |G|^2 + tr S and
     E |g|^2 / N = N |G|^2 + tr S, for any n_u. The noise scale is tr S / |G|^2, in tokens
     (McCandlish et al. 2018, 2.2 and A.1). With a single unit it is not a number.
+
+    If tokens have weights, n_u and N are the sums of weights, and tr S is multiplied by the
+    sum of their squares over n_u, or over N (`unit_weight`; 1 without weights).
     """
     sums = dict(sums)
     if "units" not in sums:
         return sums
     units, squares = sums.pop("units"), sums.pop("unit_squares")
-    tokens, square = jnp.maximum(sums["tokens"], 1.0), norm * norm
-    variance = (squares - tokens * square) / (units - 1)
-    variance = jnp.where(units > 1, variance, jnp.nan)
-    return sums | {"grad_variance": variance, "grad_square": square - variance / tokens}
+    weight, square = divisor(weight_of(sums)), norm * norm
+    one = unit_weight(sums)
+    variance = (squares - weight * square) / (units - one)
+    variance = jnp.where(units > one, variance, jnp.nan)
+    mean_square = square - variance * one / weight
+    return sums | {"grad_variance": variance, "grad_square": mean_square}
 
 
 def abstract(init: Callable[[Key], TrainState], shardings: TrainState) -> TrainState:

@@ -117,6 +117,7 @@ def replica_step(
     """Return the step as one replica sees it, from its rows to the common update."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = learner.scaling.mark(state.scale, batch)
         means, sums, comm = exchanged_gradients(
             learner, exchange, state, batch, accumulation, every, axes, measure_noise
         )

@@ -186,7 +186,7 @@ def layout_program(
         donate_argnums=0,
     )
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, sums = sum_gradients(state, batch)
+        grads, sums = sum_gradients(state, learner.scaling.mark(state.scale, batch))
         # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
         means = divided(grads, total_weight(sums, state.scale))

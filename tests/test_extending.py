@@ -1,7 +1,8 @@
 """A new part is its own code and one row of a table; then that table's laws hold for it."""
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -13,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 from configs import base, fields
 from configs.base import Experiment
 from experiments.run.build import check
-from lm.data.cleaning.dedup import deduplicate
+from lm.data.cleaning.stage import Finding, Stage
+from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.sources.corpus import Corpus, Document
@@ -191,7 +193,7 @@ def test_a_source(monkeypatch, tmp_path):
     monkeypatch.setitem(SOURCES, "numbers", Source(numbers, reads=("name",)))
     check(config)
     prepared = prepare(data)
-    texts = list(deduplicate(numbers(data).texts("train"), set()))
+    texts = list(dict.fromkeys(numbers(data).texts("train")))
     expected = test_prepare.pairs_of_documents(encode_documents(prepared.tokenizer, texts))
     rows = zip(*prepared.train[:2], strict=True)
     assert test_prepare.pairs_of_rows(rows) == expected
@@ -200,3 +202,48 @@ def test_a_source(monkeypatch, tmp_path):
     monkeypatch.setitem(SOURCES, "numbers", Source(numbers, pairs=True, reads=("name",)))
     with pytest.raises(ValueError, match="data.packing is 'concat', but it has no effect"):
         check(config)
+
+
+@dataclass
+class RepeatedConfig:
+    most: int = 2
+
+
+def num_lines(config: RepeatedConfig, document: Document) -> int:
+    return document.text.count("\n")
+
+
+def too_frequent(config: RepeatedConfig, sketches) -> list[int]:
+    seen = Counter()
+    verdicts = []
+    for size in sketches:
+        seen[size] += 1
+        verdicts.append(seen[size] - config.most)
+    return verdicts
+
+
+def drop_frequent(config: RepeatedConfig, document: Document, verdict: int):
+    found = [Finding(document.name, "frequent", verdict, "its number of lines is frequent")]
+    return (None, found) if verdict > 0 else (document, [])
+
+
+@dataclass
+class DataConfigWithStage(DataConfig):
+    repeated: RepeatedConfig = field(default_factory=RepeatedConfig)
+
+
+def test_a_stage(monkeypatch, tmp_path):
+    data = DataConfigWithStage(stages="repeated", source="numbers", cache=str(tmp_path))
+    data.seq_len, data.vocab_size, data.leakage = 8, 300, "keep"
+    monkeypatch.setitem(SOURCES, "numbers", Source(numbers))
+    with pytest.raises(ValueError, match="'repeated', which is no stage; choose from"):
+        check(Experiment(data=data))
+    row = Stage(RepeatedConfig, drop_frequent, num_lines, too_frequent)
+    monkeypatch.setitem(STAGES, "repeated", row)
+    check(Experiment(data=data))
+    with pytest.raises(ValueError, match="of validation is left: repeated drops 300"):
+        prepare(data)  # every document has one line, and two are enough
+    data.repeated.most = 310
+    meta = prepare(data).meta
+    assert meta["documents"] == {"train": 300, "validation": 10}
+    assert meta["cleaning"]["repeated"]["validation"] == {"kept": 10, "dropped": 290}

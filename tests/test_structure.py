@@ -47,7 +47,10 @@ def imported(file: pathlib.Path) -> Iterator[str]:
 def opens_text_without_encoding(call: ast.Call) -> bool:
     """Tell whether a call reads or writes text in the encoding of the user's locale."""
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    if "encoding" in given or "text" in given or "universal_newlines" in given:
+    if "encoding" in given or "True" in (
+        given.get("text"),
+        given.get("universal_newlines"),
+    ):
         return "encoding" not in given
     is_method = isinstance(call.func, ast.Attribute)
     name = call.func.attr if is_method else getattr(call.func, "id", "")
@@ -143,6 +146,7 @@ TEXT = {  # a call -> whether it leaves the encoding to the locale
     "open('b')": True,
     "subprocess.run(command, text=True)": True,
     "subprocess.run(command, encoding='utf-8')": False,
+    "document._replace(text=changed)": False,
     "tempfile.NamedTemporaryFile()": False,
     "tempfile.NamedTemporaryFile(mode='w')": True,
 }

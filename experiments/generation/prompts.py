@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from configs.base import Experiment
 from lm.beam import Beam
 from lm.data.rows.pairs import encode_sources
-from lm.data.sources.files import read_text
+from lm.data.sources.reading import read_text
 from lm.decoding import Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID

@@ -21,6 +21,7 @@ from lm.norms import gradient_norms
 from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
+from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
@@ -53,6 +54,11 @@ def check(config: Experiment) -> Mesh:
     check_optimizer(config)
     if config.model.trained_by == "counts":
         check_counting(config)
+        if config.robust != RobustConfig():
+            raise ValueError(
+                f"robust.weights is {config.robust.weights!r}, but a model of counts has "
+                "no loss in training; unset it, or choose another family of models"
+            )
     config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
@@ -100,6 +106,17 @@ def check_memory(config: Experiment, task: Task) -> None:
 def whole_bytes(tree: Any) -> int:
     """Return the bytes of one copy of a tree of shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
+    """Check what only the prepared data tells: its weights and its vocabulary."""
+    if config.model.trained_by == "counts" and data.meta["train"].get("fractional_weights"):
+        raise ValueError(
+            "the training text has weights other than 0 and 1, and a model of counts "
+            "counts whole tokens; mask or drop text where it is down-weighted, or choose "
+            "another family of models"
+        )
+    check_learned(config, data.tokenizer.get_vocab_size(), mesh)
 
 
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
@@ -195,9 +212,9 @@ def build(
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
-        task=task,
+        task=robust(task, config.robust),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
-        scaling=loss_scaling(config.precision),
+        scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
         measure=gradient_norms if config.trace_norms else no_metrics,
@@ -205,22 +222,28 @@ def build(
     return task, build_program(config.parallel, learner, mesh)
 
 
-def compile_step(config: Experiment, program: Program) -> jax.stages.Compiled:
+def compile_step(
+    config: Experiment, program: Program, weighted: bool = False
+) -> jax.stages.Compiled:
     """Compile the program's step ahead of time, without a state or data.
 
+    `weighted` tells whether rows carry weights.
     pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
     abstract_batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        program.place(empty_rows(config, process_rows(program.mesh)[1])),
+        program.place(empty_rows(config, process_rows(program.mesh)[1], weighted)),
     )
     return program.step.lower(program.abstract, abstract_batch).compile()
 
 
-def empty_rows(config: Experiment, num_parts: int = 1) -> dict[str, np.ndarray]:
+def empty_rows(
+    config: Experiment, num_parts: int = 1, weighted: bool = False
+) -> dict[str, np.ndarray]:
     """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    return {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
+    return rows | {"weights": tokens.astype(np.float32)} if weighted else rows

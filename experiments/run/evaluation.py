@@ -1,26 +1,29 @@
 """Evaluate parameters on held-out rows: loss, accuracy, classes, calibration."""
 
+import collections
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tokenizers import Tokenizer
 
-from experiments.processes.messages import say
 from lm.data.classes import CLASSES, usual_classes
-from lm.data.cleaning.clean import clean
 from lm.data.config import DataConfig
-from lm.data.prepare import Data, current_fingerprint
+from lm.data.prepare import Data, prepared_documents
 from lm.data.rows.order import validation_batches
-from lm.data.rows.store import Rows, target_bytes
-from lm.data.sources.files import list_files, read_text
+from lm.data.rows.store import Rows, target_bytes, targets
+from lm.data.sources.corpus import Document
+from lm.data.sources.listing import list_files
+from lm.data.sources.reading import read_text
 from lm.data.sources.table import PAIR_SOURCES
-from lm.data.texts import held_out_texts, pack_texts, sample, training_texts
+from lm.data.texts import clean_alone, head, pack_texts
 from lm.data.tokenizer import token_bytes
-from lm.metrics import metrics, perplexity, prediction_sums
+from lm.metrics import bootstrap_interval, metrics, perplexity, prediction_sums
 from lm.task import Batch, Params, Sums, Task, targets_mask
 from parallel.mesh import (
     batch_degree,
@@ -29,9 +32,22 @@ from parallel.mesh import (
     process_rows,
 )
 
-BatchSums = tuple[dict[str, np.ndarray], int]  # (sums, bytes of text of the targets)
 LOGITS = 1 << 24  # about so many exist at once on a device
 USUAL_CHARACTERS = 2_000_000  # training text from which a token's usual class is counted
+
+
+class Documents(NamedTuple):
+    """The sums of the loss by document, n documents."""
+
+    numbers: np.ndarray  # int[n]
+    loss: np.ndarray  # float64[n]
+    tokens: np.ndarray  # int[n]
+
+
+class BatchSums(NamedTuple):
+    sums: dict[str, np.ndarray]
+    num_bytes: int  # of text that the targets stand for
+    documents: Documents | None  # None: the rows do not say from which they are
 
 
 class Evaluator:
@@ -52,16 +68,27 @@ class Evaluator:
         self.batch_size = -(-batch_size // degree) * degree
         self.mesh = mesh
 
-        def sums(params: Params, batch: Batch) -> Sums:
-            return task.loss(params, batch, None)[1] | more_sums(params, batch)
+        def sums(params: Params, batch: Batch) -> tuple[Sums, jax.Array]:
+            def loss(weights: jax.Array) -> tuple[jax.Array, Sums]:
+                found = task.loss(params, batch | {"weights": weights}, None)[1]
+                return found["loss"], found
 
-        self.sums = jax.jit(knowing(mesh, sums))
+            # Every target weighs 1. The derivative with respect to the weight of a target
+            # is the loss that the weight multiplies, for any Task.
+            ones = jnp.ones(batch["tokens"].shape, jnp.float32)
+            losses, found = jax.grad(loss, has_aux=True)(ones)
+            return found | more_sums(params, batch), losses[:, 1:]
+
+        # Every process gets the losses of all rows.
+        everywhere = NamedSharding(mesh, P())
+        self.sums = jax.jit(knowing(mesh, sums), out_shardings=everywhere)
 
     def __call__(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
     ) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all) of `rows`, or of its own rows."""
-        return likelihood(self.batches(params, num_batches, rows))
+        batches = self.batches(params, num_batches, rows)
+        return likelihood(batches) | interval(batches)
 
     def batches(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
@@ -70,15 +97,27 @@ class Evaluator:
         index, count = process_rows(self.mesh)
         local = self.batch_size // count
         mine = slice(index * local, (index + 1) * local)
-        sums, num_bytes = [], []
         rows = self.rows if rows is None else rows
+        running: collections.deque = collections.deque()
+        done: list[BatchSums] = []
         for batch in validation_batches(rows, self.batch_size, num_batches):
-            num_bytes.append(target_bytes(batch, self.token_bytes))
-            placed = place_rows(self.mesh, {k: v[mine] for k, v in batch.items()})
-            sums.append(self.sums(params, placed))
+            read = {k: v[mine] for k, v in batch.items() if k != "documents"}
+            running.append((batch, self.sums(params, place_rows(self.mesh, read))))
             # Emulated devices that run far ahead of each other starve those that wait.
-            jax.block_until_ready(sums[-2:][0])
-        return list(zip(jax.device_get(sums), num_bytes, strict=True))
+            if len(running) == 2:
+                done.append(self.finished(*running.popleft()))
+        return done + [self.finished(*last) for last in running]
+
+    def finished(self, batch: dict[str, np.ndarray], launched: Any) -> BatchSums:
+        """Wait for a batch, and sum the loss of its targets by document."""
+        sums, losses_BT = jax.device_get(launched)
+        num_bytes, documents = target_bytes(batch, self.token_bytes), None
+        if "documents" in batch:
+            inside = targets(batch["segments"])
+            numbers = batch["documents"][:, 1:][inside]
+            loss = losses_BT[inside].astype(np.float64)
+            documents = by_document(numbers, loss, np.ones_like(numbers))
+        return BatchSums(sums, num_bytes, documents)
 
     def num_rows(self, num_batches: int) -> int:
         """Return how many rows an evaluation of `num_batches` batches has."""
@@ -91,12 +130,12 @@ def total(batches: list[BatchSums]) -> dict[str, np.ndarray]:
         whole = np.issubdtype(parts[0].dtype, np.integer)
         return np.sum(parts, 0, dtype=np.int64 if whole else np.float64)
 
-    return jax.tree.map(add, *(sums for sums, _ in batches))
+    return jax.tree.map(add, *(batch.sums for batch in batches))
 
 
 def likelihood(batches: list[BatchSums]) -> dict[str, float]:
     """Divide the sums over all batches by their tokens and by their bytes of text."""
-    sums, num_bytes = total(batches), sum(num_bytes for _, num_bytes in batches)
+    sums, num_bytes = total(batches), sum(batch.num_bytes for batch in batches)
     loss = float(sums["loss"] / sums["tokens"])
     return {
         "loss": loss,
@@ -104,6 +143,33 @@ def likelihood(batches: list[BatchSums]) -> dict[str, float]:
         "bits_per_byte": float(sums["loss"]) / math.log(2) / num_bytes,
         "tokens": int(sums["tokens"]),
     }
+
+
+def by_document(numbers: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> Documents:
+    """Add up what belongs to the same document."""
+    found, index = np.unique(numbers, return_inverse=True)
+    counts = np.bincount(index, tokens, len(found)).astype(np.int64)
+    return Documents(found, np.bincount(index, loss, len(found)), counts)
+
+
+def interval(batches: list[BatchSums]) -> dict[str, Any]:
+    """Return the loss's 95 % interval over the documents, if the rows tell documents."""
+    parts = [batch.documents for batch in batches]
+    if None in parts:
+        return {}
+    whole = by_document(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    return {
+        "loss_interval": bootstrap_interval(whole.loss, whole.tokens),
+        "documents": len(whole.numbers),
+    }
+
+
+def told_interval(result: dict[str, Any]) -> str:
+    """Return words for the interval of a loss, to stand after it; "" without one."""
+    if not result.get("loss_interval"):
+        return ""
+    low, high = result["loss_interval"]
+    return f" [{low:.2f}, {high:.2f}] over {result['documents']} documents"
 
 
 def score(
@@ -133,7 +199,7 @@ def score(
 
     evaluate = Evaluator(task, tokenizer, rows, batch_size, mesh, predictions)
     batches = evaluate.batches(params)
-    return likelihood(batches) | metrics(total(batches), CLASSES)
+    return likelihood(batches) | interval(batches) | metrics(total(batches), CLASSES)
 
 
 def held_out_rows(
@@ -148,10 +214,9 @@ def held_out_rows(
         raise ValueError(f"--on={split}: the data of this run has no text of another kind")
     if config.source != "stdlib":
         return rows, None
-    usual = usual_in_training(config, data.tokenizer, data.meta["fingerprint"])
-    if usual is None:
-        return rows, None
-    texts = held_out_texts(config, split)
+    fingerprint = data.meta["fingerprint"]
+    usual = usual_in_training(config, data.tokenizer, fingerprint)
+    texts = [each.text for each in prepared_documents(config, fingerprint, split)]
     return pack_texts(config, data.tokenizer, texts, classes=True), usual
 
 
@@ -168,7 +233,8 @@ def file_rows(
             "--on=validation"
         )
     files = list_files("--on", pattern)
-    texts = [clean(read_text(file)) for file in files]
+    read = (Document(read_text(file), str(file)) for file in files)
+    texts = [document.text for document in clean_alone(config, read)]
     usual = None
     if all(file.suffix == ".py" for file in files):
         usual = usual_in_training(config, tokenizer, fingerprint)
@@ -177,14 +243,8 @@ def file_rows(
 
 def usual_in_training(
     config: DataConfig, tokenizer: Tokenizer, fingerprint: str
-) -> np.ndarray | None:
-    """Count each token's usual class in the training text; None if that has changed."""
-    try:
-        if (found := current_fingerprint(config)) == fingerprint:
-            texts = sample(training_texts(config), USUAL_CHARACTERS)
-            return usual_classes(texts, tokenizer)
-        reason = f"it gives the prepared data {found}, and the run has {fingerprint}"
-    except (ValueError, OSError) as error:
-        reason = str(error)
-    say(f"classes of tokens are left out: the training text has changed ({reason})")
-    return None
+) -> np.ndarray:
+    """Count each token's usual class in the training text of the run's data."""
+    documents = prepared_documents(config, fingerprint, "train")
+    texts = (document.text for document in head(documents, USUAL_CHARACTERS))
+    return usual_classes(texts, tokenizer)

@@ -29,7 +29,13 @@ from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
 
-OF_GRADIENTS = ("grad_norm", "learning_rate", "loss_scale")
+OF_GRADIENTS = (
+    "grad_norm",
+    "learning_rate",
+    "loss_scale",
+    "row_loss_median",
+    "row_loss_distance",
+)
 
 
 class Clock:
@@ -155,7 +161,8 @@ class Log:
         seconds = now - max(self.last_done, began)
         self.last_done = now
         finite = m.get("finite", True)  # what only counts has no loss, and is always fine
-        loss = m.get("loss", math.nan) / max(m["tokens"], 1)
+        weight = m.get("weight", m["tokens"])  # what the loss is divided by
+        loss = m.get("loss", math.nan) / (weight or 1)
         self.tokens += int(m["tokens"])
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
@@ -177,6 +184,7 @@ class Log:
                 **estimates,
                 **traced_norms(m),
                 **{name: m[name] for name in OF_GRADIENTS if name in m},
+                **({"mean_weight": weight / (m["tokens"] or 1)} if "weight" in m else {}),
                 "skipped": int(not finite),
                 "spike": int(self.spikes.add(loss)),
             }

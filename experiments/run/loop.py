@@ -11,7 +11,7 @@ import jax
 from experiments.processes.messages import human, is_main_process, say
 from experiments.run.build import Run, compile_step
 from experiments.run.checkpoint import Checkpoints, Score
-from experiments.run.evaluation import Evaluator, likelihood
+from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
 from experiments.run.summary import summarize
 from lm.data.rows.order import step_rows, train_batches
@@ -39,7 +39,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         ThreadPoolExecutor(1) as pool,
     ):
         # Compilation overlaps with making or restoring the state.
-        compiled = pool.submit(compile_step, config, program)
+        weighted = run.data.train.weights is not None
+        compiled = pool.submit(compile_step, config, program, weighted)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
@@ -157,7 +158,8 @@ def evaluated(
     few = run.config.eval_batches
     batches = evaluate.batches(run.program.params(state), 0 if whole else few)
     compared = likelihood(batches[: few or None])["loss"]
-    return likelihood(batches), Score(compared, evaluate.num_rows(few))
+    found = likelihood(batches) | (interval(batches) if whole else {})
+    return found, Score(compared, evaluate.num_rows(few))
 
 
 def handle(skipped: Skipped | None, run: Run, log: Log) -> None:

@@ -18,6 +18,7 @@ from experiments.generation.prompts import Inputs, continuations, encode_inputs
 from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
+from experiments.run.evaluation import told_interval
 from experiments.run.log import PARTS, Log
 from lm.decoding import Sampling
 from lm.task import num_parameters
@@ -61,6 +62,9 @@ def summarize(
         return
     summary = {
         "val_loss": validation["loss"],
+        # 95 %, over the choice of the documents; None where rows do not tell documents.
+        "loss_interval": validation.get("loss_interval"),
+        "documents": validation.get("documents"),
         "val_perplexity": validation["perplexity"],
         "val_bits_per_byte": validation["bits_per_byte"],
         "shifted_loss": shifted and shifted["loss"],
@@ -129,7 +133,7 @@ def print_summary(s: dict[str, Any]) -> None:
     gain = s["bigram_loss"] - s["val_loss"]
     print(
         f"""
-validation loss      {s["val_loss"]:.4f} nats a token
+validation loss      {s["val_loss"]:.4f} nats a token{told_interval(s)}
   perplexity         {s["val_perplexity"]:.2f}
   bits per byte      {s["val_bits_per_byte"]:.4f}
 {shifted_line(s)}\

@@ -13,6 +13,7 @@ model with a lower validation loss. The judge compares texts written in parts wi
 written in turn.
 """
 
+import itertools
 import pathlib
 import statistics
 import time
@@ -37,8 +38,8 @@ from experiments.run.restore import load_run, run_data
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read
 from experiments.sweeps.tables import markdown
-from lm.data.prepare import Data
-from lm.data.texts import held_out_texts, pack_texts
+from lm.data.prepare import Data, prepared_documents
+from lm.data.texts import pack_texts
 from lm.decoding import Sampling, generate
 from lm.task import Params, Task
 from lm.vocabulary import END_ID
@@ -157,7 +158,10 @@ def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
             if seed >= 0:
                 seconds[name].append(time.perf_counter() - start)
                 texts[name].append(text)
-    real = held_out_texts(writer.config.data, "validation")[:TEXTS]
+    held_out = prepared_documents(
+        writer.config.data, writer.data.meta["fingerprint"], "validation"
+    )
+    real = list(itertools.islice(held_out, TEXTS))
     size = int(statistics.fmean(map(len, texts["in turn"])))
     texts["held-out text"] = [text[:size] for text in real]
     return {

@@ -11,7 +11,7 @@ def page() -> str:
     """Return the part of docs/config.md between its markers: a section for each config."""
     usual = Experiment()
     sections = [section("Experiment", usual, "", fields.deciding(usual))]
-    for name in ("data", "optim", "precision", "parallel"):
+    for name in ("data", "optim", "precision", "robust", "parallel"):
         config = getattr(usual, name)
         sections.append(section(name, config, f"{name}.", fields.deciding(usual)))
     for name, cls in FAMILIES.items():

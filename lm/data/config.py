@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
 from lm.data.cleaning.fix import FixConfig
+from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.packing import PACKINGS
@@ -12,6 +13,7 @@ from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
 PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
+PRETRAINED = {"only": {"data.tokenizer": ("pretrained",)}}
 # The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
 LEAKAGE = ("drop", "refuse", "keep")
@@ -36,7 +38,7 @@ class DataConfig:
     shifted_split: str = field(default="", metadata=read("shifted_split"))
     # folder where TFDS keeps its datasets; "": TFDS's own default
     tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
-    # text, jsonl: a file, a folder or a glob; parallel: the file of source lines
+    # text, jsonl, parquet: a file, a folder or a glob; parallel: the file of source lines
     path: str = field(default="", metadata=read("path") | BY_TEXT)
     # file of target lines; line i is the target of line i of path
     target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
@@ -50,20 +52,41 @@ class DataConfig:
     )
     # files with another kind of text, also evaluated at the end; "": none
     shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
-    # TFDS feature, or key of a JSON line, that holds the text
+    # TFDS feature, key of a JSON line, or Parquet column that holds the text
     text_key: str = field(default="text", metadata=read("text_key"))
+    # what lies between the documents of a file; "": a file is one document
+    separator: str = field(default="", metadata=read("separator"))
+    # text: as it is written; regex: a regular expression, such as \n\s*\n for blank lines
+    separator_kind: str = field(
+        default="text", metadata={"choices": ("text", "regex")} | read("separator_kind")
+    )
+    # what a file or a record that cannot be read does; skip: it is counted and left out
+    on_bad_record: str = field(
+        default="stop", metadata={"choices": ("stop", "skip")} | read("on_bad_record")
+    )
     # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
-    stages: str = field(default="exact_dedup", metadata={"only": DOCUMENTS})
+    stages: str = field(
+        default="fix,normalise,exact_dedup,near_dedup", metadata={"only": DOCUMENTS}
+    )
     # each stage has a config of its own, which experiments.inspect reads too
     fix: FixConfig = field(default_factory=FixConfig)
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     exact_dedup: ExactDedupConfig = field(default_factory=ExactDedupConfig)
+    near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
     # a held-out document that repeats a training document: drop it, refuse to go on, or
     # keep it
     leakage: str = field(default="drop", metadata={"choices": LEAKAGE, "only": DOCUMENTS})
-    # what a token is; each kind writes pieces that it does not know as bytes
-    tokenizer: str = field(default="bpe", metadata={"choices": tuple(LEAST_VOCAB_SIZE)})
-    # most tokens that the tokenizer learns; 257: the bytes and the end-of-text mark alone
+    # what a token is; each kind writes pieces that it does not know as bytes; pretrained:
+    # the tokenizer of another model
+    tokenizer: str = field(
+        default="bpe", metadata={"choices": (*LEAST_VOCAB_SIZE, "pretrained")}
+    )
+    # pretrained: the tokenizer.json
+    tokenizer_file: str = field(default="", metadata=PRETRAINED | BY_TEXT)
+    # pretrained: the token that ends a text; "": as tokenizer_config.json beside it says
+    end_token: str = field(default="", metadata=PRETRAINED)
+    # most tokens that the tokenizer learns; 257: the bytes and the end-of-text mark alone;
+    # pretrained: how many it has
     vocab_size: int = field(default=4096, metadata={"at_least": NUM_BYTES})
     # T, tokens in a row that the model reads; with pairs, source and target together
     seq_len: int = field(default=256, metadata={"at_least": 2})
@@ -89,7 +112,11 @@ class DataConfig:
             )
 
     def validate_vocab_size(self) -> None:
-        least = LEAST_VOCAB_SIZE[self.tokenizer]
+        if self.tokenizer == "pretrained" and not self.tokenizer_file:
+            raise ValueError(
+                "data.tokenizer_file is empty; give the tokenizer.json of a model"
+            )
+        least = LEAST_VOCAB_SIZE.get(self.tokenizer, NUM_BYTES)
         exact = self.tokenizer == "byte"
         if self.vocab_size < least or exact and self.vocab_size > least:
             raise ValueError(

@@ -1,7 +1,7 @@
 """From documents to rows on disk.
 
-corpus -> clean -> deduplicate -> tokenise -> pack -> rows on disk, cached under a
-fingerprint of everything that made them.
+corpus -> stages of cleaning -> tokenise -> pack -> rows on disk, cached under a fingerprint
+of everything that made them. The cleaned documents are kept beside the rows.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import NamedTuple
 
 import filelock
@@ -20,17 +21,23 @@ from tokenizers import Tokenizer
 
 from lm.data.bigram import bigram_counts, bigram_loss
 from lm.data.cleaning.clean import clean
+from lm.data.cleaning.records import Records
+from lm.data.cleaning.run import PROGRESS, Cleaned
+from lm.data.cleaning.table import chosen_stages
 from lm.data.config import DataConfig
+from lm.data.pretrained import pretrained_tokenizer, tokenizer_identity
+from lm.data.rows.packing import SplitRows
 from lm.data.rows.pairs import pair_splits
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
-from lm.data.texts import document_splits, open_corpus, sample
-from lm.data.tokenizer import load_tokenizer, train_tokenizer
+from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
+from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
+from lm.data.whole import write_whole
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 3  # part of the fingerprint; raise it when rows are made or stored differently
+FORMAT = 4  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -99,6 +106,12 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")
     made_of = {"format": FORMAT, "corpus": corpus.identity}
     made_of |= {name: getattr(config, name) for name in fields}
+    if isinstance(corpus, Corpus):
+        names = [*chosen_stages(config.stages), "near_dedup"]  # leakage reads the last
+        made_of["leakage"] = config.leakage
+        made_of["stages"] = [(name, asdict(getattr(config, name))) for name in names]
+    if config.tokenizer == "pretrained":
+        made_of |= tokenizer_identity(config.tokenizer_file, config.end_token)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -109,22 +122,26 @@ def rows_folder(config: DataConfig, fingerprint: str) -> pathlib.Path:
 def fill_cache(
     config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path, fingerprint: str
 ) -> None:
-    """Make rows in a folder beside `folder`, then rename it; a failure leaves nothing."""
+    """Make rows in a folder beside `folder`, then rename it.
+
+    A failure leaves nothing. What a killed process leaves is used by the next one.
+    """
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
+    if isinstance(corpus, PairCorpus):
+        shutil.rmtree(partial, ignore_errors=True)  # rows of pairs are made in one go
     try:
-        partial.mkdir()
+        (partial / PROGRESS).mkdir(parents=True, exist_ok=True)
         make_rows(config, corpus, partial, fingerprint)
+        shutil.rmtree(partial / PROGRESS)
         partial.rename(folder)
-    except OSError as error:
-        if error.errno not in FULL:
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError) or error.errno not in FULL:
             raise
         raise OSError(
             f"the prepared data could not be written to {folder} ({error}); make room "
             "there, or set data.cache"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_rows(
@@ -135,18 +152,10 @@ def make_rows(
 ) -> None:
     """Write the tokenizer, the rows of all splits and meta.json into `folder`."""
     logging.info("preparing %s", json.dumps(corpus.identity)[:200])
-    if isinstance(corpus, PairCorpus):
-        texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
-    else:
-        texts, rows = document_splits(config, corpus)
-    tokenizer = train_tokenizer(
-        config.tokenizer,
-        sample(map(clean, texts("train")), TOKENIZER_CHARACTERS),
-        config.vocab_size,
-    )
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    texts, rows, meta = texts_and_rows(config, corpus, folder)
+    tokenizer = kept_tokenizer(config, texts, folder)
     vocab_size = tokenizer.get_vocab_size()
-    meta = {
+    meta |= {
         "fingerprint": fingerprint,
         "vocab_size": vocab_size,
         "row_len": config.seq_len + 1,
@@ -154,7 +163,11 @@ def make_rows(
         "segments": config.packing == "first_fit",
     }
     for split in corpus.splits:
-        meta[split] = write_rows(rows(tokenizer, split), folder, split, meta)
+        done = folder / PROGRESS / f"{split}.json"
+        if not done.exists():
+            made = write_rows(rows(tokenizer, split), folder, split, meta)
+            write_whole(done, json.dumps(made))
+        meta[split] = json.loads(done.read_text(encoding="utf-8"))
         least = config.seq_len if split == "train" else 1
         if meta[split]["targets"] < least:
             raise ValueError(
@@ -162,12 +175,90 @@ def make_rows(
                 f"for one row of data.seq_len {config.seq_len}; give more text, or a "
                 "smaller seq_len"
             )
+    tell_weights(meta["train"])
     counts = [
         bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+    write_whole(folder / "meta.json", json.dumps(meta, indent=2))
+
+
+def texts_and_rows(
+    config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path
+) -> tuple[Callable[[], Iterable[str]], SplitRows, dict]:
+    """Return the training texts, a function to the rows of a split, and what is to say."""
+    if isinstance(corpus, PairCorpus):
+        texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
+        return lambda: map(clean, texts("train")), rows, {}
+    cleaned = clean_corpus(config, corpus, folder)
+    print(told(cleaned), file=sys.stderr)
+
+    def documents(split: str) -> Records:
+        return kept_documents(folder, cleaned.splits, split)
+
+    return (
+        lambda: (document.text for document in documents("train")),
+        lambda tokenizer, split: document_rows(config, tokenizer, documents(split), split),
+        {"documents": cleaned.splits, "cleaning": cleaned.report},
+    )
+
+
+def told(cleaned: Cleaned) -> str:
+    """Return one line about what the stages dropped and changed."""
+    parts = []
+    for split, left in cleaned.splits.items():
+        steps = [
+            f"{name} {what} {splits[split][what]:,}"
+            for name, splits in cleaned.report.items()
+            for what in ("dropped", "changed")
+            if splits.get(split, {}).get(what)
+        ]
+        parts.append(f"{split} {left:,}" + (f" ({', '.join(steps)})" if steps else ""))
+    return f"documents after cleaning: {'; '.join(parts)}"
+
+
+def prepared_documents(config: DataConfig, fingerprint: str, split: str) -> Records:
+    """Return the cleaned documents whose tokens are in the prepared rows of a split."""
+    folder = rows_folder(config, fingerprint)
+    counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["documents"]
+    return kept_documents(folder, counts, split)
+
+
+def kept_tokenizer(
+    config: DataConfig, texts: Callable[[], Iterable[str]], folder: pathlib.Path
+) -> Tokenizer:
+    """Learn a tokenizer from the training texts, if a killed process has not done it."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        write_whole(file, tokenizer_of(config, texts()).to_str())
+    return load_tokenizer(file)
+
+
+def tokenizer_of(config: DataConfig, texts: Iterator[str]) -> Tokenizer:
+    """Learn the tokenizer from texts, or load that of another model."""
+    if config.tokenizer == "pretrained":
+        return pretrained_tokenizer(
+            config.tokenizer_file, config.end_token, config.vocab_size
+        )
+    some = sample_of_all(texts, TOKENIZER_CHARACTERS)
+    return train_tokenizer(config.tokenizer, some, config.vocab_size)
+
+
+def tell_weights(train: dict) -> None:
+    """Print what weighted training text is worth; ValueError if its weights sum to 0."""
+    if "weight" not in train:
+        return
+    if not train["weight"]:
+        raise ValueError(
+            f"the weights of the {train['targets']} training targets sum to nothing; give "
+            "some of the text a weight above 0"
+        )
+    print(
+        f"the {train['targets']} training targets are weighted: they are worth "
+        f"{train['effective_targets']:.0f} of equal weight (Kish)",
+        file=sys.stderr,
+    )
 
 
 def load(folder: pathlib.Path) -> Data:

@@ -1,21 +1,25 @@
-"""The texts of a split: opened, cleaned, deduplicated, packed."""
+"""The documents of a corpus: opened, cleaned, packed."""
 
-from collections.abc import Iterable, Iterator
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from lm.data.classes import encode_classes
-from lm.data.cleaning.clean import clean
-from lm.data.cleaning.dedup import deduplicate
+from lm.data.cleaning.leakage import LeakageConfig
+from lm.data.cleaning.records import Records
+from lm.data.cleaning.run import Cleaned, Leaks, run_steps
+from lm.data.cleaning.table import STAGES, chosen_stages
+from lm.data.cleaning.work import Step, apply_clean
 from lm.data.config import DataConfig
-from lm.data.rows.packing import PACKINGS, Row, SplitRows, Texts
+from lm.data.rows.packing import PACKINGS, Row
 from lm.data.rows.store import Rows
-from lm.data.sources.corpus import Corpus
+from lm.data.rows.weights import encode
+from lm.data.sources.corpus import Corpus, Document
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
-from lm.data.tokenizer import encode_documents
 
 SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
 
@@ -24,40 +28,52 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
     return SOURCES[config.source].corpus(config)
 
 
-def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
-    """Yield the cleaned texts of a split; those of the shifted split only up to a limit."""
-    texts = map(clean, corpus.texts(split))
-    return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
+def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
+    """Yield all documents in their order, with their splits.
 
-
-def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRows]:
-    """Return two functions: split -> its texts, and (tokenizer, split) -> its rows.
-
-    Ask for the rows of training first: each split leaves out the texts of earlier ones.
+    Of the shifted split come only the first ones, up to SHIFTED_CHARACTERS.
     """
-    seen: set[bytes] = set()
-
-    def rows(tokenizer: Tokenizer, split: str) -> Iterable[Row]:
-        texts = split_texts(corpus, split)
-        documents = tqdm(texts, f"prepare {split}", unit=" documents")
-        encoded = encode_documents(tokenizer, deduplicate(documents, seen))
-        return PACKINGS[config.packing](encoded, config.seq_len)
-
-    return corpus.texts, rows
+    for split in corpus.splits:
+        documents = corpus.documents(split)
+        if split == "shifted":
+            documents = head(documents, SHIFTED_CHARACTERS)
+        yield from ((split, document) for document in documents)
 
 
-def training_texts(config: DataConfig) -> Iterator[str]:
-    return split_texts(open_corpus(config), "train")
+def clean_corpus(config: DataConfig, corpus: Corpus, folder: pathlib.Path) -> Cleaned:
+    """Clean the documents of all splits and keep them in `folder`; see `run_steps`."""
+    names = chosen_stages(config.stages)
+    steps = [Step(name, STAGES[name], getattr(config, name)) for name in names]
+    near = None if "near_dedup" in names else config.near_dedup
+    leaks = Leaks(config.leakage, LeakageConfig(near))
+    return run_steps(steps, leaks, numbered(corpus), folder)
 
 
-def held_out_texts(config: DataConfig, split: str) -> list[str]:
-    """Return the texts whose tokens are in the rows of a held-out split."""
-    corpus, seen = open_corpus(config), set()
-    for before in corpus.splits:
-        found = list(deduplicate(split_texts(corpus, before), seen))
-        if before == split:
-            return found
-    raise ValueError(f"the corpus has no split {split!r}")
+def kept_documents(
+    folder: pathlib.Path, num_documents: dict[str, int], split: str
+) -> Records:
+    """Return the documents of a split that `clean_corpus` kept in `folder`."""
+    splits = list(num_documents)
+    start = sum(num_documents[before] for before in splits[: splits.index(split)])
+    return Records(folder / "documents", start, start + num_documents[split])
+
+
+def document_rows(
+    config: DataConfig, tokenizer: Tokenizer, documents: Sequence[Document], split: str
+) -> Iterable[Row]:
+    shown = tqdm(documents, f"pack {split}", unit=" documents")
+    return PACKINGS[config.packing](encode(tokenizer, shown), config.seq_len)
+
+
+def clean_alone(config: DataConfig, documents: Iterable[Document]) -> Iterator[Document]:
+    """Clean documents as those of the corpus are, but for the stages that compare them."""
+    for document in documents:
+        document, _ = apply_clean(None, document, None)
+        for name in chosen_stages(config.stages):
+            if document and not STAGES[name].decide:
+                document, _ = STAGES[name].apply(getattr(config, name), document, None)
+        if document:
+            yield document
 
 
 def pack_texts(
@@ -75,15 +91,17 @@ def pack_texts(
             )
         return [np.stack(x) for x in zip(*packed, strict=True)]
 
-    tokens, segments = rows(encode_documents(tokenizer, texts))
+    tokens, segments = rows(encode(tokenizer, (Document(text, "") for text in texts)))
     # Packing looks only at lengths, so each class lies where its token lies.
     found = rows(encode_classes(texts, tokenizer))[0] if classes else None
-    return Rows(tokens, segments, found)
+    return Rows(tokens["id"], segments, found, documents=tokens["document"])
 
 
-def sample(texts: Iterable[str], characters: int) -> Iterator[str]:
-    for text in texts:
+def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Yield the first documents, at most so many characters; the last loses its end."""
+    for document in documents:
+        if text := document.text[:characters]:
+            yield document._replace(text=text)
+        characters -= len(text)
         if characters <= 0:
             return
-        yield text
-        characters -= len(text)

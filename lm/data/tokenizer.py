@@ -9,11 +9,17 @@ pieces follow, learnt from text:
   character  the characters of more than one byte
   word       the words
 
+(lm/data/pretrained.py loads those of other models.)
+
 A word or a character that has no token of its own is written as bytes. So no text is
 unknown, and the bits per byte of all kinds can be compared.
 """
 
+import hashlib
+import heapq
+import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -32,8 +38,13 @@ LEAST_VOCAB_SIZE = {
 }
 # A word or character seen once gets no token: the model learns to spell from its bytes.
 MIN_COUNT = 2
-# Characters that are encoded at once: an encoding takes 100 times the memory of its text.
-CHUNK = 1 << 20
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+# An encoding takes 100 times the memory of its text: these many characters at once, in
+# chunks that are spread over the cores.
+BATCH, CHUNK = 1 << 20, 1 << 17
+# Letters without a break, such as Chinese or base64, are cut here: the time to learn or to
+# merge the tokens of a word grows faster than its length.
+LONGEST_WORD = 256
 
 
 def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -41,9 +52,11 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int) -> Tokeniz
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = cuts(kind)
     tokenizer.decoder = decoders.ByteLevel()
+    texts = (chunk for text in texts for chunk in split_text(text))
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
+            min_frequency=MIN_COUNT,
             special_tokens=[END_OF_TEXT],
             initial_alphabet=ALPHABET,
             show_progress=False,
@@ -63,13 +76,17 @@ def cuts(kind: str) -> pre_tokenizers.PreTokenizer:
     """Return the pre-tokenizer that cuts a text into characters, or else into words.
 
     Words are those of GPT-2: letters, digits or other signs, with the space before them; or
-    white space.
+    white space. A longer word than LONGEST_WORD is several.
     """
-    if kind != "character":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    single = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    n = LONGEST_WORD
+    words = (
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{{1,{n}}}| ?\p{{N}}{{1,{n}}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]{{1,{n}}}|\s{{1,{n}}}(?!\S)|\s{{1,{n}}}"
+    )
+    pattern = r"[\s\S]" if kind == "character" else words
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([single, as_bytes])
+    return pre_tokenizers.Sequence([split, as_bytes])
 
 
 def common_pieces(
@@ -97,45 +114,82 @@ def as_text(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def encode_documents(
-    tokenizer: Tokenizer, documents: Iterable[str], batch: int = 256
+    tokenizer: Tokenizer, documents: Iterable[str]
 ) -> Iterator[np.ndarray]:
     """Yield the ids of each document, with END_ID before and after; uses all cores."""
+    mark = np.array([END_ID], np.int32)
+    ids = [mark]
+    for batch in batches(documents):
+        encodings = tokenizer.encode_batch_fast([chunk for chunk, _ in batch])
+        for (_, ends), encoding in zip(batch, encodings, strict=True):
+            ids.append(np.array(encoding.ids, np.int32))
+            if ends:
+                yield np.concatenate([*ids, mark])
+                ids = [mark]
 
-    def encode(texts: list[str]) -> Iterator[np.ndarray]:
-        chunks = [list(split_text(text)) for text in texts]
-        encoded = iter(tokenizer.encode_batch_fast([c for cs in chunks for c in cs]))
-        for parts in chunks:
-            ids = [END_ID]
-            for _ in parts:
-                ids += next(encoded).ids
-            yield np.array([*ids, END_ID], np.int32)
 
-    pending: list[str] = []
+def batches(documents: Iterable[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Yield lists of (chunk, whether its document ends here), of about BATCH characters."""
+    batch: list[tuple[str, bool]] = []
     size = 0
     for text in documents:
-        pending.append(text)
-        size += len(text)
-        if len(pending) == batch or size > 16 * CHUNK:
-            yield from encode(pending)
-            pending, size = [], 0
-    yield from encode(pending)
+        *begin, last = split_text(text)
+        for chunk, ends in (*((chunk, False) for chunk in begin), (last, True)):
+            batch.append((chunk, ends))
+            size += len(chunk) + 100  # an empty text takes some memory, too
+            if size > BATCH:
+                yield batch
+                batch, size = [], 0
+    yield batch
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Cut a long text at line ends into chunks of about CHUNK characters."""
+    """Cut a text at line ends into chunks of at most CHUNK characters, at least one."""
     start = 0
-    while start < len(text):
-        end = start + CHUNK
-        if end < len(text):
-            end = text.rfind("\n", start, end) + 1 or end
+    while len(text) - start > CHUNK:
+        end = text.rfind("\n", start, start + CHUNK) + 1 or start + CHUNK
         yield text[start:end]
         start = end
+    yield text[start:]
+
+
+def sample_of_all(texts: Iterable[str], characters: int) -> list[str]:
+    """Return chunks from all over the texts, in their order: at most so many characters.
+
+    Those with the smallest hashes are taken, all if they fit. Memory does not grow with
+    the texts.
+    """
+    kept: list[tuple[int, int, str]] = []  # a heap: the largest hash first
+    size, least_left_out = 0, 1 << 64
+    chunks = (chunk for text in texts for chunk in split_text(text))
+    for index, chunk in enumerate(chunks):
+        digest = hashlib.blake2b(chunk.encode(), digest_size=8).digest()
+        order = int.from_bytes(digest, "big")
+        if order >= least_left_out:
+            continue
+        heapq.heappush(kept, (-order, index, chunk))
+        size += len(chunk)
+        while size > characters:
+            negative, _, last = heapq.heappop(kept)
+            size, least_left_out = size - len(last), -negative
+    return [chunk for _, _, chunk in sorted(kept, key=lambda each: each[1])]
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Return int32[vocabulary], the number of bytes of text that each token stands for."""
+    """Return int32[vocabulary], the number of bytes of text that each token stands for.
+
+    A tokenizer writes bytes in the byte-level alphabet, or else as sentencepiece does: a
+    space as U+2581, and a byte without a token of its own as <0x0A>.
+    """
+    is_byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    added = {each.content for each in tokenizer.get_added_tokens_decoder().values()}
     lengths = np.zeros(tokenizer.get_vocab_size(), np.int32)
     for token, index in tokenizer.get_vocab().items():
-        # In the byte-level alphabet each byte is one character.
-        lengths[index] = 0 if index == END_ID else len(token)
+        if is_byte_level and token not in added:
+            lengths[index] = len(token)  # each byte is one character
+        elif BYTE.fullmatch(token):
+            lengths[index] = 1
+        else:
+            lengths[index] = len(token.replace("\u2581", " ").encode())
+    lengths[END_ID] = 0
     return lengths

@@ -9,7 +9,9 @@ optimizer can train the same loss.
 
 The chain starts again at the beginning of each segment. Training maximises the likelihood
 of all tokens. The loss that is reported is that of the targets, each given the tokens
-before it in its segment, as for every other model.
+before it in its segment, as for every other model. Weights that are equal inside a segment
+give weighted counts. Others do not: the gradient is then no count, and the M-step takes
+what is negative in it as 0.
 
 The forward algorithm is a scan over time. A step costs S^2 for each row; an associative
 scan would multiply matrices, at S^3. Source: Rabiner 1989.
@@ -23,6 +25,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from lm.losses import weight_sums
 from lm.models.setting import Setting
 from lm.task import Batch, Key, Params, Sums, Task, targets_mask
 
@@ -75,12 +78,14 @@ def hmm_task(config: HmmConfig, vocab_size: int) -> Task:
     def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, Sums]:
         logs = normalised(params, as_constant=config.training == "em")
         _, logp_BT = forward(logs, batch["tokens"], *boundaries(batch))
-        targets = targets_mask(batch)
+        targets, weights_BT = targets_mask(batch), batch.get("weights")
+        if weights_BT is not None:
+            logp_BT, weights_BT = logp_BT * weights_BT, weights_BT[:, 1:]
         sums = {
             "loss": -jnp.sum(jnp.where(targets, logp_BT[:, 1:], 0.0)),
             "tokens": jnp.sum(targets, dtype=jnp.float32),
         }
-        return -jnp.sum(logp_BT), sums
+        return -jnp.sum(logp_BT), sums | weight_sums(targets, weights_BT)
 
     def logits(params: Params, batch: Batch) -> jax.Array:
         logs = normalised(params)

@@ -67,7 +67,7 @@ def pipeline_program(
         donate_argnums=0,
     )
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = learner.step_key(state.step)
+        key, batch = learner.step_key(state.step), learner.scaling.mark(state.scale, batch)
         grads, sums = spread(state.params, batch, key, state.scale.value)
         means = divided(grads, total_weight(sums, state.scale))
         return update(learner, state, state.params, means, sums)

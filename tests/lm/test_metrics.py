@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
     precision_recall_fscore_support,
@@ -13,7 +14,7 @@ from sklearn.metrics import (
 
 from lm.data.classes import CLASSES, character_classes, token_classes, usual_classes
 from lm.data.tokenizer import train_tokenizer
-from lm.metrics import NUM_BINS, TOP_K, metrics, prediction_sums
+from lm.metrics import NUM_BINS, TOP_K, bootstrap_interval, metrics, prediction_sums
 from parallel.mesh import data_mesh
 
 ROWS, LENGTH, VOCAB, NUM_CLASSES = 16, 9, 23, 4
@@ -177,6 +178,34 @@ def test_token_classes_are_as_many_as_tokens_and_usual_ones_follow():
     assert CLASSES[classes[1 + place]] == CLASSES[usual[ids[place]]] == "keyword"
 
 
-def test_text_that_is_no_python_is_other_from_there():
-    classes = character_classes('x = 1\n"""never closed\n')
-    assert CLASSES[classes[0]] == "name" and CLASSES[classes[-3]] == "other"
+def test_text_that_is_no_python_is_other_and_ends_there():
+    """Form feeds and U+2028 are no line ends, and what is wrong shifts nothing."""
+    text = "x = 1\x0c\nyes = '\u2028'\n? $ `\nif 2 in yes"
+    classes = [CLASSES[i] for i in character_classes(text)]
+    expected = {"?": "other", "$": "other", "yes": "name", "if": "keyword"}
+    expected |= {"'\u2028'": "string", "2 ": "number", "in": "keyword"}
+    for part, kind in expected.items():
+        start = text.index(part)
+        assert set(classes[start : start + len(part.rstrip())]) == {kind}, part
+
+
+def test_the_interval_over_documents_is_scipys():
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(5, 2000, 84)
+    loss = tokens * rng.gamma(9, 1 / 3, 84)
+
+    def ratio(loss, tokens, axis):
+        return loss.sum(axis) / tokens.sum(axis)
+
+    expected = stats.bootstrap(
+        (loss, tokens), ratio, paired=True, n_resamples=20_000, method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    found = bootstrap_interval(loss, tokens)
+    # The ends of 2,000 draws have a standard error of about a thirtieth of the width.
+    np.testing.assert_allclose(found, expected, atol=0.1 * (expected.high - expected.low))
+    assert found == bootstrap_interval(loss, tokens)
+    assert found[0] < bootstrap_interval(loss, tokens, 0.9)[0]
+    # A loss and a length in proportion tell the ratio exactly; one document tells nothing.
+    np.testing.assert_allclose(bootstrap_interval(3.0 * tokens, tokens), 3, rtol=1e-12)
+    assert bootstrap_interval(loss[:1], tokens[:1]) is None

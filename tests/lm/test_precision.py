@@ -103,7 +103,7 @@ def test_scale_halves_on_overflow_and_doubles_after_the_interval():
     )
     scale, seen = scaling.init(), []
     for finite in [True, False, True, True, True, True, False, False]:
-        scale = scaling.update(scale, jnp.asarray(finite))
+        scale = scaling.update(scale, jnp.asarray(finite), {})
         seen.append(float(scale.value))
     assert seen == [8, 4, 4, 4, 8, 8, 4, 2]
 
@@ -111,5 +111,5 @@ def test_scale_halves_on_overflow_and_doubles_after_the_interval():
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_scale_is_one_otherwise(compute):
     scaling = loss_scaling(PrecisionConfig(compute=compute))
-    scale = scaling.update(scaling.init(), jnp.asarray(False))
+    scale = scaling.update(scaling.init(), jnp.asarray(False), {})
     assert scale.value == 1

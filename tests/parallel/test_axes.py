@@ -29,6 +29,7 @@ from tests.parallel.toy import (
     toy_learner,
     toy_program,
     train,
+    weighted_batches,
     whole_matrix_optimizer,
 )
 
@@ -50,9 +51,10 @@ def program(name, tx=SGD, accumulation=1, **learner):
     )
 
 
-def assert_trains_as_one_device(name, accumulation=1, **model):
-    _, params, losses = train(program(name, accumulation=accumulation, **model))
-    expected, expected_losses = one_device(**model)
+def assert_trains_as_one_device(name, accumulation=1, batches=batches, **model):
+    made = program(name, accumulation=accumulation, **model)
+    _, params, losses = train(made, batches=batches)
+    expected, expected_losses = one_device(batches, **model)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
 
@@ -62,8 +64,8 @@ def test_parameters_equal_one_device(name):
     assert_trains_as_one_device(name)
 
 
-def test_accumulation_is_exact_with_dropout():
-    assert_trains_as_one_device(CUBE, accumulation=2, dropout=0.2)
+def test_accumulation_is_exact_with_dropout_and_weights():
+    assert_trains_as_one_device(CUBE, 2, weighted_batches, dropout=0.2)
 
 
 def test_overflow_skips_the_step_on_every_device():

@@ -23,6 +23,7 @@ from tests.parallel.toy import (
     oracle_of,
     toy_program,
     train,
+    weighted_batches,
 )
 
 STEPS = 3
@@ -38,10 +39,10 @@ SOURCE_LEN = 8
 
 @functools.cache
 def pair_batches(num: int) -> list[dict[str, np.ndarray]]:
-    """Rows of sources and targets of widely differing lengths, two of them empty."""
+    """Rows of sources and weighted targets of differing lengths, two of them empty."""
     rng = np.random.default_rng(1)
     result = []
-    for batch in batches(num):
+    for batch in weighted_batches(num):
         position = np.arange(SEQ_LEN + 1)
         lengths = rng.integers(2, SEQ_LEN + 2 - SOURCE_LEN, BATCH)
         lengths[[5, 6]] = 0
@@ -58,7 +59,7 @@ def seq2seq(**model):
 
 
 FAMILIES = {  # name -> (the task's maker, its batches)
-    "lstm": (lambda: recurrent(cell="lstm"), batches),
+    "lstm": (lambda: recurrent(cell="lstm"), weighted_batches),
     "gru": (lambda: recurrent(cell="gru", num_layers=1), batches),
     "rnn": (lambda: recurrent(cell="rnn", num_layers=1), batches),
     "seq2seq transformer": (lambda: seq2seq(kind="transformer"), pair_batches),

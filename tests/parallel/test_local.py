@@ -18,6 +18,7 @@ from tests.parallel.toy import (
     toy_program,
     toy_task,
     train,
+    weighted_batches,
 )
 
 STEPS = 5
@@ -35,8 +36,8 @@ def changed(**fields) -> LocalConfig:
 def test_meeting_after_every_sgd_step_is_synchronous(strategy):
     local = changed(fragments=1)
     program = toy_program(strategy, toy_learner(SGD), data=8, local=local)
-    _, params, _ = train(program, STEPS)
-    assert_equal(params, oracle(SGD, STEPS)[0])
+    _, params, _ = train(program, STEPS, weighted_batches)
+    assert_equal(params, oracle(SGD, STEPS, weighted_batches)[0])
 
 
 def test_post_local_sgd_is_synchronous_before_its_first_step_alone():

@@ -27,8 +27,12 @@ UNITS = {(strategy, m): 8 * m for strategy, m in SPREAD} | {("jit", 4): 4}
 
 def loss(params, batch, key):
     token_loss = 0.5 * jnp.sum((params["w"] - batch["x"]) ** 2, -1) * batch["mask"]
-    total = jnp.sum(token_loss)
-    return total, {"loss": total, "tokens": jnp.sum(batch["mask"])}
+    total = jnp.sum(token_loss * batch.get("weights", 1.0))
+    sums = {"loss": total, "tokens": jnp.sum(batch["mask"])}
+    if "weights" in batch:
+        weights = batch["weights"] * batch["mask"]
+        sums |= {"weight": jnp.sum(weights), "weight_squares": jnp.sum(weights**2)}
+    return total, sums
 
 
 @functools.cache
@@ -46,27 +50,34 @@ def program(strategy: str, accumulation: int, **exchange):
     return build_program(config, learner, config.mesh())
 
 
-def batch(rng) -> dict[str, np.ndarray]:
+def batch(rng, weighted=False) -> dict[str, np.ndarray]:
     """Rows of 0 to 4 tokens; one unit in eight has none at all."""
     x = MEAN + DEVIATION * rng.standard_normal((ROWS, TOKENS, DIM))
     mask = np.arange(TOKENS) < rng.integers(0, TOKENS + 1, (ROWS, 1))
     mask[ROWS // 8 : ROWS // 4] = False
-    return {"x": x.astype("f4"), "mask": mask.astype("f4")}
+    made = {"x": x.astype("f4"), "mask": mask.astype("f4")}
+    # Far from equal, and between units too.
+    row = 4.0 ** rng.integers(-2, 2, (ROWS, 1))
+    weights = (row * rng.uniform(0, 2, mask.shape)).astype("f4")
+    return made | {"weights": weights} if weighted else made
 
 
-def run(program, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+def run(program, num_steps: int, weighted: bool) -> tuple[np.ndarray, np.ndarray]:
     rng, state = np.random.default_rng(0), program.init(jax.random.key(0))
     found = []
     for _ in range(num_steps):
-        state, metrics = program.step(state, program.place(batch(rng)))
+        state, metrics = program.step(state, program.place(batch(rng, weighted)))
         found.append((float(metrics["grad_variance"]), float(metrics["grad_square"])))
     return np.array(found).T
 
 
-@pytest.mark.parametrize(("strategy", "accumulation"), UNITS)
-def test_unbiased(strategy, accumulation):
+@pytest.mark.parametrize(
+    ("strategy", "accumulation", "weighted"),
+    [*((*unit, False) for unit in UNITS), ("shard_map", 2, True)],
+)
+def test_unbiased(strategy, accumulation, weighted):
     num_steps = 300
-    variance, square = run(program(strategy, accumulation), num_steps)
+    variance, square = run(program(strategy, accumulation), num_steps, weighted)
     for estimates, truth in [
         (variance, np.sum(DEVIATION**2)),
         (square, np.sum(MEAN**2)),

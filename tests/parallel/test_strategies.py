@@ -25,6 +25,7 @@ from tests.parallel.toy import (
     toy_learner,
     toy_program,
     train,
+    weighted_batches,
     whole_matrix_optimizer,
 )
 
@@ -34,9 +35,9 @@ NO_STEPS = optax.sgd(0.0)
 ONE_AXIS = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice", "data"}]
 
 
-def assert_trains_as_one_device(program, **model):
-    _, params, losses = train(program)
-    expected, expected_losses = one_device(**model)
+def assert_trains_as_one_device(program, batches=batches, **model):
+    _, params, losses = train(program, batches=batches)
+    expected, expected_losses = one_device(batches, **model)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
 
@@ -48,11 +49,40 @@ def test_parameters_equal_one_device(strategy, degree):
 
 
 @pytest.mark.parametrize("strategy", ONE_AXIS)
-def test_accumulation_is_exact_with_dropout(strategy):
+def test_accumulation_is_exact_with_dropout_and_weights(strategy):
     # Dropout is drawn per row, so it too is the same under any split of the batch.
-    assert_trains_as_one_device(sgd_program(strategy, 4, 2, dropout=0.2), dropout=0.2)
-    (dropped, _), (whole, _) = one_device(dropout=0.2), one_device()
+    program = sgd_program(strategy, 4, 2, dropout=0.2)
+    assert_trains_as_one_device(program, weighted_batches, dropout=0.2)
+    (dropped, _), (whole, _) = one_device(weighted_batches, dropout=0.2), one_device()
     assert not np.allclose(dropped["output"]["kernel"], whole["output"]["kernel"])
+
+
+def test_laws_of_weights():
+    """Equal weights are none, only their proportion counts, and 0 takes a token out."""
+    program = sgd_program("shard_map", 4, 2, dropout=0.2)
+
+    def after(change):
+        return train(program, 2, lambda num: [change(b) for b in weighted_batches(num)])
+
+    def weighing(factor):
+        return after(lambda b: b | {"weights": b["weights"] * np.float32(factor)})
+
+    def alike(weight):
+        return after(lambda b: b | {"weights": np.full_like(b["weights"], weight)})
+
+    def without(batch):
+        whole = batch["weights"].any(1)
+        return batch | {"segments": batch["segments"] * whole[:, None]}
+
+    ones, weighted = alike(1.0), weighing(1.0)
+    plain = train(program, 2)
+    np.testing.assert_allclose(ones[2], plain[2], rtol=1e-6)
+    assert_equal(ones[1], plain[1], rtol=1e-6)
+    for same, as_this in [
+        (alike(2.0), ones), (weighing(2.0**-20), weighted), (after(without), weighted)
+    ]:  # fmt: skip
+        jax.tree.map(np.testing.assert_array_equal, same[1:], as_this[1:])
+    assert not np.allclose(weighted[2], ones[2], rtol=1e-3)
 
 
 @functools.cache

@@ -53,6 +53,24 @@ def batches(num: int) -> list[dict[str, np.ndarray]]:
 
 
 @functools.cache
+def weighted_batches(num: int) -> list[dict[str, np.ndarray]]:
+    """The same rows; weights differ from token to token, and whole rows weigh nothing."""
+    rng = np.random.default_rng(2)
+    result = []
+    for batch in batches(num):
+        weights = rng.uniform(0, 3, batch["tokens"].shape) * rng.integers(0, 2, (BATCH, 1))
+        result.append(batch | {"weights": weights.astype(np.float32)})
+    return result
+
+
+def weight_of_targets(batch) -> np.ndarray:
+    """Sum the weights of the targets of a batch; a target without one weighs 1."""
+    segments = batch["segments"]
+    inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return (batch["weights"][:, 1:] if "weights" in batch else 1.0) * inside
+
+
+@functools.cache
 def toy_task(compute: str = "float32", dropout: float = 0.0, remat: str = "none", **model):
     choices = vars(MODEL) | {"dropout": dropout, "remat": remat} | model
     model = TransformerConfig(**choices)
@@ -129,7 +147,7 @@ def train(program: Program, num_steps: int = STEPS, batches=batches):
     state, losses = program.init(jax.random.key(1)), []
     for batch in batches(num_steps):
         state, metrics = program.step(state, program.place(batch))
-        losses.append(float(metrics["loss"] / metrics["tokens"]))
+        losses.append(float(metrics["loss"] / metrics.get("weight", metrics["tokens"])))
     return state, jax.device_get(program.params(state)), losses
 
 
@@ -155,13 +173,16 @@ def assert_overflow_skips(program: Program):
     return before, state
 
 
-def one_device(**model):
-    return oracle(SGD, STEPS, **model)
+def one_device(batches=batches, **model):
+    return oracle(SGD, STEPS, batches, **model)
 
 
 @functools.cache
-def oracle(tx: optax.GradientTransformation, num_steps: int, dropout: float = 0.0, **model):
-    return oracle_of(toy_task(dropout=dropout, **model), tx, num_steps)
+def oracle(
+    tx: optax.GradientTransformation, num_steps: int, batches=batches,
+    dropout: float = 0.0, **model,
+):  # fmt: skip
+    return oracle_of(toy_task(dropout=dropout, **model), tx, num_steps, batches)
 
 
 def oracle_of(
@@ -179,7 +200,8 @@ def oracle_state(
 
     def mean_loss(params, batch, key):
         loss_sum, sums = task.loss(params, batch, key)
-        return loss_sum / sums["tokens"], sums["loss"] / sums["tokens"]
+        weight = jnp.sum(weight_of_targets(batch))
+        return loss_sum / weight, sums["loss"] / weight
 
     @jax.jit
     def step(params, opt, batch, key):

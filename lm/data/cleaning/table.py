@@ -1,16 +1,25 @@
 """Every stage of cleaning, in a sensible order: a stage is its own file and a row here."""
 
-from lm.data.cleaning import exact_dedup
+from lm.data.cleaning import exact_dedup, near_dedup
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
 from lm.data.cleaning.fix import FixConfig, fix
+from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig, normalise
 from lm.data.cleaning.stage import Stage
 
 STAGES = {
     "fix": Stage(FixConfig, fix),
-    "normalise": Stage(NormaliseConfig, normalise),
+    # The Unicode form of mojibake is no mojibake that could be restored.
+    "normalise": Stage(NormaliseConfig, normalise, follows=("fix",)),
     "exact_dedup": Stage(
         ExactDedupConfig, exact_dedup.apply, exact_dedup.sketch, exact_dedup.decide
+    ),
+    "near_dedup": Stage(
+        NearDedupConfig,
+        near_dedup.apply,
+        near_dedup.sketch,
+        near_dedup.decide,
+        follows=("exact_dedup",),  # which would find nothing after it
     ),
 }
 

@@ -4,14 +4,21 @@ A document of n tokens has n - 1 targets. A long document is cut into pieces tha
 one token, so that each target stands in exactly one row. Pieces shorter than a row share
 rows, each with its own segment id. Each goes into the first open row with room for it
 (first fit: Coffman et al. 1984).
+
+A document is an array of ids, or of TOKENs, which carry more than the id. Packing looks
+only at lengths, and a row has the type of the documents in it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer
 
 OPEN_ROWS = 512  # rows that first fit can choose from; bounds time and memory
+
+# A token, its weight in the loss, and the number of its document in the split.
+TOKEN = np.dtype([("id", np.int32), ("weight", np.float32), ("document", np.int32)])
 
 Row = tuple[np.ndarray, np.ndarray]  # tokens, segments (0: padding), each [seq_len + 1]
 Texts = Callable[[str], Iterable[str]]  # split -> all its texts
@@ -26,17 +33,20 @@ def pieces(tokens: np.ndarray, row_len: int) -> Iterator[np.ndarray]:
 
 def first_fit(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
     """Pack each piece into the first open row with room for it."""
-    row_len = seq_len + 1
-    rows = np.zeros((OPEN_ROWS, 2, row_len), np.int32)
+    row_len, documents = seq_len + 1, iter(documents)
+    first = list(itertools.islice(documents, 1))
+    rows = np.zeros((OPEN_ROWS, row_len), first[0].dtype if first else np.int32)
+    row_segments = np.zeros((OPEN_ROWS, row_len), np.int32)
     free = np.full(OPEN_ROWS, row_len)
     count = np.zeros(OPEN_ROWS, np.int32)
 
     def take(slot: int) -> Row:
-        tokens, segments = rows[slot].copy()
-        rows[slot], free[slot], count[slot] = 0, row_len, 0
+        tokens, segments = rows[slot].copy(), row_segments[slot].copy()
+        rows[slot] = np.zeros((), rows.dtype)
+        row_segments[slot], free[slot], count[slot] = 0, row_len, 0
         return tokens, segments
 
-    for document in documents:
+    for document in itertools.chain(first, documents):
         for piece in pieces(document, row_len):
             fits = free >= len(piece)
             if not fits.any():
@@ -47,8 +57,8 @@ def first_fit(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
                 slot = int(np.argmax(fits))
             start = row_len - free[slot]
             count[slot] += 1
-            rows[slot, 0, start : start + len(piece)] = piece
-            rows[slot, 1, start : start + len(piece)] = count[slot]
+            rows[slot, start : start + len(piece)] = piece
+            row_segments[slot, start : start + len(piece)] = count[slot]
             free[slot] -= len(piece)
             if free[slot] < 2:  # no room for a token and its target
                 yield take(slot)

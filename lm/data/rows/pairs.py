@@ -39,9 +39,7 @@ def pair_splits(
         cleaned = ((clean(source), clean(target)) for source, target in pairs)
         unique = deduplicate_sources(cleaned, seen)
         count: collections.Counter = collections.Counter()
-        yield from pair_rows(
-            tokenizer, unique, source_len, seq_len, corpus.cuts_sources, count
-        )
+        yield from pair_rows(tokenizer, unique, source_len, seq_len, count)
         if count["left out"]:
             tqdm.write(
                 f"{count['left out']} of {count['pairs']} {split} pairs are longer than a "
@@ -66,7 +64,6 @@ def pair_rows(
     pairs: Iterable[Pair],
     source_len: int,
     seq_len: int,
-    cuts_sources: bool,
     count: collections.Counter,
 ) -> Iterator[Row]:
     """Lay out each pair in a row; leave out, and count, the pairs that are too long."""
@@ -76,8 +73,6 @@ def pair_rows(
         ids = [encoding.ids for encoding in encoded]
         for source, target in zip(ids[::2], ids[1::2], strict=True):
             count["pairs"] += 1
-            if cuts_sources:
-                source = source[: source_len - 1]
             if len(source) >= source_len or len(target) + 1 > seq_len - source_len:
                 count["left out"] += 1
                 continue

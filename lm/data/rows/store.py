@@ -1,18 +1,56 @@
 """Rows on disk: written once, read by memory map."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from lm.data.rows.packing import Row
+from lm.data.rows.weights import effective_size
 
 
 class Rows(NamedTuple):
     tokens: np.ndarray  # [R, T + 1], memory-mapped
     segments: np.ndarray  # [R, T + 1], 0: padding
     classes: np.ndarray | None = None  # [R, T + 1], only if a caller asked for them
+    weights: np.ndarray | None = None  # float32[R, T + 1], only if some differ from 1
+    documents: np.ndarray | None = None  # int32[R, T + 1], of held-out rows
+
+
+class Weights:
+    """Writes the weights of rows to a file, if there is one other than 1; sums them."""
+
+    def __init__(self, file: pathlib.Path):
+        self.file, self.stream = file, None
+        self.num_rows, self.weight, self.squares = 0, 0.0, 0.0
+        self.fractional = False  # some weight is neither 0 nor 1
+
+    def add(self, weights: np.ndarray, segments: np.ndarray, held: contextlib.ExitStack):
+        """Add those of a row; `held` closes the file at the end."""
+        weights = np.where(segments > 0, weights, np.float32(1))
+        if self.stream is None and (weights != 1).any():
+            self.stream = held.enter_context(self.file.open("wb"))
+            for _ in range(self.num_rows):
+                self.stream.write(np.ones_like(weights).tobytes())
+        if self.stream is not None:
+            self.stream.write(weights.tobytes())
+            self.fractional |= bool(((weights != 0) & (weights != 1)).any())
+        counted = weights[1:][targets(segments)].astype(np.float64)
+        self.num_rows += 1
+        self.weight += counted.sum()
+        self.squares += np.square(counted).sum()
+
+    def told(self) -> dict[str, float | bool]:
+        """Return the sum, and the targets of equal weight that they are worth; {} if 1."""
+        if self.stream is None:
+            return {}
+        return {
+            "weight": self.weight,
+            "effective_targets": effective_size(self.weight, self.squares),
+            "fractional_weights": self.fractional,
+        }
 
 
 def write_rows(
@@ -21,35 +59,58 @@ def write_rows(
     split: str,
     meta: dict,
 ) -> dict[str, float]:
-    """Write rows to the files of a split; return their number and the share of padding."""
+    """Write rows to the files of a split; return their number and the share of padding.
+
+    Rows of training keep their weights, and others the documents that they are from. A row
+    of ids alone is a document, all of weight 1.
+    """
     num_rows = num_targets = 0
-    with (
-        (folder / f"{split}.tokens").open("wb") as tokens_file,
-        (folder / f"{split}.segments").open("wb") as segments_file,
-    ):
-        for tokens, segments in rows:
-            tokens_file.write(tokens.astype(meta["dtype"]).tobytes())
+    weights = Weights(folder / f"{split}.weights")
+    with contextlib.ExitStack() as held:
+
+        def open_file(kind: str) -> BinaryIO:
+            return held.enter_context((folder / f"{split}.{kind}").open("wb"))
+
+        tokens_file, segments_file = open_file("tokens"), open_file("segments")
+        documents_file = None if split == "train" else open_file("documents")
+        for row, segments in rows:
+            plain = row.dtype.names is None
+            ids = row if plain else row["id"]
+            tokens_file.write(ids.astype(meta["dtype"]).tobytes())
             if meta["segments"]:
                 segments_file.write(segments.astype(np.uint16).tobytes())
+            if documents_file:
+                numbers = np.full(len(row), num_rows) if plain else row["document"]
+                documents_file.write(numbers.astype(np.int32).tobytes())
+            elif not plain:
+                weights.add(row["weight"], segments, held)
             num_rows += 1
-            num_targets += np.count_nonzero(
-                (segments[1:] == segments[:-1]) & (segments[1:] > 0)
-            )
+            num_targets += np.count_nonzero(targets(segments))
     size = num_rows * (meta["row_len"] - 1)
     return {
         "rows": num_rows,
         "targets": int(num_targets),
         # The share of positions without a target: padding, and the last of each piece.
         "padding": 1 - num_targets / size if size else 0.0,
-    }
+    } | weights.told()
 
 
 def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
     shape = (meta[split]["rows"], meta["row_len"])
-    tokens = np.memmap(folder / f"{split}.tokens", meta["dtype"], "r", shape=shape)
-    if not meta["segments"]:
-        return Rows(tokens, np.broadcast_to(np.uint16(1), shape))
-    return Rows(tokens, np.memmap(folder / f"{split}.segments", "uint16", "r", shape=shape))
+
+    def mapped(kind: str, dtype: str) -> np.ndarray:
+        return np.memmap(folder / f"{split}.{kind}", dtype, "r", shape=shape)
+
+    def if_there(kind: str, dtype: str) -> np.ndarray | None:
+        return mapped(kind, dtype) if (folder / f"{split}.{kind}").exists() else None
+
+    segments = np.broadcast_to(np.uint16(1), shape)
+    return Rows(
+        mapped("tokens", meta["dtype"]),
+        mapped("segments", "uint16") if meta["segments"] else segments,
+        weights=if_there("weights", "float32"),
+        documents=if_there("documents", "int32"),
+    )
 
 
 def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
@@ -60,11 +121,19 @@ def read_batch(rows: Rows, index, places: np.ndarray) -> dict[str, np.ndarray]:
     }
     if rows.classes is not None:
         batch["classes"] = rows.classes[index].astype(np.int32)
+    if rows.weights is not None:
+        batch["weights"] = np.asarray(rows.weights[index])
+    if rows.documents is not None:
+        batch["documents"] = np.asarray(rows.documents[index])
     return batch
+
+
+def targets(segments: np.ndarray) -> np.ndarray:
+    """Return bool[..., T], true where a token is in the segment of the one before it."""
+    before, here = segments[..., :-1], segments[..., 1:]
+    return (here == before) & (here > 0)
 
 
 def target_bytes(batch: dict[str, np.ndarray], lengths: np.ndarray) -> int:
     """Count the bytes of text that a batch's targets stand for."""
-    segments = batch["segments"]
-    inside = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    return int(lengths[batch["tokens"][:, 1:]][inside].sum())
+    return int(lengths[batch["tokens"][:, 1:]][targets(batch["segments"])].sum())

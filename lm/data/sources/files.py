@@ -1,158 +1,172 @@
-"""Corpora of files: plain text, and JSON lines."""
+"""Corpora of files: plain text, JSON lines and Parquet."""
 
-import glob
-import hashlib
-import json
+import functools
 import pathlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from lm.data.sources.corpus import SHIFTED, Corpus, Document
+from lm.data.sources.listing import file_digests, list_files
+from lm.data.sources.reading import BadRecord, BadRecords, Piece, text_pieces
+from lm.data.sources.records import jsonl_pieces, parquet_pieces
+from lm.data.sources.splits import border, place
+
+Read = Callable[[pathlib.Path, BadRecords], Iterator[Piece]]
+
+
+class Policy(NamedTuple):
+    """What the corpora of files have in common besides their files."""
+
+    on_bad_record: str = "stop"  # or "skip"
+    cache: pathlib.Path | None = None  # where digests of the files are kept
+
+
+DEFAULT = Policy()
 
 
 def text_corpus(
-    path: str, validation_path: str, validation_share: float, shifted_path: str = ""
+    path: str,
+    validation_path: str,
+    validation_share: float,
+    shifted_path: str = "",
+    separator: re.Pattern | None = None,
+    policy: Policy = DEFAULT,
 ) -> Corpus:
-    """Read plain text files, each as one document.
-
-    Without files for validation, the last part of each file is held out.
-    """
-
-    def cut(text: str) -> tuple[str, str]:
-        end = int(len(text) * (1 - validation_share))
-        end = text.rfind("\n", 0, end) + 1 or end
-        return text[:end], text[end:]
-
-    def read(file: pathlib.Path) -> Iterator[Document]:
-        yield Document(read_text(file), *names(file))
-
-    return files_corpus(
-        "text", path, validation_path, validation_share, shifted_path, read, cut
+    """Read text files, each as one document, or as several with `separator` in between."""
+    corpus = files_corpus(
+        (path, validation_path, shifted_path),
+        validation_share,
+        lambda file, bad: text_pieces(file, separator),
+        policy,
+    )
+    pattern = separator.pattern if separator else ""
+    return corpus._replace(
+        identity=corpus.identity | {"source": "text", "separator": pattern}
     )
 
 
-def jsonl_corpus(
+def records_corpus(
+    source: str,
     path: str,
     validation_path: str,
     validation_share: float,
     text_key: str,
     shifted_path: str = "",
+    policy: Policy = DEFAULT,
 ) -> Corpus:
-    """Read JSON-lines files: each line holds a document under `text_key`.
-
-    Without files for validation, a hash of the document decides if it is held out.
-    """
-
-    def cut(text: str) -> tuple[str, str]:
-        digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-        held_out = int.from_bytes(digest, "big") < validation_share * 2**32
-        return ("", text) if held_out else (text, "")
-
-    def read(file: pathlib.Path) -> Iterator[Document]:
-        return read_jsonl(file, text_key)
-
+    """Read files of records with a document under `text_key`; source: jsonl or parquet."""
+    read = {"jsonl": jsonl_pieces, "parquet": parquet_pieces}[source]
     corpus = files_corpus(
-        "jsonl", path, validation_path, validation_share, shifted_path, read, cut
+        (path, validation_path, shifted_path),
+        validation_share,
+        lambda file, bad: read(file, text_key, bad),
+        policy,
     )
-    return corpus._replace(identity=corpus.identity | {"key": text_key})
+    return corpus._replace(identity=corpus.identity | {"source": source, "key": text_key})
+
+
+jsonl_corpus = functools.partial(records_corpus, "jsonl")
+parquet_corpus = functools.partial(records_corpus, "parquet")
 
 
 def files_corpus(
-    source: str,
-    path: str,
-    validation_path: str,
-    validation_share: float,
-    shifted_path: str,
-    read: Callable[[pathlib.Path], Iterator[Document]],
-    cut: Callable[[str], tuple[str, str]],
+    paths: tuple[str, str, str], share: float, read: Read, policy: Policy
 ) -> Corpus:
-    """Read files by `read`; hold out other files, or a part of each text, by `cut`."""
-    files = list_files("data.path", path)
-    held_out = (
-        list_files("data.validation_path", validation_path) if validation_path else []
+    """Read files by `read`; paths are those to train on, to validate on and shifted ones.
+
+    Without files to validate on, a hash of each document decides whether it is held out. Of
+    a single document, the last part is held out.
+    """
+    names = ("data.path", "data.validation_path", "data.shifted_path")
+    files, held_out, shifted = (
+        list_files(name, each) if each or name == names[0] else []
+        for name, each in zip(names, paths, strict=True)
     )
-    shifted = list_files("data.shifted_path", shifted_path) if shifted_path else []
+    apart = {file.resolve() for file in (*held_out, *shifted)}
+    files = [file for file in files if file.resolve() not in apart]
+    if not files:
+        raise ValueError(f"data.path {paths[0]!r} has only files that are held out")
+    told: set[str] = set()
+
+    def pieces(chosen: Sequence[pathlib.Path]) -> Iterator[tuple[pathlib.Path, Piece]]:
+        bad = BadRecords(policy.on_bad_record)
+        for file in chosen:
+            try:
+                yield from ((file, piece) for piece in read(file, bad))
+            except BadRecord as error:
+                bad(error)
+        bad.report(told)
+
+    @functools.cache
+    def where() -> Border:
+        return split_of_texts(lambda: (piece for _, piece in pieces(files)), share)
 
     def documents(split: str) -> Iterator[Document]:
-        if split == "shifted":
-            for file in shifted:
-                yield from read(file)
-            return
-        validation = split == "validation"
-        for file in held_out if validation and held_out else files:
-            for document in read(file):
-                text = document.text
-                part = text if held_out else cut(text)[validation]
-                if part:
-                    yield Document(part, document.name, document.key)
+        chosen = {"train": files, "validation": held_out, "shifted": shifted}[split]
+        found = pieces(chosen or files)
+        if not held_out and split != "shifted":
+            found = one_side(found, where(), split == "validation")
+        for file, piece in found:
+            yield Document(piece.text, piece.name, str(file.parent))
 
+    bad = BadRecords(policy.on_bad_record)
     identity = {
-        "source": source,
-        "files": list(map(file_digest, files)),
-        "validation_files": list(map(file_digest, held_out)),
-        "validation_share": None if held_out else validation_share,
-        "shifted_files": list(map(file_digest, shifted)),
+        name: file_digests(each, policy.cache, bad)
+        for name, each in [
+            ("files", files), ("validation_files", held_out), ("shifted_files", shifted)
+        ]
+    }  # fmt: skip
+    identity |= {
+        "validation_share": None if held_out else share,
+        "on_bad_record": policy.on_bad_record,
     }
     return Corpus(identity, documents, SHIFTED if shifted else SHIFTED[:2])
 
 
-def file_digest(file: pathlib.Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
+class Border(NamedTuple):
+    """Where held-out text begins."""
+
+    place: int | None  # texts with a place below it are held out
+    character: int = 0  # or, if there is only one text, all of it from here on
 
 
-def list_files(field: str, pattern: str) -> list[pathlib.Path]:
-    """List the files of a path, a folder or a glob; ValueError if none, or an empty one."""
-    if not pattern:
-        raise ValueError(f"{field} is empty; give a file, a folder or a glob")
-    expanded = pathlib.Path(pattern).expanduser()
-    if expanded.is_dir():
-        files = sorted(p for p in expanded.rglob("*") if p.is_file())
-    else:
-        files = [pathlib.Path(p) for p in sorted(glob.glob(str(expanded), recursive=True))]
-    if not files:
-        raise ValueError(f"{field} {pattern!r} matches no file")
-    for file in files:
-        if file.stat().st_size == 0:
-            raise ValueError(f"{field}: {file} is empty; remove it or fill it")
-    return files
+def split_of_texts(pieces: Callable[[], Iterable[Piece]], share: float) -> Border:
+    """Find the border of texts, which are read again where it depends on all of them."""
+    found = border((place(piece.text) for piece in pieces() if piece.first), share)
+    if found is not None:
+        return Border(found)
+    length, documents = 0, 0
+    for piece in pieces():
+        documents += piece.first
+        if documents > 1:  # another copy of the same text
+            break
+        length += len(piece.text)
+    return Border(None, max(int(length * (1 - share)), 1))
 
 
-def names(file: pathlib.Path) -> tuple[str, str]:
-    """Return the name and the key of the documents of a file."""
-    return str(file), str(file.parent)
+def one_side(
+    found: Iterable[tuple[pathlib.Path, Piece]], border: Border, validation: bool
+) -> Iterator[tuple[pathlib.Path, Piece]]:
+    """Keep what lies on the side of training or of validation."""
+    held_out, begin = False, 0
+    for file, piece in found:
+        if piece.first:
+            held_out, begin = (
+                border.place is not None and place(piece.text) < border.place,
+                0,
+            )
+        if border.place is None:
+            end = line_before(piece.text, border.character - begin)
+            begin += len(piece.text)
+            text = piece.text[end:] if validation else piece.text[:end]
+            if text:
+                yield file, Piece(text, piece.name, piece.first)
+        elif held_out == validation:
+            yield file, piece
 
 
-def read_text(file: pathlib.Path) -> str:
-    return decode(file, file.read_bytes(), 0)
-
-
-def decode(file: pathlib.Path, raw: bytes, offset: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file} is not UTF-8: byte {offset + error.start} is "
-            f"0x{raw[error.start]:02x}; convert it, for example with iconv -t UTF-8"
-        ) from None
-
-
-def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[Document]:
-    """Yield the document of each line that is not blank; ValueError names file and line."""
-    offset = 0
-    name, key = names(file)
-    with file.open("rb") as lines:
-        for number, raw in enumerate(lines, 1):
-            line = decode(file, raw, offset)
-            offset += len(raw)
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
-            if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-                raise ValueError(
-                    f"{file}, line {number} has no text under {text_key!r}; "
-                    "set data.text_key"
-                )
-            yield Document(record[text_key], f"{name}#{number}", key)
+def line_before(text: str, end: int) -> int:
+    """Return the last begin of a line up to `end`; `end` if there is only the first."""
+    end = min(max(end, 0), len(text))
+    return end if end == len(text) else text.rfind("\n", 0, end) + 1 or end

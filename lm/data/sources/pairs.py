@@ -1,80 +1,126 @@
 """Where pairs of a source and a target text come from.
 
-docstring  The source is a function of the Python standard library without its docstring,
-           the target the first line of the docstring. Whole modules are held out, as in
-           lm/data/sources/stdlib.py.
-gettext    The source is a message, the target its translation, from the .mo catalogues of
-           installed packages.
-parallel   Source and target are the same line of two text files.
+function_name  The source is a short function of the Python standard library without its
+               name, the target the words of the name. Whole modules are held out, as in
+               lm/data/sources/stdlib.py.
+gettext        The source is a message, the target its translation, from the .mo catalogues
+               of installed packages.
+parallel       Source and target are the same line of two text files.
 """
 
 import ast
-import hashlib
+import functools
+import itertools
 import pathlib
-import platform
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import NamedTuple
 
-from lm.data.sources.files import file_digest, list_files, read_text
-from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
+from lm.data.sources.files import DEFAULT, Policy
+from lm.data.sources.listing import file_digests, list_files
+from lm.data.sources.reading import BadRecord, BadRecords, raw_lines, read_lines
+from lm.data.sources.splits import border, place
+from lm.data.sources.stdlib import identity_of, source_files, split_of, stdlib_folder
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
+# A function is short if a small encoder can read all of it: about 60 tokens.
+SHORT = 200  # characters of its longest source
+NAMELESS = "_"  # stands in the source for the name
 
 
 class PairCorpus(NamedTuple):
     identity: dict[str, object]
     pairs: Callable[[str], Iterator[Pair]]  # split -> (source, target)
-    cuts_sources: bool  # True: a long source loses its end; False: its pair is left out
     splits: tuple[str, ...] = ("train", "validation")
 
 
-def docstring_corpus() -> PairCorpus:
+def function_name_corpus(cache: pathlib.Path) -> PairCorpus:
+    paths = source_files()
+
     def pairs(split: str) -> Iterator[Pair]:
-        for path in source_files():
+        for path in paths:
             if split_of(path) == split:
-                yield from documented_functions((stdlib_folder() / path).read_bytes())
+                yield from named_functions((stdlib_folder() / path).read_bytes())
 
-    identity = {"source": "docstring", "version": platform.python_version()}
-    return PairCorpus(identity, pairs, cuts_sources=True)
+    identity = {"source": "function_name"} | identity_of(paths, cache)
+    return PairCorpus(identity, pairs)
 
 
-def documented_functions(code: bytes) -> Iterator[Pair]:
-    """Yield each function without its docstring, and the first line of the docstring."""
+def named_functions(code: bytes) -> Iterator[Pair]:
+    """Yield each short function without its name and docstring, and the words of its name.
+
+    The name is left out wherever it stands in the function, so that it cannot be copied.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return  # the tests of the library hold files that are broken on purpose
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if docstring := (ast.get_docstring(node) or "").strip():
-            node.body = node.body[1:] or [ast.Pass()]
-            yield ast.unparse(node), docstring.splitlines()[0].strip()
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    functions = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    for node in functions:
+        if ast.get_docstring(node) is not None:
+            first, *rest = node.body
+            node.body = rest or [ast.copy_location(ast.Pass(), first)]
+    for node in functions:
+        if 10 * (node.body[-1].end_lineno - node.body[0].lineno) > SHORT:
+            continue  # longer than short, without taking the time to write it out
+        source = re.sub(rf"\b{node.name}\b", NAMELESS, ast.unparse(node))
+        if len(source) <= SHORT and (target := words_of(node.name)):
+            yield source, target
 
 
-def gettext_corpus(package: str, language: str, validation_share: float) -> PairCorpus:
+def words_of(name: str) -> str:
+    """Return the words of a name: "read_line" and "readLine" give "read line"."""
+    return " ".join(re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", name).lower().split())
+
+
+def held_out_pairs(
+    pairs: Callable[[], Iterator[Pair]], share: float
+) -> Callable[[str], Iterator[Pair]]:
+    """Return split -> its pairs; a hash of the source decides if it is held out."""
+
+    @functools.cache
+    def held_out_below() -> int:
+        filled = (source for source, target in pairs() if source.strip() and target.strip())
+        return border(map(place, filled), share) or 0
+
+    def side(split: str) -> Iterator[Pair]:
+        for source, target in pairs():
+            if (place(source) < held_out_below()) == (split == "validation"):
+                yield source, target
+
+    return side
+
+
+def gettext_corpus(
+    package: str, language: str, validation_share: float, policy: Policy = DEFAULT
+) -> PairCorpus:
     """Read catalogues; a hash of the message decides if it is held out."""
     files = catalogues(package, language)
+    told: set[str] = set()
 
-    def pairs(split: str) -> Iterator[Pair]:
+    def pairs() -> Iterator[Pair]:
+        bad = BadRecords(policy.on_bad_record)
         for file in files:
-            for source, target in read_mo(file):
-                if held_out(source, validation_share) == (split == "validation"):
-                    yield source, target
+            try:
+                yield from read_mo(file)
+            except BadRecord as error:
+                bad(error)
+        bad.report(told)
 
     identity = {
         "source": "gettext",
         "package": package,
         "language": language,
-        "files": list(map(file_digest, files)),
+        "files": file_digests(files, policy.cache, BadRecords(policy.on_bad_record)),
         "validation_share": validation_share,
     }
-    return PairCorpus(identity, pairs, cuts_sources=False)
+    return PairCorpus(identity, held_out_pairs(pairs, validation_share))
 
 
 def catalogues(package: str, language: str) -> list[pathlib.Path]:
@@ -109,23 +155,35 @@ def read_mo(file: pathlib.Path) -> Iterator[Pair]:
     translation, and the plural with the last. Format: GNU gettext manual, "The Format of
     GNU MO Files".
     """
-    raw = file.read_bytes()
-    if raw[:4] not in MAGIC:
-        raise ValueError(f"{file} is not a compiled gettext catalogue")
-    order = MAGIC[raw[:4]]
-    _, count, *tables = struct.unpack_from(f"{order}4I", raw, 4)
-    for index in range(count):
-        strings = []
-        for table in tables:
-            size, offset = struct.unpack_from(f"{order}2I", raw, table + 8 * index)
-            strings.append(raw[offset : offset + size].decode().split("\0"))
-        messages, translations = strings
+    try:
+        raw = file.read_bytes()
+        if raw[:4] not in MAGIC:
+            raise BadRecord(file, "is not a compiled gettext catalogue")
+        order = MAGIC[raw[:4]]
+        _, count, *tables = struct.unpack_from(f"{order}4I", raw, 4)
+        texts = [
+            [
+                string_at(raw, *struct.unpack_from(f"{order}2I", raw, table + 8 * index))
+                for table in tables
+            ]
+            for index in range(count)
+        ]
+    except (OSError, struct.error, UnicodeDecodeError) as error:
+        raise BadRecord(file, f"cannot be read ({error})") from None
+    for message, translation in texts:
+        messages, translations = message.split("\0"), translation.split("\0")
         messages[0] = messages[0].rpartition("\x04")[2]
         pairs = [(messages[0], translations[0]), (messages[-1], translations[-1])]
         yield from (pair for pair in dict.fromkeys(pairs) if all(pair))
 
 
-def parallel_corpus(path: str, target_path: str, validation_share: float) -> PairCorpus:
+def string_at(raw: bytes, size: int, offset: int) -> str:
+    return raw[offset : offset + size].decode()
+
+
+def parallel_corpus(
+    path: str, target_path: str, validation_share: float, policy: Policy = DEFAULT
+) -> PairCorpus:
     """Read two files line by line; a hash of the source line decides if it is held out."""
     files = []
     for field, pattern in [("data.path", path), ("data.target_path", target_path)]:
@@ -135,27 +193,29 @@ def parallel_corpus(path: str, target_path: str, validation_share: float) -> Pai
             "data.path and data.target_path must each be one file; they match "
             f"{', '.join(map(str, files))}"
         )
-    lines = [read_text(file).split("\n") for file in files]
-    lines = [each[:-1] if each[-1] == "" else each for each in lines]
-    if len(lines[0]) != len(lines[1]):
-        raise ValueError(
-            f"{files[0]} has {len(lines[0])} lines and {files[1]} has {len(lines[1])}; "
-            "each line of the one must be the translation of the same line of the other"
-        )
+    told: set[str] = set()
 
-    def pairs(split: str) -> Iterator[Pair]:
-        for source, target in zip(*lines, strict=True):
-            if held_out(source, validation_share) == (split == "validation"):
+    def pairs() -> Iterator[Pair]:
+        bad = BadRecords(policy.on_bad_record)
+        for lines in itertools.zip_longest(*(read_lines(file, bad) for file in files)):
+            if None in lines:
+                raise ValueError(unequal_lines(files))
+            (_, source), (_, target) = lines
+            if source is not None and target is not None:
                 yield source, target
+        bad.report(told)
 
     identity = {
         "source": "parallel",
-        "files": list(map(file_digest, files)),
+        "files": file_digests(files, policy.cache, BadRecords(policy.on_bad_record)),
         "validation_share": validation_share,
     }
-    return PairCorpus(identity, pairs, cuts_sources=False)
+    return PairCorpus(identity, held_out_pairs(pairs, validation_share))
 
 
-def held_out(text: str, share: float) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") < share * 2**32
+def unequal_lines(files: list[pathlib.Path]) -> str:
+    counts = [sum(1 for _ in raw_lines(file)) for file in files]
+    return (
+        f"{files[0]} has {counts[0]} lines and {files[1]} has {counts[1]}; "
+        "each line of the one must be the translation of the same line of the other"
+    )

@@ -5,13 +5,14 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from lm.data.sources.corpus import Corpus
-from lm.data.sources.files import jsonl_corpus, text_corpus
+from lm.data.sources.files import Policy, jsonl_corpus, parquet_corpus, text_corpus
 from lm.data.sources.pairs import (
     PairCorpus,
-    docstring_corpus,
+    function_name_corpus,
     gettext_corpus,
     parallel_corpus,
 )
+from lm.data.sources.reading import compiled
 from lm.data.sources.stdlib import stdlib_corpus
 from lm.data.sources.tfds import tfds_corpus
 
@@ -42,41 +43,56 @@ def open_tfds(c: Config) -> Corpus:
     splits = {"train": c.split, "validation": c.validation_split}
     if c.shifted_split:
         splits["shifted"] = c.shifted_split
-    return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir)
+    return tfds_corpus(c.name, splits, c.text_key, c.tfds_dir, c.on_bad_record)
 
 
-FILES = ("path", "validation_path", "validation_share", "shifted_path")
+def policy(config: Config) -> Policy:
+    return Policy(config.on_bad_record, cache_folder(config))
+
+
+def open_text(c: Config) -> Corpus:
+    return text_corpus(
+        c.path,
+        c.validation_path,
+        c.validation_share,
+        c.shifted_path,
+        compiled(c.separator, c.separator_kind == "regex"),
+        policy(c),
+    )
+
+
+def open_records(corpus: Callable[..., Corpus]) -> Callable[[Config], Corpus]:
+    return lambda c: corpus(
+        c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path, policy(c)
+    )
+
+
+FILES = (
+    *("path", "validation_path", "validation_share", "shifted_path"),
+    "on_bad_record",
+)
 SOURCES = {
     "stdlib": Source(lambda c: stdlib_corpus(cache_folder(c))),
     "tfds": Source(
         open_tfds,
         reads=(
             *("name", "split", "validation_split", "shifted_split", "tfds_dir"),
-            "text_key",
+            *("text_key", "on_bad_record"),
         ),
     ),
-    "text": Source(
-        lambda c: text_corpus(
-            c.path, c.validation_path, c.validation_share, c.shifted_path
-        ),
-        reads=FILES,
-    ),
-    "jsonl": Source(
-        lambda c: jsonl_corpus(
-            c.path, c.validation_path, c.validation_share, c.text_key, c.shifted_path
-        ),
-        reads=(*FILES, "text_key"),
-    ),
-    "docstring": Source(lambda c: docstring_corpus(), pairs=True),
+    "text": Source(open_text, reads=(*FILES, "separator", "separator_kind")),
+    "jsonl": Source(open_records(jsonl_corpus), reads=(*FILES, "text_key")),
+    "parquet": Source(open_records(parquet_corpus), reads=(*FILES, "text_key")),
+    "function_name": Source(lambda c: function_name_corpus(cache_folder(c)), pairs=True),
     "gettext": Source(
-        lambda c: gettext_corpus(c.name, c.language, c.validation_share),
+        lambda c: gettext_corpus(c.name, c.language, c.validation_share, policy(c)),
         pairs=True,
-        reads=("name", "language", "validation_share"),
+        reads=("name", "language", "validation_share", "on_bad_record"),
     ),
     "parallel": Source(
-        lambda c: parallel_corpus(c.path, c.target_path, c.validation_share),
+        lambda c: parallel_corpus(c.path, c.target_path, c.validation_share, policy(c)),
         pairs=True,
-        reads=("path", "target_path", "validation_share"),
+        reads=("path", "target_path", "validation_share", "on_bad_record"),
     ),
 }
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.losses import weight_sums
 from lm.models.ngram.smoothing import (
     Level,
     add_k,
@@ -102,7 +103,10 @@ def counted(
 
     def tuples(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         new = first_epoch(batch, step, batch_size, num_rows)
-        return grams(new, config.order, vocab_size)
+        grams_Nn, valid_N = grams(new, config.order, vocab_size)
+        if "weights" in batch:  # all of them 0 or 1: counts are integers
+            valid_N &= batch["weights"][:, 1:].reshape(-1) > 0
+        return grams_Nn, valid_N
 
     return tuples
 
@@ -152,9 +156,14 @@ def ngram_task(config: NgramConfig, vocab_size: int) -> Task:
     def loss(params: Params, batch: Batch, key: Key | None) -> tuple[jax.Array, Sums]:
         grams_Nn, valid_N = grams(batch, order, vocab_size)
         p_N = lookup(params, grams_Nn[:, :-1], grams_Nn[:, -1])
-        loss_sum = -jnp.sum(jnp.where(valid_N, jnp.log(p_N), 0.0))
+        logp_N, weights_N = jnp.log(p_N), None
+        if "weights" in batch:
+            weights_N = batch["weights"][:, 1:].reshape(-1)
+            logp_N *= weights_N
+        loss_sum = -jnp.sum(jnp.where(valid_N, logp_N, 0.0))
         tokens = jnp.sum(valid_N, dtype=jnp.float32)
-        return loss_sum, {"loss": loss_sum, "tokens": tokens}
+        sums = {"loss": loss_sum, "tokens": tokens} | weight_sums(valid_N, weights_N)
+        return loss_sum, sums
 
     def all_logits(params: Params, contexts_BTn: jax.Array) -> jax.Array:
         """Return logits_BTV, one position at a time: each looks up the whole vocabulary."""

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from experiments.run.checkpoint import Checkpoints, KeepBest, Score, best_step
+from lm.robust import RobustConfig, robust, robust_scaling
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.strategies import STRATEGIES
@@ -22,9 +23,9 @@ EXCHANGES["delay"] = {"delay": 2, "compensation": 0.1}
 EXCHANGES["buckets"] = {"codec": "int8", "bucket_bytes": 8192}
 
 
-def program(strategy: str, data: int = 4, **exchange):
+def program(strategy: str, data: int = 4, learner=None, **exchange):
     return toy_program(
-        strategy, toy_learner(ADAM), data=data, local=LOCAL,
+        strategy, learner or toy_learner(ADAM), data=data, local=LOCAL,
         exchange=ExchangeConfig(**exchange),
     )  # fmt: skip
 
@@ -64,6 +65,16 @@ def test_every_exchange_goes_on(tmp_path, name):
 
 def test_a_compressed_meeting_goes_on(tmp_path):
     assert_goes_on(tmp_path, program("streaming_diloco", codec="int4"))
+
+
+def test_what_is_usual_for_a_row_goes_on(tmp_path):
+    config = RobustConfig("tukey", threshold=1.5, gain=0.3, settle=2)
+    learner = toy_learner(ADAM)
+    learner = learner._replace(
+        task=robust(learner.task, config),
+        scaling=robust_scaling(learner.scaling, config),
+    )
+    assert_goes_on(tmp_path, program("shard_map", learner=learner))
 
 
 @pytest.mark.parametrize("strategy, exchange", [

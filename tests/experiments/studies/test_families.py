@@ -115,7 +115,7 @@ def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
     }  # fmt: skip
     workdir = folder / kind
     run(
-        "train", *flags_of(folder, "docstring", **overrides), f"--workdir={workdir}",
+        "train", *flags_of(folder, "function_name", **overrides), f"--workdir={workdir}",
         "--devices=2", "--config.parallel.strategy=shard_map",
     )  # fmt: skip
     found = losses(workdir)
@@ -148,7 +148,7 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
     "model.cel=gru": "the nearest is 'model.cell'",
     "model.cell=gated": "choose one of rnn, lstm, gru",
     "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
-    "data.source=docstring data.path= data.source_len=9": "learns from documents",
+    "data.source=function_name data.path= data.source_len=9": "learns from documents",
     "data.source_len=9": "source_len is 9, but it has no effect where data.source",
     "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
     "parallel.strategy=gpipe parallel.stage=2": "num_layers 1 is not divisible",

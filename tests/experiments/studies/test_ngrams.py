@@ -10,7 +10,6 @@ import pytest
 
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.ngram_counts import model_of, saved_counts
-from lm.data.cleaning.dedup import deduplicate
 from lm.data.sources.files import text_corpus
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, encode_documents, load_tokenizer
 from parallel.counting.program import counting_program
@@ -64,10 +63,9 @@ def accented(tmp_path_factory):
 
 def bigram_by_hand(folder, tokenizer, k: float) -> tuple[float, float]:
     """Return the nats a token and the bits a byte of the text that is held out."""
-    corpus, seen = text_corpus(str(folder / "corpus"), "", 0.05), set()
-    train, held_out = (
-        list(deduplicate(corpus.texts(split), seen)) for split in corpus.splits
-    )
+    corpus = text_corpus(str(folder / "corpus"), "", 0.05)
+    train, held_out = (list(dict.fromkeys(corpus.texts(split))) for split in corpus.splits)
+    held_out = [text for text in held_out if text not in train]
     pairs, firsts, words = (collections.Counter() for _ in range(3))
     for ids in encode_documents(tokenizer, train):
         pairs.update(zip(ids[:-1], ids[1:], strict=True))

@@ -1,6 +1,7 @@
 """Pairs: where they come from, and what becomes of them in rows."""
 
 import gettext
+import gzip
 import struct
 
 import numpy as np
@@ -11,36 +12,57 @@ from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches, validation_batches
 from lm.data.rows.pairs import encode_sources
-from lm.data.sources.pairs import documented_functions, gettext_corpus, read_mo
+from lm.data.sources.files import Policy
+from lm.data.sources.pairs import (
+    gettext_corpus,
+    named_functions,
+    parallel_corpus,
+    read_mo,
+    words_of,
+)
 from lm.task import targets_mask
 from lm.vocabulary import END_ID
 
-CODE = b'''
+CODE = (
+    b'''
 class A:
     @property
-    def first(self):
+    def firstItem(self):
         """Return the first.
 
         At length.
         """
         return self.items[0]  # a comment
 
-async def only_words(): "Do nothing."
+async def __only_words2__(): "Do nothing."
 
-def outer():
+def outer(n):
     def inner():
         """   """
         return 1
-    return inner
-'''
+    return inner if outer(n - 1) else "outer, not outermost"
+
+def long(x):
+    x = '''
+    + b"\n    x = ".join([b"x + x + x + x"] * 40)
+    + b"\n"
+)
 
 
-def test_functions_lose_their_docstring_and_keep_its_first_line():
-    assert list(documented_functions(CODE)) == [
-        ("async def only_words():\n    pass", "Do nothing."),
-        ("@property\ndef first(self):\n    return self.items[0]", "Return the first."),
+def test_functions_lose_their_name_wherever_it_stands():
+    assert list(named_functions(CODE)) == [
+        ("async def _():\n    pass", "only words2"),
+        (
+            "def _(n):\n\n    def inner():\n        return 1\n    return inner if "
+            "_(n - 1) else '_, not outermost'",
+            "outer",
+        ),
+        ("@property\ndef _(self):\n    return self.items[0]", "first item"),
+        ("def _():\n    return 1", "inner"),
     ]
-    assert list(documented_functions(b"def broken(:")) == []
+    assert list(named_functions(b"def broken(:")) == []
+    names = {"HTTP_Server2": "http server2", "größeIn_mm": "größe in mm", "__": ""}
+    assert {name: words_of(name) for name in names} == names
 
 
 def write_mo(file, messages, order="<"):
@@ -104,7 +126,7 @@ def package(tmp_path, monkeypatch):
 def config_of(tmp_path, **changes):
     config = {"vocab_size": 300, "seq_len": 32, "source_len": 16, "batch_size": 8}
     config |= {"cache": str(tmp_path / "cache")} | changes
-    if config["source"] != "docstring":
+    if config["source"] != "function_name":
         config |= {"validation_share": 0.2}
     config = DataConfig(**config)
     fields.check(config, "data.")
@@ -177,6 +199,29 @@ def test_parallel_files(tmp_path, capsys):
         prepare(config_of(tmp_path, source="parallel", path=str(sources)))
 
 
+def test_lines_of_parallel_files_are_what_stands_in_them(tmp_path, capsys):
+    """Line ends of Windows, a byte-order mark, a damaged line, compression."""
+    sources, targets = tmp_path / "a.txt", tmp_path / "b.txt.gz"
+    lines = [f"line {i}" for i in range(40)]
+    sources.write_bytes("\ufeff".encode() + "".join(f"{x}\r\n" for x in lines).encode())
+    raw = "\n".join(f"Zeile {i}\u2028\x0c" for i in range(40)).encode()
+    targets.write_bytes(gzip.compress(raw.replace(b"Zeile 7", b"Z\xffile 7")))
+
+    def pairs(policy):
+        corpus = parallel_corpus(str(sources), str(targets), 0.2, policy)
+        return [list(corpus.pairs(split)) for split in corpus.splits]
+
+    with pytest.raises(ValueError, match=r"b.txt.gz, line 8 is not UTF-8.*=skip"):
+        pairs(Policy())
+    train, held_out = pairs(Policy("skip"))
+    assert 2 < len(held_out) < 15
+    assert dict(train + held_out) == {
+        x: f"Zeile {i}\u2028\x0c" for i, x in enumerate(lines) if i != 7
+    }
+    told = capsys.readouterr().err
+    assert told.count("left out 1 records") == 1 and "line 8" in told
+
+
 def test_a_source_longer_than_its_part_is_refused(package, tmp_path):
     data = prepare(config_of(tmp_path, source="gettext", name=package))
     source_BS = encode_sources(data.tokenizer, ["yes", ""], 16)
@@ -189,9 +234,9 @@ def test_a_source_longer_than_its_part_is_refused(package, tmp_path):
     "changes, words",
     [
         ({"source": "text"}, "source_len .*16.*'text'"),
-        ({"source": "docstring", "source_len": 0}, "source_len .*0.* 2 "),
-        ({"source": "docstring", "source_len": 31}, "source_len .*31.* 2 "),
-        ({"source": "docstring", "packing": "concat"}, "packing"),
+        ({"source": "function_name", "source_len": 0}, "source_len .*0.* 2 "),
+        ({"source": "function_name", "source_len": 31}, "source_len .*31.* 2 "),
+        ({"source": "function_name", "packing": "concat"}, "packing"),
     ],
 )
 def test_bad_choices_are_refused(changes, words, tmp_path):

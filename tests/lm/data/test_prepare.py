@@ -17,7 +17,6 @@ from configs import fields
 from lm.data import prepare as preparation
 from lm.data.bigram import ADD_K
 from lm.data.cleaning.clean import clean
-from lm.data.cleaning.dedup import deduplicate
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.rows.order import step_rows, train_batches, validation_batches
@@ -73,11 +72,8 @@ def test_concatenation_keeps_the_stream():
     np.testing.assert_array_equal(stream, whole[: len(stream)])
 
 
-def test_clean_and_deduplicate():
+def test_clean():
     assert clean("\ufeffa\r\nb\rc\x00") == "a\nb\nc"
-    seen = set()
-    assert list(deduplicate(["a", "b", "a"], seen)) == ["a", "b"]
-    assert list(deduplicate(["b", "c"], seen)) == ["c"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +97,7 @@ def config(folder, **changes):
 def test_prepared_rows_hold_the_text(folder, packing):
     data = prepare(config(folder, packing=packing))
     corpus = text_corpus(str(folder / "corpus"), "", 0.05)
-    wanted = list(deduplicate(corpus.texts("train"), set()))
+    wanted = dict.fromkeys(corpus.texts("train"))
     expected = pairs_of_documents(encode_documents(data.tokenizer, wanted))
     found = pairs_of_rows(zip(*data.train[:2], strict=True))
     if packing == "first_fit":
@@ -218,7 +214,7 @@ def test_bad_files_are_named(tmp_path):
         (str(tmp_path / "none-*.txt"), "matches no file"),
         (bad_text(tmp_path, b""), "is empty"),
         (bad_text(tmp_path, b"good \xff bad", "latin.txt"), "latin.txt.*byte 5 is 0xff"),
-        (bad_text(tmp_path, b"short\n", "short.txt"), "too short for one row"),
+        (bad_text(tmp_path, b"short text", "short.txt"), "too short for one row"),
     ]
     for path, words in cases:
         with pytest.raises(ValueError, match=words):

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from configs import fields
 from lm.data.classes import CLASSES, character_classes, encode_classes, token_classes
@@ -14,8 +15,10 @@ from lm.data.tokenizer import (
     END_OF_TEXT,
     LEAST_VOCAB_SIZE,
     NUM_BYTES,
+    cuts,
     encode_documents,
     load_tokenizer,
+    sample_of_all,
     split_text,
     token_bytes,
     train_tokenizer,
@@ -55,18 +58,16 @@ def odd_texts(num: int):
 
 
 @pytest.mark.parametrize("kind", LEAST_VOCAB_SIZE)
-def test_gives_back_any_text_and_its_bytes(tmp_path, kind):
+def test_gives_back_any_text_and_its_bytes(tmp_path, kind, monkeypatch):
     tokenizer = made(kind)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     lengths, texts = token_bytes(tokenizer), list(odd_texts(300))
     assert lengths[END_ID] == 0 and lengths[1:].min() == 1
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
-    for text, ids, again in zip(
-        texts,
-        encode_documents(tokenizer, texts),
-        encode_documents(loaded, texts, batch=7),
-        strict=True,
-    ):
+    found = list(encode_documents(tokenizer, texts))
+    monkeypatch.setattr("lm.data.tokenizer.BATCH", 900)
+    by_loaded = encode_documents(loaded, texts)
+    for text, ids, again in zip(texts, found, by_loaded, strict=True):
         assert ids[0] == ids[-1] == END_ID
         assert END_ID not in ids[1:-1]
         np.testing.assert_array_equal(ids, again)
@@ -141,6 +142,55 @@ def test_long_texts_are_cut_at_line_ends(monkeypatch):
     assert "".join(parts) == text
     assert all(len(part) <= 50 for part in parts)
     assert all(part.endswith("\n") for part in parts[:16])
+    assert list(split_text("")) == [""] and list(split_text("x" * 100)) == ["x" * 50] * 2
+
+
+def test_classes_and_ids_of_a_text_of_many_chunks_are_of_the_same_tokens(monkeypatch):
+    monkeypatch.setattr("lm.data.tokenizer.CHUNK", 37)
+    tokenizer, text = made("bpe"), "\x0c" + CODE * 5 + "a\u2028b = 'c'\n" + CODE
+    (ids,) = encode_documents(tokenizer, [text])
+    classes = token_classes(text, tokenizer)
+    assert len(ids) == len(classes)
+    assert tokenizer.decode(ids[1:-1].tolist()) == text
+    names = {"def": "keyword", "return": "keyword", "naïve": "comment", "print": "name"}
+    begins = np.cumsum(token_bytes(tokenizer)[ids])[:-1]
+    of_byte = dict(zip(begins.tolist(), classes[1:].tolist(), strict=True))
+    for name, kind in names.items():
+        places = [m.start() for m in re.finditer(name.encode(), text.encode())]
+        # A word's token may begin with the space before it.
+        found = {of_byte.get(p, of_byte.get(p - 1)) for p in places} - {None}
+        assert {CLASSES[each] for each in found} == {kind}
+
+
+def test_words_are_those_of_gpt_2_up_to_a_length():
+    ours, gpt_2 = cuts("bpe"), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for text in odd_texts(200):
+        assert ours.pre_tokenize_str(text) == gpt_2.pre_tokenize_str(text)
+    for run in ("漢", "x", "7", "-", " ", "\n"):
+        text = f"a {run * 1000} b"
+        lengths = [end - start for _, (start, end) in ours.pre_tokenize_str(text)]
+        assert sum(lengths) == len(text) and max(lengths) == 257 - run.isspace()
+
+
+def test_a_sample_is_of_all_texts_and_at_most_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr("lm.data.tokenizer.CHUNK", 100)
+    texts = ["".join(f"{i} {j}\n" for j in range(90)) for i in range(60)]
+    whole = sum(map(len, texts))
+    assert "".join(sample_of_all(texts, whole)) == "".join(texts)
+    for share in (10, 3):
+        found = sample_of_all(iter(texts), whole // share)
+        assert whole // share - 100 <= sum(map(len, found)) <= whole // share
+        assert found == sample_of_all(iter(texts), whole // share)
+        places = [int(chunk.split()[0]) for chunk in found]
+        assert places == sorted(places)
+        # Chunks of half of the documents or more; a head would have a tenth, or a third.
+        assert len(set(places)) >= 27 and abs(np.mean(places) - 29.5) < 5
+    assert sample_of_all(texts, 0) == []
+
+
+def test_a_piece_that_was_seen_once_gets_no_token():
+    tokenizer = train_tokenizer("bpe", ["again again once"], 400)
+    assert [len(tokenizer.encode(word).ids) for word in ("again", "once")] == [1, 4]
 
 
 REFUSED = [

@@ -60,14 +60,16 @@ def logp(params, tokens):
     return np.log(sum(p for _, p in paths(params, tokens))) if len(tokens) else 0.0
 
 
-def enumerated_counts(params, batch):
+def enumerated_counts(params, batch, weights=None):
+    """Return the expected counts over all segments; each has a weight, without any 1."""
     counts = [np.zeros_like(x) for x in probabilities(params)]
+    weights = iter(weights or [1] * BATCH["tokens"].size)
     for tokens in segments_of(batch):
-        total = np.exp(logp(params, tokens))
+        share = next(weights) / np.exp(logp(params, tokens))
         for path, p in paths(params, tokens):
-            counts[0][path[0]] += p / total
-            np.add.at(counts[1], (path[:-1], path[1:]), p / total)
-            np.add.at(counts[2], (path, tokens), p / total)
+            counts[0][path[0]] += p * share
+            np.add.at(counts[1], (path[:-1], path[1:]), p * share)
+            np.add.at(counts[2], (path, tokens), p * share)
     return dict(zip(("start", "transition", "emission"), counts, strict=True))
 
 
@@ -87,6 +89,17 @@ def test_the_gradient_is_minus_the_expected_counts():
     expected = enumerated_counts(PARAMS, BATCH)
     for name, counts in expected.items():
         np.testing.assert_allclose(-grads[name], counts, rtol=2e-5, atol=1e-6)
+
+
+def test_weights_of_segments_weigh_the_expected_counts():
+    # The first row has the segments 1, 2 and 3, the second one more; none at padding.
+    weights = np.array([[0.5] * 3 + [4, 9] + [0] * 3, [2.5] * 8, [7] * 8], np.float32)
+    loss = jax.jit(jax.grad(EM.loss, has_aux=True))
+    grads, sums = loss(PARAMS, BATCH | {"weights": weights}, None)
+    expected = enumerated_counts(PARAMS, BATCH, [0.5, 4, 0, 2.5])
+    for name, counts in expected.items():
+        np.testing.assert_allclose(-grads[name], counts, rtol=2e-5, atol=1e-6)
+    assert sums["weight"] == 2 * 0.5 + 7 * 2.5 and sums["tokens"] == 2 + 2 + 7
 
 
 def test_through_the_normalisation_what_the_model_expects_is_taken_off():

@@ -13,7 +13,7 @@ from experiments.run.ngram_counts import ngram_counting
 from lm.data.bigram import bigram_counts, bigram_loss
 from lm.data.rows.packing import first_fit
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, encode_documents, train_tokenizer
-from lm.models.ngram.model import SMOOTHINGS, NgramConfig, estimate, grams
+from lm.models.ngram.model import SMOOTHINGS, NgramConfig, counted, estimate, grams
 from lm.models.setting import Setting
 from parallel.counting.program import counting_program
 from parallel.mesh import data_mesh, place_rows
@@ -165,6 +165,30 @@ def check(config: NgramConfig, tokenizer: str):
     _, sums = jax.jit(task.loss)(params, held_out, None)
     assert sums["loss"] == pytest.approx(-np.sum(expected), rel=1e-5)
     assert sums["tokens"] == len(expected)
+
+
+def test_targets_of_weight_zero_are_not_counted_and_others_weigh_their_loss():
+    train, _, vocab_size = corpus("word")
+    weights = np.random.default_rng(0).integers(0, 2, train["tokens"].shape)
+    weights = weights.astype(np.float32)
+    made = counted(CONFIG, vocab_size, len(weights), len(weights))
+    grams_Nn, valid_N = made(train | {"weights": weights}, jnp.int32(0))
+    whole_Nn, all_N = made(train, jnp.int32(0))
+    np.testing.assert_array_equal(grams_Nn, whole_Nn)
+    np.testing.assert_array_equal(valid_N, all_N & (weights[:, 1:].ravel() > 0))
+    # The weight of a target multiplies its loss.
+    params, task = fitted(CONFIG, train, vocab_size), CONFIG.task(Setting(vocab_size, 0))
+
+    loss = jax.jit(task.loss)
+
+    def sums(weights):
+        return loss(params, train | {"weights": weights}, None)[1]
+
+    once = jax.grad(lambda w: sums(w)["loss"])(jnp.ones_like(weights))
+    expected = Textbook(CONFIG, train, vocab_size).log_p(train)
+    valid_BT = np.asarray(all_N).reshape(len(weights), -1)
+    np.testing.assert_allclose(-once[:, 1:][valid_BT], expected, rtol=2e-5, atol=2e-5)
+    assert sums(weights)["weight"] == np.sum(valid_N)
 
 
 @pytest.mark.parametrize("order", [1, 3, 5])

@@ -20,6 +20,7 @@ from tests.parallel.toy import (
     toy_program,
     toy_task,
     train,
+    weighted_batches,
 )
 
 STEPS = 5
@@ -28,12 +29,13 @@ RATE = 0.3
 
 def trained(strategy="shard_map", degree=4, tx=SGD, accumulation=1, slices=1, **exchange):
     """Return the parameters and the losses after some steps."""
-    dropout = 0.2 if accumulation > 1 else 0.0
+    several = accumulation > 1
+    dropout = 0.2 if several else 0.0
     program = toy_program(
         strategy, toy_learner(tx, dropout=dropout), data=degree, slice=slices,
         accumulation=accumulation, exchange=ExchangeConfig(**exchange),
     )  # fmt: skip
-    return train(program, STEPS)[1:]
+    return train(program, STEPS, weighted_batches if several else batches)[1:]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +67,9 @@ def test_limits_are_exact(name):
 def test_exchanging_between_microbatches_is_exact(codec, every):
     keep = 1.0  # random_k then sends everything
     params, losses = trained(accumulation=4, every=every, codec=codec, keep=keep)
-    np.testing.assert_allclose(losses, one_device(dropout=0.2)[1], rtol=1e-5)
-    assert_equal(params, one_device(dropout=0.2)[0])
+    expected, expected_losses = one_device(weighted_batches, dropout=0.2)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_equal(params, expected)
 
 
 def late_by_hand(delay: int, compensation: float):

@@ -22,6 +22,7 @@ from tests.parallel.toy import (
     toy_program,
     toy_task,
     train,
+    weighted_batches,
 )
 
 STEPS, LAYERS = 3, 4
@@ -29,8 +30,8 @@ MESHES = [(1, 4, 4), (2, 2, 2)]  # data, stage, microbatches
 
 
 @functools.cache
-def one_device(**model):
-    return oracle(SGD, STEPS, num_layers=LAYERS, **model)
+def one_device(batches=batches, **model):
+    return oracle(SGD, STEPS, batches, num_layers=LAYERS, **model)
 
 
 def program(strategy, data=1, stage=2, accumulation=4, tx=SGD, chunks=0, **learner):
@@ -41,9 +42,9 @@ def program(strategy, data=1, stage=2, accumulation=4, tx=SGD, chunks=0, **learn
     )  # fmt: skip
 
 
-def assert_trains_as_one_device(program, **model):
-    _, params, losses = train(program, STEPS)
-    expected, expected_losses = one_device(**model)
+def assert_trains_as_one_device(program, batches=batches, **model):
+    _, params, losses = train(program, STEPS, batches)
+    expected, expected_losses = one_device(batches, **model)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert_equal(params, expected)
 
@@ -66,9 +67,10 @@ def test_one_stage_is_no_pipeline(strategy):
 ])  # fmt: skip
 def test_every_model_is_cut_exactly(model):
     """Dropout and positions are a row's and a layer's own; tied embeddings lie apart."""
-    assert_trains_as_one_device(program("interleaved", 2, 2, 2, **model), **model)
+    made = program("interleaved", 2, 2, 2, **model)
+    assert_trains_as_one_device(made, weighted_batches, **model)
     other = one_device()[1]
-    assert not np.allclose(one_device(**model)[1], other)
+    assert not np.allclose(one_device(weighted_batches, **model)[1], other)
 
 
 def test_sixteen_bits_stays_near():
