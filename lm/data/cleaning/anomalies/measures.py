@@ -109,7 +109,13 @@ def byte_shares(raw: bytes) -> tuple[float, ...]:
     capitals = counts[ord("A") : ord("Z") + 1].sum()
     letters = capitals + counts[ord("a") : ord("z") + 1].sum()
     digits = counts[ord("0") : ord("9") + 1].sum()
-    return letters, digits, counts[[9, 10, 11, 12, 13, 32]].sum(), capitals, counts[128:].sum()
+    return (
+        letters,
+        digits,
+        counts[[9, 10, 11, 12, 13, 32]].sum(),
+        capitals,
+        counts[128:].sum(),
+    )
 
 
 def entropies(raw: bytes) -> tuple[float, float]:

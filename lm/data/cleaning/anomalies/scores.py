@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from lm.data.cleaning.measures import Measures
-from lm.data.cleaning.ngram import ORDER, NGram
-from lm.data.cleaning.word_order import classes_of, information
+from lm.data.cleaning.anomalies.measures import Measures
+from lm.data.cleaning.anomalies.ngram import ORDER, NGram
+from lm.data.cleaning.anomalies.word_order import classes_of, information
 
 # The n-gram is fitted on the documents that the last fit found likely. (length of the
 # contexts + 1, deviations up to which a document stays): short contexts come first, since
@@ -22,6 +22,7 @@ ROUNDS = ((1, 1.5), (2, 1.5), (ORDER, 2.0))
 FITTED = 20_000  # documents that the models are fitted on, at most
 LEAST_LINKED = 0.3  # of the corpus's median, below which letters are random
 FEW_PAIRS = 20.0  # so many pairs of words say half of what many say
+AGREEING = 1.5  # two measures that agree are rarer than one with as large a sum
 TREES = 100
 TAIL = 0.95  # quantile that stands for the tail of a measure with many odd values
 
@@ -32,7 +33,53 @@ class Scores(NamedTuple):
     by_kind: dict[str, np.ndarray]
     bits: np.ndarray  # of a byte, under the n-gram of the other documents
     information: np.ndarray  # bits that a word tells of the next
+    isolated: np.ndarray  # by the isolation forest
     measures: Measures  # each an array
+
+    def reason(self, kind: str, place: int) -> str:
+        """Say in words why a document is of a kind, beside the median of the corpus."""
+
+        def told(values: np.ndarray, words: str) -> str:
+            usual = np.median(values)
+            return f"{values[place]:.3g} {words} (median {usual:.3g})"
+
+        return "; ".join(
+            told(getattr(self.measures, name), words)
+            if name in Measures._fields
+            else told(getattr(self, name), words)
+            for name, words in REASONS[kind]
+        )
+
+
+LIKELY = ("bits", "bits a byte under the corpus's n-gram")
+LINKED = ("linked", "of a letter's bits told by the letter before")
+REASONS = {
+    "base64": [("encoded", "of the characters in runs of base64 or hexadecimal")],
+    "gibberish": [LIKELY, LINKED],
+    "language": [LIKELY, LINKED],
+    "shuffled": [
+        ("information", "bits told by a word of the next"),
+        ("ordered", "deviations of repeated pairs of words from shuffled ones"),
+    ],
+    "encoding": [("damaged", "of the characters lost, control or mojibake")],
+    "truncated": [
+        ("end", "is its end: 0 a line's, 1 a sentence's, 2 a word, 3 else"),
+        ("start", "is its start: 0 of a line or sentence, 1 in the middle"),
+        ("unclosed", "brackets left open: 1 yes, -1 closed too often"),
+    ],
+    "too_repetitive": [
+        ("equal_text", "of the text in repeated lines"),
+        ("top_pair", "of the pairs of words are the same"),
+        ("compressed", "of the size after compression"),
+    ],
+    "too_short": [("log_characters", "is the logarithm of its characters")],
+    "outlier": [
+        ("isolated", "isolation (0 to 1) by all measures together"),
+        ("entropy", "bits of a byte by itself"),
+        ("word_length", "characters a word"),
+        ("log_line", "is the logarithm of the characters a line"),
+    ],
+}
 
 
 def deviations(values: np.ndarray, least: float) -> np.ndarray:
@@ -55,7 +102,7 @@ def above(
 
 
 def halves(kept: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (documents to fit on, documents to score): each half is scored by the other."""
+    """Return (places to fit on, places to score): each half is scored by the other."""
     odd = np.arange(len(kept)) % 2 == 1
     found = []
     for scored in (odd, ~odd):
@@ -66,7 +113,7 @@ def halves(kept: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def surprise(samples: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bits of a byte in each sample, and which samples the model was fitted on."""
+    """Return the bits of a byte in each sample, and which samples the fit was on."""
     bits, kept = np.zeros(len(samples)), np.ones(len(samples), bool)
     for order, limit in (*ROUNDS, (ORDER, np.inf)):
         for fit, scored in halves(kept):
@@ -109,36 +156,36 @@ def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> S
         ]
     )
     features = np.c_[standard(measures), np.clip(unlikely, -10, 10), hashed]
+    isolated = isolation(features)
     by_kind = {
         "base64": deviations(measures.encoded, 0.03),
         "gibberish": np.where(is_random, unlikely, 0.0),
         "language": np.where(is_random, 0.0, unlikely),
-        "shuffled": above(-found, kept, 0.1) + above(-ordered, kept, 0.3),
+        "shuffled": AGREEING * (above(-found, kept, 0.1) + above(-ordered, kept, 0.3)),
         "encoding": deviations(measures.damaged, 0.001),
-        "truncated": broken_off(measures),
+        "truncated": broken_off(measures, kept),
         "too_repetitive": repeats,
         "too_short": above(-measures.log_characters, kept, 0.5),
-        "outlier": above(isolation(features), kept, 0.01, TAIL),
+        "outlier": above(isolated, kept, 0.01, TAIL),
     }
-    return Scores(by_kind, bits, found, measures)
+    return Scores(by_kind, bits, found, isolated, measures)
 
 
-def broken_off(measures: Measures) -> np.ndarray:
-    """Return half the bits of surprise about how each text begins and ends.
+def broken_off(measures: Measures, core: np.ndarray) -> np.ndarray:
+    """Return the bits of surprise about how each text begins and ends.
 
-    An end that one document in a thousand has scores 5.
+    An end that one document in 64 of the core of the corpus has scores 6.
     """
-    total = np.zeros(len(measures.end))
+    total = np.zeros(len(core))
     for values in (measures.end, measures.start, measures.unclosed):
-        _, group, count = np.unique(values, return_inverse=True, return_counts=True)
-        share = (count[group] + 1) / (len(values) + 1)
-        usual = count.max() / len(values)
-        total += np.maximum(np.log2(usual / share), 0) / 2
+        kinds, group = np.unique(values, return_inverse=True)
+        counts = np.bincount(group[core], minlength=len(kinds)) + 0.5
+        total += np.log2(counts.max() / counts[group])
     return total
 
 
 def standard(measures: Measures) -> np.ndarray:
-    """Return the measures as deviations, between -10 and 10, float64[documents, measures]."""
+    """Return the measures as deviations, -10 to 10, float64[documents, measures]."""
     columns = [deviations(np.asarray(x, float), 0.02) for x in measures]
     return np.clip(np.stack(columns, 1), -10, 10)
 
