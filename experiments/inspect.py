@@ -8,7 +8,8 @@ folder: documents, bytes, tokens and lengths; exact and near duplicates, with te
 side; anomalies of each kind with a score and a reason; what the configured stages would
 drop and change; held-out documents that repeat training ones; how unlike shards would be.
 Every stage looks at the documents as they are, whatever data.stages says. Memory does not
-grow with the text; the documents lie in a temporary folder, compressed.
+grow with the text; the documents lie in a temporary folder, compressed. --page fills in
+the table `shards` of a page of docs/.
 """
 
 import pathlib
@@ -18,10 +19,11 @@ from absl import flags
 
 from experiments.inspection.corpus import inspect
 from experiments.inspection.found import write_json
-from experiments.inspection.page import write_inspection
+from experiments.inspection.page import skew_table, write_inspection
 from experiments.inspection.repeats import examples
 from experiments.processes.messages import user_errors
 from experiments.run import startup
+from experiments.sweeps.pages import check_names, define_page, fill
 from lm.data.config import DataConfig
 
 CONFIG = startup.define_config()
@@ -29,6 +31,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 SHARDS = flags.DEFINE_integer(
     "shards", 8, "Number of shards whose skew is measured.", lower_bound=1
 )
+PAGE = define_page("")
 
 
 def main() -> None:
@@ -37,6 +40,8 @@ def main() -> None:
         if not OUT.value:
             raise ValueError("no --out given; for example --out=runs/corpus")
         config.validate()
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"shards"})
         out = pathlib.Path(OUT.value)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="inspect-") as folder:
@@ -47,6 +52,9 @@ def main() -> None:
             page = write_inspection(
                 out, title(config.data), found, survey, examples(observed)
             )
+    if PAGE.value:
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), {"shards": skew_table(found).markdown()})
     print(f"wrote {page}, {page.with_suffix('.md')} and {page.with_suffix('.json')}")
 
 

@@ -26,6 +26,7 @@ ROOMS = (
     "asynchronous",
     "sweeps",
     "inspection",
+    "inspection",
     "studies",
     "commands",
 )

@@ -5,7 +5,15 @@ from typing import Any
 import numpy as np
 
 from experiments.inspection.survey import Survey
-from experiments.sweeps.looks import COLORS, WIDTH, log_ticks, plain_ticks, png, pyplot
+from experiments.sweeps.looks import (
+    COLORS,
+    WIDTH,
+    log_ticks,
+    plain_ticks,
+    png,
+    pyplot,
+    ticker,
+)
 
 BINS = 40
 MOST_KINDS, MOST_SHARDS = 12, 64
@@ -53,6 +61,7 @@ def kinds(found: dict[str, Any]) -> bytes | None:
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set(xlabel="findings", xlim=(0, 1.1 * max(nums)))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     plain_ticks(axes.xaxis)
     return png(figure)
 

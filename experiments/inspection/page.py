@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.inspection import figures
 from experiments.inspection.found import WORST
-from experiments.inspection.repeats import CLUSTERS, NAMED, visible
+from experiments.inspection.repeats import CLUSTERS, NAMED, shortened_name, visible
 from experiments.inspection.survey import Survey
 from experiments.processes.messages import human, size
 from experiments.sweeps.tables import Table
@@ -19,7 +19,7 @@ from experiments.sweeps.template import (
 )
 
 MOST_KINDS = 40  # of findings that have a row
-LONGEST_NAME = 120  # characters; a longer one loses its middle
+MOST_SAID = 6  # kinds that are among what stands out
 
 
 def write_inspection(
@@ -83,8 +83,10 @@ def advice(found: dict[str, Any]) -> list[str]:
             f"{repeat:,} of {held_out:,} documents of {split} ({share(repeat, held_out)}) "
             "repeat a training document."
         )
-    for kind, each in list(found["kinds"].items())[:WORST]:
-        said.append(f"{each['findings']:,} findings of {named(kind)}.")
+    if kinds := list(found["kinds"].items()):
+        some = (f"{each['findings']:,} {named(kind)}" for kind, each in kinds[:MOST_SAID])
+        more = ", ..." if len(kinds) > MOST_SAID else ""
+        said.append(f"Anomalies: {', '.join(some)}{more}.")
     for name, each in found["skew"].items():
         if times := multiple(each["token_skew"]):
             said.append(
@@ -133,7 +135,7 @@ def worst_table(found: dict[str, Any], survey: Survey) -> Table | None:
     body = [
         [
             named(kind),
-            name(x["document"]),
+            shortened_name(x["document"]),
             score(x),
             x["reason"],
             visible(survey.excerpts.get(x["document"], "")),
@@ -153,7 +155,7 @@ def clusters_table(kind: str, found: dict[str, Any]) -> Table:
         [
             f"{x['documents']:,}",
             f"{x['similarity']:.1%}",
-            name(x["first"]),
+            shortened_name(x["first"]),
             others(x["others"], x["documents"] - 1),
         ]
         for x in listed
@@ -169,17 +171,17 @@ def clusters_table(kind: str, found: dict[str, Any]) -> Table:
 
 def others(names: list[str], num: int) -> str:
     more = f" and {num - len(names):,} more" if num > len(names) else ""
-    return ", ".join(map(name, names)) + more
+    return ", ".join(map(shortened_name, names)) + more
 
 
 def leakage_table(found: dict[str, Any]) -> Table:
     leaks = found["leakage"]
     body = [
         [
-            name(x["document"]),
+            shortened_name(x["document"]),
             x["split"],
             x["how"],
-            name(x["repeats"]),
+            shortened_name(x["repeats"]),
             f"{x['similarity']:.1%}",
         ]
         for x in leaks["examples"]
@@ -267,12 +269,3 @@ def score(finding: dict[str, Any]) -> str:
 
 def named(kind: str) -> str:
     return kind.replace("_", " ")
-
-
-def name(document: str) -> str:
-    """Return the name of a document, without its middle if it is long."""
-    shown = visible(document)
-    if len(shown) <= LONGEST_NAME:
-        return shown
-    half = LONGEST_NAME // 2
-    return f"{shown[:half]} ... {shown[-half:]}"

@@ -11,6 +11,7 @@ from lm.data.cleaning.stage import Copy
 NAMED = 20  # documents of a cluster that are named
 CLUSTERS = 10  # of each kind that are listed, the largest
 SHOWN = 6  # clusters of which two texts are shown
+LONGEST_NAME = 120  # characters
 LONGEST = 20_000  # characters of a text that are compared
 AROUND = 2  # equal lines that are shown around a difference
 MOST_LINES, MOST_PARTS, WIDEST = 12, 12, 300  # lines of a part, parts, characters of a line
@@ -112,9 +113,8 @@ def examples(observed: Observed) -> list[Difference]:
         )
         if max(len(left.text), len(right.text)) > LONGEST:
             note += f" The first {LONGEST:,} characters were compared."
-        found.append(
-            Difference(f"Near duplicates: {left.name}", note, left.name, right.name, parts)
-        )
+        names = shortened_name(left.name), shortened_name(right.name)
+        found.append(Difference(f"Near duplicates: {names[0]}", note, *names, parts))
     return found
 
 
@@ -153,3 +153,10 @@ def visible(text: str) -> str:
     return text.translate(
         {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
     )
+
+
+def shortened_name(document: str) -> str:
+    """Return the name of a document, without its middle if it is long."""
+    shown = visible(document)
+    half = LONGEST_NAME // 2
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[:half]} ... {shown[-half:]}"

@@ -6,7 +6,6 @@ Letters: N shards, V tokens of the vocabulary, K kinds of documents.
 import array
 import collections
 import hashlib
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from experiments.processes.files import without_nonfinite
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
+from lm.data.rows.partition import kind_of
 from lm.data.rows.skew import imbalance, skew
 from lm.data.sources.corpus import Document
 from lm.data.tokenizer import encode_documents, train_tokenizer
@@ -132,7 +132,7 @@ def survey(
         found.splits[split].bytes.append(len(raw))
         found.splits[split].tokens.append(len(inside))
         for name, of in (("hash", raw), ("key", document.key.encode("utf-8", "replace"))):
-            found.shards[name].add(shard(of, num_shards), inside, kind_of(document))
+            found.shards[name].add(shard(of, num_shards), inside, kind_of(document.text))
         if document.name in wanted:
             found.excerpts[document.name] = document.text[:EXCERPT]
     return found
@@ -152,12 +152,6 @@ def encodable(text: str) -> str:
 
 def shard(of: bytes, num: int) -> int:
     return int.from_bytes(hashlib.blake2b(of, digest_size=8).digest(), "big") % num
-
-
-def kind_of(document: Document) -> str:
-    """Return the ending of the document's file, such as .py; its key if there is none."""
-    file = document.name.rpartition("#")[0] or document.name
-    return pathlib.PurePath(file).suffix.lower() or document.key
 
 
 def quantiles(sizes: np.ndarray) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.experiments.runs import ROOT, run, write_corpus
+from tests.experiments.runs import ROOT, command, run, run_together, write_corpus
 
 
 def inspect(folder, path, *flags, check=True):
@@ -36,11 +36,13 @@ def test_what_is_no_corpus_is_told_in_a_line(tmp_path):
     (tmp_path / "empty" / "blank.txt").write_text("\n \n")
     result = inspect(tmp_path, tmp_path / "empty", check=False)
     assert result.returncode == 2 and "no document of train is left" in result.stderr
-    for flags, words in (
-        (["--out="], "no --out given"),
-        (["--config.data.source=gettext"], "gives pairs of texts; expected a source of"),
-    ):
-        result = run("inspect", f"--config={ROOT}/configs/translation.py", "--out=x",
-                     *flags, check=False)  # fmt: skip
+    refused = {
+        "--out=": "no --out given",
+        "--config.data.source=gettext": "gives pairs of texts; expected a source of",
+    }
+    config = f"--config={ROOT}/configs/translation.py"
+    commands = [(command("inspect", config, "--out=x", flag), {}) for flag in refused]
+    results = run_together(commands, check=False)
+    for result, words in zip(results, refused.values(), strict=True):
         assert result.returncode == 2 and words in result.stderr
         assert "Traceback" not in result.stderr

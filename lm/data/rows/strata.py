@@ -1,0 +1,96 @@
+"""Strata: groups of rows, each drawn from at a rate of its own.
+
+A rate above the stratum's share of the rows is oversampling, a rate below it undersampling.
+The rates follow from a temperature T: they are proportional to rows^(1/T). T = 1 keeps the
+shares of the text, and a very large T draws equally from all strata (Conneau et al. 2020,
+XLM-R, 3.1; Raffel et al. 2020, T5, 3.5.2).
+
+Positions are numbered 0, 1, 2, ... `Draw` says which row stands at a position; it needs no
+position before it, so a run resumes from a number. A period of PERIOD positions holds each
+stratum as often as its rate says. Inside a period the strata are spread evenly
+(`stratified`) or shuffled (`resampled`). Each stratum has epochs of its own, each a new
+permutation of its rows.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+PERIOD = 4096  # positions; a rate is a multiple of 1 / PERIOD
+
+
+def rates(num_rows: Sequence[int], temperature: float) -> np.ndarray:
+    """Return the rate of each stratum, float64, which sum to 1."""
+    powers = np.array(num_rows, np.float64) ** (1 / temperature)
+    return powers / powers.sum()
+
+
+def times_in_period(wanted: np.ndarray) -> np.ndarray:
+    """Return how often a period holds each stratum, by the largest remainders."""
+    exact = wanted * PERIOD
+    times = np.floor(exact).astype(np.int64)
+    missing = PERIOD - int(times.sum())
+    times[np.argsort(times - exact, kind="stable")[:missing]] += 1
+    if (times == 0).any():
+        number = int(np.argmin(times))
+        raise ValueError(
+            f"stratum {number} has the rate {wanted[number]:.2g}, less than one row in "
+            f"{PERIOD}; raise data.temperature, or leave that text out"
+        )
+    return times
+
+
+def spread_evenly(times: np.ndarray) -> np.ndarray:
+    """Return int[PERIOD], the stratum at each position, each in even distances."""
+    strata = np.repeat(np.arange(len(times)), times)
+    places = np.concatenate([(np.arange(n) + 0.5) / n for n in times])
+    return strata[np.argsort(places, kind="stable")]
+
+
+class Draw:
+    """Position -> row number, for rows of which each stratum is a run of rows."""
+
+    def __init__(
+        self, num_rows: Sequence[int], seed: int, temperature: float, shuffled: bool
+    ):
+        self.seed, self.shuffled = seed, shuffled
+        self.starts = np.cumsum([0, *num_rows])[:-1]
+        self.times = times_in_period(rates(num_rows, temperature))
+        self.even = spread_evenly(self.times)
+        self.orders = [row_order(n, stratum_seed(seed, i)) for i, n in enumerate(num_rows)]
+        self.counted = functools.lru_cache(8)(self.count)
+
+    def count(self, period: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the stratum at each position of a period, and its occurrences before."""
+        strata = self.even
+        if self.shuffled:
+            strata = np.random.default_rng((self.seed, period)).permutation(strata)
+        before = np.zeros(PERIOD, np.int64)
+        for stratum in range(len(self.times)):
+            here = strata == stratum
+            before[here] = np.arange(here.sum())
+        return strata, before
+
+    def __call__(self, position: int) -> int:
+        period, place = divmod(position, PERIOD)
+        strata, before = self.counted(period if self.shuffled else 0)
+        stratum = strata[place]
+        index = period * int(self.times[stratum]) + int(before[place])
+        return int(self.starts[stratum]) + self.orders[stratum][index]
+
+
+def row_order(num_rows: int, seed: int) -> grain.MapDataset:
+    """Return position -> row number; each epoch is a new permutation of all rows.
+
+    Grain computes any position of a permutation by itself.
+    """
+    return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
+
+
+def stratum_seed(seed: int, stratum: int) -> int:
+    """Return another seed for each stratum; the first has the seed itself."""
+    if stratum == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, stratum)).generate_state(1)[0])

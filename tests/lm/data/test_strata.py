@@ -1,0 +1,56 @@
+"""Draws from strata: rates, epochs, and any position by itself."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from lm.data.rows.strata import PERIOD, Draw, rates, row_order
+
+
+def test_one_stratum_is_the_plain_order():
+    order, draw = row_order(37, 5), Draw([37], 5, 1.0, False)
+    positions = [0, 1, 36, 37, 4095, 4096, 123_456]
+    assert [draw(i) for i in positions] == [order[i] for i in positions]
+
+
+def test_rates_follow_the_temperature():
+    np.testing.assert_allclose(rates([30, 10], 1), [0.75, 0.25])
+    np.testing.assert_allclose(rates([100, 1], 2), [10 / 11, 1 / 11])
+    np.testing.assert_allclose(rates([1000, 1], 1e9), [0.5, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
+    sizes, wanted = [60, 20], rates([60, 20], 3)
+    draw = Draw(sizes, 1, 3, shuffled)
+    rows = [draw(i) for i in range(PERIOD)]
+    rare = [row for row in rows if row >= sizes[0]]
+    assert abs(len(rare) / len(rows) - wanted[1]) < 1 / PERIOD
+    # No row comes a second time before all others of its stratum have come.
+    for start in range(0, len(rare) - 20, 20):
+        assert set(rare[start : start + 20]) == set(range(60, 80))
+    counts = collections.Counter(row for row in rows if row < 60)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    # Another object finds the same row at any position, whatever it was asked before.
+    again = Draw(sizes, 1, 3, shuffled)
+    assert [again(i) for i in (4000, 5)] == [rows[4000], rows[5]]
+
+
+def test_stratified_batches_hold_each_stratum_in_proportion():
+    draw, batch = Draw([300, 100], 0, 1.0, False), 16
+    for step in range(100):
+        rows = [draw(i) for i in range(step * batch, (step + 1) * batch)]
+        assert abs(sum(row >= 300 for row in rows) - 4) <= 1
+    shuffled = Draw([300, 100], 0, 1.0, True)
+    rare = [
+        sum(shuffled(i) >= 300 for i in range(step * batch, (step + 1) * batch))
+        for step in range(100)
+    ]
+    # About the variance of independent draws, 16 * 1/4 * 3/4.
+    assert 2 < np.var(rare) < 4
+
+
+def test_a_stratum_too_rare_for_a_period_is_refused():
+    with pytest.raises(ValueError, match="less than one row in 4096"):
+        Draw([100_000, 1], 0, 1.0, False)
