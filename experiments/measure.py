@@ -66,7 +66,7 @@ def measure(config: Experiment) -> dict[str, Any]:
     mesh = check(config)
     data = prepare(config.data)
     vocab_size = data.tokenizer.get_vocab_size()
-    trial = build_trial(config, vocab_size, mesh)
+    trial = build_trial(config, vocab_size, mesh, data.train)
     num_steps = WARM_UP.value + NUM_STEPS.value
     batches = trial.batches(data.train, num_steps + TRACED)
     state, seconds, tokens, cpu = trial.begin(), [], 0, 0.0

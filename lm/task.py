@@ -185,8 +185,11 @@ def next_token_loss(
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Return tokens_BT and segments_BT, without the last of each row, a mere target."""
-    return batch["tokens"][:, :-1], batch["segments"][:, :-1]
+    """Return tokens_BT and segments_BT, without the last of each row, a mere target.
+
+    A batch with `inputs` gives these to the model; `tokens` are then the targets alone.
+    """
+    return batch.get("inputs", batch["tokens"])[:, :-1], batch["segments"][:, :-1]
 
 
 def row_keys(batch: Batch, key: Key | None) -> jax.Array | None:

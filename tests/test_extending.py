@@ -135,6 +135,7 @@ class TableConfig:
     reads: ClassVar[str] = "documents"
     trained_by: ClassVar[str] = "gradient"
     traces: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
 
     def validate(self, setting: Setting) -> None:
         pass

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
 from lm.data.prepare import Data
+from lm.data.rows.order import Order
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
 from lm.norms import gradient_norms
@@ -66,6 +67,7 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
         config.model.validate(setting(config, config.data.vocab_size))
     if config.trace_norms:
         check_trace(config)
+    check_augment(config)
     task = build_task(config, config.data.vocab_size)
     check_task(config, task, mesh)
     check_memory(config, task, mesh)
@@ -154,6 +156,17 @@ def check_trace(config: Experiment) -> None:
         )
 
 
+def check_augment(config: Experiment) -> None:
+    """Raise ValueError if the family's input cannot differ from its targets."""
+    kind, model = config.data.augment.kind, type(config.model)
+    if kind != "none" and not model.augments:
+        able = [cls.__name__ for cls in FAMILIES.values() if cls.augments]
+        raise ValueError(
+            f"data.augment.kind is {kind!r}, but what a {model.__name__} reads is also "
+            f"what it predicts; unset it, or choose one of {', '.join(able)}"
+        )
+
+
 def check_texts(config: Experiment) -> None:
     """Raise ValueError if the family cannot read the data: documents, or pairs."""
     has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
@@ -239,19 +252,19 @@ def build(
 
 
 def compile_step(
-    config: Experiment, program: Program, weighted: bool = False
+    config: Experiment, program: Program, extra: Collection[str] = ()
 ) -> jax.stages.Compiled:
     """Compile the program's step ahead of time, without a state or data.
 
-    `weighted` tells whether rows carry weights.
+    `extra` names the arrays that a batch has besides the usual ones.
     pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
     if is_absent(program.mesh):
-        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, weighted))
+        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, extra))
     else:
-        rows = empty_rows(config, process_rows(program.mesh)[1], weighted)
+        rows = empty_rows(config, process_rows(program.mesh)[1], extra)
         abstract_batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             program.place(rows),
@@ -260,10 +273,16 @@ def compile_step(
 
 
 def empty_rows(
-    config: Experiment, num_parts: int = 1, weighted: bool = False
+    config: Experiment, num_parts: int = 1, extra: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
     """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
     local = config.data.batch_size // num_parts
     tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
     rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
-    return rows | {"weights": tokens.astype(np.float32)} if weighted else rows
+    types = {"weights": np.float32, "inputs": np.int32}
+    return rows | {name: tokens.astype(types[name]) for name in extra}
+
+
+def row_order(config: Experiment) -> Order:
+    data = config.data
+    return Order(config.seed, data.batch_size, data.sampling, data.augment)

@@ -8,19 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from experiments.processes.messages import human, is_main_process, say
-from experiments.run.build import Run, compile_step
+from configs.base import Experiment
+from experiments.processes.messages import human, is_main_process, say, size
+from experiments.run.build import Run, compile_step, row_order
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
 from experiments.run.summary import summarize
-from lm.data.rows.order import step_rows, train_batches
+from lm.data.rows.order import extra_arrays, step_rows, train_batches
+from lm.data.rows.partition import ALIKE
+from lm.data.rows.shards import shards_of
 from lm.task import num_parameters
 from parallel.mesh import process_rows
 from parallel.program import TrainState
 
 # Up to here, repeated text is about as good as new text (Muennighoff et al. 2023).
 MAX_EPOCHS = 4
+NOISE = {"grad_variance", "grad_square"}
 
 
 def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
@@ -39,8 +43,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         ThreadPoolExecutor(1) as pool,
     ):
         # Compilation overlaps with making or restoring the state.
-        weighted = run.data.train.weights is not None
-        compiled = pool.submit(compile_step, config, program, weighted)
+        extra = extra_arrays(run.data.train, row_order(config))
+        compiled = pool.submit(compile_step, config, program, extra)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
@@ -105,8 +109,7 @@ def loop(
     batches = iter(
         train_batches(
             run.data.train,
-            config.seed,
-            config.data.batch_size,
+            row_order(config),
             start,
             last,
             *process_rows(program.mesh),
@@ -122,6 +125,8 @@ def loop(
         waited = time.perf_counter() - began
         with clock("step"):
             state, metrics = program.step(state, batch)
+            if not alike(config):  # the noise scale is that of rows drawn from one text
+                metrics = {name: metrics[name] for name in metrics.keys() - NOISE}
             handle(log.train(step, metrics, began, waited), run, log)
 
         ends, val, score = step == last or stopped(), None, None
@@ -170,9 +175,7 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
     if skipped is None:
         return
     config, step = run.config, skipped.step
-    rows = step_rows(
-        len(run.data.train.tokens), config.seed, config.data.batch_size, step - 1
-    )
+    rows = step_rows(run.data.train, row_order(config), step - 1)
     line = (
         f"step {step}: the loss or a gradient is not finite ({skipped.reason}); the update "
         f"was skipped {skipped.where}. Rows of this step: {rows}"
@@ -196,6 +199,23 @@ def epochs(run: Run, steps: int) -> float:
     return steps * run.config.data.batch_size / len(run.data.train.tokens)
 
 
+def alike(config: Experiment) -> bool:
+    return config.data.shards == 1 or config.data.partition in ALIKE
+
+
+def shards_told(run: Run) -> str:
+    """Return how large the shards are, and which of them each process reads."""
+    data, meta = run.config.data, run.data.meta
+    shards, count = meta["train"]["shards"], process_rows(run.program.mesh)[1]
+    sizes = [each["rows"] for each in shards]
+    lines = [f"{len(sizes)} shards by {data.partition}: {min(sizes)} to {max(sizes)} rows"]
+    for process in range(count if count > 1 else 0):
+        mine = shards_of(process, count, len(shards))
+        read = sum(shards[shard]["bytes"] for shard in mine)
+        lines.append(f"part {process} reads shards {mine[0]} to {mine[-1]}, {size(read)}")
+    return "; ".join(lines)
+
+
 def announce(run: Run, start: int) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
@@ -208,6 +228,8 @@ def announce(run: Run, start: int) -> None:
         f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
         f"{train_meta['padding']:.2%} padding"
     )
+    if run.config.data.shards > 1:
+        say(shards_told(run))
     warn_of_repetition(run)
     warn_of_spikes(run)
     if start:

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.run.build import build, compile_step
-from lm.data.rows.order import train_batches
+from experiments.run.build import build, compile_step, row_order
+from lm.data.rows.order import extra_arrays, train_batches
 from lm.data.rows.store import Rows
 from lm.task import Batch, Task
 from parallel.mesh import process_rows
@@ -31,8 +31,7 @@ class Trial(NamedTuple):
     def batches(self, rows: Rows, num_steps: int) -> Iterator[Batch]:
         """Yield the batches of the first steps of training, on the devices."""
         part = process_rows(self.program.mesh)
-        seed, size = self.config.seed, self.config.data.batch_size
-        for batch in train_batches(rows, seed, size, 0, num_steps, *part):
+        for batch in train_batches(rows, row_order(self.config), 0, num_steps, *part):
             yield self.program.place(batch)
 
     def place(self, tokens_BT: np.ndarray) -> Batch:
@@ -49,9 +48,15 @@ class Trial(NamedTuple):
         return self.program.place({k: np.split(x, count)[index] for k, x in batch.items()})
 
 
-def build_trial(config: Experiment, vocab_size: int, mesh: Mesh) -> Trial:
-    """Build and compile; neither a state nor data need exist. The config is checked."""
+def build_trial(
+    config: Experiment, vocab_size: int, mesh: Mesh, rows: Rows | None = None
+) -> Trial:
+    """Build and compile; neither a state nor data need exist. The config is checked.
+
+    If the batches will come from `rows`, give these: perhaps they have weights.
+    """
     task, program = build(config, vocab_size, mesh)
     began = time.perf_counter()
-    step = compile_step(config, program)
+    extra = () if rows is None else extra_arrays(rows, row_order(config))
+    step = compile_step(config, program, extra)
     return Trial(config, task, program, step, time.perf_counter() - began)

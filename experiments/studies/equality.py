@@ -44,7 +44,7 @@ DATA_PARALLEL = [name for name in EXACT if set(STRATEGIES[name].axes) <= {"slice
 
 
 def train_losses(config: Experiment, data: Data, num_steps: int) -> list[float]:
-    trial = build_trial(config, data.tokenizer.get_vocab_size(), check(config))
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), check(config), data.train)
     state, losses = trial.begin(), []
     for batch in trial.batches(data.train, num_steps):
         state, metrics = trial.step(state, batch)

@@ -49,7 +49,7 @@ def main() -> None:
         join.start_jax()
         mesh = check(config)
         data = prepare(config.data)
-    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
     state, batches = trial.begin(), trial.batches(data.train, 10**6)
     sent = sum(entry.sent_bytes for entry in ledger(trial.step.as_text(), mesh))
     print(json.dumps({"ledger_bytes": sent}), flush=True)

@@ -66,7 +66,7 @@ def member_config(config: Experiment, name: str, seed: int = 0) -> Experiment:
 def losses(config: Experiment, data: Data) -> Line:
     """Train from the config's seed; return the validation losses during and after it."""
     mesh = check(config)
-    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
     evaluate = Evaluator(
         trial.task, data.tokenizer, data.validation, config.data.batch_size, mesh
     )
@@ -85,7 +85,7 @@ def losses(config: Experiment, data: Data) -> Line:
 def costs(config: Experiment, data: Data) -> Line:
     """Read what a step sends and holds from the compiled program; nothing is run."""
     mesh = check(config)
-    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh)
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
     return compiled_costs(trial.step, mesh, trial.program.abstract)
 
 
@@ -94,7 +94,9 @@ def time_in_turns(config: Experiment, data: Data, names: list[str]) -> Iterator[
     sides = {}
     for name in {BASE: None} | dict.fromkeys(names):
         member = member_config(config, name)
-        trial = build_trial(member, data.tokenizer.get_vocab_size(), check(member))
+        trial = build_trial(
+            member, data.tokenizer.get_vocab_size(), check(member), data.train
+        )
         sides[name] = [trial.step, trial.begin(), *trial.batches(data.train, 1)]
 
     def turn(name: str) -> float:

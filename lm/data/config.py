@@ -8,7 +8,10 @@ from lm.data.cleaning.fix import FixConfig
 from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
+from lm.data.rows.augment import AugmentConfig
 from lm.data.rows.packing import PACKINGS
+from lm.data.rows.partition import PARTITIONS
+from lm.data.rows.strata import SamplingConfig
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
@@ -100,6 +103,23 @@ class DataConfig:
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )
+    # N, parts of the training documents that are packed and shuffled each by itself; place
+    # p of a batch of B rows belongs to part p N // B, so that replicas see different text
+    shards: int = field(default=1, metadata={"at_least": 1, "only": DOCUMENTS})
+    # which shard a document goes to (lm/data/rows/partition.py)
+    partition: str = field(
+        default="hash", metadata={"choices": tuple(PARTITIONS), "only": DOCUMENTS}
+    )
+    # equal: a full shard's documents go to the next nearest; natural: as they fall
+    shard_sizes: str = field(
+        default="equal", metadata={"choices": ("equal", "natural"), "only": DOCUMENTS}
+    )
+    sampling: SamplingConfig = field(
+        default_factory=SamplingConfig, metadata={"only": DOCUMENTS}
+    )
+    augment: AugmentConfig = field(
+        default_factory=AugmentConfig, metadata={"only": DOCUMENTS}
+    )
     # folder where prepared data is kept
     cache: str = field(default="~/.cache/lockstep", metadata={"decides": False})
 
@@ -108,10 +128,25 @@ class DataConfig:
         self.validate_vocab_size()
         chosen_stages(self.stages)
         self.anomaly.chosen()
+        self.validate_shards()
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "
                 f"at least 2 of data.seq_len {self.seq_len} for the target"
+            )
+
+    def validate_shards(self) -> None:
+        usual = DataConfig.partition, DataConfig.shard_sizes
+        if self.shards == 1 and (self.partition, self.shard_sizes) != usual:
+            raise ValueError(
+                f"data.partition is {self.partition!r} and data.shard_sizes "
+                f"{self.shard_sizes!r}, but data.shards is 1: there is nothing to divide; "
+                "set data.shards, or unset the two"
+            )
+        if self.batch_size % self.shards:
+            raise ValueError(
+                f"data.batch_size {self.batch_size} is not divisible by data.shards "
+                f"{self.shards}; change one of them"
             )
 
     def validate_vocab_size(self) -> None:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import filelock
@@ -26,9 +27,10 @@ from lm.data.cleaning.run import PROGRESS, Cleaned
 from lm.data.cleaning.table import chosen_stages
 from lm.data.config import DataConfig
 from lm.data.pretrained import pretrained_tokenizer, tokenizer_identity
-from lm.data.rows.packing import SplitRows
+from lm.data.rows.packing import Row
 from lm.data.rows.pairs import pair_splits
-from lm.data.rows.store import Rows, read_rows, write_rows
+from lm.data.rows.shards import ShardRows, dealt, read_shards, write_shards
+from lm.data.rows.store import Rows
 from lm.data.sources.corpus import SHIFTED, Corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
@@ -110,6 +112,8 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
         names = [*chosen_stages(config.stages), "near_dedup"]  # leakage reads the last
         made_of["leakage"] = config.leakage
         made_of["stages"] = [(name, asdict(getattr(config, name))) for name in names]
+        parted = config.shards, config.partition, config.shard_sizes
+        made_of["parts"] = [*parted, config.sampling.strata]
     if config.tokenizer == "pretrained":
         made_of |= tokenizer_identity(config.tokenizer_file, config.end_token)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -165,7 +169,7 @@ def make_rows(
     for split in corpus.splits:
         done = folder / PROGRESS / f"{split}.json"
         if not done.exists():
-            made = write_rows(rows(tokenizer, split), folder, split, meta)
+            made = write_shards(rows(tokenizer, split), folder, split, meta)
             write_whole(done, json.dumps(made))
         meta[split] = json.loads(done.read_text(encoding="utf-8"))
         least = config.seq_len if split == "train" else 1
@@ -177,7 +181,7 @@ def make_rows(
             )
     tell_weights(meta["train"])
     counts = [
-        bigram_counts(*read_rows(folder, split, meta)[:2], vocab_size)
+        bigram_counts(*read_shards(folder, split, meta)[:2], vocab_size)
         for split in ("train", "validation")
     ]
     meta["bigram_loss"] = bigram_loss(*counts)
@@ -186,21 +190,42 @@ def make_rows(
 
 def texts_and_rows(
     config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path
-) -> tuple[Callable[[], Iterable[str]], SplitRows, dict]:
-    """Return the training texts, a function to the rows of a split, and what is to say."""
+) -> tuple[Callable[[], Iterable[str]], ShardRows, dict]:
+    """Return the training texts, a function to the rows of a split, and what is to say.
+
+    The rows are a list of shards, each a list of strata.
+    """
     if isinstance(corpus, PairCorpus):
         texts, rows = pair_splits(corpus, config.source_len, config.seq_len)
-        return lambda: map(clean, texts("train")), rows, {}
+        return (
+            lambda: map(clean, texts("train")),
+            lambda tokenizer, split: [[rows(tokenizer, split)]],
+            {},
+        )
     cleaned = clean_corpus(config, corpus, folder)
     print(told(cleaned), file=sys.stderr)
 
     def documents(split: str) -> Records:
         return kept_documents(folder, cleaned.splits, split)
 
+    parts, strata = dealt(
+        documents("train"),
+        config.shards,
+        config.partition,
+        config.shard_sizes,
+        config.sampling.strata,
+    )
+
+    def rows(tokenizer: Tokenizer, split: str) -> list[list[Iterable[Row]]]:
+        found = documents(split)
+        pack = partial(document_rows, config, tokenizer, found, split=split)
+        shards = parts if split == "train" else [[range(len(found))]]
+        return [[pack(numbers) for numbers in strata] for strata in shards]
+
     return (
         lambda: (document.text for document in documents("train")),
-        lambda tokenizer, split: document_rows(config, tokenizer, documents(split), split),
-        {"documents": cleaned.splits, "cleaning": cleaned.report},
+        rows,
+        {"documents": cleaned.splits, "cleaning": cleaned.report, "strata": strata},
     )
 
 
@@ -266,7 +291,7 @@ def load(folder: pathlib.Path) -> Data:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         tokenizer = load_tokenizer(folder / "tokenizer.json")
-        rows = {s: read_rows(folder, s, meta) for s in SHIFTED if s in meta}
+        rows = {s: read_shards(folder, s, meta) for s in SHIFTED if s in meta}
         return Data(tokenizer=tokenizer, meta=meta, **rows)
     except Exception as error:  # each library raises errors of its own kinds
         raise ValueError(

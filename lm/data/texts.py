@@ -59,9 +59,15 @@ def kept_documents(
 
 
 def document_rows(
-    config: DataConfig, tokenizer: Tokenizer, documents: Sequence[Document], split: str
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    numbers: Sequence[int],
+    split: str,
 ) -> Iterable[Row]:
-    shown = tqdm(documents, f"pack {split}", unit=" documents")
+    """Pack the documents of these numbers."""
+    chosen = (documents[number] for number in numbers)
+    shown = tqdm(chosen, f"pack {split}", len(numbers), unit=" documents")
     return PACKINGS[config.packing](encode(tokenizer, shown), config.seq_len)
 
 

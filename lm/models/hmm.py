@@ -41,6 +41,7 @@ class HmmConfig:
 
     reads: ClassVar[str] = "documents"
     traces: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
 
     @property
     def trained_by(self) -> str:

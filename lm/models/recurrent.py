@@ -79,6 +79,7 @@ class RecurrentConfig:
     reads: ClassVar[str] = "documents"
     trained_by: ClassVar[str] = "gradient"
     traces: ClassVar[bool] = True
+    augments: ClassVar[bool] = True
 
     def validate(self, setting: Setting) -> None:
         """Raise ValueError for fields that do not fit together, or not the setting."""

@@ -34,6 +34,7 @@ class Family(Protocol):
     # turns into parameters) or "counts" (its tuples are counted)
     trained_by: str
     traces: bool  # whether its layers' outputs can be measured (Experiment.trace_norms)
+    augments: bool  # whether its input may differ from its targets (data.augment)
 
     def validate(self, setting: Setting) -> None:
         """Check what needs more than one field; ValueError."""

@@ -20,7 +20,7 @@ from experiments.studies.benchmark.shapes import (
     Shape,
 )
 from lm.data.config import DataConfig
-from lm.data.rows.order import train_batches
+from lm.data.rows.order import Order, train_batches
 from lm.data.rows.store import Rows
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
@@ -140,7 +140,7 @@ def loader(shape: Shape, workers: int) -> Callable[[], float]:
         files[-1][:] = np.random.default_rng(0).integers(
             0, shape.vocab_size, files[-1].shape, np.uint16
         )
-    batches = train_batches(Rows(*files), 0, shape.batch_size, 0, 1_000_000)
+    batches = train_batches(Rows(*files), Order(0, shape.batch_size), 0, 1_000_000)
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
     iterator = iter(batches)

@@ -25,6 +25,9 @@ MASK_ID = 1 + ALPHABET.index("ÿ")  # the byte 0xFF
 Rng = np.random.Generator
 
 
+DAMAGED = {"only": {"data.augment.kind": ("token_dropout", "span_corruption")}}
+
+
 @dataclass
 class AugmentConfig:
     # how the input of a training row is damaged, anew in each epoch; none: not at all
@@ -32,9 +35,12 @@ class AugmentConfig:
         default="none", metadata={"choices": ("none", "token_dropout", "span_corruption")}
     )
     # share of the input's tokens that are replaced
-    rate: float = field(default=0.15, metadata={"above": 0, "below": 1})
+    rate: float = field(default=0.15, metadata={"above": 0, "below": 1} | DAMAGED)
     # mean number of tokens in a replaced run
-    mean_span: float = field(default=3.0, metadata={"at_least": 1})
+    mean_span: float = field(
+        default=3.0,
+        metadata={"at_least": 1, "only": {"data.augment.kind": ("span_corruption",)}},
+    )
 
 
 def token_dropout(config: AugmentConfig, tokens_T: np.ndarray, rng: Rng) -> np.ndarray:

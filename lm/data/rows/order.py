@@ -3,31 +3,103 @@
 Grain computes the row number at any position of a permutation. So the position in the data
 follows from the step alone, and a run resumes on any number of devices without the saved
 state of an iterator.
+
+With N shards, place p of a batch of B rows belongs to shard p N // B, whatever the devices.
+Each shard has its own order, and each stratum in it (lm/data/rows/strata.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from lm.data.rows.augment import AugmentConfig, damaged
 from lm.data.rows.store import Rows, read_batch
+from lm.data.rows.strata import Draw, SamplingConfig, another_seed, rates
 
 
-def row_order(num_rows: int, seed: int) -> grain.MapDataset:
-    """Return position -> row number; each epoch is a new permutation of all rows."""
-    return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
+class Order(NamedTuple):
+    """What decides which rows a step reads, and how."""
+
+    seed: int
+    batch_size: int
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
 
 
-def step_rows(num_rows: int, seed: int, batch_size: int, step: int) -> list[int]:
+class Place(NamedTuple):
+    row: int
+    epoch: int
+    weight: float
+
+
+class Places:
+    """(step, place in the batch) -> what stands there."""
+
+    def __init__(self, rows: Rows, order: Order):
+        self.parts = parts_of(rows)
+        self.per_shard = order.batch_size // len(self.parts)
+        sampling = order.sampling
+        self.draws = [
+            Draw(
+                sizes,
+                another_seed(order.seed, shard),
+                sampling.temperature,
+                sampling.batches == "resampled",
+            )
+            for shard, sizes in enumerate(self.parts)
+        ]
+        self.starts = np.cumsum([0, *map(sum, self.parts)]).tolist()
+        self.weights = part_weights(self.parts, sampling)
+
+    def __call__(self, step: int, place: int) -> Place:
+        shard, index = divmod(place, self.per_shard)
+        drawn = self.draws[shard](step * self.per_shard + index)
+        weight = self.weights[shard][drawn.stratum]
+        return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
+
+
+def parts_of(rows: Rows) -> tuple[tuple[int, ...], ...]:
+    return rows.parts or ((len(rows.tokens),),)
+
+
+def part_weights(
+    parts: Sequence[Sequence[int]], sampling: SamplingConfig
+) -> list[list[float]]:
+    """Return the weight of a row of each shard and stratum.
+
+    It is the part's share of all rows over the share of the draws that it gets.
+    """
+    if not sampling.reweigh:
+        return [[1.0] * len(sizes) for sizes in parts]
+    whole = sum(map(sum, parts))
+    return [
+        [
+            size / whole / (rate / len(parts)) if size else 1.0
+            for size, rate in zip(sizes, rates(sizes, sampling.temperature), strict=True)
+        ]
+        for sizes in parts
+    ]
+
+
+def extra_arrays(rows: Rows, order: Order) -> set[str]:
+    """Return the arrays of a batch besides those that each batch has."""
+    weights = part_weights(parts_of(rows), order.sampling)
+    weighted = rows.weights is not None or {w for each in weights for w in each} - {1.0}
+    found = {"weights"} if weighted else set()
+    return found | ({"inputs"} if order.augment.kind != "none" else set())
+
+
+def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     """Return the row numbers of the global batch of a step."""
-    order = row_order(num_rows, seed)
-    return [order[i] for i in range(step * batch_size, (step + 1) * batch_size)]
+    places = Places(rows, order)
+    return [places(step, place).row for place in range(order.batch_size)]
 
 
 def train_batches(
     rows: Rows,
-    seed: int,
-    batch_size: int,
+    order: Order,
     start: int,
     stop: int,
     process: int = 0,
@@ -36,15 +108,28 @@ def train_batches(
     """Return this process's rows of the batches of steps start, ..., stop - 1.
 
     A process loads only its own contiguous part of each global batch. `row` is the place of
-    a row in the global batch; dropout depends on it.
+    a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
+    model reads instead of `tokens`.
     """
-    order = row_order(len(rows.tokens), seed)
-    local = batch_size // num_processes
+    local, places = order.batch_size // num_processes, Places(rows, order)
+    extra = extra_arrays(rows, order)
+    mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
 
     def batch(step: int) -> dict[str, np.ndarray]:
-        places = np.arange(process * local, (process + 1) * local, dtype=np.int32)
-        index = [order[int(i)] for i in step * batch_size + places.astype(np.int64)]
-        return read_batch(rows, index, places)
+        found = [places(step, place) for place in mine.tolist()]
+        batch = read_batch(rows, [each.row for each in found], mine)
+        if "weights" in extra:
+            factors = np.array([each.weight for each in found], np.float32)[:, None]
+            ones = np.ones(batch["tokens"].shape, np.float32)
+            batch["weights"] = batch.get("weights", ones) * factors
+        if "inputs" in extra:
+            batch["inputs"] = np.stack(
+                [
+                    damaged(order.augment, tokens, order.seed, each.row, each.epoch)
+                    for tokens, each in zip(batch["tokens"], found, strict=True)
+                ]
+            )
+        return batch
 
     steps = grain.MapDataset.range(start, stop).map(batch)
     return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -141,6 +141,10 @@ PARTITIONS: dict[str, Policy] = {
 }
 
 
+# With these, shards are alike but for chance.
+ALIKE = ("round_robin", "hash")
+
+
 def assign(
     sketches: Sequence[Sketch], policy: str, num_shards: int, sizes: str
 ) -> np.ndarray:

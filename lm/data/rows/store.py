@@ -17,6 +17,9 @@ class Rows(NamedTuple):
     classes: np.ndarray | None = None  # [R, T + 1], only if a caller asked for them
     weights: np.ndarray | None = None  # float32[R, T + 1], only if some differ from 1
     documents: np.ndarray | None = None  # int32[R, T + 1], of held-out rows
+    # The numbers of rows of each shard and in it of each stratum (lm/data/rows/shards.py);
+    # (): all rows are of one.
+    parts: tuple[tuple[int, ...], ...] = ()
 
 
 class Weights:
@@ -72,7 +75,8 @@ def write_rows(
             return held.enter_context((folder / f"{split}.{kind}").open("wb"))
 
         tokens_file, segments_file = open_file("tokens"), open_file("segments")
-        documents_file = None if split == "train" else open_file("documents")
+        trains = split.partition("-")[0] == "train"  # perhaps a shard, "train-3"
+        documents_file = None if trains else open_file("documents")
         for row, segments in rows:
             plain = row.dtype.names is None
             ids = row if plain else row["id"]

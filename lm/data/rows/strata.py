@@ -14,11 +14,30 @@ permutation of its rows.
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 PERIOD = 4096  # positions; a rate is a multiple of 1 / PERIOD
+GROUPED = {"only": {"data.sampling.strata": ("key", "kind")}}
+
+
+@dataclass
+class SamplingConfig:
+    # groups of rows that are drawn from at rates of their own; key: by the folder or the
+    # dataset of a document; kind: code, prose and numbers
+    strata: str = field(default="none", metadata={"choices": ("none", "key", "kind")})
+    # T: the rate of a stratum is proportional to rows^(1/T); 1: as in the text
+    temperature: float = field(default=1.0, metadata={"above": 0} | GROUPED)
+    # how a batch holds the strata; stratified: in proportion to the rates; resampled: as
+    # chance has it
+    batches: str = field(
+        default="stratified", metadata={"choices": ("stratified", "resampled")} | GROUPED
+    )
+    # weigh the loss so that strata and shards count in it as their shares of the text do
+    reweigh: bool = False
 
 
 def rates(num_rows: Sequence[int], temperature: float) -> np.ndarray:
@@ -33,8 +52,8 @@ def times_in_period(wanted: np.ndarray) -> np.ndarray:
     times = np.floor(exact).astype(np.int64)
     missing = PERIOD - int(times.sum())
     times[np.argsort(times - exact, kind="stable")[:missing]] += 1
-    if (times == 0).any():
-        number = int(np.argmin(times))
+    if (rare := (times == 0) & (wanted > 0)).any():
+        number = int(np.argmax(rare))
         raise ValueError(
             f"stratum {number} has the rate {wanted[number]:.2g}, less than one row in "
             f"{PERIOD}; raise data.temperature, or leave that text out"
@@ -45,21 +64,30 @@ def times_in_period(wanted: np.ndarray) -> np.ndarray:
 def spread_evenly(times: np.ndarray) -> np.ndarray:
     """Return int[PERIOD], the stratum at each position, each in even distances."""
     strata = np.repeat(np.arange(len(times)), times)
-    places = np.concatenate([(np.arange(n) + 0.5) / n for n in times])
+    places = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in times])
     return strata[np.argsort(places, kind="stable")]
 
 
+class Drawn(NamedTuple):
+    row: int
+    epoch: int  # how often the stratum has been gone through before
+    stratum: int
+
+
 class Draw:
-    """Position -> row number, for rows of which each stratum is a run of rows."""
+    """Position -> what is drawn, from rows of which each stratum is a run."""
 
     def __init__(
         self, num_rows: Sequence[int], seed: int, temperature: float, shuffled: bool
     ):
-        self.seed, self.shuffled = seed, shuffled
+        self.num_rows, self.seed, self.shuffled = num_rows, seed, shuffled
         self.starts = np.cumsum([0, *num_rows])[:-1]
         self.times = times_in_period(rates(num_rows, temperature))
         self.even = spread_evenly(self.times)
-        self.orders = [row_order(n, stratum_seed(seed, i)) for i, n in enumerate(num_rows)]
+        self.orders = [
+            row_order(n, another_seed(seed, i)) if n else None
+            for i, n in enumerate(num_rows)
+        ]
         self.counted = functools.lru_cache(8)(self.count)
 
     def count(self, period: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +101,13 @@ class Draw:
             before[here] = np.arange(here.sum())
         return strata, before
 
-    def __call__(self, position: int) -> int:
+    def __call__(self, position: int) -> Drawn:
         period, place = divmod(position, PERIOD)
         strata, before = self.counted(period if self.shuffled else 0)
-        stratum = strata[place]
+        stratum = int(strata[place])
         index = period * int(self.times[stratum]) + int(before[place])
-        return int(self.starts[stratum]) + self.orders[stratum][index]
+        row = int(self.starts[stratum]) + self.orders[stratum][index]
+        return Drawn(row, index // self.num_rows[stratum], stratum)
 
 
 def row_order(num_rows: int, seed: int) -> grain.MapDataset:
@@ -89,8 +118,8 @@ def row_order(num_rows: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(num_rows).seed(seed).shuffle().repeat()
 
 
-def stratum_seed(seed: int, stratum: int) -> int:
-    """Return another seed for each stratum; the first has the seed itself."""
-    if stratum == 0:
+def another_seed(seed: int, number: int) -> int:
+    """Return a seed for each of several orders; the first has the seed itself."""
+    if number == 0:
         return seed
-    return int(np.random.SeedSequence((seed, stratum)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

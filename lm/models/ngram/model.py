@@ -51,6 +51,7 @@ class NgramConfig:
     reads: ClassVar[str] = "documents"
     trained_by: ClassVar[str] = "counts"
     traces: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
 
     def validate(self, setting: Setting) -> None:
         """Raise ValueError for types in which counts are not exact."""

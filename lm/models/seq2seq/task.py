@@ -71,6 +71,7 @@ class Seq2SeqConfig:
     reads: ClassVar[str] = "pairs"
     trained_by: ClassVar[str] = "gradient"
     traces: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
 
     @property
     def blocks(self) -> TransformerConfig:

@@ -74,6 +74,7 @@ class TransformerConfig:
     reads: ClassVar[str] = "documents"
     trained_by: ClassVar[str] = "gradient"
     traces: ClassVar[bool] = True
+    augments: ClassVar[bool] = True
 
     @property
     def hidden_width(self) -> int:

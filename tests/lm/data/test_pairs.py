@@ -10,7 +10,7 @@ import pytest
 from configs import fields
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
-from lm.data.rows.order import train_batches, validation_batches
+from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.pairs import encode_sources
 from lm.data.sources.files import Policy
 from lm.data.sources.pairs import (
@@ -155,7 +155,7 @@ def test_rows_of_pairs_say_what_counts(package, tmp_path):
     assert 4 < len(validation) < 25
     assert (train | validation)["May"] == "Mai"
 
-    batch = next(iter(train_batches(data.train, 0, 8, 0, 1)))
+    batch = next(iter(train_batches(data.train, Order(0, 8), 0, 1)))
     mask = np.asarray(targets_mask(batch))
     for row, tokens in enumerate(batch["tokens"].tolist()):
         target = tokens[17 : tokens.index(END_ID, 17) + 1]

@@ -19,7 +19,7 @@ from lm.data.bigram import ADD_K
 from lm.data.cleaning.clean import clean
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
-from lm.data.rows.order import step_rows, train_batches, validation_batches
+from lm.data.rows.order import Order, step_rows, train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, concatenate, first_fit
 from lm.data.sources.files import jsonl_corpus, text_corpus
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, encode_documents
@@ -144,31 +144,32 @@ def test_bigram_loss_equals_a_count_by_hand(folder):
 
 
 def test_each_epoch_takes_every_row_once(folder):
-    num_rows = len(prepare(config(folder)).train.tokens)
+    rows = prepare(config(folder)).train
+    num_rows = len(rows.tokens)
     steps = math.ceil(3 * num_rows / 8)
-    taken = [row for k in range(steps) for row in step_rows(num_rows, 1, 8, k)]
+    taken = [row for k in range(steps) for row in step_rows(rows, Order(1, 8), k)]
     epochs = [taken[i * num_rows : (i + 1) * num_rows] for i in range(3)]
     assert all(sorted(epoch) == list(range(num_rows)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert step_rows(num_rows, 2, 8, 0) != step_rows(num_rows, 1, 8, 0)
+    assert step_rows(rows, Order(2, 8), 0) != step_rows(rows, Order(1, 8), 0)
 
 
 def test_batches_are_a_function_of_the_step(folder):
     rows = prepare(config(folder)).train
-    whole = list(train_batches(rows, 1, 8, 0, 9))
-    resumed = list(train_batches(rows, 1, 8, 5, 9))
+    whole = list(train_batches(rows, Order(1, 8), 0, 9))
+    resumed = list(train_batches(rows, Order(1, 8), 5, 9))
     for a, b in zip(whole[5:], resumed, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
     for k, batch in enumerate(whole):
-        expected = rows.tokens[step_rows(len(rows.tokens), 1, 8, k)]
+        expected = rows.tokens[step_rows(rows, Order(1, 8), k)]
         np.testing.assert_array_equal(batch["tokens"], expected)
 
 
 def test_processes_share_each_batch(folder):
     rows = prepare(config(folder)).train
-    whole = list(train_batches(rows, 1, 8, 0, 4))
-    parts = [list(train_batches(rows, 1, 8, 0, 4, p, 2)) for p in range(2)]
+    whole = list(train_batches(rows, Order(1, 8), 0, 4))
+    parts = [list(train_batches(rows, Order(1, 8), 0, 4, p, 2)) for p in range(2)]
     for batch, first, second in zip(whole, *parts, strict=True):
         for name in batch:
             joined = np.concatenate([first[name], second[name]])

@@ -11,7 +11,8 @@ from lm.data.rows.strata import PERIOD, Draw, rates, row_order
 def test_one_stratum_is_the_plain_order():
     order, draw = row_order(37, 5), Draw([37], 5, 1.0, False)
     positions = [0, 1, 36, 37, 4095, 4096, 123_456]
-    assert [draw(i) for i in positions] == [order[i] for i in positions]
+    assert [draw(i).row for i in positions] == [order[i] for i in positions]
+    assert [draw(i).epoch for i in positions] == [i // 37 for i in positions]
 
 
 def test_rates_follow_the_temperature():
@@ -24,7 +25,7 @@ def test_rates_follow_the_temperature():
 def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
     sizes, wanted = [60, 20], rates([60, 20], 3)
     draw = Draw(sizes, 1, 3, shuffled)
-    rows = [draw(i) for i in range(PERIOD)]
+    rows = [draw(i).row for i in range(PERIOD)]
     rare = [row for row in rows if row >= sizes[0]]
     assert abs(len(rare) / len(rows) - wanted[1]) < 1 / PERIOD
     # No row comes a second time before all others of its stratum have come.
@@ -34,17 +35,17 @@ def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
     assert max(counts.values()) - min(counts.values()) <= 1
     # Another object finds the same row at any position, whatever it was asked before.
     again = Draw(sizes, 1, 3, shuffled)
-    assert [again(i) for i in (4000, 5)] == [rows[4000], rows[5]]
+    assert [again(i).row for i in (4000, 5)] == [rows[4000], rows[5]]
 
 
 def test_stratified_batches_hold_each_stratum_in_proportion():
     draw, batch = Draw([300, 100], 0, 1.0, False), 16
     for step in range(100):
-        rows = [draw(i) for i in range(step * batch, (step + 1) * batch)]
+        rows = [draw(i).row for i in range(step * batch, (step + 1) * batch)]
         assert abs(sum(row >= 300 for row in rows) - 4) <= 1
     shuffled = Draw([300, 100], 0, 1.0, True)
     rare = [
-        sum(shuffled(i) >= 300 for i in range(step * batch, (step + 1) * batch))
+        sum(shuffled(i).row >= 300 for i in range(step * batch, (step + 1) * batch))
         for step in range(100)
     ]
     # About the variance of independent draws, 16 * 1/4 * 3/4.

@@ -9,7 +9,7 @@ import pytest
 from configs import ngram
 from experiments.run.build import check_data
 from lm.data.prepare import tell_weights
-from lm.data.rows.order import train_batches, validation_batches
+from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, TOKEN, first_fit
 from lm.data.rows.store import read_rows, write_rows
 from lm.data.rows.weights import effective_size, encode, importance
@@ -93,7 +93,7 @@ def test_weights_are_stored_only_where_there_are_some(tmp_path):
     expected = weights.sum() ** 2 / (weights**2).sum()
     assert told["effective_targets"] == pytest.approx(expected, rel=1e-12)
     assert told["fractional_weights"] and read.documents is None
-    (batch,) = train_batches(read, 0, len(rows), 0, 1)
+    (batch,) = train_batches(read, Order(0, len(rows)), 0, 1)
     assert batch["weights"].dtype == np.float32
     assert sorted(batch["weights"].sum(1)) == sorted(read.weights.sum(1))
 
@@ -102,7 +102,7 @@ def test_weights_are_stored_only_where_there_are_some(tmp_path):
     (empty := tmp_path / "ones").mkdir()
     told, read = written(rows, empty, "train")
     assert read.weights is None and "weight" not in told
-    (batch,) = train_batches(read, 0, len(rows), 0, 1)
+    (batch,) = train_batches(read, Order(0, len(rows)), 0, 1)
     assert "weights" not in batch
     for row, _ in rows:
         row["weight"] = row["id"] % 2
