@@ -1,5 +1,6 @@
 # make train: from nothing to a trained model.  make test: from nothing to passing tests.
 # make notebooks: the notebooks of docs/, which take minutes.
+# make tpu: compiles every strategy for absent TPUs, which takes minutes.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/tiny
@@ -7,7 +8,7 @@ CONFIG ?= configs/tiny.py
 FLAGS ?=
 TESTS ?=
 
-.PHONY: train test notebooks lint
+.PHONY: train test notebooks tpu lint
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) --devices=8 $(FLAGS)
@@ -17,6 +18,12 @@ test: $(VENV)/installed-dev
 
 notebooks: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -q -n 2 tests/docs/test_notebooks.py
+
+# libtpu lies apart from the environment, so that `make test` stays short.
+tpu: $(VENV)/installed-dev
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/libtpu \
+	  "libtpu==$$($(VENV)/bin/python -c 'from experiments.processes.topology import wanted_libtpu as w; print(w())')"
+	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest -q -n 2 tests/experiments/test_tpu.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -13,6 +13,7 @@ docs/questions/will-it-run-on-my-tpu.md.
 import json
 import math
 import pathlib
+import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from absl import flags
 from configs.sweeps.combine import Member
 from configs.sweeps.strategies import MEMBERS
 from experiments.processes.messages import say, size, user_errors
-from experiments.processes.topology import check_libtpu
+from experiments.processes.topology import check_libtpu, check_machine, topology_name
 from experiments.run import startup
 from experiments.sweeps.members import as_flags, known
 from experiments.sweeps.pages import check_names, define_page, fill
@@ -117,8 +118,13 @@ def main() -> None:
     file = pathlib.Path(RESULTS.value)
     names = {topology: topology.replace(":", "-") for topology in TOPOLOGIES.value}
     with user_errors():
+        check_machine(sys.platform, platform.machine())
         check_libtpu()
         known(ONLY.value)
+        for topology in TOPOLOGIES.value:
+            topology_name(topology)
+        for model in MODELS.value:
+            startup.read_config_file(f"configs/{model}.py")
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), set(names.values()))
     there = latest(read(file))
