@@ -71,8 +71,8 @@ def no_metrics(grads: Params) -> Metrics:
 class Learner(NamedTuple):
     """What a strategy spreads; it knows nothing of devices."""
 
-    # What is learnt (lm/task.py:Task). A strategy reads its init, loss, saveable,
-    # tensor_dims and stages.
+    # What is learnt (lm/task.py:Task). A strategy reads its init, loss, cast, tensor_dims
+    # and stages.
     task: Any
     optimizer: optax.GradientTransformationExtraArgs
     scaling: Any  # lm/precision.py:Scaling

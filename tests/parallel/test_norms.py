@@ -122,8 +122,9 @@ def test_norms_are_those_of_one_device(strategy, config):
     assert_as_on_one_device(step_metrics(strategy, **config))
 
 
-def test_recurrent():
-    assert_as_on_one_device(step_metrics("shard_map", "recurrent", data=8), "recurrent")
+@pytest.mark.parametrize("strategy", ["shard_map", "fsdp"])
+def test_recurrent(strategy):
+    assert_as_on_one_device(step_metrics(strategy, "recurrent", data=8), "recurrent")
 
 
 def test_layers_that_are_recomputed():
