@@ -16,7 +16,7 @@ from experiments.run.build import check
 from lm.data.cleaning.dedup import deduplicate
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
-from lm.data.sources.corpus import Corpus
+from lm.data.sources.corpus import Corpus, Document
 from lm.data.sources.table import SOURCES, Source
 from lm.data.tokenizer import encode_documents
 from lm.models.setting import Setting
@@ -174,7 +174,10 @@ def test_a_family(monkeypatch):
 def numbers(config) -> Corpus:
     def documents(split):
         first = 0 if split == "train" else 300
-        return (f"{config.name} {i} {i * i}\n" for i in range(first, first + 300))
+        return (
+            Document(f"{config.name} {i} {i * i}\n", str(i))
+            for i in range(first, first + 300)
+        )
 
     return Corpus({"source": "numbers", "name": config.name}, documents)
 
@@ -188,7 +191,7 @@ def test_a_source(monkeypatch, tmp_path):
     monkeypatch.setitem(SOURCES, "numbers", Source(numbers, reads=("name",)))
     check(config)
     prepared = prepare(data)
-    texts = list(deduplicate(numbers(data).documents("train"), set()))
+    texts = list(deduplicate(numbers(data).texts("train"), set()))
     expected = test_prepare.pairs_of_documents(encode_documents(prepared.tokenizer, texts))
     rows = zip(*prepared.train[:2], strict=True)
     assert test_prepare.pairs_of_rows(rows) == expected

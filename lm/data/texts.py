@@ -26,7 +26,7 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 
 def split_texts(corpus: Corpus, split: str) -> Iterator[str]:
     """Yield the cleaned texts of a split; those of the shifted split only up to a limit."""
-    texts = map(clean, corpus.documents(split))
+    texts = map(clean, corpus.texts(split))
     return sample(texts, SHIFTED_CHARACTERS) if split == "shifted" else texts
 
 
@@ -43,7 +43,7 @@ def document_splits(config: DataConfig, corpus: Corpus) -> tuple[Texts, SplitRow
         encoded = encode_documents(tokenizer, deduplicate(documents, seen))
         return PACKINGS[config.packing](encoded, config.seq_len)
 
-    return corpus.documents, rows
+    return corpus.texts, rows
 
 
 def training_texts(config: DataConfig) -> Iterator[str]:

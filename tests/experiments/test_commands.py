@@ -158,10 +158,8 @@ def test_bits_per_byte_are_nats_over_the_text_that_was_held_out(folder):
 
     corpus = text_corpus(str(folder / "corpus"), "", 0.05)
     seen = set()
-    list(deduplicate(corpus.documents("train"), seen))
-    num_bytes = sum(
-        len(t.encode()) for t in deduplicate(corpus.documents("validation"), seen)
-    )
+    list(deduplicate(corpus.texts("train"), seen))
+    num_bytes = sum(len(t.encode()) for t in deduplicate(corpus.texts("validation"), seen))
     run("evaluate", f"--workdir={folder}/run", "--checkpoint=60")
     result = json.loads((folder / "run" / "evaluation.json").read_text())
     nats = result["loss"] * result["tokens"]

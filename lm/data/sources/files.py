@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-from lm.data.sources.corpus import SHIFTED, Corpus
+from lm.data.sources.corpus import SHIFTED, Corpus, Document
 
 
 def text_corpus(
@@ -22,8 +22,8 @@ def text_corpus(
         end = text.rfind("\n", 0, end) + 1 or end
         return text[:end], text[end:]
 
-    def read(file: pathlib.Path) -> Iterator[str]:
-        yield read_text(file)
+    def read(file: pathlib.Path) -> Iterator[Document]:
+        yield Document(read_text(file), *names(file))
 
     return files_corpus(
         "text", path, validation_path, validation_share, shifted_path, read, cut
@@ -47,7 +47,7 @@ def jsonl_corpus(
         held_out = int.from_bytes(digest, "big") < validation_share * 2**32
         return ("", text) if held_out else (text, "")
 
-    def read(file: pathlib.Path) -> Iterator[str]:
+    def read(file: pathlib.Path) -> Iterator[Document]:
         return read_jsonl(file, text_key)
 
     corpus = files_corpus(
@@ -62,7 +62,7 @@ def files_corpus(
     validation_path: str,
     validation_share: float,
     shifted_path: str,
-    read: Callable[[pathlib.Path], Iterator[str]],
+    read: Callable[[pathlib.Path], Iterator[Document]],
     cut: Callable[[str], tuple[str, str]],
 ) -> Corpus:
     """Read files by `read`; hold out other files, or a part of each text, by `cut`."""
@@ -72,17 +72,18 @@ def files_corpus(
     )
     shifted = list_files("data.shifted_path", shifted_path) if shifted_path else []
 
-    def documents(split: str) -> Iterator[str]:
+    def documents(split: str) -> Iterator[Document]:
         if split == "shifted":
             for file in shifted:
                 yield from read(file)
             return
         validation = split == "validation"
         for file in held_out if validation and held_out else files:
-            for text in read(file):
+            for document in read(file):
+                text = document.text
                 part = text if held_out else cut(text)[validation]
                 if part:
-                    yield part
+                    yield Document(part, document.name, document.key)
 
     identity = {
         "source": source,
@@ -116,6 +117,11 @@ def list_files(field: str, pattern: str) -> list[pathlib.Path]:
     return files
 
 
+def names(file: pathlib.Path) -> tuple[str, str]:
+    """Return the name and the key of the documents of a file."""
+    return str(file), str(file.parent)
+
+
 def read_text(file: pathlib.Path) -> str:
     return decode(file, file.read_bytes(), 0)
 
@@ -130,9 +136,10 @@ def decode(file: pathlib.Path, raw: bytes, offset: int) -> str:
         ) from None
 
 
-def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
-    """Yield the text of each line that is not blank; ValueError names file and line."""
+def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[Document]:
+    """Yield the document of each line that is not blank; ValueError names file and line."""
     offset = 0
+    name, key = names(file)
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
             line = decode(file, raw, offset)
@@ -148,4 +155,4 @@ def read_jsonl(file: pathlib.Path, text_key: str) -> Iterator[str]:
                     f"{file}, line {number} has no text under {text_key!r}; "
                     "set data.text_key"
                 )
-            yield record[text_key]
+            yield Document(record[text_key], f"{name}#{number}", key)

@@ -63,6 +63,6 @@ def stdlib_corpus(cache: pathlib.Path) -> Corpus:
     names = {"shifted": "tests"}
     return Corpus(
         {"source": "stdlib", "version": str(builder.version)},
-        lambda split: tfds_documents(builder, names.get(split, split), "text"),
+        lambda split: tfds_documents(builder, names.get(split, split), "text", "path"),
         SHIFTED if has_tests() else SHIFTED[:2],
     )

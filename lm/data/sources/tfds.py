@@ -1,8 +1,9 @@
 """Corpora from TensorFlow Datasets (TFDS)."""
 
+import pathlib
 from collections.abc import Iterator
 
-from lm.data.sources.corpus import Corpus
+from lm.data.sources.corpus import Corpus, Document
 
 
 def tfds_corpus(name: str, splits: dict[str, str], text_key: str, data_dir: str) -> Corpus:
@@ -29,7 +30,10 @@ def tfds_corpus(name: str, splits: dict[str, str], text_key: str, data_dir: str)
     )
 
 
-def tfds_documents(builder, split: str, text_key: str) -> Iterator[str]:
+def tfds_documents(
+    builder, split: str, text_key: str, name_key: str = ""
+) -> Iterator[Document]:
+    """Yield the examples of a split; `name_key` is the feature that names one, if any."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
@@ -45,6 +49,11 @@ def tfds_documents(builder, split: str, text_key: str) -> Iterator[str]:
             f"data.text_key {text_key!r} is not a feature of {builder.name}; "
             f"it has {', '.join(builder.info.features)}"
         )
-    for example in builder.as_data_source(split=split):
-        text = example[text_key]
-        yield text.decode() if isinstance(text, bytes) else text
+    for number, example in enumerate(builder.as_data_source(split=split), 1):
+        name = as_text(example[name_key]) if name_key else f"{builder.name}#{number}"
+        key = str(pathlib.PurePath(name).parent) if name_key else builder.name
+        yield Document(as_text(example[text_key]), name, key)
+
+
+def as_text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

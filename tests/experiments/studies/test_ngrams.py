@@ -66,7 +66,7 @@ def bigram_by_hand(folder, tokenizer, k: float) -> tuple[float, float]:
     """Return the nats a token and the bits a byte of the text that is held out."""
     corpus, seen = text_corpus(str(folder / "corpus"), "", 0.05), set()
     train, held_out = (
-        list(deduplicate(corpus.documents(split), seen)) for split in corpus.splits
+        list(deduplicate(corpus.texts(split), seen)) for split in corpus.splits
     )
     pairs, firsts, words = (collections.Counter() for _ in range(3))
     for ids in encode_documents(tokenizer, train):

@@ -101,7 +101,7 @@ def config(folder, **changes):
 def test_prepared_rows_hold_the_text(folder, packing):
     data = prepare(config(folder, packing=packing))
     corpus = text_corpus(str(folder / "corpus"), "", 0.05)
-    wanted = list(deduplicate(corpus.documents("train"), set()))
+    wanted = list(deduplicate(corpus.texts("train"), set()))
     expected = pairs_of_documents(encode_documents(data.tokenizer, wanted))
     found = pairs_of_rows(zip(*data.train[:2], strict=True))
     if packing == "first_fit":
@@ -195,7 +195,7 @@ def test_jsonl_splits_by_document(tmp_path):
     lines = "".join(json.dumps({"body": text}) + "\n" for text in texts)
     (tmp_path / "a.jsonl").write_text(lines)
     corpus = jsonl_corpus(str(tmp_path / "*.jsonl"), "", 0.25, "body")
-    train, held_out = (list(corpus.documents(s)) for s in ("train", "validation"))
+    train, held_out = (list(corpus.texts(s)) for s in ("train", "validation"))
     assert sorted(train + held_out) == sorted(texts)
     assert 60 < len(held_out) < 140
 
@@ -204,8 +204,8 @@ def test_held_out_files(tmp_path):
     (tmp_path / "a.txt").write_text("train text\n")
     (tmp_path / "b.txt").write_text("held out\n")
     corpus = text_corpus(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), 0.5)
-    assert list(corpus.documents("train")) == ["train text\n"]
-    assert list(corpus.documents("validation")) == ["held out\n"]
+    assert list(corpus.texts("train")) == ["train text\n"]
+    assert list(corpus.texts("validation")) == ["held out\n"]
 
 
 def bad_text(tmp_path, content: bytes, name="bad.txt"):

@@ -19,7 +19,7 @@ def cache(tmp_path_factory):
 def test_stdlib_is_the_running_interpreters_library(cache):
     corpus = stdlib_corpus(cache)
     assert corpus.identity["version"] == "{}.{}.{}".format(*sys.version_info[:3])
-    train, held_out = (list(corpus.documents(s)) for s in ("train", "validation"))
+    train, held_out = (list(corpus.texts(s)) for s in ("train", "validation"))
     with open(keyword.__file__, encoding="utf-8") as file:
         assert file.read() in train + held_out
     assert 5e6 < sum(map(len, train)) < 5e7
@@ -60,14 +60,14 @@ def test_any_tfds_dataset(cache):
     ThreeTexts(data_dir=cache, file_format="array_record").download_and_prepare()
     splits = {"train": "train", "validation": "test"}
     corpus = tfds_corpus("three_texts", splits, "body", str(cache))
-    assert sorted(corpus.documents("train")) == ["aaa", "bbb"]
-    assert list(corpus.documents("validation")) == ["ccc"]
+    assert sorted(corpus.texts("train")) == ["aaa", "bbb"]
+    assert list(corpus.texts("validation")) == ["ccc"]
     with pytest.raises(ValueError, match="it has body"):
-        list(tfds_corpus("three_texts", splits, "text", str(cache)).documents("train"))
+        list(tfds_corpus("three_texts", splits, "text", str(cache)).texts("train"))
     wrong = {"train": "train", "validation": "dev"}
     with pytest.raises(ValueError, match="it has test, train"):
         corpus = tfds_corpus("three_texts", wrong, "body", str(cache))
-        list(corpus.documents("validation"))
+        list(corpus.texts("validation"))
 
 
 def test_unknown_and_missing_names(cache):
