@@ -149,7 +149,7 @@ class ExchangeConfig:
 
     @property
     def keeps_spikes(self) -> bool:
-        """Whether a single huge gradient would be kept, and be sent for many steps."""
+        """Whether what is left of a huge gradient would be sent in later steps."""
         return (self.feeds_back or self.codec == "dgc") and not self.clip
 
 
