@@ -29,7 +29,7 @@ its loss. So all processes learn of a skipped step at the same step, and the sch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +39,14 @@ from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
-from parallel.fragments import join, split
+from parallel.fragments import split
+from parallel.meetings import FRAGMENT, Apart, Fragment, Plan, Untold, meetings
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
     Batch,
     Key,
     Learner,
     Metrics,
-    Params,
     Program,
     TrainState,
     divided,
@@ -57,7 +57,8 @@ from parallel.program import (
     weight_of,
 )
 from parallel.readings import IN_A_ROW, SKIPPED
-from parallel.replicas import EACH, ONCE, dealt, for_each, num_given, placed, spread
+from parallel.regroup import dealt, num_given
+from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
 OUTER = {"parallel.strategy": ("diloco", "streaming_diloco")}
 STREAMING = {"parallel.strategy": ("streaming_diloco",)}
@@ -86,30 +87,6 @@ class LocalConfig:
     mix: float = field(default=0.5, metadata={"at_least": 0, "below": 1, "only": STREAMING})
 
 
-class Plan(NamedTuple):
-    """When and how the replicas meet."""
-
-    every: int
-    outer: optax.GradientTransformation
-    fragments: int = 1
-    overlap: int = 0
-    mix: float = 0.0
-    first: int = 0
-
-    def validate(self) -> None:
-        if self.fragments > self.every:
-            raise ValueError(
-                f"parallel.local.fragments {self.fragments} do not fit in the "
-                f"parallel.local.every {self.every} steps between meetings; give fewer"
-            )
-        if self.overlap >= self.every:
-            raise ValueError(
-                f"parallel.local.overlap {self.overlap} must be less than "
-                f"parallel.local.every {self.every}, for a fragment arrives before it "
-                "meets again"
-            )
-
-
 def nesterov(config: LocalConfig) -> optax.GradientTransformation:
     return optax.sgd(config.learning_rate, config.momentum or None, nesterov=True)
 
@@ -122,34 +99,6 @@ PLANS: dict[str, Callable[[LocalConfig], Plan]] = {
 }
 
 
-class Fragment(NamedTuple):
-    """What the replicas know of one part of the parameters (parallel/fragments.py)."""
-
-    agreed: Params  # once: the parameters of the last meeting
-    outer: optax.OptState  # once
-    arriving: Params  # once: the outer gradient that waits for `overlap` steps
-    tokens: jax.Array  # each: float32[], the weight of those since the last meeting
-    comm: Any  # each: what the exchange keeps
-
-
-class Untold(NamedTuple):
-    """What one replica will tell the others when next a fragment meets."""
-
-    loss: jax.Array  # float32[], summed over the tokens of the steps that were not skipped
-    tokens: jax.Array  # float32[]
-    skipped: jax.Array  # float32[], steps
-    in_a_row: jax.Array  # float32[], skipped steps in a row, up to now
-
-
-class Apart(NamedTuple):
-    """What the replicas keep beside parameters and optimizers."""
-
-    fragments: list[Fragment]
-    untold: Untold  # each
-    loss: jax.Array  # once: float32[], mean over all tokens, told at the last meeting
-
-
-FRAGMENT = Fragment(agreed=ONCE, outer=ONCE, arriving=ONCE, tokens=EACH, comm=EACH)
 # Before the first meeting: finite, and so high that each loss is better.
 UNKNOWN_LOSS = 1e30
 
@@ -307,92 +256,6 @@ def sum_gradients_before(first: int, axes: tuple[str, ...], step: jax.Array, sum
         return jax.lax.cond(
             step < first, lambda sums: psum_in_one(sums, axes), lambda sums: sums, sums
         )
-
-
-def meetings(
-    state: TrainState,
-    index: int,
-    exchange: Exchange,
-    plan: Plan,
-    axes: tuple[str, ...],
-    learner: Learner,
-) -> tuple[TrainState, jax.Array]:
-    """Let fragment `index` meet if it is its turn, and let its result arrive if due.
-
-    Return also what the replicas told, float32[2, W]: the steps that each skipped since it
-    last told, and those in a row; zeros without a meeting.
-    """
-    turn = (index + 1) * plan.every // plan.fragments  # the last one at the very end
-    since = (state.step - turn) % plan.every
-    key = jax.random.fold_in(learner.exchange_key(state.step), index)
-
-    def meet(state: TrainState) -> tuple[TrainState, jax.Array]:
-        fragment = state.comm.fragments[index]
-        own = split(state.params, plan.fragments)[index]
-        comm, tokens, news = tell(state.comm, fragment.tokens, axes)
-        outer_grads, fragment = exchange_moves(own, fragment, exchange, tokens, key)
-        state = state._replace(comm=comm)
-        if plan.overlap:
-            fragment = fragment._replace(arriving=outer_grads)
-            return with_fragment(state, index, fragment), news
-        return arrive(with_fragment(state, index, fragment), outer_grads), news
-
-    def arrive(state: TrainState, outer_grads: Params) -> TrainState:
-        fragment = state.comm.fragments[index]
-        updates, outer = plan.outer.update(outer_grads, fragment.outer, fragment.agreed)
-        agreed = optax.apply_updates(fragment.agreed, updates)
-        own = split(state.params, plan.fragments)[index]
-        mixed = jax.tree.map(lambda x, y: plan.mix * x + (1 - plan.mix) * y, own, agreed)
-        params = join(state.params, plan.fragments, index, mixed)
-        fragment = fragment._replace(agreed=agreed, outer=outer)
-        return with_fragment(state._replace(params=params), index, fragment)
-
-    nothing = jnp.zeros((2, jax.lax.axis_size(axes)))
-    with jax.named_scope(f"once_in_{plan.every}_steps"):
-        state, news = jax.lax.cond(since == 0, meet, lambda state: (state, nothing), state)
-    if not plan.overlap:
-        return state, news
-    state = jax.lax.cond(
-        (since == plan.overlap) & (state.step >= turn + plan.overlap),
-        lambda state: arrive(state, state.comm.fragments[index].arriving),
-        lambda state: state,
-        state,
-    )
-    return state, news
-
-
-def tell(
-    comm: Apart, tokens: jax.Array, axes: tuple[str, ...]
-) -> tuple[Apart, jax.Array, jax.Array]:
-    """Sum `tokens` over replicas, and tell all replicas what each has to tell.
-
-    Return the sum and float32[2, W], the skipped steps of each replica as in `meetings`.
-    """
-    untold, zero = comm.untold, jnp.float32(0)
-    mine = jax.nn.one_hot(jax.lax.axis_index(axes), jax.lax.axis_size(axes))
-    news = jnp.stack([untold.skipped * mine, untold.in_a_row * mine])
-    sums = jnp.stack([tokens, untold.loss, untold.tokens])
-    (tokens, loss, told), news = psum_in_one((sums, news), axes)
-    loss = jnp.where(told > 0, loss / jnp.maximum(told, 1.0), comm.loss)
-    untold = Untold(zero, zero, zero, untold.in_a_row)
-    return comm._replace(untold=untold, loss=loss), tokens, news
-
-
-def exchange_moves(
-    own: Params, fragment: Fragment, exchange: Exchange, tokens: jax.Array, key: Key
-) -> tuple[Params, Fragment]:
-    """Return the mean move of the replicas, each weighted by its share of the tokens."""
-    moves = jax.tree.map(lambda a, x: (a - x) * fragment.tokens, fragment.agreed, own)
-    means, comm = exchange.update(
-        moves, fragment.comm, fragment.agreed, weight=divisor(tokens), key=key
-    )
-    return means, fragment._replace(comm=comm, tokens=jnp.zeros_like(fragment.tokens))
-
-
-def with_fragment(state: TrainState, index: int, fragment: Fragment) -> TrainState:
-    fragments = list(state.comm.fragments)
-    fragments[index] = fragment
-    return state._replace(comm=state.comm._replace(fragments=fragments))
 
 
 def consensus(tree):

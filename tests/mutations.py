@@ -130,17 +130,17 @@ FAULTS = [
         "parallel/test_strategies.py dropout and shard_map",
     ),
     Fault(
-        "moves at a meeting count alike, whatever the tokens", "parallel/local.py",
+        "moves at a meeting count alike, whatever the tokens", "parallel/meetings.py",
         "(a - x) * fragment.tokens", "(a - x) * tokens / 8",
         "parallel/test_local.py synchronous and local_sgd",
     ),
     Fault(
-        "replicas meet a step late", "parallel/local.py",
+        "replicas meet a step late", "parallel/meetings.py",
         "jax.lax.cond(since == 0, meet", "jax.lax.cond(since == 1 % plan.every, meet",
         "parallel/test_local.py by_hand and diloco",
     ),
     Fault(
-        "a fragment arrives a step late", "parallel/local.py",
+        "a fragment arrives a step late", "parallel/meetings.py",
         "(since == plan.overlap)", "(since == plan.overlap + 1)",
         "parallel/test_local.py streaming_diloco_as",
     ),

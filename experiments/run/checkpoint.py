@@ -25,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from experiments.processes.messages import is_main_process, say
 from parallel.program import Program, TrainState
-from parallel.replicas import at_degree_of
+from parallel.regroup import at_degree_of
 
 UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 

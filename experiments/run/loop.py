@@ -257,8 +257,9 @@ def warn_of_spikes(run: Run) -> None:
     if parallel.row.exact and parallel.exchange.keeps_spikes:
         say(
             f"warning: parallel.exchange.codec={parallel.exchange.codec} keeps what it "
-            "does not send, before the optimizer clips it. A single huge gradient would be "
-            f"kept and sent for many steps; parallel.exchange.clip={clip or 1.0} bounds it"
+            "does not send, before the optimizer clips it. What is left of a single huge "
+            "gradient would be sent in the steps after it; "
+            f"parallel.exchange.clip={clip or 1.0} bounds it"
         )
 
 

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import Codec, hierarchical
 from parallel.exchange.power_sgd import power_sgd
-from parallel.exchange.quantise import bfloat16, int4, int8, majority_vote, sign, ternary
+from parallel.exchange.quantise import bfloat16, int4, int8, majority_vote, sign
 from parallel.exchange.sparse import deep_gradient_compression, random_k, top_k
+from parallel.exchange.ternary import ternary
 from parallel.exchange.transforms import (
     Exchange,
     all_reduce,
@@ -148,7 +149,7 @@ class ExchangeConfig:
 
     @property
     def keeps_spikes(self) -> bool:
-        """Whether a single huge gradient would be kept, and be sent for many steps."""
+        """Whether what is left of a huge gradient would be sent in later steps."""
         return (self.feeds_back or self.codec == "dgc") and not self.clip
 
 
