@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
 from lm.data.cleaning.fix import FixConfig
 from lm.data.cleaning.near_dedup import NearDedupConfig
@@ -73,6 +74,7 @@ class DataConfig:
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
     exact_dedup: ExactDedupConfig = field(default_factory=ExactDedupConfig)
     near_dedup: NearDedupConfig = field(default_factory=NearDedupConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     # a held-out document that repeats a training document: drop it, refuse to go on, or
     # keep it
     leakage: str = field(default="drop", metadata={"choices": LEAKAGE, "only": DOCUMENTS})
@@ -105,6 +107,7 @@ class DataConfig:
         """Raise ValueError for fields that do not fit together."""
         self.validate_vocab_size()
         chosen_stages(self.stages)
+        self.anomaly.chosen()
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "

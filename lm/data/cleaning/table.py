@@ -1,6 +1,7 @@
 """Every stage of cleaning, in a sensible order: a stage is its own file and a row here."""
 
-from lm.data.cleaning import exact_dedup, near_dedup
+from lm.data.cleaning import anomaly, exact_dedup, near_dedup
+from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
 from lm.data.cleaning.fix import FixConfig, fix
 from lm.data.cleaning.near_dedup import NearDedupConfig
@@ -20,6 +21,14 @@ STAGES = {
         near_dedup.sketch,
         near_dedup.decide,
         follows=("exact_dedup",),  # which would find nothing after it
+    ),
+    "anomaly": Stage(
+        AnomalyConfig,
+        anomaly.apply,
+        anomaly.sketch,
+        anomaly.decide,
+        # What can be repaired is no anomaly; and they would move the masked spans.
+        follows=("fix", "normalise"),
     ),
 }
 
