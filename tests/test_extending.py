@@ -60,7 +60,7 @@ def test_a_strategy(monkeypatch):
     monkeypatch.setitem(STRATEGIES, "dealt", row)
     check(Experiment(parallel=ParallelConfig(strategy="dealt")))
     test_strategies.test_parameters_equal_one_device("dealt", 8)
-    test_strategies.test_accumulation_is_exact_with_dropout("dealt")
+    test_strategies.test_accumulation_is_exact_with_dropout_and_weights("dealt")
     test_strategies.test_overflow_skips_the_step_everywhere("dealt")
     # What has an effect follows from the row: this one has no exchange.
     exchanging = ParallelConfig(strategy="dealt", exchange=ExchangeConfig(codec="int8"))
