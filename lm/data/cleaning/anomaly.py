@@ -177,9 +177,13 @@ def apply(config: AnomalyConfig, document: Document, verdict: Verdict) -> Applie
         found.append(Finding(name, "repaired", share, reason))
     spans = bad_spans(text, verdict.letters)
     share = sum(span.end - span.start for span in spans) / max(len(text), 1)
-    for span in spans:
-        reason = f"characters {span.start} to {span.end} are masked: {span.kind}"
-        found.append(Finding(name, "masked", (span.end - span.start) / len(text), reason))
+    if spans:
+        first = spans[0]
+        reason = (
+            f"{share:.3g} of the characters in {len(spans)} spans, the first from "
+            f"{first.start} to {first.end}: {first.kind}"
+        )
+        found.append(Finding(name, "masked", share, reason))
     if not explained(verdict, share, filled) or share > MOST_BAD:
         return None, found
     weighed = tuple((span.start, span.end, 0.0) for span in spans)
