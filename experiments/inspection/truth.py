@@ -18,6 +18,17 @@ from lm.data.config import DataConfig
 from lm.data.sources.corpus import Document
 
 COPIES = ("exact_copy", "near_copy", "decoy")  # of clean documents: clean themselves
+# The planted faults -> how findings name them.
+NAMES = {
+    "mojibake": ("mojibake",),
+    "gibberish": ("gibberish",),
+    "language": ("language",),
+    "base64": ("base64",),
+    "shuffled": ("shuffled",),
+    "truncated": ("truncated",),
+    "damaged": ("encoding", "lost_characters"),
+    "spans": ("encoding", "lost_characters"),
+}
 THRESHOLD = 0.8  # Jaccard, from which two documents are near duplicates
 
 Truth = dict[str, Any]  # as experiments.studies.planted writes it
@@ -97,19 +108,26 @@ def fixed(config: DataConfig, text: str) -> str:
 def areas(kinds: list[str], observed: Observed) -> dict[str, float]:
     """Return, for each kind of fault, the area under the ROC curve against clean text.
 
-    The score of a document is the highest of its findings; without one it is 0.
+    The score of a document is the highest of its findings, of those that name the fault
+    (`auroc`) or of all (`auroc_any`). Without a finding it is 0.
     """
-    score = np.zeros(len(kinds))
-    for each in observed.findings():
-        if each["stage"] in ("fix", "anomaly"):
-            place = number(each["document"])
-            score[place] = max(score[place], each["score"])
     kind = np.array(kinds)
-    clean = score[np.isin(kind, ("clean", *COPIES))]
-    return {
-        f"auroc_{name}": area(score[kind == name], clean)
-        for name in sorted(set(kinds) - {"clean", *COPIES})
-    }
+    clean = np.isin(kind, ("clean", *COPIES))
+    named: dict[str, np.ndarray] = {name: np.zeros(len(kinds)) for name in NAMES}
+    every = np.zeros(len(kinds))
+    for each in observed.findings():
+        place, score = number(each["document"]), each["score"]
+        if each["stage"] == "anomaly":
+            every[place] = max(every[place], score)
+        for name, names in NAMES.items():
+            if each["kind"] in names:
+                named[name][place] = max(named[name][place], score)
+    found = {}
+    for name in NAMES:
+        faulty = kind == name
+        found[f"auroc_{name}"] = area(named[name][faulty], named[name][clean])
+        found[f"auroc_any_{name}"] = area(every[faulty], every[clean])
+    return found
 
 
 def area(faulty: np.ndarray, clean: np.ndarray) -> float:
@@ -144,6 +162,8 @@ def planted_table(lines: list[Line]) -> str:
     for name in names:
         values = [line[name] for line in lines]
         cells = [statistics.fmean(values), min(values), max(values)]
-        kind = name.removeprefix("auroc_").replace("_", " ")
+        kind = name.removeprefix("auroc_")
+        if kind.startswith("any_"):
+            kind = f"{kind[4:]}, findings of any kind"
         body.append([MEASURES.get(name, f"AUROC, {kind}"), *(f"{x:.4f}" for x in cells)])
     return markdown(["", f"mean of {len(lines)} seeds", "lowest", "highest"], body)
