@@ -12,6 +12,7 @@ from experiments.inspection.observe import Observed
 from experiments.inspection.repeats import near_copies
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
+from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.cleaning.stage import Copy
 from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig
@@ -29,6 +30,7 @@ NAMES = {
     "damaged": ("encoding", "lost_characters"),
     "spans": ("encoding", "lost_characters"),
 }
+AROUND = 12  # characters on each side of a span
 THRESHOLD = 0.8  # Jaccard, from which two documents are near duplicates
 
 Truth = dict[str, Any]  # as experiments.studies.planted writes it
@@ -46,8 +48,7 @@ def scores(
     kinds = [entry["kind"] for entry in truth["documents"]]
     found = copies(truth, observed)
     found |= restored(config, texts, truth)
-    found |= areas(kinds, observed)
-    return found
+    return found | areas(kinds, observed) | repaired(texts, truth)
 
 
 def pairs(observed: Observed, found: dict[int, Copy]) -> dict[int, int]:
@@ -98,6 +99,36 @@ def restored(config: DataConfig, texts: list[str], truth: Truth) -> dict[str, fl
         elif entry["kind"] in ("clean", *COPIES):
             touched.append(fixed(config, text) != text)
     return {"mojibake_restored": share(right), "clean_touched": share(touched)}
+
+
+def repaired(texts: list[str], truth: Truth) -> dict[str, float]:
+    """Return the share of removed spans that come back as they were, and as something else.
+
+    The span is looked for with the characters around it, since others may have moved it.
+    """
+    stage, config = STAGES["anomaly"], AnomalyConfig(action="repair")
+    documents = [Document(text, str(place)) for place, text in enumerate(texts)]
+    verdicts = stage.decide(config, [stage.sketch(config, x) for x in documents])
+    right, wrong = [], []
+    for entry, document, verdict in zip(
+        truth["documents"], documents, verdicts, strict=True
+    ):
+        if entry["kind"] == "spans":
+            after, _ = stage.apply(config, document, verdict)
+            for span in entry["spans"]:
+                start, end = span["start"], span["end"]
+                before = document.text[max(start - AROUND, 0) : start]
+                before = before.rpartition("\ufffd")[2]  # another span may change, too
+                behind = document.text[end : end + AROUND].partition("\ufffd")[0]
+                text = after.text if after else ""
+                right.append(before + span["lost"] + behind in text)
+                gap = before + document.text[start:end] + behind
+                wrong.append(bool(text) and gap not in text and not right[-1])
+    return {
+        "spans": len(right),
+        "spans_restored": share(right),
+        "spans_wrong": share(wrong),
+    }
 
 
 def fixed(config: DataConfig, text: str) -> str:
@@ -152,6 +183,11 @@ MEASURES = {
     "near_precision": "near duplicates with such a pair",
     "mojibake_restored": "mojibake restored to the byte",
     "clean_touched": "clean documents changed by `fix`",
+    "spans_restored": "removed spans restored exactly",
+    "spans_wrong": "removed spans filled in wrongly",
+    "exact_pairs": "exact copies planted",
+    "near_pairs": "pairs at a Jaccard of 0.8 or more",
+    "spans": "removed spans planted",
 }
 
 
@@ -162,8 +198,9 @@ def planted_table(lines: list[Line]) -> str:
     for name in names:
         values = [line[name] for line in lines]
         cells = [statistics.fmean(values), min(values), max(values)]
+        shown = "{:.4f}" if max(cells) <= 1 else "{:g}"
         kind = name.removeprefix("auroc_")
         if kind.startswith("any_"):
             kind = f"{kind[4:]}, findings of any kind"
-        body.append([MEASURES.get(name, f"AUROC, {kind}"), *(f"{x:.4f}" for x in cells)])
+        body.append([MEASURES.get(name, f"AUROC, {kind}"), *map(shown.format, cells)])
     return markdown(["", f"mean of {len(lines)} seeds", "lowest", "highest"], body)
