@@ -52,7 +52,7 @@ class RobustConfig:
     # one, 1.345 or 4.685
     threshold: float = field(default=0.0, metadata={"at_least": 0, "only": USED})
     # share of the rows' deviation by which the running median may move in a step
-    gain: float = field(default=0.05, metadata={"above": 0, "at_most": 1, "only": USED})
+    gain: float = field(default=0.1, metadata={"above": 0, "at_most": 1, "only": USED})
     # steps in which the running median settles before weights act
     settle: int = field(default=100, metadata={"at_least": 2, "only": USED})
 

@@ -47,6 +47,21 @@ FAULTS = [
         "parallel/test_strategies.py parameters",
     ),
     Fault(
+        "a weighted sum is divided by a count", "parallel/program.py",
+        'return sums.get("weight", sums["tokens"])', 'return sums["tokens"]',
+        "parallel/test_strategies.py laws_of_weights",
+    ),
+    Fault(
+        "a masked span does not reach the token that it ends in", "lm/data/rows/weights.py",
+        "(starts < end) & (ends > first)", "(starts >= first) & (ends <= end)",
+        "lm/data/test_weights.py spans",
+    ),
+    Fault(
+        "rows without a target move the median", "lm/robust.py",
+        "return jnp.sum(jnp.where(counts_B, values_B, 0.0))", "return jnp.sum(values_B)",
+        "lm/test_robust.py estimates",
+    ),
+    Fault(
         "accumulation averages means of microbatches", "parallel/program.py",
         "return jax.tree.map(jnp.add, total, one(microbatch)), None",
         "grads, sums = one(microbatch)\n"
@@ -78,7 +93,7 @@ FAULTS = [
     ),
     Fault(
         "the noise scale divides by the units, not one less", "parallel/program.py",
-        "tokens * square) / (units - 1)", "tokens * square) / units",
+        "weight * square) / (units - one)", "weight * square) / units",
         "parallel/test_noise.py jit",
     ),
     Fault(

@@ -180,8 +180,9 @@ class Log:
         seconds = now - max(self.last_done, began)
         self.last_done = now
         finite = m.get("finite", True)  # what only counts has no loss, and is always fine
-        weight = m.get("weight", m["tokens"])  # what the loss is divided by
-        loss = m.get("loss", math.nan) / (weight or 1)
+        # What the loss is divided by. If no row has a weight, there is no loss.
+        weight = m.get("weight", max(m["tokens"], 1))
+        loss = m.get("loss", math.nan) / (weight or math.nan)
         self.tokens += int(m["tokens"])
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1

@@ -53,6 +53,12 @@ class Row(NamedTuple):
         return loss if loss is not None and math.isfinite(loss) else math.inf
 
     @property
+    def half_interval(self) -> float | None:
+        """Half the width of the loss's interval over documents; None if there is none."""
+        interval = self.summary.get("loss_interval")
+        return (interval[1] - interval[0]) / 2 if interval else None
+
+    @property
     def batch_tokens(self) -> int:
         return self.config["data.batch_size"] * self.config["data.seq_len"]
 

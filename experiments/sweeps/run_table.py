@@ -41,6 +41,12 @@ COLUMNS = (
         of_text=True,
     ),
     Column(
+        "loss ±",
+        "half the width of the loss's 95 % interval over the validation documents",
+        lambda row, limit: row.half_interval,
+        needs="runs whose summary has it",
+    ),
+    Column(
         "perplexity",
         "e to the power of that loss: a choice among so many equally likely tokens "
         "would be as uncertain",

@@ -33,8 +33,15 @@ FRAGMENTS, FRAGMENT = 3, 192  # the bytes of a document that the n-gram sees
 # A document that is one of these is not also called another of them; the first counts.
 CONTENT = ("base64", "gibberish", "language", "shuffled")
 KINDS = (*CONTENT, "encoding", "truncated", "too_repetitive", "too_short", "outlier")
-LOCAL = ("base64", "gibberish", "encoding")  # may be the matter of a part of the document
-MOST_BAD = 0.5  # share of a document in bad spans, above which it is dropped as a whole
+LOCAL = {"base64", "gibberish", "encoding"}  # what a few bad spans can be the reason of
+WHOLE = {
+    "language",
+    "truncated",
+    "too_repetitive",
+    "too_short",
+}  # never the matter of spans
+SOME_BAD = 0.05  # share of a document in bad spans that can be the reason of other kinds
+MOST_BAD = 0.5  # share above which it is dropped as a whole
 MEMORY = 2_000_000  # characters of the corpus that a repair looks at, at most
 
 
@@ -75,7 +82,7 @@ class Sketch(NamedTuple):
 class Verdict(NamedTuple):
     found: tuple[tuple[str, float, str], ...]  # kind, score, reason; the worst first
     letters: Letters | None = None  # to find bad spans with
-    memory: str = ""  # to fill in lost characters from
+    memory: str | None = None  # to fill in lost characters from; None: they are masked
 
 
 def sketch(config: AnomalyConfig, document: Document) -> Sketch:
@@ -119,20 +126,21 @@ def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
         return []
     scores, kinds = scores_of(sketches), config.chosen()
     worst = np.max([scores.by_kind[kind] for kind in kinds], axis=0)
-    limit = max(config.threshold, np.quantile(worst, config.quantile, method="higher"))
+    kept = np.quantile(worst, config.quantile, method="lower") if config.quantile else 0.0
+    limit = max(config.threshold, kept)
     found = [
-        findings(scores, kinds, limit, place) if worst[place] >= limit else ()
+        findings(scores, kinds, limit, place) if worst[place] > kept else ()
         for place in range(len(sketches))
     ]
     if config.action not in ("mask", "repair"):
         return [Verdict(each) for each in found]
     good = [x.sample for x, bad in zip(sketches, found, strict=True) if not bad]
     letters = count_letters(good)
-    memory = ""
+    memory = None
     if config.action == "repair":
         memory = "\n".join(x.decode(errors="ignore") for x in good)[:MEMORY]
     return [
-        Verdict(bad, letters, memory if each.lost else "")
+        Verdict(bad, letters, memory if each.lost else None)
         for bad, each in zip(found, sketches, strict=True)
     ]
 
@@ -160,27 +168,27 @@ def apply(config: AnomalyConfig, document: Document, verdict: Verdict) -> Applie
     if config.action == "weight":
         weight = config.threshold / max([config.threshold, *(x.score for x in found)])
         return document._replace(weight=document.weight * weight), found
-    if any(x.kind not in LOCAL for x in found):
-        return None, found
-    text = document.text
-    if verdict.memory:
+    text, filled = document.text, []
+    if verdict.memory is not None:
         text, filled = repair(text, verdict.memory)
-        if filled:
-            reason = f"{len(filled)} gaps filled in, the first with {filled[0]!r}"
-            share = sum(map(len, filled)) / len(text)
-            found.append(Finding(name, "repaired", share, reason))
+    if filled:
+        reason = f"{len(filled)} gaps filled in, the first with {filled[0]!r}"
+        share = sum(map(len, filled)) / len(text)
+        found.append(Finding(name, "repaired", share, reason))
     spans = bad_spans(text, verdict.letters)
-    masked = sum(span.end - span.start for span in spans)
-    if (
-        masked > MOST_BAD * len(text)
-        or verdict.found
-        and not spans
-        and text == document.text
-    ):
-        return None, found
+    share = sum(span.end - span.start for span in spans) / max(len(text), 1)
     for span in spans:
         reason = f"characters {span.start} to {span.end} are masked: {span.kind}"
-        share = (span.end - span.start) / len(text)
-        found.append(Finding(name, "masked", share, reason))
+        found.append(Finding(name, "masked", (span.end - span.start) / len(text), reason))
+    if not explained(verdict, share, filled) or share > MOST_BAD:
+        return None, found
     weighed = tuple((span.start, span.end, 0.0) for span in spans)
     return document._replace(text=text, spans=document.spans + weighed), found
+
+
+def explained(verdict: Verdict, share: float, filled: Sequence[str]) -> bool:
+    """Tell whether the rest is good: all that was found lies in spans, or is repaired."""
+    kinds = {kind for kind, *_ in verdict.found}
+    if kinds <= LOCAL:
+        return not kinds or share > 0 or bool(filled)
+    return share > SOME_BAD and not kinds & WHOLE

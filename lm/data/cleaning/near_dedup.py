@@ -23,7 +23,7 @@ from lm.data.cleaning.stage import Applied, Copy, Finding
 from lm.data.sources.corpus import Document
 
 WORDS = 5  # in a shingle
-LONGEST_WORD = 32  # characters; longer ones that are not ASCII are of no single word
+LONGEST_WORD = 32  # characters; what is longer and hardly ASCII is no single word
 BANDS, BAND = 20, 5
 SEED = 1
 # The share of equal minima is within 0.2 of the similarity, but for 1 pair in a million.
@@ -77,7 +77,7 @@ def mixed(x: np.ndarray) -> np.ndarray:
 def split_words(text: str) -> Iterator[str]:
     """Yield the words between white space; of languages without spaces, the characters."""
     for word in text.split():
-        if len(word) > LONGEST_WORD and not word.isascii():
+        if len(word) > LONGEST_WORD and 2 * len(word.encode("ascii", "ignore")) < len(word):
             yield from word
         else:
             yield word

@@ -60,3 +60,17 @@ def test_records_are_json_and_skipped_steps_are_counted_in_a_row(tmp_path):
     records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [r["loss"] for r in records] == [None, None, 2.0, None]
     assert [r["epochs"] for r in records] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_weighted_loss_is_divided_by_the_weight(tmp_path):
+    with Log(tmp_path, 0, 2, 6.0, epochs_per_step=0.25, write=True) as log:
+        for step, weight in enumerate([0.5, 0.0], 1):
+            metrics = {"loss": 2.0 * (weight > 0), "tokens": 4.0, "weight": weight}
+            log.train(step, {n: np.asarray(x) for n, x in metrics.items()}, 0.0, 0.0)
+        log.flush()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["loss"] for r in records] == [4.0, None]  # without weight there is no loss
+    assert [r["mean_weight"] for r in records] == [0.125, 0.0]
+    assert [r["tokens"] for r in records] == [4, 8] and not any(
+        r["skipped"] for r in records
+    )

@@ -116,3 +116,9 @@ def test_what_was_not_measured_is_no_column_but_said():
     said = table.note.partition("Not measured")[2]
     assert "noise scale" in said and "FLOP share" in said and "epochs" not in said
     assert {name for name, _ in table.meanings} == set(table.head) - {"run"}
+
+
+def test_a_loss_has_its_interval_beside_it():
+    rows = [row("a", loss_interval=[2.5, 3.75]), row("b", loss_interval=None)]
+    assert columns(runs_table(rows))["loss ±"] == ["0.6250", ""]
+    assert "loss ±" not in columns(runs_table([row("a"), row("b")]))

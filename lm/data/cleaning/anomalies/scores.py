@@ -117,7 +117,7 @@ def surprise(samples: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     bits, kept = np.zeros(len(samples)), np.ones(len(samples), bool)
     for order, limit in (*ROUNDS, (ORDER, np.inf)):
         for fit, scored in halves(kept):
-            model = NGram(order)
+            model = NGram(order, sum(len(samples[i]) for i in fit))
             model.add([samples[i] for i in fit])
             bits[scored] = model.bits([samples[i] for i in scored])
         if limit < np.inf:
@@ -147,6 +147,7 @@ def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> S
     found = word_information(samples, kept)
     unlikely = above(bits, kept, 0.15)
     is_random = measures.linked < LEAST_LINKED * np.median(measures.linked[kept])
+    unlinked = above(-measures.linked, kept, 0.03)
     ordered = np.log1p(np.maximum(measures.ordered, 0))
     repeats = np.maximum.reduce(
         [
@@ -159,7 +160,7 @@ def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> S
     isolated = isolation(features)
     by_kind = {
         "base64": deviations(measures.encoded, 0.03),
-        "gibberish": np.where(is_random, unlikely, 0.0),
+        "gibberish": np.where(is_random, unlikely + unlinked, 0.0),
         "language": np.where(is_random, 0.0, unlikely),
         "shuffled": AGREEING * (above(-found, kept, 0.1) + above(-ordered, kept, 0.3)),
         "encoding": deviations(measures.damaged, 0.001),
