@@ -11,6 +11,7 @@ from experiments.inspection.observe import Observed
 from experiments.inspection.repeats import clusters_report, leakage_report, near_copies
 
 WORST = 5  # of a kind that are shown
+DONE = ("masked", "repaired")  # tell what the config's action would do about an anomaly
 NO_ANOMALY = ("exact_dedup", "near_dedup", "leakage", "normalise")
 
 
@@ -20,7 +21,7 @@ def anomalies(observed: Observed) -> Iterator[dict[str, Any]]:
     Copies are told apart, and what `normalise` evens out is no fault.
     """
     for each in observed.findings():
-        if each["stage"] not in NO_ANOMALY:
+        if each["stage"] not in NO_ANOMALY and each["kind"] not in DONE:
             yield {name: each[name] for name in ("document", "kind", "score", "reason")}
 
 

@@ -85,7 +85,7 @@ def advice(found: dict[str, Any]) -> list[str]:
         )
     if kinds := list(found["kinds"].items()):
         some = (f"{each['findings']:,} {named(kind)}" for kind, each in kinds[:MOST_SAID])
-        more = ", ..." if len(kinds) > MOST_SAID else ""
+        more = f" and of {len(kinds) - MOST_SAID} other kinds" * (len(kinds) > MOST_SAID)
         said.append(f"Anomalies: {', '.join(some)}{more}.")
     for name, each in found["skew"].items():
         if times := multiple(each["token_skew"]):

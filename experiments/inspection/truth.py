@@ -12,12 +12,25 @@ from experiments.inspection.observe import Observed
 from experiments.inspection.repeats import near_copies
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
+from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.cleaning.stage import Copy
 from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig
 from lm.data.sources.corpus import Document
 
 COPIES = ("exact_copy", "near_copy", "decoy")  # of clean documents: clean themselves
+# The planted faults -> how findings name them.
+NAMES = {
+    "mojibake": ("mojibake",),
+    "gibberish": ("gibberish",),
+    "language": ("language",),
+    "base64": ("base64",),
+    "shuffled": ("shuffled",),
+    "truncated": ("truncated",),
+    "damaged": ("encoding", "lost_characters"),
+    "spans": ("encoding", "lost_characters"),
+}
+AROUND = 12  # characters on each side of a span
 THRESHOLD = 0.8  # Jaccard, from which two documents are near duplicates
 
 Truth = dict[str, Any]  # as experiments.studies.planted writes it
@@ -35,8 +48,7 @@ def scores(
     kinds = [entry["kind"] for entry in truth["documents"]]
     found = copies(truth, observed)
     found |= restored(config, texts, truth)
-    found |= areas(kinds, observed)
-    return found
+    return found | areas(kinds, observed) | repaired(texts, truth)
 
 
 def pairs(observed: Observed, found: dict[int, Copy]) -> dict[int, int]:
@@ -89,6 +101,36 @@ def restored(config: DataConfig, texts: list[str], truth: Truth) -> dict[str, fl
     return {"mojibake_restored": share(right), "clean_touched": share(touched)}
 
 
+def repaired(texts: list[str], truth: Truth) -> dict[str, float]:
+    """Return the share of removed spans that come back as they were, and as something else.
+
+    The span is looked for with the characters around it, since others may have moved it.
+    """
+    stage, config = STAGES["anomaly"], AnomalyConfig(action="repair")
+    documents = [Document(text, str(place)) for place, text in enumerate(texts)]
+    verdicts = stage.decide(config, [stage.sketch(config, x) for x in documents])
+    right, wrong = [], []
+    for entry, document, verdict in zip(
+        truth["documents"], documents, verdicts, strict=True
+    ):
+        if entry["kind"] == "spans":
+            after, _ = stage.apply(config, document, verdict)
+            for span in entry["spans"]:
+                start, end = span["start"], span["end"]
+                before = document.text[max(start - AROUND, 0) : start]
+                before = before.rpartition("\ufffd")[2]  # another span may change, too
+                behind = document.text[end : end + AROUND].partition("\ufffd")[0]
+                text = after.text if after else ""
+                right.append(before + span["lost"] + behind in text)
+                gap = before + document.text[start:end] + behind
+                wrong.append(bool(text) and gap not in text and not right[-1])
+    return {
+        "spans": len(right),
+        "spans_restored": share(right),
+        "spans_wrong": share(wrong),
+    }
+
+
 def fixed(config: DataConfig, text: str) -> str:
     document, _ = STAGES["fix"].apply(config.fix, Document(text, ""), None)
     return document.text if document else ""
@@ -97,19 +139,26 @@ def fixed(config: DataConfig, text: str) -> str:
 def areas(kinds: list[str], observed: Observed) -> dict[str, float]:
     """Return, for each kind of fault, the area under the ROC curve against clean text.
 
-    The score of a document is the highest of its findings; without one it is 0.
+    The score of a document is the highest of its findings, of those that name the fault
+    (`auroc`) or of all (`auroc_any`). Without a finding it is 0.
     """
-    score = np.zeros(len(kinds))
-    for each in observed.findings():
-        if each["stage"] in ("fix", "anomaly"):
-            place = number(each["document"])
-            score[place] = max(score[place], each["score"])
     kind = np.array(kinds)
-    clean = score[np.isin(kind, ("clean", *COPIES))]
-    return {
-        f"auroc_{name}": area(score[kind == name], clean)
-        for name in sorted(set(kinds) - {"clean", *COPIES})
-    }
+    clean = np.isin(kind, ("clean", *COPIES))
+    named: dict[str, np.ndarray] = {name: np.zeros(len(kinds)) for name in NAMES}
+    every = np.zeros(len(kinds))
+    for each in observed.findings():
+        place, score = number(each["document"]), each["score"]
+        if each["stage"] == "anomaly":
+            every[place] = max(every[place], score)
+        for name, names in NAMES.items():
+            if each["kind"] in names:
+                named[name][place] = max(named[name][place], score)
+    found = {}
+    for name in NAMES:
+        faulty = kind == name
+        found[f"auroc_{name}"] = area(named[name][faulty], named[name][clean])
+        found[f"auroc_any_{name}"] = area(every[faulty], every[clean])
+    return found
 
 
 def area(faulty: np.ndarray, clean: np.ndarray) -> float:
@@ -134,6 +183,11 @@ MEASURES = {
     "near_precision": "near duplicates with such a pair",
     "mojibake_restored": "mojibake restored to the byte",
     "clean_touched": "clean documents changed by `fix`",
+    "spans_restored": "removed spans restored exactly",
+    "spans_wrong": "removed spans filled in wrongly",
+    "exact_pairs": "exact copies planted",
+    "near_pairs": "pairs at a Jaccard of 0.8 or more",
+    "spans": "removed spans planted",
 }
 
 
@@ -144,6 +198,9 @@ def planted_table(lines: list[Line]) -> str:
     for name in names:
         values = [line[name] for line in lines]
         cells = [statistics.fmean(values), min(values), max(values)]
-        kind = name.removeprefix("auroc_").replace("_", " ")
-        body.append([MEASURES.get(name, f"AUROC, {kind}"), *(f"{x:.4f}" for x in cells)])
+        shown = "{:.4f}" if max(cells) <= 1 else "{:g}"
+        kind = name.removeprefix("auroc_")
+        if kind.startswith("any_"):
+            kind = f"{kind[4:]}, findings of any kind"
+        body.append([MEASURES.get(name, f"AUROC, {kind}"), *map(shown.format, cells)])
     return markdown(["", f"mean of {len(lines)} seeds", "lowest", "highest"], body)

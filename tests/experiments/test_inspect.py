@@ -35,7 +35,7 @@ def test_what_is_no_corpus_is_told_in_a_line(tmp_path):
     assert result.returncode == 2 and "matches no file" in result.stderr
     (tmp_path / "empty" / "blank.txt").write_text("\n \n")
     result = inspect(tmp_path, tmp_path / "empty", check=False)
-    assert result.returncode == 2 and "no document of train is left" in result.stderr
+    assert result.returncode == 2 and "has no document with text" in result.stderr
     refused = {
         "--out=": "no --out given",
         "--config.data.source=gettext": "gives pairs of texts; expected a source of",

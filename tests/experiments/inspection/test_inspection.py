@@ -11,6 +11,7 @@ from experiments.inspection.corpus import inspect
 from experiments.inspection.found import write_json
 from experiments.inspection.page import write_inspection
 from experiments.inspection.repeats import difference, examples
+from experiments.sweeps.template import Difference
 from lm.data.config import DataConfig
 from lm.data.sources.corpus import Corpus
 from lm.data.sources.table import SOURCES, Source
@@ -159,6 +160,8 @@ def test_a_difference_shows_what_differs_and_little_else():
         "line 51", "line 52", "... 45 lines ...", "line 98", "line 99"
     ]  # fmt: skip
     assert parts[3][1:] == ("", "x" * 300 + " ...")
+    fenced = Difference("", "", "a", "b", [(False, "```", "x")]).markdown().splitlines()
+    assert fenced == ["````diff", "--- a", "+++ b", "-```", "+x", "````"]
     other = "\n".join(f"other {i}" for i in range(1000))
     assert (
         sum(x.count("\n") for part in difference(other, "\n".join(left)) for x in part[1:])

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from experiments.inspection.corpus import inspect
-from experiments.inspection.truth import area, planted_table, scores
+from experiments.inspection.truth import area, copies, planted_table, scores
 from experiments.studies.planted.plant import plant
 from lm.data.config import DataConfig
 from lm.data.sources.corpus import Corpus, Document
@@ -31,10 +31,11 @@ def test_all_copies_are_found_and_nothing_else(planted, tmp_path, monkeypatch):
     for name in ("exact_recall", "exact_precision", "near_recall", "near_precision"):
         assert found[name] == 1, name
     assert found["mojibake_restored"] == 1 and found["clean_touched"] == 0
+    assert found["spans"] == 10 and found["spans_restored"] + found["spans_wrong"] <= 1
     assert found["auroc_damaged"] > 0.99 and found["auroc_mojibake"] > 0.99
     # If they were no copies, nothing of what is found would be right.
     alone = truth | {"pairs": [x for x in truth["pairs"] if not 0.8 <= x[2] < 1]}
-    assert scores(config, texts, alone, inspection.observed)["near_precision"] == 0
+    assert copies(alone, inspection.observed)["near_precision"] == 0
     lines = [found, found | {"near_recall": 0.5}]
     assert "0.7500 | 0.5000 | 1.0000 |" in planted_table(lines)
 
