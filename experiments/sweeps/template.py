@@ -68,5 +68,6 @@ def write_page(folder: pathlib.Path, name: str, page: Page) -> pathlib.Path:
     for kind in ("html", "md"):
         environment = jinja2.Environment(loader=loader, autoescape=kind == "html")
         text = environment.get_template(f"page.{kind}.jinja").render(page._asdict())
-        (folder / f"{name}.{kind}").write_text(text, "utf-8", "backslashreplace")
+        file = folder / f"{name}.{kind}"
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / f"{name}.html"
