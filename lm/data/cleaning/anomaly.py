@@ -22,7 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.cleaning.anomalies.measures import Measures, hashed_pairs, measure, pieces
+from lm.data.cleaning.anomalies.measures import (
+    HASHED,
+    Measures,
+    hashed_pairs,
+    measure,
+    pieces,
+)
 from lm.data.cleaning.anomalies.repair import repair
 from lm.data.cleaning.anomalies.scores import Scores, score
 from lm.data.cleaning.anomalies.spans import Letters, bad_spans, count_letters
@@ -33,8 +39,10 @@ FRAGMENTS, FRAGMENT = 3, 192  # the bytes of a document that the n-gram sees
 # A document that is one of these is not also called another of them; the first counts.
 CONTENT = ("base64", "gibberish", "language", "shuffled")
 KINDS = (*CONTENT, "encoding", "truncated", "too_repetitive", "too_short", "outlier")
-LOCAL = ("base64", "gibberish", "encoding")  # may be the matter of a part of the document
-MOST_BAD = 0.5  # share of a document in bad spans, above which it is dropped as a whole
+LOCAL = {"base64", "gibberish", "encoding"}  # what a few bad spans can be the reason of
+WHOLE = {"language", "truncated", "too_repetitive", "too_short"}  # never a matter of spans
+SOME_BAD = 0.05  # share of a document in bad spans that can be the reason of other kinds
+MOST_BAD = 0.5  # share above which it is dropped as a whole
 MEMORY = 2_000_000  # characters of the corpus that a repair looks at, at most
 
 
@@ -75,7 +83,7 @@ class Sketch(NamedTuple):
 class Verdict(NamedTuple):
     found: tuple[tuple[str, float, str], ...]  # kind, score, reason; the worst first
     letters: Letters | None = None  # to find bad spans with
-    memory: str = ""  # to fill in lost characters from
+    memory: str | None = None  # to fill in lost characters from; None: they are masked
 
 
 def sketch(config: AnomalyConfig, document: Document) -> Sketch:
@@ -102,11 +110,14 @@ def fragments(text: str) -> bytes:
 
 def scores_of(sketches: Sequence[Sketch]) -> Scores:
     """Return the score of each document for each kind."""
-    rows = [(x.sample, x.measures, x.hashed) for x in sketches]
-    samples, measures, hashed = zip(*rows, strict=True)
-    columns = np.stack([np.frombuffer(x, np.float32) for x in measures], 1).astype(float)
-    pairs = np.stack([np.frombuffer(x, np.float16) for x in hashed]).astype(np.float32)
-    return score(samples, Measures(*columns), pairs)
+    samples: list[bytes] = []
+    measures = np.zeros((len(sketches), len(Measures._fields)), np.float32)
+    hashed = np.zeros((len(sketches), HASHED), np.float16)
+    for place, each in enumerate(sketches):
+        samples.append(each.sample)
+        measures[place] = np.frombuffer(each.measures, np.float32)
+        hashed[place] = np.frombuffer(each.hashed, np.float16)
+    return score(samples, Measures(*measures.T), hashed)
 
 
 def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
@@ -119,20 +130,21 @@ def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
         return []
     scores, kinds = scores_of(sketches), config.chosen()
     worst = np.max([scores.by_kind[kind] for kind in kinds], axis=0)
-    limit = max(config.threshold, np.quantile(worst, config.quantile, method="higher"))
+    kept = np.quantile(worst, config.quantile, method="lower") if config.quantile else 0.0
+    limit = max(config.threshold, kept)
     found = [
-        findings(scores, kinds, limit, place) if worst[place] >= limit else ()
+        findings(scores, kinds, limit, place) if worst[place] > kept else ()
         for place in range(len(sketches))
     ]
     if config.action not in ("mask", "repair"):
         return [Verdict(each) for each in found]
     good = [x.sample for x, bad in zip(sketches, found, strict=True) if not bad]
     letters = count_letters(good)
-    memory = ""
+    memory = None
     if config.action == "repair":
         memory = "\n".join(x.decode(errors="ignore") for x in good)[:MEMORY]
     return [
-        Verdict(bad, letters, memory if each.lost else "")
+        Verdict(bad, letters, memory if each.lost else None)
         for bad, each in zip(found, sketches, strict=True)
     ]
 
@@ -160,27 +172,31 @@ def apply(config: AnomalyConfig, document: Document, verdict: Verdict) -> Applie
     if config.action == "weight":
         weight = config.threshold / max([config.threshold, *(x.score for x in found)])
         return document._replace(weight=document.weight * weight), found
-    if any(x.kind not in LOCAL for x in found):
-        return None, found
-    text = document.text
-    if verdict.memory:
+    text, filled = document.text, []
+    if verdict.memory is not None:
         text, filled = repair(text, verdict.memory)
-        if filled:
-            reason = f"{len(filled)} gaps filled in, the first with {filled[0]!r}"
-            share = sum(map(len, filled)) / len(text)
-            found.append(Finding(name, "repaired", share, reason))
+    if filled:
+        reason = f"{len(filled)} gaps filled in, the first with {filled[0]!r}"
+        share = sum(map(len, filled)) / len(text)
+        found.append(Finding(name, "repaired", share, reason))
     spans = bad_spans(text, verdict.letters)
-    masked = sum(span.end - span.start for span in spans)
-    if (
-        masked > MOST_BAD * len(text)
-        or verdict.found
-        and not spans
-        and text == document.text
-    ):
-        return None, found
-    for span in spans:
-        reason = f"characters {span.start} to {span.end} are masked: {span.kind}"
-        share = (span.end - span.start) / len(text)
+    share = sum(span.end - span.start for span in spans) / max(len(text), 1)
+    if spans:
+        first = spans[0]
+        reason = (
+            f"{share:.3g} of the characters in {len(spans)} spans, the first from "
+            f"{first.start} to {first.end}: {first.kind}"
+        )
         found.append(Finding(name, "masked", share, reason))
+    if not explained(verdict, share, filled) or share > MOST_BAD:
+        return None, found
     weighed = tuple((span.start, span.end, 0.0) for span in spans)
     return document._replace(text=text, spans=document.spans + weighed), found
+
+
+def explained(verdict: Verdict, share: float, filled: Sequence[str]) -> bool:
+    """Tell whether the rest is good: all that was found lies in spans, or is repaired."""
+    kinds = {kind for kind, *_ in verdict.found}
+    if kinds <= LOCAL:
+        return not kinds or share > 0 or bool(filled)
+    return share > SOME_BAD and not kinds & WHOLE

@@ -17,6 +17,7 @@ from ftfy.badness import badness
 
 PIECES, PIECE = 3, 16_000  # a longer text is measured in as many pieces of characters
 HASHED = 32
+FEW_LETTERS = 60
 MOST_WORDS = 3000  # whose order is looked at
 # Letters and digits without a break, as base64 and hexadecimal have them.
 RUN = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
@@ -122,16 +123,18 @@ def entropies(raw: bytes) -> tuple[float, float]:
     """Return the bits of a byte, and the share of a letter's that the one before tells.
 
     The second compares neighbours with shuffled neighbours: in a short text, even those
-    seem to tell of each other.
+    seem to tell of each other. It is 1 where there are too few letters to tell.
     """
     x = np.frombuffer(raw.lower(), np.uint8).astype(np.int64)
     is_letter = (x >= ord("a")) & (x <= ord("z")) | (x >= 128)
     both = is_letter[:-1] & is_letter[1:]
+    if both.sum() < FEW_LETTERS:
+        return entropy(x), 1.0
     first, second = x[:-1][both] * 256, x[1:][both]
     shuffled = np.random.default_rng(0).permutation(second)
     alone = entropy(first)
     after, by_chance = entropy(first + second) - alone, entropy(first + shuffled) - alone
-    return entropy(x), 1 - after / by_chance if by_chance > 0.1 else 0.0
+    return entropy(x), 1 - after / by_chance if by_chance else 1.0
 
 
 def entropy(values: np.ndarray) -> float:

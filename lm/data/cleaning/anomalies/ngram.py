@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 ORDER = 5  # a byte and at most four before it
-BITS = 20  # 2^BITS places in the table of each length
+LEAST_BITS, MOST_BITS = 12, 20  # 2^bits places are in the table of each length
 STRENGTH = 4.0  # A
+CHUNK = 2000  # texts that are worked on at a time
 GAP = b"\0" * ORDER  # between texts, so that no context reaches into the last one
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -31,7 +32,7 @@ def joined(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return data, of
 
 
-def places(data: np.ndarray, order: int) -> list[np.ndarray]:
+def places(data: np.ndarray, order: int, bits: int) -> list[np.ndarray]:
     """Return for k = 0 ... order the place of the k bytes that end at each byte."""
     found, hashed = [np.zeros(len(data), np.int64)], np.zeros(len(data), np.uint64)
     for k in range(order):
@@ -39,22 +40,28 @@ def places(data: np.ndarray, order: int) -> list[np.ndarray]:
         shifted[k:] = data[: len(data) - k]
         hashed = (hashed + shifted + np.uint64(1)) * MULTIPLIER
         hashed ^= hashed >> np.uint64(29)
-        found.append((hashed >> np.uint64(64 - BITS)).astype(np.int64))
+        found.append((hashed >> np.uint64(64 - bits)).astype(np.int64))
     return found
 
 
 class NGram:
     """Counts of all strings of up to `order` bytes, and of the contexts in them."""
 
-    def __init__(self, order: int = ORDER) -> None:
+    def __init__(self, order: int, size: int) -> None:
+        """Make room for the counts of `size` bytes of text."""
         self.order = order
-        shape = order, 1 << BITS
+        self.bits_of_place = min(max(size.bit_length() + 1, LEAST_BITS), MOST_BITS)
+        shape = order, 1 << self.bits_of_place
         self.pairs = np.zeros(shape, np.int32)  # [k, place of the context and its byte]
         self.contexts = np.zeros(shape, np.int32)  # [k, place of a context of k bytes]
 
     def add(self, texts: Sequence[bytes]) -> None:
+        for start in range(0, len(texts), CHUNK):
+            self.add_chunk(texts[start : start + CHUNK])
+
+    def add_chunk(self, texts: Sequence[bytes]) -> None:
         data, of = joined(texts)
-        found, real = places(data, self.order), np.flatnonzero(of >= 0)
+        found, real = places(data, self.order, self.bits_of_place), np.flatnonzero(of >= 0)
         for k in range(self.order):
             size = self.pairs.shape[1]
             self.pairs[k] += np.bincount(found[k + 1][real], minlength=size)
@@ -62,7 +69,7 @@ class NGram:
 
     def probabilities(self, data: np.ndarray) -> np.ndarray:
         """Return the probability of each byte after those before it, float64[n]."""
-        found = places(data, self.order)
+        found = places(data, self.order, self.bits_of_place)
         p = np.full(len(data), 1 / 256)
         for k in range(self.order):
             before = np.roll(found[k], 1)
@@ -72,6 +79,12 @@ class NGram:
 
     def bits(self, texts: Sequence[bytes]) -> np.ndarray:
         """Return the mean bits of a byte in each text, float64[texts]; 0 without bytes."""
+        starts = range(0, len(texts), CHUNK)
+        return np.concatenate(
+            [np.zeros(0), *(self.bits_of_chunk(texts[x : x + CHUNK]) for x in starts)]
+        )
+
+    def bits_of_chunk(self, texts: Sequence[bytes]) -> np.ndarray:
         data, of = joined(texts)
         real = of >= 0
         surprise = -np.log2(self.probabilities(data)[real])

@@ -12,7 +12,7 @@ LEAST_BLOCK = 100  # characters of an encoded block; a shorter one may be a dige
 BRIDGE = re.compile(r"[\s\"'\\+,]{0,40}")  # what may stand between two lines of a block
 LEAST_PAIRS = 15  # of letters, by which a line can be judged
 SURE_PAIRS = 50  # of letters, by which a single line is gibberish
-RARE = 0.999  # share of the corpus's lines that are likelier than gibberish
+RARE = 0.995  # share of the corpus's lines that are likelier than gibberish
 KINDS = 32  # of bytes: a to z, and all other letters
 LOST = re.compile("\ufffd+")
 

