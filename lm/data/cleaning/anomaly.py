@@ -22,7 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.data.cleaning.anomalies.measures import Measures, hashed_pairs, measure, pieces
+from lm.data.cleaning.anomalies.measures import (
+    HASHED,
+    Measures,
+    hashed_pairs,
+    measure,
+    pieces,
+)
 from lm.data.cleaning.anomalies.repair import repair
 from lm.data.cleaning.anomalies.scores import Scores, score
 from lm.data.cleaning.anomalies.spans import Letters, bad_spans, count_letters
@@ -34,12 +40,7 @@ FRAGMENTS, FRAGMENT = 3, 192  # the bytes of a document that the n-gram sees
 CONTENT = ("base64", "gibberish", "language", "shuffled")
 KINDS = (*CONTENT, "encoding", "truncated", "too_repetitive", "too_short", "outlier")
 LOCAL = {"base64", "gibberish", "encoding"}  # what a few bad spans can be the reason of
-WHOLE = {
-    "language",
-    "truncated",
-    "too_repetitive",
-    "too_short",
-}  # never the matter of spans
+WHOLE = {"language", "truncated", "too_repetitive", "too_short"}  # never a matter of spans
 SOME_BAD = 0.05  # share of a document in bad spans that can be the reason of other kinds
 MOST_BAD = 0.5  # share above which it is dropped as a whole
 MEMORY = 2_000_000  # characters of the corpus that a repair looks at, at most
@@ -109,11 +110,14 @@ def fragments(text: str) -> bytes:
 
 def scores_of(sketches: Sequence[Sketch]) -> Scores:
     """Return the score of each document for each kind."""
-    rows = [(x.sample, x.measures, x.hashed) for x in sketches]
-    samples, measures, hashed = zip(*rows, strict=True)
-    columns = np.stack([np.frombuffer(x, np.float32) for x in measures], 1).astype(float)
-    pairs = np.stack([np.frombuffer(x, np.float16) for x in hashed]).astype(np.float32)
-    return score(samples, Measures(*columns), pairs)
+    samples: list[bytes] = []
+    measures = np.zeros((len(sketches), len(Measures._fields)), np.float32)
+    hashed = np.zeros((len(sketches), HASHED), np.float16)
+    for place, each in enumerate(sketches):
+        samples.append(each.sample)
+        measures[place] = np.frombuffer(each.measures, np.float32)
+        hashed[place] = np.frombuffer(each.hashed, np.float16)
+    return score(samples, Measures(*measures.T), hashed)
 
 
 def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
@@ -177,9 +181,13 @@ def apply(config: AnomalyConfig, document: Document, verdict: Verdict) -> Applie
         found.append(Finding(name, "repaired", share, reason))
     spans = bad_spans(text, verdict.letters)
     share = sum(span.end - span.start for span in spans) / max(len(text), 1)
-    for span in spans:
-        reason = f"characters {span.start} to {span.end} are masked: {span.kind}"
-        found.append(Finding(name, "masked", (span.end - span.start) / len(text), reason))
+    if spans:
+        first = spans[0]
+        reason = (
+            f"{share:.3g} of the characters in {len(spans)} spans, the first from "
+            f"{first.start} to {first.end}: {first.kind}"
+        )
+        found.append(Finding(name, "masked", share, reason))
     if not explained(verdict, share, filled) or share > MOST_BAD:
         return None, found
     weighed = tuple((span.start, span.end, 0.0) for span in spans)

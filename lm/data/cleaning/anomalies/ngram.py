@@ -13,6 +13,7 @@ import numpy as np
 ORDER = 5  # a byte and at most four before it
 LEAST_BITS, MOST_BITS = 12, 20  # 2^bits places are in the table of each length
 STRENGTH = 4.0  # A
+CHUNK = 2000  # texts that are worked on at a time
 GAP = b"\0" * ORDER  # between texts, so that no context reaches into the last one
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -55,6 +56,10 @@ class NGram:
         self.contexts = np.zeros(shape, np.int32)  # [k, place of a context of k bytes]
 
     def add(self, texts: Sequence[bytes]) -> None:
+        for start in range(0, len(texts), CHUNK):
+            self.add_chunk(texts[start : start + CHUNK])
+
+    def add_chunk(self, texts: Sequence[bytes]) -> None:
         data, of = joined(texts)
         found, real = places(data, self.order, self.bits_of_place), np.flatnonzero(of >= 0)
         for k in range(self.order):
@@ -74,6 +79,12 @@ class NGram:
 
     def bits(self, texts: Sequence[bytes]) -> np.ndarray:
         """Return the mean bits of a byte in each text, float64[texts]; 0 without bytes."""
+        starts = range(0, len(texts), CHUNK)
+        return np.concatenate(
+            [np.zeros(0), *(self.bits_of_chunk(texts[x : x + CHUNK]) for x in starts)]
+        )
+
+    def bits_of_chunk(self, texts: Sequence[bytes]) -> np.ndarray:
         data, of = joined(texts)
         real = of >= 0
         surprise = -np.log2(self.probabilities(data)[real])

@@ -13,7 +13,7 @@ from scipy.special import ndtri
 
 from lm.data.cleaning.anomalies.measures import Measures
 from lm.data.cleaning.anomalies.ngram import ORDER, NGram
-from lm.data.cleaning.anomalies.word_order import classes_of, information
+from lm.data.cleaning.anomalies.word_order import WordOrder
 
 # The n-gram is fitted on the documents that the last fit found likely. (length of the
 # contexts + 1, deviations up to which a document stays): short contexts come first, since
@@ -127,12 +127,11 @@ def surprise(samples: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 def word_information(samples: Sequence[bytes], kept: np.ndarray) -> np.ndarray:
     """Return the information of the pairs of words, near the median where they are few."""
-    classes = classes_of(samples)
-    found, pairs = np.zeros(len(samples)), np.zeros(len(samples))
+    found, pairs = np.zeros((2, len(samples)))
     for fit, scored in halves(kept):
-        found[scored], pairs[scored] = information(
-            [classes[i] for i in fit], [classes[i] for i in scored]
-        )
+        order = WordOrder([samples[i] for i in fit])
+        for place in scored:
+            found[place], pairs[place] = order.information(samples[place])
     middle = np.median(found[pairs > 0]) if pairs.any() else 0.0
     return middle + (found - middle) * pairs / (pairs + FEW_PAIRS)
 
@@ -140,8 +139,8 @@ def word_information(samples: Sequence[bytes], kept: np.ndarray) -> np.ndarray:
 def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> Scores:
     """Score every document.
 
-    samples: fragments of each document; measures: float64[documents] each; hashed:
-    float32[documents, HASHED].
+    samples: fragments of each document; measures: float32[documents] each; hashed:
+    float16[documents, HASHED].
     """
     bits, kept = surprise(samples)
     found = word_information(samples, kept)
@@ -156,7 +155,8 @@ def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> S
             above(-measures.compressed, kept, 0.05, TAIL),
         ]
     )
-    features = np.c_[standard(measures), np.clip(unlikely, -10, 10), hashed]
+    columns = [*standard(measures), np.clip(unlikely, -10, 10), *hashed.T]
+    features = np.stack(columns, 1, dtype=np.float32)
     isolated = isolation(features)
     by_kind = {
         "base64": deviations(measures.encoded, 0.03),
@@ -185,10 +185,9 @@ def broken_off(measures: Measures, core: np.ndarray) -> np.ndarray:
     return total
 
 
-def standard(measures: Measures) -> np.ndarray:
-    """Return the measures as deviations, -10 to 10, float64[documents, measures]."""
-    columns = [deviations(np.asarray(x, float), 0.02) for x in measures]
-    return np.clip(np.stack(columns, 1), -10, 10)
+def standard(measures: Measures) -> list[np.ndarray]:
+    """Return the measures as deviations, -10 to 10."""
+    return [np.clip(deviations(x, 0.02), -10, 10) for x in measures]
 
 
 def isolation(features: np.ndarray) -> np.ndarray:

@@ -30,47 +30,42 @@ def pairs_of(sample: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def word_class(word: bytes, common: dict[bytes, int]) -> int:
-    if word in common:
-        return common[word]
-    if word[:1].isalpha():
-        shape = b"A" if word[:1].isupper() else b"a"
-        word = shape + word[-2:].lower()
-    elif word[:1].isdigit():
-        word = b"1"
-    return COMMON + zlib.crc32(word) % (CLASSES - COMMON)
+class WordOrder:
+    """Counts of pairs of words, by which the order of other words is judged."""
 
+    def __init__(self, samples: Sequence[bytes]) -> None:
+        words = Counter(word for x in samples for pair in pairs_of(x) for word in pair)
+        # Equal counts are put in order by the word, so that nothing depends on chance.
+        ranked = sorted(words, key=lambda word: (-words[word], word))[:COMMON]
+        self.common = {word: i for i, word in enumerate(ranked)}
+        self.counts = np.zeros((CLASSES, CLASSES), np.int32)
+        for sample in samples:
+            np.add.at(self.counts, self.classes(sample), 1)
+        self.before = self.counts.sum(1)
+        total = self.counts.sum() + 0.5 * CLASSES
+        self.alone = (self.counts.sum(0) + 0.5) / total
 
-def classes_of(samples: Sequence[bytes]) -> list[np.ndarray]:
-    """Return the classes of the pairs of each sample, int64[pairs, 2]."""
-    pairs = [pairs_of(sample) for sample in samples]
-    counts = Counter(word for each in pairs for pair in each for word in pair)
-    # Equal counts are put in order by the word, so that nothing depends on chance.
-    ranked = sorted(counts, key=lambda word: (-counts[word], word))[:COMMON]
-    common = {word: i for i, word in enumerate(ranked)}
-    of = {word: word_class(word, common) for word in counts}
-    return [
-        np.array([(of[x], of[y]) for x, y in each], np.int64).reshape(-1, 2)
-        for each in pairs
-    ]
+    def classes(self, sample: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes of the first words of the pairs, and of the second words."""
+        pairs = [(self.word_class(x), self.word_class(y)) for x, y in pairs_of(sample)]
+        first, second = np.array(pairs, np.int64).reshape(-1, 2).T
+        return first, second
 
+    def word_class(self, word: bytes) -> int:
+        if word in self.common:
+            return self.common[word]
+        if word[:1].isalpha():
+            shape = b"A" if word[:1].isupper() else b"a"
+            word = shape + word[-2:].lower()
+        elif word[:1].isdigit():
+            word = b"1"
+        return COMMON + zlib.crc32(word) % (CLASSES - COMMON)
 
-def information(
-    fit: Sequence[np.ndarray], scored: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean information of the pairs of each scored text, and their number.
-
-    The counts are those of `fit`, which must be other texts than those scored.
-    """
-    first, second = np.concatenate([*fit, np.zeros((0, 2), np.int64)]).T
-    counts = np.bincount(first * CLASSES + second, minlength=CLASSES**2)
-    counts = counts.reshape(CLASSES, CLASSES)
-    before = counts.sum(1)
-    alone = (counts.sum(0) + 0.5) / (counts.sum() + 0.5 * CLASSES)
-
-    def mean(pairs: np.ndarray) -> float:
-        x, y = pairs.T
-        p = (counts[x, y] + STRENGTH * alone[y]) / (before[x] + STRENGTH)
-        return float(np.log2(p / alone[y]).mean()) if len(pairs) else 0.0
-
-    return np.array([mean(x) for x in scored]), np.array([len(x) for x in scored])
+    def information(self, sample: bytes) -> tuple[float, int]:
+        """Return the mean information of the pairs of words, in bits, and their number."""
+        first, second = self.classes(sample)
+        if not len(first):
+            return 0.0, 0
+        both, alone = self.counts[first, second], self.alone[second]
+        p = (both + STRENGTH * alone) / (self.before[first] + STRENGTH)
+        return float(np.log2(p / alone).mean()), len(first)
