@@ -74,7 +74,10 @@ def to_garble(
     for text in printed:
         if text.count(base.APOSTROPHE) > 1:
             return text
-    return base.foreign_text(languages[rng.choice([*base.LATIN, "ru"])], rng)
+    text = ""
+    while text.isascii():
+        text = base.foreign_text(languages[rng.choice([*base.LATIN, "ru"])], rng)
+    return text
 
 
 def faults(
