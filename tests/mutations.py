@@ -310,6 +310,47 @@ FAULTS = [
         "lm/test_optim.py schedule or warm",
     ),
     Fault(
+        "candidates are not compared exactly", "lm/data/cleaning/near_dedup.py",
+        "                    if similarity >= threshold:",
+        "                    if similarity:",
+        "lm/data/cleaning/test_near_dedup.py clusters",
+    ),
+    Fault(
+        "of a cluster the last document stays", "lm/data/cleaning/near_dedup.py",
+        "                        parent[second] = first",
+        "                        parent[first] = second",
+        "lm/data/cleaning/test_near_dedup.py clusters",
+    ),
+    Fault(
+        "a copy of a copy is another cluster", "lm/data/cleaning/near_dedup.py",
+        "sorted((root(parent, a), root(parent, b)))", "sorted((a, b))",
+        "lm/data/cleaning/test_near_dedup.py clusters",
+    ),
+    Fault(
+        "a held-out copy of a training document stays", "lm/data/cleaning/run.py",
+        'if copy and policy == "keep":', "if copy:",
+        "lm/data/cleaning/test_leakage.py policy",
+    ),
+    Fault(
+        "a training document that begins a held-out one is missed",
+        "lm/data/cleaning/leakage.py",
+        "beginnings[each.beginnings[-2]]", "beginnings[each.beginnings[-1]]",
+        "lm/data/cleaning/test_leakage.py beginnings",
+    ),
+    Fault(
+        "a killed preparation makes its first pass again", "lm/data/cleaning/run.py",
+        "if not done.exists():", "if True:",
+        "lm/data/cleaning/test_run.py killed",
+    ),
+    Fault(
+        "what cores are done with comes as it is done", "lm/data/cleaning/cores.py",
+        "            if len(pending) >= AHEAD * self.num:\n"
+        "                yield pending.popleft().result()",
+        "            if len(pending) >= AHEAD * self.num:\n"
+        "                yield pending.pop().result()",
+        "lm/data/cleaning/test_run.py cores",
+    ),
+    Fault(
         "each process reads the same rows", "lm/data/rows/order.py",
         "np.arange(process * local, (process + 1) * local, dtype=np.int32)",
         "np.arange(local, dtype=np.int32)",

@@ -38,7 +38,7 @@ def get_sweep() -> list[Member]:
         *product([recurrent], each("model.cell", "rnn", "gru", "lstm")),
         {"config": "configs/tiny.py"},
         *product(
-            each("config", "configs/function_name.py", "configs/translation.py"),
+            [{"config": "configs/translation.py"}],
             each("model.kind", "recurrent", "transformer"),
         ),
     ]

@@ -34,7 +34,7 @@ def read_prompts(file: pathlib.Path) -> list[str]:
         raise ValueError(
             f"--prompts_file={file} is {found}; give a file with one prompt a line"
         )
-    text = read_text(file).removeprefix("\ufeff")  # some editors write this first
+    text = read_text(file)
     if not text:
         raise ValueError(f"--prompts_file={file} is empty; write a prompt a line into it")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")

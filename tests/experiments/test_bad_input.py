@@ -78,7 +78,7 @@ UNTRACED = [  # config, strategy -> the message
     ("tiny", "1f1b", "choose one of jit, pmap, shard_map, zero1, zero2, fsdp"),
     ("hmm", "jit", "a HmmConfig has no stack of layers to trace"),
     ("ngram", "jit", "choose one of TransformerConfig, RecurrentConfig, or unset it"),
-    ("function_name", "jit", "a Seq2SeqConfig has no stack of layers to trace"),
+    ("translation", "jit", "a Seq2SeqConfig has no stack of layers to trace"),
 ]
 
 

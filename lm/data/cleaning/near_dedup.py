@@ -121,7 +121,8 @@ def cluster(threshold: float, sketches: Sequence[Sketch]) -> np.ndarray:
     for place, each in enumerate(sketches):
         signatures[place], sizes[place] = each.signature, len(each.shingles)
         # Equal sets are one document from here on, however many there are.
-        parent[place] = seen.setdefault(hash(each.shingles.tobytes()), place)
+        if sizes[place]:
+            parent[place] = seen.setdefault(hash(each.shingles.tobytes()), place)
     distinct = np.flatnonzero((parent == np.arange(len(parent))) & (sizes > 0))
     for band in range(BANDS):
         for members in buckets(signatures[:, band * BAND : (band + 1) * BAND], distinct):

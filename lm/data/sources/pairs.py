@@ -1,20 +1,14 @@
 """Where pairs of a source and a target text come from.
 
-function_name  The source is a short function of the Python standard library without its
-               name, the target the words of the name. Whole modules are held out, as in
-               lm/data/sources/stdlib.py.
-gettext        The source is a message, the target its translation, from the .mo catalogues
-               of installed packages.
-parallel       Source and target are the same line of two text files.
+gettext   The source is a message, the target its translation, from the .mo catalogues of
+          installed packages.
+parallel  Source and target are the same line of two text files.
 """
 
-import ast
 import functools
 import itertools
 import pathlib
-import re
 import struct
-import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import NamedTuple
@@ -23,60 +17,15 @@ from lm.data.sources.files import DEFAULT, Policy
 from lm.data.sources.listing import file_digests, list_files
 from lm.data.sources.reading import BadRecord, BadRecords, raw_lines, read_lines
 from lm.data.sources.splits import border, place
-from lm.data.sources.stdlib import identity_of, source_files, split_of, stdlib_folder
 
 Pair = tuple[str, str]
 MAGIC = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}  # of .mo files, by byte order
-# A function is short if a small encoder can read all of it: about 60 tokens.
-SHORT = 200  # characters of its longest source
-NAMELESS = "_"  # stands in the source for the name
 
 
 class PairCorpus(NamedTuple):
     identity: dict[str, object]
     pairs: Callable[[str], Iterator[Pair]]  # split -> (source, target)
     splits: tuple[str, ...] = ("train", "validation")
-
-
-def function_name_corpus(cache: pathlib.Path) -> PairCorpus:
-    paths = source_files()
-
-    def pairs(split: str) -> Iterator[Pair]:
-        for path in paths:
-            if split_of(path) == split:
-                yield from named_functions((stdlib_folder() / path).read_bytes())
-
-    identity = {"source": "function_name"} | identity_of(paths, cache)
-    return PairCorpus(identity, pairs)
-
-
-def named_functions(code: bytes) -> Iterator[Pair]:
-    """Yield each short function without its name and docstring, and the words of its name.
-
-    The name is left out wherever it stands in the function, so that it cannot be copied.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError):
-        return  # the tests of the library hold files that are broken on purpose
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef
-    functions = [node for node in ast.walk(tree) if isinstance(node, kinds)]
-    for node in functions:
-        if ast.get_docstring(node) is not None:
-            first, *rest = node.body
-            node.body = rest or [ast.copy_location(ast.Pass(), first)]
-    for node in functions:
-        if 10 * (node.body[-1].end_lineno - node.body[0].lineno) > SHORT:
-            continue  # longer than short, without taking the time to write it out
-        source = re.sub(rf"\b{node.name}\b", NAMELESS, ast.unparse(node))
-        if len(source) <= SHORT and (target := words_of(node.name)):
-            yield source, target
-
-
-def words_of(name: str) -> str:
-    """Return the words of a name: "read_line" and "readLine" give "read line"."""
-    return " ".join(re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", name).lower().split())
 
 
 def held_out_pairs(

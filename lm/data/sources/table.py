@@ -8,7 +8,6 @@ from lm.data.sources.corpus import Corpus
 from lm.data.sources.files import Policy, jsonl_corpus, parquet_corpus, text_corpus
 from lm.data.sources.pairs import (
     PairCorpus,
-    function_name_corpus,
     gettext_corpus,
     parallel_corpus,
 )
@@ -83,7 +82,6 @@ SOURCES = {
     "text": Source(open_text, reads=(*FILES, "separator", "separator_kind")),
     "jsonl": Source(open_records(jsonl_corpus), reads=(*FILES, "text_key")),
     "parquet": Source(open_records(parquet_corpus), reads=(*FILES, "text_key")),
-    "function_name": Source(lambda c: function_name_corpus(cache_folder(c)), pairs=True),
     "gettext": Source(
         lambda c: gettext_corpus(c.name, c.language, c.validation_share, policy(c)),
         pairs=True,

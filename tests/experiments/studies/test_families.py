@@ -112,10 +112,11 @@ def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
         "data.source": "parallel", "data.path": folder / "sources", "data.seq_len": 64,
         "data.target_path": folder / "targets", "data.source_len": 32, "steps": 30,
         "model.kind": kind, "eval_every": 15, "save_every": 15, "prompt": "def",
+        "data.name": "",
     }  # fmt: skip
     workdir = folder / kind
     run(
-        "train", *flags_of(folder, "function_name", **overrides), f"--workdir={workdir}",
+        "train", *flags_of(folder, "translation", **overrides), f"--workdir={workdir}",
         "--devices=2", "--config.parallel.strategy=shard_map",
     )  # fmt: skip
     found = losses(workdir)
@@ -148,7 +149,7 @@ BAD = {  # overrides of configs/lstm.py -> what the message must say
     "model.cel=gru": "the nearest is 'model.cell'",
     "model.cell=gated": "choose one of rnn, lstm, gru",
     "model.width=wide": "config.model.width is 'wide'; expected a value of type int",
-    "data.source=function_name data.path= data.source_len=9": "learns from documents",
+    "data.source=gettext data.path= data.source_len=9": "learns from documents",
     "data.source_len=9": "source_len is 9, but it has no effect where data.source",
     "prompt=" + "def_" * 40: "config.prompt: the longest prompt has",
     "parallel.strategy=gpipe parallel.stage=2": "num_layers 1 is not divisible",

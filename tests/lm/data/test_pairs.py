@@ -13,56 +13,9 @@ from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches, validation_batches
 from lm.data.rows.pairs import encode_sources
 from lm.data.sources.files import Policy
-from lm.data.sources.pairs import (
-    gettext_corpus,
-    named_functions,
-    parallel_corpus,
-    read_mo,
-    words_of,
-)
+from lm.data.sources.pairs import gettext_corpus, parallel_corpus, read_mo
 from lm.task import targets_mask
 from lm.vocabulary import END_ID
-
-CODE = (
-    b'''
-class A:
-    @property
-    def firstItem(self):
-        """Return the first.
-
-        At length.
-        """
-        return self.items[0]  # a comment
-
-async def __only_words2__(): "Do nothing."
-
-def outer(n):
-    def inner():
-        """   """
-        return 1
-    return inner if outer(n - 1) else "outer, not outermost"
-
-def long(x):
-    x = '''
-    + b"\n    x = ".join([b"x + x + x + x"] * 40)
-    + b"\n"
-)
-
-
-def test_functions_lose_their_name_wherever_it_stands():
-    assert list(named_functions(CODE)) == [
-        ("async def _():\n    pass", "only words2"),
-        (
-            "def _(n):\n\n    def inner():\n        return 1\n    return inner if "
-            "_(n - 1) else '_, not outermost'",
-            "outer",
-        ),
-        ("@property\ndef _(self):\n    return self.items[0]", "first item"),
-        ("def _():\n    return 1", "inner"),
-    ]
-    assert list(named_functions(b"def broken(:")) == []
-    names = {"HTTP_Server2": "http server2", "größeIn_mm": "größe in mm", "__": ""}
-    assert {name: words_of(name) for name in names} == names
 
 
 def write_mo(file, messages, order="<"):
@@ -125,9 +78,7 @@ def package(tmp_path, monkeypatch):
 
 def config_of(tmp_path, **changes):
     config = {"vocab_size": 300, "seq_len": 32, "source_len": 16, "batch_size": 8}
-    config |= {"cache": str(tmp_path / "cache")} | changes
-    if config["source"] != "function_name":
-        config |= {"validation_share": 0.2}
+    config |= {"cache": str(tmp_path / "cache"), "validation_share": 0.2} | changes
     config = DataConfig(**config)
     fields.check(config, "data.")
     config.validate()
@@ -234,9 +185,9 @@ def test_a_source_longer_than_its_part_is_refused(package, tmp_path):
     "changes, words",
     [
         ({"source": "text"}, "source_len .*16.*'text'"),
-        ({"source": "function_name", "source_len": 0}, "source_len .*0.* 2 "),
-        ({"source": "function_name", "source_len": 31}, "source_len .*31.* 2 "),
-        ({"source": "function_name", "packing": "concat"}, "packing"),
+        ({"source": "gettext", "source_len": 0}, "source_len .*0.* 2 "),
+        ({"source": "gettext", "source_len": 31}, "source_len .*31.* 2 "),
+        ({"source": "gettext", "packing": "concat"}, "packing"),
     ],
 )
 def test_bad_choices_are_refused(changes, words, tmp_path):

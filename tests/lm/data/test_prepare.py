@@ -1,6 +1,7 @@
 """No token lost, none twice, and the batch of step k a function of (seed, k)."""
 
 import collections
+import dataclasses
 import errno
 import json
 import math
@@ -306,3 +307,26 @@ def test_a_full_disk_leaves_no_half_of_a_cache(own, monkeypatch):
         prepare(own)
     kept = pathlib.Path(own.cache, "rows").iterdir()
     assert [file.suffix for file in kept] == [".lock"]
+
+
+def test_a_killed_preparation_goes_on_with_the_split_that_it_was_at(own, monkeypatch):
+    whole = prepare(dataclasses.replace(own, cache=f"{own.cache}_whole"))
+    real, written = preparation.write_rows, []
+
+    def write(rows, folder, split, meta):
+        written.append(split)
+        if written == ["train", "validation"]:
+            raise KeyboardInterrupt
+        return real(rows, folder, split, meta)
+
+    monkeypatch.setattr(preparation, "write_rows", write)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(own)
+    monkeypatch.setattr(preparation, "train_tokenizer", lambda *_: pytest.fail("again"))
+    again = prepare(own)
+    assert written == ["train", "validation", "validation"]
+    assert again.meta == whole.meta
+    folders = [preparation.rows_folder(own, whole.meta["fingerprint"])]
+    folders.append(pathlib.Path(f"{own.cache}_whole", "rows", folders[0].name))
+    found = [{f.name: f.read_bytes() for f in folder.iterdir()} for folder in folders]
+    assert found[0] == found[1] and "documents" in found[0]

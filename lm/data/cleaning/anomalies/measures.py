@@ -17,7 +17,7 @@ from ftfy.badness import badness
 
 PIECES, PIECE = 3, 16_000  # a longer text is measured in as many pieces of characters
 HASHED = 32
-FEW_LETTERS = 60
+FEW_LETTERS = 15
 MOST_WORDS = 3000  # whose order is looked at
 # Letters and digits without a break, as base64 and hexadecimal have them.
 RUN = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")

@@ -13,7 +13,7 @@ import numpy as np
 ORDER = 5  # a byte and at most four before it
 LEAST_BITS, MOST_BITS = 12, 20  # 2^bits places are in the table of each length
 STRENGTH = 4.0  # A
-CHUNK = 2000  # texts that are worked on at a time
+CHUNK = 500  # texts that are worked on at a time
 GAP = b"\0" * ORDER  # between texts, so that no context reaches into the last one
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 

@@ -20,7 +20,7 @@ from lm.data.cleaning.anomalies.word_order import WordOrder
 # long ones would learn the strange documents by heart.
 ROUNDS = ((1, 1.5), (2, 1.5), (ORDER, 2.0))
 FITTED = 20_000  # documents that the models are fitted on, at most
-LEAST_LINKED = 0.3  # of the corpus's median, below which letters are random
+LEAST_LINKED = 0.25  # of the corpus's median, below which letters are random
 FEW_PAIRS = 20.0  # so many pairs of words say half of what many say
 AGREEING = 1.5  # two measures that agree are rarer than one with as large a sum
 TREES = 100
