@@ -57,6 +57,16 @@ FAULTS = [
         "lm/data/test_weights.py spans",
     ),
     Fault(
+        "the noise floor of a skew forgets a degree of freedom", "lm/data/rows/skew.py",
+        "(num_kinds - 1) * (num_shards - 1)", "num_kinds * (num_shards - 1)",
+        "lm/data/test_skew.py noise_floor",
+    ),
+    Fault(
+        "an exact duplicate is also a near one", "experiments/inspection/repeats.py",
+        "near.items() if place not in exact}", "near.items()}",
+        "experiments/inspection/test_inspection.py copies",
+    ),
+    Fault(
         "rows without a target move the median", "lm/robust.py",
         "return jnp.sum(jnp.where(counts_B, values_B, 0.0))", "return jnp.sum(values_B)",
         "lm/test_robust.py estimates",

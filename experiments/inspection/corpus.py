@@ -17,6 +17,8 @@ from lm.data.prepare import current_fingerprint, load_prepared
 from lm.data.sources.corpus import Corpus, Document
 from lm.data.texts import clean_corpus, numbered, open_corpus
 
+DID = ("dropped", "changed", "kept")  # what a stage does to a document
+
 
 class Inspection(NamedTuple):
     found: dict[str, Any]
@@ -92,6 +94,3 @@ def chosen(config: DataConfig, corpus: Corpus, folder: pathlib.Path) -> dict[str
         for document in (left[place] for place in range(len(left)))
     )
     return found
-
-
-DID = ("dropped", "changed", "kept")

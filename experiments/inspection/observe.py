@@ -6,7 +6,7 @@ have an anomaly, whatever data.stages says.
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,7 +82,12 @@ def looking(step: Step) -> Step:
     return step._replace(stage=step.stage._replace(apply=partial(look, step.stage.apply)))
 
 
-def look(apply, config: Any, document: Document, verdict: Any) -> Applied:
+def look(
+    apply: Callable[[Any, Document, Any], Applied],
+    config: Any,
+    document: Document,
+    verdict: Any,
+) -> Applied:
     """Return the document as it was, and what a stage finds in it."""
     return document, apply(config, document, verdict)[1]
 

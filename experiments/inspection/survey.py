@@ -131,8 +131,9 @@ def survey(
         raw = document.text.encode(errors="surrogatepass")
         found.splits[split].bytes.append(len(raw))
         found.splits[split].tokens.append(len(inside))
-        for name, of in (("hash", raw), ("key", document.key.encode("utf-8", "replace"))):
-            found.shards[name].add(shard(of, num_shards), inside, kind_of(document.text))
+        kind, key = kind_of(document.text), document.key.encode(errors="surrogatepass")
+        for name, dealt_by in (("hash", raw), ("key", key)):
+            found.shards[name].add(shard(dealt_by, num_shards), inside, kind)
         if document.name in wanted:
             found.excerpts[document.name] = document.text[:EXCERPT]
     return found
@@ -150,8 +151,9 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def shard(of: bytes, num: int) -> int:
-    return int.from_bytes(hashlib.blake2b(of, digest_size=8).digest(), "big") % num
+def shard(dealt_by: bytes, num: int) -> int:
+    digest = hashlib.blake2b(dealt_by, digest_size=8).digest()
+    return int.from_bytes(digest, "big") % num
 
 
 def quantiles(sizes: np.ndarray) -> dict[str, int]:

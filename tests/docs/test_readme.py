@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from experiments.inspection.truth import planted_table
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
 from experiments.sweeps.pipeline_tables import pipeline_tables
@@ -187,3 +188,5 @@ def test_the_tables_are_those_of_the_results():
         "slow-link": slow_link_table(results["slow_link"], results["two_devices"]),
     }
     assert tables(ROOT / "docs/strategies.md") == expected
+    page = ROOT / "docs/questions/how-is-dirty-text-found.md"
+    assert tables(page) == {"planted": planted_table(results["planted"])}

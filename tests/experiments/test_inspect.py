@@ -5,12 +5,12 @@ import json
 from tests.experiments.runs import ROOT, command, run, run_together, write_corpus
 
 
-def inspect(folder, path, *flags, check=True):
+def flags(folder, path, *more):
     data = {"source": "text", "path": path, "cache": folder / "cache", "vocab_size": 300}
-    return run(
-        "inspect", f"--config={ROOT}/configs/tiny.py", f"--out={folder}/out", *flags,
-        *(f"--config.data.{name}={value}" for name, value in data.items()), check=check,
-    )  # fmt: skip
+    return [
+        f"--config={ROOT}/configs/tiny.py", f"--out={folder}/out", *more,
+        *(f"--config.data.{name}={value}" for name, value in data.items()),
+    ]  # fmt: skip
 
 
 def test_a_folder_of_text(tmp_path):
@@ -18,7 +18,7 @@ def test_a_folder_of_text(tmp_path):
     for copy in ("copy.txt", "<b>copy|2.txt"):
         (corpus / copy).write_text((corpus / "3.txt").read_text())
     (corpus / "mojibake.txt").write_text("Ã¤rger Ã¼ber schÃ¶ne GrÃ¼ÃŸe\n" * 9)
-    told = inspect(tmp_path, corpus, "--shards=4")
+    told = run("inspect", *flags(tmp_path, corpus, "--shards=4"))
     assert "inspect.html" in told.stdout and "documents" in told.stderr  # the progress
     found = json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert found["documents"] >= 15 and found["exact_duplicates"] >= 1
@@ -30,19 +30,18 @@ def test_a_folder_of_text(tmp_path):
 
 
 def test_what_is_no_corpus_is_told_in_a_line(tmp_path):
-    (tmp_path / "empty").mkdir()
-    result = inspect(tmp_path, tmp_path / "empty", check=False)
-    assert result.returncode == 2 and "matches no file" in result.stderr
-    (tmp_path / "empty" / "blank.txt").write_text("\n \n")
-    result = inspect(tmp_path, tmp_path / "empty", check=False)
-    assert result.returncode == 2 and "has no document with text" in result.stderr
+    for folder in ("empty", "blank"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "blank" / "blank.txt").write_text("\n \n")
+    pairs = f"--config={ROOT}/configs/translation.py"
     refused = {
-        "--out=": "no --out given",
-        "--config.data.source=gettext": "gives pairs of texts; expected a source of",
+        "matches no file": flags(tmp_path, tmp_path / "empty"),
+        "has no document with text": flags(tmp_path, tmp_path / "blank"),
+        "no --out given": [pairs],
+        "gives pairs of texts; expected a source of": [pairs, f"--out={tmp_path}/x"],
     }
-    config = f"--config={ROOT}/configs/translation.py"
-    commands = [(command("inspect", config, "--out=x", flag), {}) for flag in refused]
+    commands = [(command("inspect", *each), {}) for each in refused.values()]
     results = run_together(commands, check=False)
-    for result, words in zip(results, refused.values(), strict=True):
+    for result, words in zip(results, refused, strict=True):
         assert result.returncode == 2 and words in result.stderr
         assert "Traceback" not in result.stderr

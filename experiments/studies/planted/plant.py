@@ -45,8 +45,11 @@ class Planted(NamedTuple):
     of: int | None = None  # the number of the original, for a copy
 
 
-def clean_documents(num: int, rng: random.Random) -> list[str]:
-    """Return `num` clean documents, no two of them alike; ValueError if there are fewer."""
+def clean_documents(least: int, num: int, rng: random.Random) -> list[str]:
+    """Return `num` clean documents, no two of them alike, or as many as there are.
+
+    Raises ValueError if there are fewer than `least`.
+    """
     num_prose = int(PROSE_SHARE * num)
     # Licences are much alike, so that fewer remain than are read.
     prose = base.pool(base.files(base.PACKAGES, base.PROSE), 2 * num_prose + 20, rng)
@@ -57,10 +60,10 @@ def clean_documents(num: int, rng: random.Random) -> list[str]:
         base.files(base.LIBRARY, base.CODE, base.TESTS), int(1.2 * num) + 20, rng
     )
     found = unlike([*prose, *code], CHANCE)[:num]
-    if len(found) < num:
+    if len(found) < least:
         raise ValueError(
             f"the installed packages have {len(found)} documents that are not alike, and "
-            f"{num} are wanted; give a smaller --documents"
+            f"{least} are needed; give a smaller --documents"
         )
     rng.shuffle(found)
     return [base.ended(text, rng) for text in found]
@@ -74,7 +77,10 @@ def to_garble(
     for text in printed:
         if text.count(base.APOSTROPHE) > 1:
             return text
-    return base.foreign_text(languages[rng.choice([*base.LATIN, "ru"])], rng)
+    text = ""
+    while text.isascii():
+        text = base.foreign_text(languages[rng.choice([*base.LATIN, "ru"])], rng)
+    return text
 
 
 def faults(
@@ -120,11 +126,10 @@ def plant(seed: int, num_clean: int) -> tuple[list[str], dict]:
     count = {kind: -(-num * num_clean // CLEAN) for kind, num in PLANTED.items()}
     if num_clean < sum(count[kind] for kind in ("exact_copy", "near_copy", "decoy")):
         raise ValueError(f"--documents={num_clean}: there are fewer originals than copies")
+    damaged = sum(count[kind] for kind in DAMAGES) + count["spans"] + count["mojibake"]
     # Few texts can be garbled, because most have no character outside ASCII.
-    num_spare = (
-        sum(count[kind] for kind in DAMAGES) + count["spans"] + 4 * count["mojibake"]
-    )
-    found = clean_documents(num_clean + num_spare, rng)
+    further = 3 * count["mojibake"]
+    found = clean_documents(num_clean + damaged, num_clean + damaged + further, rng)
     clean, spare = found[:num_clean], iter(found[num_clean:])
     every = [Planted("clean", text, {}) for text in clean]
     every += faults(spare, clean, count, rng)
