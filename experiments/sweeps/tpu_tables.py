@@ -43,7 +43,8 @@ def shown(line: Line | None) -> str:
     if line is None:
         return "not compiled | "
     if "error" in line:
-        return f"no: {line['error'].rpartition('does not fit: ')[2]} | "
+        reason = line["error"].rpartition("does not fit: ")[2].partition(";")[0]
+        return f"no: {reason} | "
     total, chip = line["total_bytes"], line["chip_bytes"]
     fits = f"{total / chip:.0%}" if total <= chip else "does not fit"
     differs = line["sent_bytes"] / line["expected_bytes"] - 1

@@ -11,7 +11,7 @@ def line(model: str, member: str, total: float, sent: float, expected: float) ->
 
 
 def test_the_last_line_of_a_cell_counts_and_what_does_not_fit_is_said():
-    error = "strategy tensor does not fit: Used 20.1G of 15.75G hbm."
+    error = "strategy tensor does not fit: Used 20.1G of 15.75G hbm; try less"
     lines = [
         line("b", "jit", 1e9, 5e6, 1e7),
         line("b", "jit", 8e9, 1.5e9, 1e9),
@@ -24,5 +24,5 @@ def test_the_last_line_of_a_cell_counts_and_what_does_not_fit_is_said():
         "| strategy | a: memory | a: sent a step | b: memory | b: sent a step |",
         "|---|---|---|---|---|",
         "| jit | not compiled |  | 8 GB, 50% | 1.5 GB (+50%) |",
-        "| tensor | 17 GB, does not fit | 2 MB | no: Used 20.1G of 15.75G hbm. |  |",
+        "| tensor | 17 GB, does not fit | 2 MB | no: Used 20.1G of 15.75G hbm |  |",
     ]
