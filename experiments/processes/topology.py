@@ -35,6 +35,7 @@ EXAMPLES = "such as tpu-v5e:2x4 or tpu-v5p:2x2x2"
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # a TPU that is here stays free, and takes no lock
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several children at once
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # it would hold programs that nothing can run
     # Without a TPU, libtpu would ask the cloud's servers what it runs on, and complain.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

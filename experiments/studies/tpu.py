@@ -11,7 +11,6 @@ docs/questions/will-it-run-on-my-tpu.md.
 """
 
 import json
-import math
 import pathlib
 import platform
 import subprocess
@@ -23,24 +22,26 @@ from absl import flags
 
 from configs.sweeps.combine import Member
 from configs.sweeps.strategies import MEMBERS
-from experiments.processes.messages import say, size, user_errors
+from experiments.processes import join
+from experiments.processes.messages import say, user_errors
 from experiments.processes.topology import check_libtpu, check_machine, topology_name
 from experiments.run import startup
 from experiments.sweeps.members import as_flags, known
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
+from experiments.sweeps.tpu_tables import (
+    CONFIGS,
+    SLICES,
+    STRATEGIES,
+    latest,
+    place,
+    shown,
+    tables,
+)
 
-STRATEGIES = [
-    "jit", "pmap", "shard_map", "zero1", "zero2", "fsdp", "hsdp", "tensor", "hybrid",
-    "gpipe", "1f1b", "interleaved", "local_sgd-8", "diloco-50", "streaming_diloco-50",
-]  # fmt: skip
 ONLY = flags.DEFINE_list("only", STRATEGIES, "Names of the members to compile.")
-MODELS = flags.DEFINE_list(
-    "models", ["gpt2_small", "llama_1b", "lm1b"], "Names of files in configs/."
-)
-TOPOLOGIES = flags.DEFINE_list(
-    "topologies", ["tpu-v5e:2x4", "tpu-v5p:2x2x2"], "Topologies of 8 chips."
-)
+MODELS = flags.DEFINE_list("models", CONFIGS, "Names of files in configs/.")
+TOPOLOGIES = flags.DEFINE_list("topologies", SLICES, "Topologies of 8 chips.")
 AGAIN = flags.DEFINE_bool("again", False, "Compile also the cells that are there.")
 RESULTS = flags.DEFINE_string(
     "results", "results/tpu.jsonl", "File of results, to which lines of JSON are added."
@@ -84,39 +85,8 @@ def compile_cell(cell: Line) -> Line:
     return {"error": last[0].removeprefix("error: ")}
 
 
-def latest(lines: list[Line]) -> dict[tuple[str, str, str], Line]:
-    """Return the last line of each (topology, model, member)."""
-    return {(x["topology"], x["model"], x["member"]): x for x in lines}
-
-
-def table(lines: list[Line], topology: str) -> str:
-    """Return a row a strategy, with memory and bytes sent of each model."""
-    found = {k[1:]: line for k, line in latest(lines).items() if k[0] == topology}
-    models = sorted({model for model, _ in found})
-    heads = [f"{m}: {figure}" for m in models for figure in ("memory", "sent a step")]
-    rows = ["| strategy | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for member in dict.fromkeys(member for _, member in found):
-        parts = [shown(found.get((model, member))) for model in models]
-        rows.append(f"| {member} | " + " | ".join(parts) + " |")
-    return "\n".join(rows)
-
-
-def shown(line: Line | None) -> str:
-    """Return the two cells of a model."""
-    if line is None:
-        return "not compiled | "
-    if "error" in line:
-        return f"no: {line['error'].rpartition('does not fit: ')[2]} | "
-    total, chip = line["total_bytes"], line["chip_bytes"]
-    fits = f"{total / chip:.0%}" if total <= chip else "does not fit"
-    differs = line["sent_bytes"] / line["expected_bytes"] - 1
-    form = "" if math.isnan(differs) else f" ({differs:+.0%})"
-    return f"{size(total)}, {fits} | {size(line['sent_bytes'])}{form}"
-
-
 def main() -> None:
     file = pathlib.Path(RESULTS.value)
-    names = {topology: topology.replace(":", "-") for topology in TOPOLOGIES.value}
     with user_errors():
         check_machine(sys.platform, platform.machine())
         check_libtpu()
@@ -126,7 +96,8 @@ def main() -> None:
         for model in MODELS.value:
             startup.read_config_file(f"configs/{model}.py")
         if PAGE.value:
-            check_names(pathlib.Path(PAGE.value), set(names.values()))
+            check_names(pathlib.Path(PAGE.value), set(map(place, SLICES)))
+    join.leave_libtpu()
     there = latest(read(file))
     for cell in cells():
         key = (cell["topology"], cell["model"], cell["member"])
@@ -135,8 +106,7 @@ def main() -> None:
             write(file, cell | line)
             say(f"{' '.join(key)}: {shown(line)}")
     if PAGE.value:
-        lines = read(file)
-        fill(pathlib.Path(PAGE.value), {n: table(lines, t) for t, n in names.items()})
+        fill(pathlib.Path(PAGE.value), tables(read(file)))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from experiments.sweeps.pages import tables
 from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read
 from experiments.sweeps.strategy_tables import strategy_tables
+from experiments.sweeps.tpu_tables import tables as tpu_tables
 from tests.experiments.runs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -190,3 +191,5 @@ def test_the_tables_are_those_of_the_results():
     assert tables(ROOT / "docs/strategies.md") == expected
     page = ROOT / "docs/questions/how-is-dirty-text-found.md"
     assert tables(page) == {"planted": planted_table(results["planted"])}
+    page = ROOT / "docs/questions/will-it-run-on-my-tpu.md"
+    assert tables(page) == tpu_tables(results.get("tpu", []))
