@@ -11,7 +11,7 @@ from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.augment import AugmentConfig
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import PARTITIONS
-from lm.data.rows.strata import SamplingConfig
+from lm.data.rows.sampling import SamplingConfig
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 

@@ -15,8 +15,9 @@ import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, read_batch
-from lm.data.rows.strata import Draw, SamplingConfig, another_seed, rates
+from lm.data.rows.strata import Draw, another_seed, rates
 
 
 class Order(NamedTuple):

@@ -14,30 +14,12 @@ permutation of its rows.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 PERIOD = 4096  # positions; a rate is a multiple of 1 / PERIOD
-GROUPED = {"only": {"data.sampling.strata": ("key", "kind")}}
-
-
-@dataclass
-class SamplingConfig:
-    # groups of rows that are drawn from at rates of their own; key: by the folder or the
-    # dataset of a document; kind: code, prose and numbers
-    strata: str = field(default="none", metadata={"choices": ("none", "key", "kind")})
-    # T: the rate of a stratum is proportional to rows^(1/T); 1: as in the text
-    temperature: float = field(default=1.0, metadata={"above": 0} | GROUPED)
-    # how a batch holds the strata; stratified: in proportion to the rates; resampled: as
-    # chance has it
-    batches: str = field(
-        default="stratified", metadata={"choices": ("stratified", "resampled")} | GROUPED
-    )
-    # weigh the loss so that strata and shards count in it as their shares of the text do
-    reweigh: bool = False
 
 
 def rates(num_rows: Sequence[int], temperature: float) -> np.ndarray:

@@ -9,8 +9,8 @@ from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.rows.augment import AugmentConfig
 from lm.data.rows.order import Order, step_rows, train_batches
+from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.shards import shards_of
-from lm.data.rows.strata import SamplingConfig
 from lm.data.sources.files import text_corpus
 
 SHARDS, BATCH = 4, 8

@@ -6,10 +6,10 @@ documents hardly move the median, as long as they are few.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
 
 from lm.data.cleaning.anomalies.measures import Measures
 from lm.data.cleaning.anomalies.ngram import ORDER, NGram
@@ -98,7 +98,7 @@ def above(
     quantile `share`.
     """
     middle, upper = np.quantile(values[core], [0.5, share])
-    return (values - middle) / max((upper - middle) / ndtri(share), least)
+    return (values - middle) / max((upper - middle) / NormalDist().inv_cdf(share), least)
 
 
 def halves(kept: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
