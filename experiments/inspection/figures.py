@@ -73,9 +73,9 @@ def shards(found: dict[str, Any]) -> bytes | None:
     if not 1 < num <= MOST_SHARDS:
         return None
     figure, every = pyplot.subplots(
-        1, len(dealt), figsize=(WIDTH, 3.2), sharey=True, layout="constrained"
+        2, -(-len(dealt) // 2), figsize=(WIDTH, 5.4), sharey=True, layout="constrained"
     )
-    for axes, (name, each) in zip(every, dealt.items(), strict=True):
+    for axes, (name, each) in zip(every.flat, dealt.items(), strict=True):
         tokens, documents = np.array(each["tokens"]), np.array(each["documents"])
         bottom = np.zeros(num)
         for index, (kind, counts) in enumerate(each["kinds"].items()):
@@ -92,8 +92,8 @@ def shards(found: dict[str, Any]) -> bytes | None:
         axes.set(title=f"by {name}{times}", xlabel="shard")
         axes.title.set_fontsize(10)
         plain_ticks(axes.yaxis)
-    every[0].set_ylabel("tokens")
-    handles, labels = every[0].get_legend_handles_labels()
+    every[0, 0].set_ylabel("tokens")
+    handles, labels = every[0, 0].get_legend_handles_labels()
     figure.legend(
         handles[:MOST_KINDS], [label[:40] for label in labels[:MOST_KINDS]], ncols=6,
         loc="outside lower left", frameon=False, fontsize=8,

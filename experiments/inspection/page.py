@@ -246,9 +246,9 @@ def skew_table(found: dict[str, Any]) -> Table:
             ]
         )
     note = (
-        f"The documents dealt to {found['shards']} shards: by a hash of the text, and by "
-        "their key (the folder, the dataset). Words come in bursts within a document, so "
-        "shards by hash also differ by more than chance would let single tokens differ."
+        f"The documents dealt to {found['shards']} shards by each data.partition, with "
+        "data.shard_sizes=natural. Words come in bursts within a document, so shards by "
+        "hash also differ by more than chance would let single tokens differ."
     )
     head = ["dealt by", "divergence (nats)", "tokens", "kinds", "max/mean", "variation"]
     head += ["Gini", "empty shards"]

@@ -5,7 +5,6 @@ Letters: N shards, V tokens of the vocabulary, K kinds of documents.
 
 import array
 import collections
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from experiments.processes.files import without_nonfinite
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
-from lm.data.rows.partition import kind_of
+from lm.data.rows.partition import PARTITIONS, sketch
 from lm.data.rows.skew import imbalance, skew
 from lm.data.sources.corpus import Document
 from lm.data.tokenizer import encode_documents, train_tokenizer
@@ -35,7 +34,7 @@ class Sizes(NamedTuple):
 
 class Survey(NamedTuple):
     splits: dict[str, Sizes]
-    shards: dict[str, "Shards"]  # by hash, by key
+    shards: dict[str, "Shards"]  # by each partition
     excerpts: dict[str, str]  # of the documents asked for, by name
 
     def all(self, what: str) -> np.ndarray:
@@ -119,24 +118,33 @@ def survey(
     vocab_size, wanted = tokenizer.get_vocab_size(), set(wanted)
     found = Survey(
         {split: Sizes(array.array("q"), array.array("q")) for split in splits},
-        {name: Shards(num_shards, vocab_size) for name in ("hash", "key")},
+        {name: Shards(num_shards, vocab_size) for name in PARTITIONS},
         {},
     )
+    homes, kinds = dealt(documents, num_shards)
     one, other = streams(documents)
     encoded = encode_documents(tokenizer, (encodable(document.text) for document in one))
     names = (split for split, num in splits.items() for _ in range(num))
     every = zip(names, other, encoded, strict=True)
-    for split, document, ids in tqdm(every, "count", len(documents), unit=" documents"):
+    every = tqdm(every, "count", len(documents), unit=" documents")
+    for place, (split, document, ids) in enumerate(every):
         inside = ids[1:-1]  # without the marks of its beginning and its end
         raw = document.text.encode(errors="surrogatepass")
         found.splits[split].bytes.append(len(raw))
         found.splits[split].tokens.append(len(inside))
-        kind, key = kind_of(document.text), document.key.encode(errors="surrogatepass")
-        for name, dealt_by in (("hash", raw), ("key", key)):
-            found.shards[name].add(shard(dealt_by, num_shards), inside, kind)
+        for name, shard_of in homes.items():
+            found.shards[name].add(int(shard_of[place]), inside, kinds[place])
         if document.name in wanted:
             found.excerpts[document.name] = document.text[:EXCERPT]
     return found
+
+
+def dealt(documents: Records, num: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the shard of each document by each partition, and the documents' kinds."""
+    every = tqdm(documents, "deal", len(documents), unit=" documents")
+    sketches = [sketch(each.text, each.key, "kmeans") for each in every]
+    homes = {name: deal(sketches, num).argmin(1) for name, deal in PARTITIONS.items()}
+    return homes, [each.kind for each in sketches]
 
 
 def streams(documents: Records) -> tuple[Iterator[Document], Iterator[Document]]:
@@ -149,11 +157,6 @@ def streams(documents: Records) -> tuple[Iterator[Document], Iterator[Document]]
 def encodable(text: str) -> str:
     """Return the text with a question mark for each lone surrogate."""
     return text.encode(errors="replace").decode()
-
-
-def shard(dealt_by: bytes, num: int) -> int:
-    digest = hashlib.blake2b(dealt_by, digest_size=8).digest()
-    return int.from_bytes(digest, "big") % num
 
 
 def quantiles(sizes: np.ndarray) -> dict[str, int]:

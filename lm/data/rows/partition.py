@@ -101,14 +101,7 @@ def by_group(
 
 
 def by_key(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
-    keys = [s.key for s in sketches]
-    if len(set(keys)) < num_shards:
-        raise ValueError(
-            f"data.partition=dictionary has {len(set(keys))} keys "
-            f"({', '.join(sorted(set(keys))[:5]) or 'none'}) for data.shards {num_shards}; "
-            "give fewer shards, another partition, or a source with more folders"
-        )
-    return by_group(sketches, keys, num_shards)
+    return by_group(sketches, [s.key for s in sketches], num_shards)
 
 
 def by_kind_and_length(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
@@ -126,9 +119,12 @@ def by_words(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
     from sklearn.cluster import MiniBatchKMeans
 
     features_nF = np.stack([s.features_F for s in sketches]).astype(np.float64)
-    means = MiniBatchKMeans(num_shards, random_state=0, n_init=3, batch_size=4096)
+    clusters = min(num_shards, len(sketches))
+    means = MiniBatchKMeans(clusters, random_state=0, n_init=3, batch_size=4096)
+    distances_nN = np.full((len(sketches), num_shards), np.inf)
     # Rounded, so that the order of a sum on another machine moves no document.
-    return np.round(means.fit(features_nF).transform(features_nF), 6)
+    distances_nN[:, :clusters] = np.round(means.fit(features_nF).transform(features_nF), 6)
+    return distances_nN
 
 
 PARTITIONS: dict[str, Policy] = {
@@ -157,6 +153,13 @@ def assign(
         raise ValueError(
             f"data.shards is {num_shards}, but there are {len(sketches)} training "
             "documents; give fewer shards"
+        )
+    keys = sorted({s.key for s in sketches})
+    if policy == "dictionary" and len(keys) < num_shards:
+        raise ValueError(
+            f"data.partition=dictionary has {len(keys)} keys ({', '.join(keys[:5])}) for "
+            f"data.shards {num_shards}; give fewer shards, another partition, or a source "
+            "with more folders"
         )
     distances_nN = PARTITIONS[policy](sketches, num_shards)
     if sizes == "natural":

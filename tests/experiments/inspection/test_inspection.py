@@ -113,7 +113,7 @@ def test_shards_hold_all_documents_and_tokens(inspection):
         assert sum(dealt["tokens"]) == inspection.found["tokens"]
         kinds = np.array(list(dealt["kinds"].values()))
         assert kinds.sum(0).tolist() == dealt["documents"]
-    assert sorted(inspection.found["skew"]["key"]["documents"]) == [0, 0, 19]
+    assert sorted(inspection.found["skew"]["dictionary"]["documents"]) == [0, 0, 19]
 
 
 def test_the_page_needs_nothing_else_and_no_text_breaks_it(tmp_path, inspection):
