@@ -9,7 +9,7 @@ import pytest
 
 from configs import fields
 from configs.base import FAMILIES, Experiment
-from experiments.sweeps.config_page import page
+from experiments.studies.config_page.page import page
 from experiments.sweeps.pages import tables
 from lm.models.setting import Setting
 from tests.experiments.runs import ROOT

@@ -187,7 +187,7 @@ def check_left(splits: collections.Counter, counts: collections.Counter) -> None
             if of == split and what == "dropped"
         )
         remedy = {
-            "clean": "they are empty",
+            "clean": "they are empty; give more text",
             "leakage": "they repeat training documents; hold out others, or set "
             "data.leakage=keep",
         }.get(name, f"leave it out of data.stages, or change data.{name}")

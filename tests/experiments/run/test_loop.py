@@ -11,6 +11,7 @@ from experiments.run.build import check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from lm.data.config import DataConfig
+from lm.data.rows.store import Rows
 from lm.optim import OptimConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
@@ -19,7 +20,7 @@ from tests.parallel.workers import run_two
 
 
 def run_of(num_rows: int, batch_size: int, **fields) -> SimpleNamespace:
-    train = SimpleNamespace(tokens=np.zeros((num_rows, 3)))
+    train = Rows(np.zeros((num_rows, 3)), np.ones((num_rows, 3)))
     config = Experiment(data=DataConfig(batch_size=batch_size), **fields)
     return SimpleNamespace(config=config, data=SimpleNamespace(train=train))
 

@@ -312,7 +312,7 @@ def test_a_full_disk_leaves_no_half_of_a_cache(own, monkeypatch):
 
 def test_a_killed_preparation_goes_on_with_the_split_that_it_was_at(own, monkeypatch):
     whole = prepare(dataclasses.replace(own, cache=f"{own.cache}_whole"))
-    real, written = preparation.write_rows, []
+    real, written = preparation.write_shards, []
 
     def write(rows, folder, split, meta):
         written.append(split)
@@ -320,7 +320,7 @@ def test_a_killed_preparation_goes_on_with_the_split_that_it_was_at(own, monkeyp
             raise KeyboardInterrupt
         return real(rows, folder, split, meta)
 
-    monkeypatch.setattr(preparation, "write_rows", write)
+    monkeypatch.setattr(preparation, "write_shards", write)
     with pytest.raises(KeyboardInterrupt):
         prepare(own)
     monkeypatch.setattr(preparation, "train_tokenizer", lambda *_: pytest.fail("again"))

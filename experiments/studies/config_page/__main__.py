@@ -7,7 +7,7 @@ import pathlib
 
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.sweeps.config_page import page
+from experiments.studies.config_page.page import page
 from experiments.sweeps.pages import define_page, fill
 
 PAGE = define_page("docs/config.md")
