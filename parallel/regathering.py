@@ -55,8 +55,10 @@ def regathering_loss(task: Any, mesh: Mesh, specs: Params) -> Loss:
     enter = piece(
         lambda params, _, batch, key: embed(params, batch, key), outer, again=True
     )
-    # Under jit, so that all layers are traced once.
-    one = jax.jit(piece(layer, layer_specs(specs), again=True))
+    # Under jit, so that all layers are traced once. XLA's partitioner (JAX 0.10, for TPUs)
+    # aborts on a kernel that is split over `tensor` inside a function that is called twice.
+    apart = mesh.shape.get(TENSOR, 1) > 1 and mesh.devices.flat[0].platform != "cpu"
+    one = jax.jit(piece(layer, layer_specs(specs), again=True), inline=apart)
     leave = piece(lambda params, carry, batch: last(loss(params, carry, batch)), outer)
 
     def staged_loss(shards: Params, batch: Batch, key: Key):
@@ -173,7 +175,9 @@ def regathered(function: Piece, gather: Callable, scatter: Callable, again: bool
             now, dy = jax.lax.optimization_barrier((pull.args_res[0], dy))
             pull.args_res[0] = gather(now)
         d_params, d_carry = pull(dy)
-        return scatter(d_params), d_carry, None
+        # A compiler would otherwise add up whole gradients over microbatches, and scatter
+        # their sum once: fewer bytes, but the memory of a whole float32 gradient.
+        return jax.lax.optimization_barrier(scatter(d_params)), d_carry, None
 
     run.defvjp(forward, backward)
     return run
