@@ -5,7 +5,8 @@ Command:  python -m experiments.train --config=configs/lstm.py --workdir=runs/a 
           For longer rows, with gradients cut inside them: --config.data.seq_len=512
           --config.data.batch_size=8 --config.model.truncate=128
 Cost:     1.64 M tokens; 1.57 M parameters; 0.9 GB
-Expected: validation loss 3.515 on Python 3.11, where the bigram model has 3.699
+Expected: on earlier held-out modules, validation loss 3.515 on Python 3.11, where the
+          bigram model has 3.699
 """
 
 from configs.base import Experiment
