@@ -102,7 +102,11 @@ def zero_program(
         scatter = partial(
             scatter_from_to, source=param_specs, target=grad_specs, axis=shard
         )
-        return on_tensor(mesh, scatter, (tensor_specs,), tensor_specs)(grads)
+        grads = on_tensor(mesh, scatter, (tensor_specs,), tensor_specs)(grads)
+        if layout.grads is layout.params:  # nothing is scattered here
+            return grads
+        # A compiler would otherwise add up whole gradients, and scatter their sum once.
+        return jax.lax.optimization_barrier(grads)
 
     def last_reduce(grads: Params, sums: Metrics) -> tuple[Params, Metrics]:
         grads = scatter_from_to(grads, grad_specs, opt_specs, shard)
