@@ -156,7 +156,7 @@ FAULTS = [
     ),
     Fault(
         "a skipped step counts at the meeting", "parallel/local.py",
-        'tokens = jnp.where(finite, own["tokens"], 0.0)', 'tokens = own["tokens"]',
+        "tokens = jnp.where(finite, weight_of(own), 0.0)", "tokens = weight_of(own)",
         "parallel/test_local.py never_finite",
     ),
     Fault(
@@ -241,7 +241,7 @@ FAULTS = [
     ),
     Fault(
         "the ledger counts a loop once", "parallel/cost/ledger.py",
-        "known_trip_count", "unknown_trip_count",
+        'known_trip_count":', 'unknown_trip_count":',
         "parallel/cost/test_ledger.py",
     ),
     Fault(
@@ -369,7 +369,7 @@ FAULTS = [
     ),
     Fault(
         "the position in the data is a step late", "lm/data/rows/order.py",
-        "for i in step * batch_size + places", "for i in (step + 1) * batch_size + places",
+        "(step * self.per_shard + index)", "((step + 1) * self.per_shard + index)",
         "lm/data/test_prepare.py",
     ),
     Fault(
