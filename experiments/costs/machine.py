@@ -1,5 +1,6 @@
 """The FLOP/s and the memory of this machine, and the peak memory of a process."""
 
+import functools
 import os
 import re
 import resource
@@ -58,6 +59,7 @@ def memory_bytes(mesh: Mesh) -> int:
     return one * jax.process_count()
 
 
+@functools.cache
 def chip_memory_bytes(device: jax.Device) -> int:
     """Return an absent device's memory, which the compiler names as it refuses more."""
     one = NamedSharding(Mesh([device], "x"), PartitionSpec())
