@@ -7,7 +7,7 @@ which is written when all records are, so it also says that the first file is wh
 import pathlib
 import pickle
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,3 @@ class Records(Sequence):
 
 def ends_file(file: pathlib.Path) -> pathlib.Path:
     return file.with_name(file.name + ".ends")
-
-
-def write_records(file: pathlib.Path, values: Iterable[Any]) -> Records:
-    with Writer(file) as writer:
-        for value in values:
-            writer.add(pack(value))
-    return Records(file)
