@@ -20,7 +20,7 @@ import filelock
 from absl import logging
 from tokenizers import Tokenizer
 
-from lm.data.bigram import bigram_counts, bigram_loss
+from lm.data.bigram import bigram_loss, bigrams_of
 from lm.data.cleaning.clean import clean
 from lm.data.cleaning.cores import Cores, Start
 from lm.data.cleaning.records import Records
@@ -195,10 +195,7 @@ def make_rows(
                 "smaller seq_len"
             )
     tell_weights(meta["train"])
-    counts = [
-        bigram_counts(*read_shards(folder, split, meta)[:2], vocab_size)
-        for split in ("train", "validation")
-    ]
+    counts = (bigrams_of(folder, split, meta) for split in ("train", "validation"))
     meta["bigram_loss"] = bigram_loss(*counts)
     write_whole(folder / "meta.json", json.dumps(meta, indent=2))
 

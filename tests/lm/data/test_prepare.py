@@ -299,7 +299,7 @@ def test_a_damaged_cache_is_refused_and_named(own):
 
 
 def test_a_full_disk_leaves_no_half_of_a_cache(own, monkeypatch):
-    def full(config, corpus, made, fingerprint):
+    def full(config, corpus, made, *_):
         (made / "train.tokens").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
