@@ -9,11 +9,24 @@ import signal
 import pytest
 
 from experiments.processes.ray_tasks import AHEAD, RayTasks
+from lm.data.cleaning.cores import Cores
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from tests.experiments.runs import write_corpus
 
 CORES = 2
+
+
+class Recorded:
+    """An executor that keeps what another one gives: documents, sketches, findings."""
+
+    def __init__(self, executor):
+        self.executor, self.given = executor, []
+
+    def map(self, function, pieces, size):
+        for made in self.executor.map(function, pieces, size):
+            self.given.append(made)
+            yield made
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -42,11 +55,15 @@ def test_ray(tmp_path, monkeypatch):
         vocab_size=300,
         seq_len=32,
     )
-    report = prepare(local).meta["cleaning"]
+    here = Recorded(Cores(1))
+    report = prepare(local, lambda: contextlib.nullcontext(here)).meta["cleaning"]
     with RayTasks("", CORES, []) as tasks:
         config = dataclasses.replace(local, cache=str(tmp_path / "ray"))
-        prepare(config, lambda: contextlib.nullcontext(tasks))
+        there = Recorded(tasks)
+        prepare(config, lambda: contextlib.nullcontext(there))
         check_stream(tasks, tmp_path / "died")
+    assert there.given == here.given
+    assert sum(each.sketch is not None for piece in here.given for each in piece) > 30
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
     # The equality is of something: each of these steps did something.
     assert report["exact_dedup"]["train"]["dropped"] == 1
