@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from lm.data.rows.joined import Joined
 from lm.data.rows.packing import Row
-from lm.data.rows.partition import assign, kind_of, sketch
+from lm.data.rows.partition import Sketch, assign, gathered, kind_of, sketch
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.rows.weights import effective_size
 from lm.data.sources.corpus import Document
@@ -40,13 +40,17 @@ def dealt(
     """
     if shards == 1 and strata == "none":
         return [[list(range(len(documents)))]], [""]
-    sketches, names = [], []
-    for document in documents:
-        sketches.append(sketch(document.text, document.key, partition))
-        names.append(STRATA[strata](document) if strata in STRATA else "")
+    names: list[str] = []
+
+    def sketches() -> Iterator[Sketch]:
+        for document in documents:
+            yield sketch(document.text, document.key, partition)
+            names.append(STRATA[strata](document) if strata in STRATA else "")
+
+    found = gathered(sketches(), len(documents))
     chosen: Sequence[int] = [0] * len(names)
     if shards > 1:
-        chosen = assign(sketches, partition, shards, sizes, shuffled_share)
+        chosen = assign(found, partition, shards, sizes, shuffled_share)
     order = sorted(set(names))
     parts: list[list[list[int]]] = [[[] for _ in order] for _ in range(shards)]
     for number, (shard, name) in enumerate(zip(chosen, names, strict=True)):
