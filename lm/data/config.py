@@ -9,6 +9,7 @@ from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.augment import AugmentConfig
+from lm.data.rows.growth import check_growth
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import PARTITIONS
 from lm.data.rows.sampling import SamplingConfig
@@ -99,6 +100,9 @@ class DataConfig:
     source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
     # rows in a step, over all devices together
     batch_size: int = field(default=32, metadata={"at_least": 1})
+    # ((steps, rows), ...): after so many steps a batch has so many rows; the learning rate
+    # follows its own schedule, by steps
+    growth: tuple = ()
     # first_fit: documents share rows; concat: one stream, no mask
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
@@ -129,6 +133,7 @@ class DataConfig:
         chosen_stages(self.stages)
         self.anomaly.chosen()
         self.validate_shards()
+        check_growth(self.batch_size, self.growth, self.shards)
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "

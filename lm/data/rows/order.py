@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.growth import Growth, rows_at, rows_before
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, read_batch
 from lm.data.rows.strata import Draw, another_seed, rates
@@ -27,6 +28,11 @@ class Order(NamedTuple):
     batch_size: int
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
+    growth: Growth = ()
+
+    def rows(self, step: int) -> int:
+        """Return the rows in the global batch of a step."""
+        return rows_at(self.batch_size, self.growth, step)
 
 
 class Place(NamedTuple):
@@ -39,8 +45,7 @@ class Places:
     """(step, place in the batch) -> what stands there."""
 
     def __init__(self, rows: Rows, order: Order):
-        self.parts = parts_of(rows)
-        self.per_shard = order.batch_size // len(self.parts)
+        self.parts, self.order = parts_of(rows), order
         sampling = order.sampling
         self.draws = [
             Draw(
@@ -55,8 +60,10 @@ class Places:
         self.weights = part_weights(self.parts, sampling)
 
     def __call__(self, step: int, place: int) -> Place:
-        shard, index = divmod(place, self.per_shard)
-        drawn = self.draws[shard](step * self.per_shard + index)
+        num_shards, order = len(self.parts), self.order
+        shard, index = divmod(place, order.rows(step) // num_shards)
+        before = rows_before(order.batch_size, order.growth, step) // num_shards
+        drawn = self.draws[shard](before + index)
         weight = self.weights[shard][drawn.stratum]
         return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
 
@@ -95,7 +102,7 @@ def extra_arrays(rows: Rows, order: Order) -> set[str]:
 def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     """Return the row numbers of the global batch of a step."""
     places = Places(rows, order)
-    return [places(step, place).row for place in range(order.batch_size)]
+    return [places(step, place).row for place in range(order.rows(step))]
 
 
 def train_batches(
@@ -112,11 +119,11 @@ def train_batches(
     a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
     model reads instead of `tokens`.
     """
-    local, places = order.batch_size // num_processes, Places(rows, order)
-    extra = extra_arrays(rows, order)
-    mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+    places, extra = Places(rows, order), extra_arrays(rows, order)
 
     def batch(step: int) -> dict[str, np.ndarray]:
+        local = order.rows(step) // num_processes
+        mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
         found = [places(step, place) for place in mine.tolist()]
         batch = read_batch(rows, [each.row for each in found], mine)
         if "weights" in extra:
