@@ -66,6 +66,8 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
             )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the kernels' platform
         config.model.validate(setting(config, config.data.vocab_size))
+        for length in config.data.lengths:
+            check_length(config, length)
     if config.trace_norms:
         check_trace(config)
     check_augment(config)
@@ -73,6 +75,19 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     check_task(config, task, mesh)
     check_memory(config, task, mesh)
     return mesh
+
+
+def check_length(config: Experiment, length: int) -> None:
+    """Raise ValueError if the model cannot read rows that are cut to this length."""
+    whole = setting(config, config.data.vocab_size)
+    source_len = whole.source_part(length)
+    try:
+        config.model.validate(whole._replace(seq_len=length, source_len=source_len))
+    except ValueError as error:
+        raise ValueError(
+            f"data.equal_tokens cuts rows to {', '.join(map(str, config.data.lengths))} "
+            f"tokens, and of {length}: {error}"
+        ) from None
 
 
 def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:

@@ -200,11 +200,29 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
 def epochs(run: Run, steps: int) -> float:
     """Return how many epochs `steps` steps are: how often they see the whole text."""
     data = run.config.data
+    if data.lengths:
+        return steps * data.batch_size * data.seq_len / positions(run)
     return rows_before(data.batch_size, data.growth, steps) / len(run.data.train.tokens)
 
 
+def positions(run: Run) -> int:
+    """Return the positions in an epoch of batches of equal tokens."""
+    numbers = run.data.meta["train"]["buckets"]
+    lengths = run.config.data.lengths
+    return sum(n * length for n, length in zip(numbers, lengths, strict=True))
+
+
+def buckets_told(run: Run) -> str:
+    """Return how many rows have which length, and what is still padding."""
+    train, lengths = run.data.meta["train"], run.config.data.lengths
+    parts = [f"{n} of {t}" for n, t in zip(train["buckets"], lengths, strict=True)]
+    padding = 1 - train["targets"] / positions(run)
+    return f"rows cut to lengths: {', '.join(parts)}; {padding:.2%} padding"
+
+
 def alike(config: Experiment) -> bool:
-    return config.data.shards == 1 or config.data.partition in ALIKE
+    data = config.data
+    return (data.shards == 1 or data.partition in ALIKE) and not data.equal_tokens
 
 
 def shards_told(run: Run) -> str:
@@ -232,6 +250,8 @@ def announce(run: Run, start: int) -> None:
         f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
         f"{train_meta['padding']:.2%} padding"
     )
+    if run.config.data.lengths:
+        say(buckets_told(run))
     if run.config.data.shards > 1:
         say(shards_told(run))
     for steps, rows in run.config.data.growth:

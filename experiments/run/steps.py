@@ -62,6 +62,9 @@ def compile_for(program: Program, batch: Batch) -> jax.stages.Compiled:
 def batch_shapes(config: Experiment) -> list[tuple[int, int]]:
     """Return the rows and the length (T) of each shape of a batch, the largest last."""
     data = config.data
+    if data.lengths:
+        positions = data.batch_size * data.seq_len
+        return [(positions // length, length) for length in reversed(data.lengths)]
     return [(rows, data.seq_len) for rows in batch_sizes(data.batch_size, data.growth)]
 
 
@@ -69,7 +72,7 @@ def at_its_largest(config: Experiment) -> Experiment:
     """Return the config with batches of one shape, the largest."""
     data = config.data
     rows = batch_sizes(data.batch_size, data.growth)[-1]
-    data = dataclasses.replace(data, batch_size=rows, growth=())
+    data = dataclasses.replace(data, batch_size=rows, growth=(), equal_tokens=False)
     return dataclasses.replace(config, data=data)
 
 
@@ -97,4 +100,12 @@ def empty_rows(
 
 def row_order(config: Experiment) -> Order:
     data = config.data
-    return Order(config.seed, data.batch_size, data.sampling, data.augment, data.growth)
+    return Order(
+        config.seed,
+        data.batch_size,
+        data.sampling,
+        data.augment,
+        data.growth,
+        data.lengths,
+        data.source_len,
+    )

@@ -9,6 +9,7 @@ from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.augment import AugmentConfig
+from lm.data.rows.buckets import bucket_lengths
 from lm.data.rows.growth import check_growth
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import PARTITIONS
@@ -103,7 +104,11 @@ class DataConfig:
     # ((steps, rows), ...): after so many steps a batch has so many rows; the learning rate
     # follows its own schedule, by steps
     growth: tuple = ()
-    # first_fit: documents share rows; concat: one stream, no mask
+    # batches of rows of about the same length, cut to it: the shorter the rows, the more of
+    # them, so that batch_size x seq_len positions are in each (pairs, or packing=none)
+    equal_tokens: bool = False
+    # first_fit: documents share rows; concat: one stream, no mask; none: each has its own
+    # rows, filled up with padding
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )
@@ -133,11 +138,36 @@ class DataConfig:
         chosen_stages(self.stages)
         self.anomaly.chosen()
         self.validate_shards()
+        self.validate_equal_tokens()
         check_growth(self.batch_size, self.growth, self.shards)
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "
                 f"at least 2 of data.seq_len {self.seq_len} for the target"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of the rows in a batch of equal tokens; () without such batches."""
+        return bucket_lengths(self.seq_len, self.source_len) if self.equal_tokens else ()
+
+    def validate_equal_tokens(self) -> None:
+        if not self.equal_tokens:
+            return
+        if self.source in DOCUMENT_SOURCES and self.packing != "none":
+            raise ValueError(
+                f"data.equal_tokens is set, but data.packing is {self.packing!r}, which "
+                "fills all rows; set data.packing=none, or unset it"
+            )
+        if self.growth or self.shards > 1 or self.sampling != SamplingConfig():
+            raise ValueError(
+                "data.equal_tokens is set, and decides which rows share a batch; unset it, "
+                "or data.growth, data.shards and data.sampling"
+            )
+        if len(self.lengths) < 2:
+            raise ValueError(
+                f"data.equal_tokens halves rows, but data.seq_len {self.seq_len} and "
+                f"data.source_len {self.source_len} cannot be halved; give even numbers"
             )
 
     def validate_shards(self) -> None:

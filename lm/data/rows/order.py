@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.buckets import Buckets, cut
 from lm.data.rows.growth import Growth, rows_at, rows_before
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, read_batch
@@ -29,10 +30,8 @@ class Order(NamedTuple):
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
     growth: Growth = ()
-
-    def rows(self, step: int) -> int:
-        """Return the rows in the global batch of a step."""
-        return rows_at(self.batch_size, self.growth, step)
+    lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
+    source_len: int = 0  # of pairs
 
 
 class Place(NamedTuple):
@@ -42,10 +41,11 @@ class Place(NamedTuple):
 
 
 class Places:
-    """(step, place in the batch) -> what stands there."""
+    """(step, place in the batch) -> what stands there; and the shape of a step's batch."""
 
     def __init__(self, rows: Rows, order: Order):
         self.parts, self.order = parts_of(rows), order
+        self.length = rows.tokens.shape[1] - 1
         sampling = order.sampling
         self.draws = [
             Draw(
@@ -59,13 +59,33 @@ class Places:
         self.starts = np.cumsum([0, *map(sum, self.parts)]).tolist()
         self.weights = part_weights(self.parts, sampling)
 
+    def shape(self, step: int) -> tuple[int, int]:
+        """Return the rows in the global batch of a step, and their length (T)."""
+        return rows_at(self.order.batch_size, self.order.growth, step), self.length
+
     def __call__(self, step: int, place: int) -> Place:
         num_shards, order = len(self.parts), self.order
-        shard, index = divmod(place, order.rows(step) // num_shards)
+        shard, index = divmod(place, self.shape(step)[0] // num_shards)
         before = rows_before(order.batch_size, order.growth, step) // num_shards
         drawn = self.draws[shard](before + index)
         weight = self.weights[shard][drawn.stratum]
         return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
+
+
+class BucketPlaces:
+    """The same for batches of equal tokens."""
+
+    def __init__(self, rows: Rows, order: Order):
+        args = rows.buckets, order.lengths, order.batch_size, order.seed
+        self.buckets = Buckets(*args)
+        self.shape = self.buckets.shape
+
+    def __call__(self, step: int, place: int) -> Place:
+        return Place(*self.buckets(step, place), weight=1.0)
+
+
+def places_of(rows: Rows, order: Order) -> Places | BucketPlaces:
+    return BucketPlaces(rows, order) if order.lengths else Places(rows, order)
 
 
 def parts_of(rows: Rows) -> tuple[tuple[int, ...], ...]:
@@ -101,8 +121,8 @@ def extra_arrays(rows: Rows, order: Order) -> set[str]:
 
 def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     """Return the row numbers of the global batch of a step."""
-    places = Places(rows, order)
-    return [places(step, place).row for place in range(order.rows(step))]
+    places = places_of(rows, order)
+    return [places(step, place).row for place in range(places.shape(step)[0])]
 
 
 def train_batches(
@@ -119,10 +139,11 @@ def train_batches(
     a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
     model reads instead of `tokens`.
     """
-    places, extra = Places(rows, order), extra_arrays(rows, order)
+    places, extra = places_of(rows, order), extra_arrays(rows, order)
 
     def batch(step: int) -> dict[str, np.ndarray]:
-        local = order.rows(step) // num_processes
+        num_rows, length = places.shape(step)
+        local = num_rows // num_processes
         mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
         found = [places(step, place) for place in mine.tolist()]
         batch = read_batch(rows, [each.row for each in found], mine)
@@ -137,6 +158,10 @@ def train_batches(
                     for tokens, each in zip(batch["tokens"], found, strict=True)
                 ]
             )
+        if order.lengths:
+            rows_of = batch.pop("row")
+            batch = {k: cut(x, order.source_len, length) for k, x in batch.items()}
+            batch["row"] = rows_of
         return batch
 
     steps = grain.MapDataset.range(start, stop).map(batch)
