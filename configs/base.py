@@ -24,6 +24,11 @@ FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
 }
 
 
+def embeddings_file(config: "Experiment") -> str:
+    """Return the file of word vectors; "" if there is none, as in families without them."""
+    return getattr(config.model, "embeddings", "")
+
+
 EVERY = {"at_least": 0, "decides": False}
 FREE = {"decides": False}
 
@@ -76,4 +81,9 @@ class Experiment:
             )
         fields.check(self)
         self.data.validate()
+        if self.data.growth and self.data.growth[-1][0] >= self.steps:
+            raise ValueError(
+                f"data.growth begins a phase after {self.data.growth[-1][0]} steps, but "
+                f"the run has {self.steps}; leave that phase out, or give more steps"
+            )
         self.optim.validate(self.steps)

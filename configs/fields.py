@@ -114,10 +114,17 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         **{
             name: from_dict(specs[name].type, value)
             if dataclasses.is_dataclass(specs[name].type) and isinstance(value, dict)
+            else as_tuple(value)
+            if specs[name].type is tuple
             else value
             for name, value in values.items()
         }
     )
+
+
+def as_tuple(value: Any) -> Any:
+    """Turn lists, which JSON has for tuples, into tuples."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def check(config: Any, prefix: str = "") -> None:

@@ -2,21 +2,22 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
-from configs.base import FAMILIES, Experiment
+from configs.base import FAMILIES, Experiment, embeddings_file
 from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
+from experiments.run.steps import at_its_largest
+from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
-from lm.data.rows.order import Order
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
 from lm.norms import gradient_norms
@@ -24,10 +25,10 @@ from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.robust import RobustConfig, robust, robust_scaling
-from lm.task import Task
+from lm.task import Task, with_embeddings
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
-from parallel.mesh import abstract_rows, is_absent, process_rows
+from parallel.mesh import process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
 from parallel.strategies import STRATEGIES, build_program
 
@@ -52,7 +53,11 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     config.validate()
     mesh = config.parallel.mesh(devices)
     config.parallel.validate(config.data.batch_size, mesh)
+    for _, rows in config.data.growth:
+        config.parallel.validate_rows(rows, "data.growth: a batch of", mesh)
     process_rows(mesh)
+    if file := embeddings_file(config):
+        read_header(file, config.model.width)
     check_texts(config)
     check_optimizer(config)
     check_plateau(config)
@@ -65,6 +70,8 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
             )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the kernels' platform
         config.model.validate(setting(config, config.data.vocab_size))
+        for length in config.data.lengths:
+            check_length(config, length)
     if config.trace_norms:
         check_trace(config)
     check_augment(config)
@@ -72,6 +79,19 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     check_task(config, task, mesh)
     check_memory(config, task, mesh)
     return mesh
+
+
+def check_length(config: Experiment, length: int) -> None:
+    """Raise ValueError if the model cannot read rows that are cut to this length."""
+    whole = setting(config, config.data.vocab_size)
+    source_len = whole.source_part(length)
+    try:
+        config.model.validate(whole._replace(seq_len=length, source_len=source_len))
+    except ValueError as error:
+        raise ValueError(
+            f"data.equal_tokens cuts rows to {', '.join(map(str, config.data.lengths))} "
+            f"tokens, and of {length}: {error}"
+        ) from None
 
 
 def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
@@ -88,7 +108,7 @@ def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
     output of one layer, each once over all devices. A run needs more: copies of parameters,
     gradients, and activations for the backward pass.
     """
-    rows = config.data.batch_size // config.parallel.accumulation
+    rows = at_its_largest(config).data.batch_size // config.parallel.accumulation
     positions = rows * config.data.seq_len
     parts = {"the rows of a microbatch": positions * 2 * 4}
     if width := getattr(config.model, "width", 0):
@@ -169,14 +189,16 @@ def check_augment(config: Experiment) -> None:
 
 def check_texts(config: Experiment) -> None:
     """Raise ValueError if the family cannot read the data: documents, or pairs."""
-    has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
+    has = "pairs" if config.data.pairs else "documents"
     reads = config.model.reads
     if reads != has:
         fitting = PAIR_SOURCES if reads == "pairs" else DOCUMENT_SOURCES
         raise ValueError(
-            f"data.source is {config.data.source!r}, but a {type(config.model).__name__} "
-            f"learns from {reads}; choose one of {', '.join(sorted(fitting))}, or another "
-            "family of models"
+            f"data.source is {config.data.source!r} and data.packing "
+            f"{config.data.packing!r}, but a {type(config.model).__name__} learns from "
+            f"{reads}; choose one of {', '.join(sorted(fitting))}, "
+            + ("data.packing=spans, " if reads == "pairs" else "another packing, ")
+            + "or another family of models"
         )
 
 
@@ -229,14 +251,28 @@ def model_flops(config: Experiment, vocab_size: int) -> float:
     return flops_per_token(build_task(plain, vocab_size), config.data.seq_len)
 
 
+def given_vectors(config: Experiment, tokenizer: Tokenizer) -> Vectors | None:
+    """Read the vectors that the embedding begins with, if the config names some."""
+    if not (file := embeddings_file(config)):
+        return None
+    return read_vectors(file, tokenizer, config.model.width)
+
+
 def build(
-    config: Experiment, vocab_size: int, mesh: Mesh, num_rows: int = 0
+    config: Experiment,
+    vocab_size: int,
+    mesh: Mesh,
+    num_rows: int = 0,
+    given: Vectors | None = None,
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
-    `num_rows` is the number of rows of an epoch, 0 where it is not known.
+    `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
+    vectors that rows of the embedding begin with.
     """
     task = build_task(config, vocab_size)
+    if given:
+        task = with_embeddings(task, *given)
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
@@ -249,40 +285,3 @@ def build(
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)
-
-
-def compile_step(
-    config: Experiment, program: Program, extra: Collection[str] = ()
-) -> jax.stages.Compiled:
-    """Compile the program's step ahead of time, without a state or data.
-
-    `extra` names the arrays that a batch has besides the usual ones.
-    pmap over several processes cannot compile ahead; its step is returned unchanged.
-    """
-    if not hasattr(program.step, "lower"):
-        return program.step
-    if is_absent(program.mesh):
-        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, extra))
-    else:
-        rows = empty_rows(config, process_rows(program.mesh)[1], extra)
-        abstract_batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            program.place(rows),
-        )
-    return program.step.lower(program.abstract, abstract_batch).compile()
-
-
-def empty_rows(
-    config: Experiment, num_parts: int = 1, extra: Collection[str] = ()
-) -> dict[str, np.ndarray]:
-    """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
-    local = config.data.batch_size // num_parts
-    tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
-    types = {"weights": np.float32, "inputs": np.int32}
-    return rows | {name: tokens.astype(types[name]) for name in extra}
-
-
-def row_order(config: Experiment) -> Order:
-    data = config.data
-    return Order(config.seed, data.batch_size, data.sampling, data.augment)

@@ -121,6 +121,8 @@ def another(field: fields.Field):
         return not field.default
     if field.spec.type is str:
         return field.default + "x"
+    if field.spec.type is tuple:
+        return (*field.default, (1, 2))
     bounds = field.metadata
     low = bounds.get("at_least", bounds.get("above", 0))
     high = bounds.get("at_most", bounds.get("below", low + 2 * abs(field.default) + 4))

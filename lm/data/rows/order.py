@@ -8,14 +8,18 @@ With N shards, place p of a batch of B rows belongs to shard p N // B, whatever 
 Each shard has its own order, and each stratum in it (lm/data/rows/strata.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.buckets import Buckets, cut
+from lm.data.rows.growth import Growth, rows_at, rows_before
 from lm.data.rows.sampling import SamplingConfig
+from lm.data.rows.spans import SpansConfig, another
 from lm.data.rows.store import Rows, read_batch
 from lm.data.rows.strata import Draw, another_seed, rates
 
@@ -27,6 +31,10 @@ class Order(NamedTuple):
     batch_size: int
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
+    growth: Growth = ()
+    lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
+    source_len: int = 0  # of pairs
+    spans: SpansConfig | None = None  # of pairs that are corrupted anew in each epoch
 
 
 class Place(NamedTuple):
@@ -36,11 +44,11 @@ class Place(NamedTuple):
 
 
 class Places:
-    """(step, place in the batch) -> what stands there."""
+    """(step, place in the batch) -> what stands there; and the shape of a step's batch."""
 
     def __init__(self, rows: Rows, order: Order):
-        self.parts = parts_of(rows)
-        self.per_shard = order.batch_size // len(self.parts)
+        self.parts, self.order = parts_of(rows), order
+        self.length = rows.tokens.shape[1] - 1
         sampling = order.sampling
         self.draws = [
             Draw(
@@ -54,11 +62,33 @@ class Places:
         self.starts = np.cumsum([0, *map(sum, self.parts)]).tolist()
         self.weights = part_weights(self.parts, sampling)
 
+    def shape(self, step: int) -> tuple[int, int]:
+        """Return the rows in the global batch of a step, and their length (T)."""
+        return rows_at(self.order.batch_size, self.order.growth, step), self.length
+
     def __call__(self, step: int, place: int) -> Place:
-        shard, index = divmod(place, self.per_shard)
-        drawn = self.draws[shard](step * self.per_shard + index)
+        num_shards, order = len(self.parts), self.order
+        shard, index = divmod(place, self.shape(step)[0] // num_shards)
+        before = rows_before(order.batch_size, order.growth, step) // num_shards
+        drawn = self.draws[shard](before + index)
         weight = self.weights[shard][drawn.stratum]
         return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
+
+
+class BucketPlaces:
+    """The same for batches of equal tokens."""
+
+    def __init__(self, rows: Rows, order: Order):
+        args = rows.buckets, order.lengths, order.batch_size, order.seed
+        self.buckets = Buckets(*args)
+        self.shape = self.buckets.shape
+
+    def __call__(self, step: int, place: int) -> Place:
+        return Place(*self.buckets(step, place), weight=1.0)
+
+
+def places_of(rows: Rows, order: Order) -> Places | BucketPlaces:
+    return BucketPlaces(rows, order) if order.lengths else Places(rows, order)
 
 
 def parts_of(rows: Rows) -> tuple[tuple[int, ...], ...]:
@@ -94,8 +124,8 @@ def extra_arrays(rows: Rows, order: Order) -> set[str]:
 
 def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     """Return the row numbers of the global batch of a step."""
-    places = Places(rows, order)
-    return [places(step, place).row for place in range(order.batch_size)]
+    places = places_of(rows, order)
+    return [places(step, place).row for place in range(places.shape(step)[0])]
 
 
 def train_batches(
@@ -112,11 +142,17 @@ def train_batches(
     a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
     model reads instead of `tokens`.
     """
-    local, places = order.batch_size // num_processes, Places(rows, order)
-    extra = extra_arrays(rows, order)
-    mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+    places, extra = places_of(rows, order), extra_arrays(rows, order)
+
+    def varied(vary: Callable, batch: dict, found: list[Place]) -> np.ndarray:
+        """Return a variant of the rows that each epoch has for itself."""
+        each = zip(batch["tokens"], found, strict=True)
+        return np.stack([vary(x, order.seed, at.row, at.epoch) for x, at in each])
 
     def batch(step: int) -> dict[str, np.ndarray]:
+        num_rows, length = places.shape(step)
+        local = num_rows // num_processes
+        mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
         found = [places(step, place) for place in mine.tolist()]
         batch = read_batch(rows, [each.row for each in found], mine)
         if "weights" in extra:
@@ -124,12 +160,14 @@ def train_batches(
             ones = np.ones(batch["tokens"].shape, np.float32)
             batch["weights"] = batch.get("weights", ones) * factors
         if "inputs" in extra:
-            batch["inputs"] = np.stack(
-                [
-                    damaged(order.augment, tokens, order.seed, each.row, each.epoch)
-                    for tokens, each in zip(batch["tokens"], found, strict=True)
-                ]
-            )
+            batch["inputs"] = varied(partial(damaged, order.augment), batch, found)
+        if order.spans and rows.weights is None:
+            redraw = partial(another, order.spans, order.source_len)
+            batch["tokens"] = varied(redraw, batch, found)
+        if order.lengths:
+            rows_of = batch.pop("row")
+            batch = {k: cut(x, order.source_len, length) for k, x in batch.items()}
+            batch["row"] = rows_of
         return batch
 
     steps = grain.MapDataset.range(start, stop).map(batch)

@@ -61,6 +61,9 @@ class Seq2SeqConfig:
         default="lstm",
         metadata={"choices": tuple(CELLS), "only": {"model.kind": ("recurrent",)}},
     )
+    # file of word vectors, in word2vec's text format, that rows of the embedding begin
+    # with; its content may not change, its place may; "": none
+    embeddings: str = field(default="", metadata={"decides": False})
     # use the embedding, which source and target share, transposed as the head
     tied: bool = True
     # share of elements that dropout zeroes, as in the models without an encoder
@@ -103,14 +106,13 @@ class Seq2SeqConfig:
 
     def task(self, setting: Setting) -> Task:
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            sizes = setting.vocab_size, setting.source_len, rngs
             if self.kind == "transformer":
-                return TransformerSeq2Seq(self.blocks, *sizes)
-            return RecurrentSeq2Seq(self.cells, *sizes)
+                return TransformerSeq2Seq(self.blocks, setting, rngs)
+            return RecurrentSeq2Seq(self.cells, setting, rngs)
 
         task = next_token_task(build, 0, smoothing=self.label_smoothing)
         return task._replace(
-            stages=seq2seq_stages(self, build, setting.source_len),
+            stages=seq2seq_stages(self, build, setting),
             hidden=("encoder", "layers", "attention"),
         )
 
@@ -120,7 +122,7 @@ class Seq2SeqConfig:
 
 
 def seq2seq_stages(
-    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], source_len: int
+    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], setting: Setting
 ) -> Stages:
     """Cut between the layers of the decoder; the carry holds both source and target.
 
@@ -140,7 +142,8 @@ def seq2seq_stages(
     layer_graph = nnx.graphdef(nnx.eval_shape(one_layer))
 
     def mask(batch: Batch) -> jax.Array:
-        return source_mask(batch["tokens"][:, :source_len])
+        tokens_BT, _ = inputs(batch)
+        return source_mask(tokens_BT[:, : setting.source_part(tokens_BT.shape[1])])
 
     def embed(outer, batch, key) -> Streams:
         tokens_BT, _ = inputs(batch)
