@@ -115,12 +115,16 @@ def whole_bytes(tree: Any) -> int:
 
 
 def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
-    """Check what only the prepared data tells: its weights and its vocabulary."""
-    if config.model.trained_by == "counts" and data.meta["train"].get("fractional_weights"):
+    """Check what only the prepared data tells: its strata, weights and vocabulary."""
+    order = row_order(config)
+    order.check_strata(data.train)
+    weights = {part.weight for shard in order.parts(data.train) for part in shard}
+    fractional = data.meta["train"].get("fractional_weights") or weights - {0.0, 1.0}
+    if config.model.trained_by == "counts" and fractional:
         raise ValueError(
             "the training text has weights other than 0 and 1, and a model of counts "
-            "counts whole tokens; mask or drop text where it is down-weighted, or choose "
-            "another family of models"
+            "counts whole tokens; mask or drop text where it is down-weighted, unset "
+            "data.sampling.reweigh, or choose another family of models"
         )
     check_learned(config, data.tokenizer.get_vocab_size(), mesh)
 
@@ -285,4 +289,6 @@ def empty_rows(
 
 def row_order(config: Experiment) -> Order:
     data = config.data
-    return Order(config.seed, data.batch_size, data.sampling, data.augment)
+    return Order(
+        config.seed, data.batch_size, data.sampling, data.augment, data.source_weights
+    )

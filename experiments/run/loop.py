@@ -17,6 +17,7 @@ from experiments.run.log import Log, Skipped
 from experiments.run.summary import summarize
 from lm.data.rows.order import extra_arrays, step_rows, train_batches
 from lm.data.rows.partition import ALIKE
+from lm.data.rows.parts import parts_told, strata_of
 from lm.data.rows.shards import shards_of
 from lm.task import num_parameters
 from parallel.mesh import process_rows
@@ -163,7 +164,7 @@ def evaluated(
     few = run.config.eval_batches
     batches = evaluate.batches(run.program.params(state), 0 if whole else few)
     compared = likelihood(batches[: few or None])["loss"]
-    found = likelihood(batches) | (interval(batches) if whole else {})
+    found = likelihood(batches) | (interval(batches, evaluate.rows) if whole else {})
     return found, Score(compared, evaluate.num_rows(few))
 
 
@@ -230,6 +231,10 @@ def announce(run: Run, start: int) -> None:
     )
     if run.config.data.shards > 1:
         say(shards_told(run))
+    if (sampling := run.config.data.sampling).strata != "none" or sampling.reweigh:
+        parts = row_order(run.config).parts(run.data.train)
+        num_drawn = run.config.steps * run.config.data.batch_size
+        say(parts_told(parts, strata_of(run.data.train)[1], num_drawn))
     warn_of_repetition(run)
     warn_of_spikes(run)
     if start:

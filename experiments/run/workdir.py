@@ -28,6 +28,7 @@ from experiments.processes.files import read_object, write_whole
 from experiments.run.log import REMOVE_METRICS, read_metrics
 from experiments.run.summary import read_summary
 from lm.data.prepare import Data
+from lm.data.sources.config import TextsConfig
 from lm.data.tokenizer import load_tokenizer
 
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
@@ -136,12 +137,20 @@ def differences(there: Experiment, here: Experiment) -> list[str]:
 
 def described(config: Experiment, data: Data) -> dict[str, Any]:
     """Return the contents of config.json, with absolute paths."""
-    paths = {name: absolute(getattr(config.data, name)) for name in PATHS}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
+    sources = tuple(map(with_whole_paths, config.data.sources))
+    data_config = dataclasses.replace(with_whole_paths(config.data), sources=sources)
+    config = dataclasses.replace(config, data=data_config)
     return dataclasses.asdict(config) | {
         "family": family_name(config),
         "fingerprint": data.meta["fingerprint"],
     }
+
+
+def with_whole_paths(config: TextsConfig) -> TextsConfig:
+    names = [name for name in PATHS if hasattr(config, name)]
+    return dataclasses.replace(
+        config, **{name: absolute(getattr(config, name)) for name in names}
+    )
 
 
 def absolute(path: str) -> str:

@@ -32,6 +32,7 @@ from lm.data.rows.pairs import pair_splits
 from lm.data.rows.shards import ShardRows, dealt, read_shards, write_shards
 from lm.data.rows.store import Rows
 from lm.data.sources.corpus import SHIFTED, Corpus
+from lm.data.sources.mixture import documents_of
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
 from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
@@ -208,6 +209,9 @@ def texts_and_rows(
     def documents(split: str) -> Records:
         return kept_documents(folder, cleaned.splits, split)
 
+    labels = [source.label for source in config.sources]
+    sources = {s: documents_of(labels, documents(s)) for s in corpus.splits if labels}
+    check_sources(sources)
     parts, strata = dealt(
         documents("train"),
         config.shards,
@@ -222,11 +226,22 @@ def texts_and_rows(
         shards = parts if split == "train" else [[range(len(found))]]
         return [[pack(numbers) for numbers in strata] for strata in shards]
 
+    meta = {"documents": cleaned.splits, "cleaning": cleaned.report, "strata": strata}
     return (
         lambda: (document.text for document in documents("train")),
         rows,
-        {"documents": cleaned.splits, "cleaning": cleaned.report, "strata": strata},
+        meta | ({"sources": sources} if sources else {}),
     )
+
+
+def check_sources(sources: dict[str, list[tuple[str, int]]]) -> None:
+    """Raise ValueError for a source without training documents after cleaning."""
+    for label, left in sources.get("train", ()):
+        if not left:
+            raise ValueError(
+                f"data.sources {label!r}: no training document is left after cleaning; "
+                "leave the source out, or change data.stages"
+            )
 
 
 def told(cleaned: Cleaned) -> str:

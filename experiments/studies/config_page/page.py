@@ -3,6 +3,7 @@
 from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.sweeps.tables import markdown
+from lm.data.sources.config import SourceConfig
 
 COLUMNS = ("field", "default", "values", "only with", "may change", "what it is")
 
@@ -14,6 +15,9 @@ def page() -> str:
     for name in ("data", "optim", "precision", "robust", "parallel"):
         config = getattr(usual, name)
         sections.append(section(name, config, f"{name}.", fields.deciding(usual)))
+    part, prefix = SourceConfig(), "data.sources[i]."
+    decides = fields.deciding(part, prefix)
+    sections.insert(2, section("data.sources[i]: SourceConfig", part, prefix, decides))
     for name, cls in FAMILIES.items():
         whole = Experiment(model=cls())
         decides = fields.deciding(whole)
@@ -68,5 +72,5 @@ def values(field: fields.Field) -> str:
 def only(field: fields.Field) -> str:
     return "; ".join(
         f"`{name}` {' '.join(f'`{value}`' for value in allowed)}"
-        for name, allowed in field.metadata.get("only", {}).items()
+        for name, allowed in field.only.items()
     )

@@ -8,16 +8,17 @@ With N shards, place p of a batch of B rows belongs to shard p N // B, whatever 
 Each shard has its own order, and each stratum in it (lm/data/rows/strata.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.parts import Part, parts_of, strata_of
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, read_batch
-from lm.data.rows.strata import Draw, another_seed, rates
+from lm.data.rows.strata import Draw, another_seed
 
 
 class Order(NamedTuple):
@@ -27,67 +28,58 @@ class Order(NamedTuple):
     batch_size: int
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
+    source_weights: Mapping[str, float] = {}  # of data.sources, by their labels
+
+    def parts(self, rows: Rows) -> list[list[Part]]:
+        return parts_of(rows, self.sampling, self.source_weights)
+
+    def check_strata(self, rows: Rows) -> None:
+        """Raise ValueError if a stratum that is to be damaged is not there."""
+        known = strata_of(rows)[1]
+        if unknown := [name for name in self.augment.names if name not in known]:
+            raise ValueError(
+                f"data.augment.strata names {unknown[0]!r}; the strata of the text are "
+                f"{', '.join(map(repr, known))}"
+            )
 
 
 class Place(NamedTuple):
     row: int
     epoch: int
     weight: float
+    stratum: int
 
 
 class Places:
     """(step, place in the batch) -> what stands there."""
 
     def __init__(self, rows: Rows, order: Order):
-        self.parts = parts_of(rows)
+        self.parts = order.parts(rows)
         self.per_shard = order.batch_size // len(self.parts)
-        sampling = order.sampling
         self.draws = [
             Draw(
-                sizes,
+                [part.num_rows for part in parts],
                 another_seed(order.seed, shard),
-                sampling.temperature,
-                sampling.batches == "resampled",
+                [part.rate for part in parts],
+                order.sampling.batches == "resampled",
             )
-            for shard, sizes in enumerate(self.parts)
+            for shard, parts in enumerate(self.parts)
         ]
-        self.starts = np.cumsum([0, *map(sum, self.parts)]).tolist()
-        self.weights = part_weights(self.parts, sampling)
+        sizes = [sum(draw.num_rows) for draw in self.draws]
+        self.starts = np.cumsum([0, *sizes]).tolist()
 
     def __call__(self, step: int, place: int) -> Place:
         shard, index = divmod(place, self.per_shard)
         drawn = self.draws[shard](step * self.per_shard + index)
-        weight = self.weights[shard][drawn.stratum]
-        return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
-
-
-def parts_of(rows: Rows) -> tuple[tuple[int, ...], ...]:
-    return rows.parts or ((len(rows.tokens),),)
-
-
-def part_weights(
-    parts: Sequence[Sequence[int]], sampling: SamplingConfig
-) -> list[list[float]]:
-    """Return the weight of a row of each shard and stratum.
-
-    It is the part's share of all rows over the share of the draws that it gets.
-    """
-    if not sampling.reweigh:
-        return [[1.0] * len(sizes) for sizes in parts]
-    whole = sum(map(sum, parts))
-    return [
-        [
-            size / whole / (rate / len(parts)) if size else 1.0
-            for size, rate in zip(sizes, rates(sizes, sampling.temperature), strict=True)
-        ]
-        for sizes in parts
-    ]
+        weight = self.parts[shard][drawn.stratum].weight
+        row = self.starts[shard] + drawn.row
+        return Place(row, drawn.epoch, weight, drawn.stratum)
 
 
 def extra_arrays(rows: Rows, order: Order) -> set[str]:
     """Return the arrays of a batch besides those that each batch has."""
-    weights = part_weights(parts_of(rows), order.sampling)
-    weighted = rows.weights is not None or {w for each in weights for w in each} - {1.0}
+    weights = {part.weight for shard in order.parts(rows) for part in shard}
+    weighted = rows.weights is not None or weights - {1.0}
     found = {"weights"} if weighted else set()
     return found | ({"inputs"} if order.augment.kind != "none" else set())
 
@@ -115,6 +107,7 @@ def train_batches(
     local, places = order.batch_size // num_processes, Places(rows, order)
     extra = extra_arrays(rows, order)
     mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+    damages = [order.augment.acts_on(name) for name in strata_of(rows)[1]]
 
     def batch(step: int) -> dict[str, np.ndarray]:
         found = [places(step, place) for place in mine.tolist()]
@@ -127,6 +120,8 @@ def train_batches(
             batch["inputs"] = np.stack(
                 [
                     damaged(order.augment, tokens, order.seed, each.row, each.epoch)
+                    if damages[each.stratum]
+                    else tokens
                     for tokens, each in zip(batch["tokens"], found, strict=True)
                 ]
             )

@@ -23,6 +23,7 @@ import numpy as np
 
 NUM_FEATURES = 256  # F, buckets that words are hashed into
 MAX_WORDS = 20_000  # of a document that its features count
+KINDS = ("code", "numbers", "prose")
 DIGITS, SIGNS = 0.2, 0.1  # shares of the characters that tell a kind
 
 
