@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from configs import fields
+from configs.base import Experiment
+from experiments.run import startup
+from experiments.run.evaluation import Documents, by_source
 from lm.data.config import DataConfig
 from lm.data.prepare import Data, current_fingerprint, prepare
 from lm.data.rows.augment import AugmentConfig
@@ -268,6 +271,47 @@ def test_shares_of_strata_that_are_not_there_are_refused(mixed):
     counted = SamplingConfig("key", rates="weights", reweigh=True)
     with pytest.raises(ValueError, match="should count the source 'much', .* never drawn"):
         parts_of(mixed.train, counted, {"much": 0.0, "rare": 1.0})
+
+
+def test_the_loss_of_each_source_is_that_of_its_documents():
+    rng = np.random.default_rng(0)
+    sources = (("a", 4), ("b", 0), ("c", 3), ("d", 2))
+    loss, tokens = rng.uniform(1, 9, 9), rng.integers(1, 50, 9)
+    seen = np.array([0, 2, 3, 5, 6])  # an evaluation of some rows sees some documents
+    found = by_source(Documents(seen, loss[seen], tokens[seen]), sources)
+    assert found == {
+        "a": pytest.approx((loss[0] + loss[2] + loss[3]) / tokens[[0, 2, 3]].sum()),
+        "c": pytest.approx((loss[5] + loss[6]) / tokens[[5, 6]].sum()),
+    }
+
+
+def test_documents_are_numbered_by_source(folder, mixed):
+    """What says which document a held-out row is of, says which source it is of."""
+    held_out = list(open_corpus(both(folder)).documents("validation"))
+    counts = collections.Counter(document.key for document in held_out)
+    assert mixed.validation.sources == (("much", counts["much"]), ("rare", counts["rare"]))
+    rows = mixed.validation
+    inside = np.asarray(rows.segments) > 0
+    for number, document in enumerate(held_out):
+        ids = rows.tokens[inside & (rows.documents == number)]
+        text = mixed.tokenizer.decode(ids.tolist())
+        assert set(text) <= set(document.text)
+
+
+def test_flags_set_the_parts_of_a_mixture_and_not_the_whole(folder):
+    given = Experiment(data=both(folder))
+    startup.check_override_names(["train", "--config.data.sources[1].weight=2"], given)
+    for name, words in [
+        (
+            "data.sources",
+            r"config.data.sources; .* such as --config.data.sources\[0\].path",
+        ),
+        ("data.sampling.shares", "config.data.sampling.shares; write it in the config f"),
+        ("data.sources[2].weight", r"no field 'data.sources\[2\].weight'"),
+        ("data.sources[1].wait", r"the nearest is 'data.sources\[1\].weight'"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            startup.check_override_names(["train", f"--config.{name}=2"], given)
 
 
 def test_a_config_with_sources_is_checked_and_read_back(folder):
