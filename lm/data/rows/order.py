@@ -34,8 +34,14 @@ class Order(NamedTuple):
         return parts_of(rows, self.sampling, self.source_weights)
 
     def check_strata(self, rows: Rows) -> None:
-        """Raise ValueError if a stratum that is to be damaged is not there."""
-        known = strata_of(rows)[1]
+        """Raise ValueError if there is one stratum, or not one that is to be damaged."""
+        known, by = strata_of(rows)[1], self.sampling.strata
+        if by != "none" and len(known) == 1 and not self.source_weights:
+            raise ValueError(
+                f"data.sampling.strata={by} finds the one stratum {known[0]!r}, so there "
+                "is nothing to draw from at another rate; unset it, or give text of "
+                "several"
+            )
         if unknown := [name for name in self.augment.names if name not in known]:
             raise ValueError(
                 f"data.augment.strata names {unknown[0]!r}; the strata of the text are "

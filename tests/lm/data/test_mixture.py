@@ -199,6 +199,10 @@ def test_only_the_chosen_strata_are_damaged(folder, mixed):
         assert (changed == (rows >= sizes[0])).all()
         found.update(changed.tolist())
     assert found[True] and found[False]
+    alone = mixed.train._replace(parts=((sum(sizes),),), strata=("much",))
+    with pytest.raises(ValueError, match="strata=kind finds the one stratum 'much'"):
+        Order(0, BATCH, SamplingConfig("kind")).check_strata(alone)
+    order(given)._replace(augment=AugmentConfig()).check_strata(alone)  # of one source
     for kind in ("code", "rare,code"):
         other = order(given)._replace(augment=AugmentConfig("token_dropout", strata=kind))
         with pytest.raises(ValueError, match="names 'code'; the strata .* 'much', 'rare'"):
