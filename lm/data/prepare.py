@@ -32,7 +32,7 @@ from lm.data.rows.pairs import pair_splits
 from lm.data.rows.shards import ShardRows, dealt, read_shards, write_shards
 from lm.data.rows.store import Rows
 from lm.data.sources.corpus import SHIFTED, Corpus
-from lm.data.sources.mixture import documents_of
+from lm.data.sources.mixture import check_sources, documents_of
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
 from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
@@ -232,16 +232,6 @@ def texts_and_rows(
         rows,
         meta | ({"sources": sources} if sources else {}),
     )
-
-
-def check_sources(sources: dict[str, list[tuple[str, int]]]) -> None:
-    """Raise ValueError for a source without training documents after cleaning."""
-    for label, left in sources.get("train", ()):
-        if not left:
-            raise ValueError(
-                f"data.sources {label!r}: no training document is left after cleaning; "
-                "leave the source out, or change data.stages"
-            )
 
 
 def told(cleaned: Cleaned) -> str:

@@ -57,3 +57,13 @@ def documents_of(
         for label, same in itertools.groupby(documents, lambda each: each.key)
     }
     return [(label, found.get(label, 0)) for label in labels]
+
+
+def check_sources(sources: dict[str, list[tuple[str, int]]]) -> None:
+    """Raise ValueError for a source without training documents after cleaning."""
+    for label, left in sources.get("train", ()):
+        if not left:
+            raise ValueError(
+                f"data.sources {label!r}: no training document is left after cleaning; "
+                "leave the source out, or change data.stages"
+            )
