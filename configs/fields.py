@@ -54,7 +54,10 @@ class Field(NamedTuple):
 
     @property
     def is_tuple(self) -> bool:
-        return typing.get_origin(self.spec.type) is tuple
+        """Whether it holds a tuple of configs."""
+        inside = typing.get_args(self.spec.type)
+        whole = typing.get_origin(self.spec.type) is tuple
+        return whole and dataclasses.is_dataclass(inside[0])
 
     @property
     def is_leaf(self) -> bool:
