@@ -271,7 +271,7 @@ def is_in(name: str, config: str) -> bool:
 def comments(cls: type) -> dict[str, str]:
     """Map each field of a dataclass to its comment, on its line or on the lines before."""
     found: dict[str, str] = {}
-    for each in filter(dataclasses.is_dataclass, cls.__mro__):
+    for each in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
         found |= own_comments(each)
     return found
 

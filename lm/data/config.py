@@ -13,7 +13,7 @@ from lm.data.rows.augment import AugmentConfig
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import KINDS, PARTITIONS
 from lm.data.rows.sampling import SamplingConfig
-from lm.data.sources.config import BY_TEXT, SourceConfig, TextsConfig
+from lm.data.sources.config import BY_TEXT, SourceConfig, TextsConfig, read
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
@@ -27,6 +27,10 @@ LEAKAGE = ("drop", "refuse", "keep")
 class DataConfig(TextsConfig):
     # several sources that are mixed, each a SourceConfig, in place of one data.source
     sources: tuple[SourceConfig, ...] = ()
+    # file of target lines; line i is the target of line i of path
+    target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
+    # language of the translations, as gettext names it
+    language: str = field(default="de", metadata=read("language"))
     # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
     stages: str = field(
         default="fix,normalise,exact_dedup,near_dedup", metadata={"only": DOCUMENTS}
@@ -120,12 +124,6 @@ class DataConfig(TextsConfig):
                     "one of those, or leave them out"
                 )
         check_labels([source.label for source in self.sources])
-        for source in self.sources:
-            if source.source in PAIR_SOURCES:
-                raise ValueError(
-                    f"data.sources {source.label!r} is of {source.source}, which has pairs "
-                    f"of texts; a mixture is of {', '.join(DOCUMENT_SOURCES)}"
-                )
         self.validate_source_weights()
 
     def validate_source_weights(self) -> None:

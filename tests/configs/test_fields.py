@@ -213,6 +213,15 @@ def test_comments_are_those_of_the_source():
         "a": "above it, in two lines", "b": "at its end", "c": "",
     }  # fmt: skip
 
+    @dataclasses.dataclass
+    class Longer(Config):
+        # another
+        c: int = 4
+        d: int = 5  # its own
+
+    inherited = {"a": "above it, in two lines", "b": "at its end"}
+    assert fields.comments(Longer) == inherited | {"c": "another", "d": "its own"}
+
 
 @pytest.mark.parametrize(
     "family, name, value, words",

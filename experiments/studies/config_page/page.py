@@ -1,5 +1,7 @@
 """The tables of docs/config.md, made from the fields of the configs."""
 
+import typing
+
 from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.sweeps.tables import markdown
@@ -50,7 +52,7 @@ def rows(config, prefix: str, decides: set[str]) -> list[list[str]]:
                 f"`{field.default!r}`".replace("'", '"'),
                 values(field),
                 only(field),
-                "" if field.name in decides else "yes",
+                "" if field.name in decides or field.is_tuple else "yes",
                 told[inside],
             ]
         )
@@ -66,6 +68,9 @@ def values(field: fields.Field) -> str:
         for key, (words, _) in fields.BOUNDS.items()
         if key in field.metadata
     ]
+    if parts := [each for each in typing.get_args(field.spec.type) if each is not ...]:
+        names = " and ".join(each.__name__ for each in parts)
+        return f"{field.spec.type.__name__} of {names}, in the file"
     return " and ".join(bounds) or f"any {field.spec.type.__name__}"
 
 

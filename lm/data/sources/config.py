@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lm.data.sources.table import SOURCES, readers
+from lm.data.sources.table import DOCUMENT_SOURCES, SOURCES, readers
 
 # The place of a file does not decide the numbers: the fingerprint covers its text.
 BY_TEXT = {"decides": False}
@@ -31,10 +31,6 @@ class TextsConfig:
     tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
     # text, jsonl, parquet: a file, a folder or a glob; parallel: the file of source lines
     path: str = field(default="", metadata=read("path") | BY_TEXT)
-    # file of target lines; line i is the target of line i of path
-    target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
-    # language of the translations, as gettext names it
-    language: str = field(default="de", metadata=read("language"))
     # files to evaluate on; "": hold out validation_share of path
     validation_path: str = field(default="", metadata=read("validation_path") | BY_TEXT)
     # share of the text that is held out to evaluate on, if no files are given for it
@@ -61,6 +57,8 @@ class TextsConfig:
 class SourceConfig(TextsConfig):
     """A part of a mixture; see lm/data/sources/mixture.py."""
 
+    # where its texts come from; pairs of texts are not mixed
+    source: str = field(default="stdlib", metadata={"choices": DOCUMENT_SOURCES})
     # name of this source in the mixture; the key of its documents
     label: str = ""
     # how much of it is drawn, if data.sampling.rates is weights; only the proportion of
