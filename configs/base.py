@@ -76,4 +76,9 @@ class Experiment:
             )
         fields.check(self)
         self.data.validate()
+        if self.data.growth and self.data.growth[-1][0] >= self.steps:
+            raise ValueError(
+                f"data.growth begins a phase after {self.data.growth[-1][0]} steps, but "
+                f"the run has {self.steps}; leave that phase out, or give more steps"
+            )
         self.optim.validate(self.steps)

@@ -151,7 +151,12 @@ def rebuilt(expected: Any, value: Any) -> Any:
         return from_dict(expected, value)
     if typing.get_origin(expected) is tuple and isinstance(value, list | tuple):
         return tuple(rebuilt(typing.get_args(expected)[0], each) for each in value)
-    return value
+    return as_tuple(value) if expected is tuple else value
+
+
+def as_tuple(value: Any) -> Any:
+    """Turn lists, which JSON has for tuples, into tuples."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def check(config: Any, prefix: str = "") -> None:

@@ -296,10 +296,14 @@ class ParallelConfig:
                 f"parallel.tensor {tensor} does not divide the {local} devices of a "
                 "process; the devices that share a layer must be in one process"
             )
+        self.validate_rows(batch_size, "data.batch_size", mesh)
+
+    def validate_rows(self, rows: int, name: str, mesh: Mesh) -> None:
+        """Raise ValueError if a batch of so many rows cannot be split; `name` names it."""
         degree = batch_degree(mesh)
-        if batch_size % (degree * self.accumulation):
+        if rows % (degree * self.accumulation):
             raise ValueError(
-                f"data.batch_size {batch_size} is not divisible by data degree {degree}"
+                f"{name} {rows} is not divisible by data degree {degree}"
                 f" x accumulation {self.accumulation} = {degree * self.accumulation}; "
                 "change one of them"
             )

@@ -391,7 +391,7 @@ FAULTS = [
     ),
     Fault(
         "the position in the data is a step late", "lm/data/rows/order.py",
-        "(step * self.per_shard + index)", "((step + 1) * self.per_shard + index)",
+        "self.draws[shard](before + index)", "self.draws[shard](before + 1 + index)",
         "lm/data/test_prepare.py",
     ),
     Fault(

@@ -2,11 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import FAMILIES, Experiment
@@ -15,8 +14,8 @@ from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
+from experiments.run.steps import at_its_largest, row_order
 from lm.data.prepare import Data
-from lm.data.rows.order import Order
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
 from lm.norms import gradient_norms
@@ -27,7 +26,7 @@ from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
-from parallel.mesh import abstract_rows, is_absent, process_rows
+from parallel.mesh import process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
 from parallel.strategies import STRATEGIES, build_program
 
@@ -52,6 +51,8 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     config.validate()
     mesh = config.parallel.mesh(devices)
     config.parallel.validate(config.data.batch_size, mesh)
+    for _, rows in config.data.growth:
+        config.parallel.validate_rows(rows, "data.growth: a batch of", mesh)
     process_rows(mesh)
     check_texts(config)
     check_optimizer(config)
@@ -65,6 +66,8 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
             )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # the kernels' platform
         config.model.validate(setting(config, config.data.vocab_size))
+        for length in config.data.lengths:
+            check_length(config, length)
     if config.trace_norms:
         check_trace(config)
     check_augment(config)
@@ -72,6 +75,19 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     check_task(config, task, mesh)
     check_memory(config, task, mesh)
     return mesh
+
+
+def check_length(config: Experiment, length: int) -> None:
+    """Raise ValueError if the model cannot read rows that are cut to this length."""
+    whole = setting(config, config.data.vocab_size)
+    source_len = whole.source_part(length)
+    try:
+        config.model.validate(whole._replace(seq_len=length, source_len=source_len))
+    except ValueError as error:
+        raise ValueError(
+            f"data.equal_tokens cuts rows to {', '.join(map(str, config.data.lengths))} "
+            f"tokens, and of {length}: {error}"
+        ) from None
 
 
 def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
@@ -88,7 +104,7 @@ def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
     output of one layer, each once over all devices. A run needs more: copies of parameters,
     gradients, and activations for the backward pass.
     """
-    rows = config.data.batch_size // config.parallel.accumulation
+    rows = at_its_largest(config).data.batch_size // config.parallel.accumulation
     positions = rows * config.data.seq_len
     parts = {"the rows of a microbatch": positions * 2 * 4}
     if width := getattr(config.model, "width", 0):
@@ -253,42 +269,3 @@ def build(
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)
-
-
-def compile_step(
-    config: Experiment, program: Program, extra: Collection[str] = ()
-) -> jax.stages.Compiled:
-    """Compile the program's step ahead of time, without a state or data.
-
-    `extra` names the arrays that a batch has besides the usual ones.
-    pmap over several processes cannot compile ahead; its step is returned unchanged.
-    """
-    if not hasattr(program.step, "lower"):
-        return program.step
-    if is_absent(program.mesh):
-        abstract_batch = abstract_rows(program.mesh, empty_rows(config, 1, extra))
-    else:
-        rows = empty_rows(config, process_rows(program.mesh)[1], extra)
-        abstract_batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            program.place(rows),
-        )
-    return program.step.lower(program.abstract, abstract_batch).compile()
-
-
-def empty_rows(
-    config: Experiment, num_parts: int = 1, extra: Collection[str] = ()
-) -> dict[str, np.ndarray]:
-    """Allocate a batch, or one of `num_parts` equal parts of it, without values."""
-    local = config.data.batch_size // num_parts
-    tokens = np.zeros((local, config.data.seq_len + 1), np.int32)
-    rows = {"tokens": tokens, "segments": tokens, "row": np.zeros(local, np.int32)}
-    types = {"weights": np.float32, "inputs": np.int32}
-    return rows | {name: tokens.astype(types[name]) for name in extra}
-
-
-def row_order(config: Experiment) -> Order:
-    data = config.data
-    return Order(
-        config.seed, data.batch_size, data.sampling, data.augment, data.source_weights
-    )

@@ -11,7 +11,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +125,7 @@ class Log:
         start: int,
         steps: int,
         spike_sigmas: float,
-        epochs_per_step: float,
+        epochs: Callable[[int], float],  # up to a step
         write: bool,
     ):
         self.file = workdir / "metrics.jsonl"
@@ -137,7 +137,7 @@ class Log:
                 f"warning: {self.file} has no records of the steps after {known} up to "
                 f"{start}; tokens, skipped steps and spikes are counted without them"
             )
-        self.epochs_per_step = epochs_per_step
+        self.epochs = epochs
         self.skipped_in_a_row = 0  # in this process, so that all processes agree
         self.tokens = trained[-1]["tokens"] if trained else 0
         self.skipped = sum(r["skipped"] for r in trained)
@@ -197,7 +197,7 @@ class Log:
                 "loss": loss,
                 "perplexity": perplexity(loss),
                 "tokens": self.tokens,
-                "epochs": step * self.epochs_per_step,
+                "epochs": self.epochs(step),
                 "tokens_per_second": m["tokens"] / seconds,
                 "step_seconds": seconds,
                 "data_wait_seconds": waited,

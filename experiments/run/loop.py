@@ -5,16 +5,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 
 from configs.base import Experiment
 from experiments.processes.messages import human, is_main_process, say, size
-from experiments.run.build import Run, compile_step, row_order
+from experiments.run.build import Run
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
+from experiments.run.steps import compile_steps, row_order
 from experiments.run.summary import summarize
+from lm.data.rows.growth import batch_sizes, rows_before
 from lm.data.rows.order import extra_arrays, step_rows, train_batches
 from lm.data.rows.partition import ALIKE
 from lm.data.rows.parts import parts_told, strata_of
@@ -45,7 +48,7 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
     ):
         # Compilation overlaps with making or restoring the state.
         extra = extra_arrays(run.data.train, row_order(config))
-        compiled = pool.submit(compile_step, config, program, extra)
+        compiled = pool.submit(compile_steps, config, program, extra)
         with clock("checkpoint"):
             state = checkpoints.restore(program)
         start = int(state.step) if state else 0
@@ -57,7 +60,7 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         try:
             log = Log(
                 run.workdir, start, config.steps, config.spike_sigmas,
-                epochs(run, 1), is_main_process(),
+                partial(epochs, run), is_main_process(),
             )  # fmt: skip
             with log, stop_signal() as stopped:
                 last = min(config.steps, stop_at or config.steps)
@@ -197,11 +200,30 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
 
 def epochs(run: Run, steps: int) -> float:
     """Return how many epochs `steps` steps are: how often they see the whole text."""
-    return steps * run.config.data.batch_size / len(run.data.train.tokens)
+    data = run.config.data
+    if data.lengths:
+        return steps * data.batch_size * data.seq_len / positions(run)
+    return rows_before(data.batch_size, data.growth, steps) / len(run.data.train.tokens)
+
+
+def positions(run: Run) -> int:
+    """Return the positions in an epoch of batches of equal tokens."""
+    numbers = run.data.meta["train"]["buckets"]
+    lengths = run.config.data.lengths
+    return sum(n * length for n, length in zip(numbers, lengths, strict=True))
+
+
+def buckets_told(run: Run) -> str:
+    """Return how many rows have which length, and what is still padding."""
+    train, lengths = run.data.meta["train"], run.config.data.lengths
+    parts = [f"{n} of {t}" for n, t in zip(train["buckets"], lengths, strict=True)]
+    padding = 1 - train["targets"] / positions(run)
+    return f"rows cut to lengths: {', '.join(parts)}; {padding:.2%} padding"
 
 
 def alike(config: Experiment) -> bool:
-    return config.data.shards == 1 or config.data.partition in ALIKE
+    data = config.data
+    return (data.shards == 1 or data.partition in ALIKE) and not data.equal_tokens
 
 
 def shards_told(run: Run) -> str:
@@ -229,12 +251,17 @@ def announce(run: Run, start: int) -> None:
         f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
         f"{train_meta['padding']:.2%} padding"
     )
+    if run.config.data.lengths:
+        say(buckets_told(run))
     if run.config.data.shards > 1:
         say(shards_told(run))
     if (sampling := run.config.data.sampling).strata != "none" or sampling.reweigh:
         parts = row_order(run.config).parts(run.data.train)
-        num_drawn = run.config.steps * run.config.data.batch_size
+        data, steps = run.config.data, run.config.steps
+        num_drawn = rows_before(data.batch_size, data.growth, steps)
         say(parts_told(parts, strata_of(run.data.train)[1], num_drawn))
+    for steps, rows in run.config.data.growth:
+        say(f"after {steps} steps a batch has {rows} rows")
     warn_of_repetition(run)
     warn_of_spikes(run)
     if start:
@@ -242,7 +269,8 @@ def announce(run: Run, start: int) -> None:
 
 
 def warn_of_repetition(run: Run) -> None:
-    seen, batch_size = epochs(run, run.config.steps), run.config.data.batch_size
+    seen, data = epochs(run, run.config.steps), run.config.data
+    batch_size = batch_sizes(data.batch_size, data.growth)[-1]
     if seen > MAX_EPOCHS:
         say(
             f"warning: this run sees its text {seen:.3g} times. Beyond {MAX_EPOCHS} times, "
@@ -251,7 +279,7 @@ def warn_of_repetition(run: Run) -> None:
         )
     if batch_size > (num_rows := len(run.data.train.tokens)):
         say(
-            f"warning: data.batch_size {batch_size} is more than the {num_rows} rows of "
+            f"warning: a batch of {batch_size} rows is more than the {num_rows} rows of "
             "the text, so that a step sees rows more than once"
         )
 

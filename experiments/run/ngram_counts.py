@@ -22,6 +22,11 @@ def check_counting(config: Experiment) -> None:
             f"parallel.strategy={config.parallel.strategy} has no meaning for a model of "
             f"counts; choose one of {', '.join(able)}"
         )
+    if config.data.growth:
+        raise ValueError(
+            f"data.growth is {config.data.growth}, but counts do not depend on the size of "
+            "a batch; unset it for a model of counts"
+        )
     if config.parallel.accumulation != 1 or config.parallel.exchange != ExchangeConfig():
         raise ValueError(
             "a model of counts sums integers: unset parallel.accumulation and "

@@ -20,6 +20,7 @@ from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
 from experiments.run.evaluation import told_interval, told_sources
 from experiments.run.log import PARTS, Log
+from experiments.run.steps import Steps
 from lm.decoding import Sampling
 from lm.task import num_parameters
 from parallel.program import TrainState
@@ -105,11 +106,11 @@ def summarize(
 
 
 def step_costs(run: Run) -> dict[str, int | float]:
-    """Read the bytes of a step from its compiled program; {} if there is none."""
+    """Read the bytes of the largest step from its compiled program; {} if none is."""
     program = run.program
-    if not isinstance(program.step, jax.stages.Compiled):
+    if not isinstance(program.step, Steps):
         return {}
-    return compiled_costs(program.step, program.mesh, program.abstract)
+    return compiled_costs(program.step.largest, program.mesh, program.abstract)
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:

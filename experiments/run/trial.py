@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
-from experiments.run.build import build, compile_step, row_order
+from experiments.run.build import build
+from experiments.run.steps import at_its_largest, compile_step, row_order
 from lm.data.rows.order import extra_arrays, train_batches
 from lm.data.rows.store import Rows
 from lm.task import Batch, Task
@@ -53,8 +54,10 @@ def build_trial(
 ) -> Trial:
     """Build and compile; neither a state nor data need exist. The config is checked.
 
-    If the batches will come from `rows`, give these: perhaps they have weights.
+    A batch that grows has its largest size from the first step on. If the batches will come
+    from `rows`, give these: perhaps they have weights.
     """
+    config = at_its_largest(config)
     task, program = build(config, vocab_size, mesh)
     began = time.perf_counter()
     extra = () if rows is None else extra_arrays(rows, row_order(config))

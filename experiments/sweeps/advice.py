@@ -79,6 +79,7 @@ def critical_batch(rows: list[Row]) -> float | None:
     reaches; the quickest run of each batch size counts. None if fewer than three batch
     sizes have one, or if larger batches did not need more tokens.
     """
+    rows = [row for row in rows if not row.grows]
     sizes = sorted({row.batch_tokens for row in rows})
     lowest: dict[int, float] = {}
     for row in rows:
@@ -122,6 +123,7 @@ def batch_advice(rows: list[Row]) -> list[str]:
             f"runs{spread}). Below it, twice the rows take about half the steps; above it, "
             "more rows mostly cost more tokens."
         )
+        said += growth_advice(rows)
     elif measured:
         last = min(measured, key=lambda row: row.loss)
         said.append(
@@ -141,6 +143,46 @@ def batch_advice(rows: list[Row]) -> list[str]:
             "run needs twice as many tokens to the same loss as with the smallest batches."
         )
     return said
+
+
+def growth_schedule(row: Row) -> tuple[list[tuple[int, int]], int]:
+    """Return data.growth, and the steps in which it reads as many rows as a finished run.
+
+    A batch of twice as many rows begins where the noise scale of the run was below it for
+    the last time. So no batch is larger than the noise scale was at that row of the text.
+    """
+    batch, steps = row.config["data.batch_size"], row.config["steps"]
+    tokens_of_row = row.of("train")[-1]["tokens"] / (batch * steps)
+    scales = [
+        (r["step"], r["noise_scale"] / tokens_of_row)
+        for r in row.of("train")
+        if r.get("noise_scale")
+    ]
+    growth, size, start, read = [], batch, 0, 0  # `read` rows in `start` steps
+    while scales:
+        below = [step for step, scale in scales if scale < 2 * size]
+        last = max(below, default=scales[0][0])
+        if last == scales[-1][0]:
+            break
+        start += -(-(last * batch - read) // size)
+        size, read = 2 * size, last * batch
+        growth = [phase for phase in growth if phase[0] < start] + [(start, size)]
+    return growth, start + -(-(steps * batch - read) // size)
+
+
+def growth_advice(rows: list[Row]) -> list[str]:
+    """Propose a batch that grows as the noise scale of the best run did."""
+    able = [r for r in rows if r.summary.get("noise_scale") and not why_not_yet(r)]
+    best = min((r for r in able if not r.grows), key=lambda r: r.loss, default=None)
+    growth, steps = growth_schedule(best) if best else ([], 0)
+    if not growth:
+        return []
+    before = best.config["steps"]
+    return [
+        f"Batch growth: data.growth={tuple(growth)} with steps={steps} reads as many rows "
+        f"as {best.name} in {1 - steps / before:.0%} fewer steps, with no batch above its "
+        "noise scale there. The learning rate goes by steps: fit its schedule to them."
+    ]
 
 
 def degree_advice(rows: list[Row], base_of: dict[str, Row]) -> str:

@@ -10,6 +10,7 @@ from configs.sweeps.combine import LAUNCH, Member, names
 from configs.sweeps.strategies import MEMBERS
 from experiments.run.python_file import call_function
 from experiments.run.startup import read_config_file
+from lm.data.rows.growth import rows_before
 
 
 def as_flags(overrides: Member) -> list[str]:
@@ -112,4 +113,5 @@ def command(member: Member, workdir: pathlib.Path, *more: str) -> list[str]:
 
 
 def total_tokens(config: Experiment) -> int:
-    return config.steps * config.data.batch_size * config.data.seq_len
+    data = config.data
+    return rows_before(data.batch_size, data.growth, config.steps) * data.seq_len

@@ -14,7 +14,13 @@ from experiments.run.summary import read_summary
 from experiments.run.workdir import read_config, read_description
 
 # Fields that change with the batch size, at equal tokens or in weak scaling.
-WITH_BATCH = ("data.batch_size", "steps", "optim.learning_rate", "optim.warmup_steps")
+WITH_BATCH = (
+    "data.batch_size",
+    "data.growth",
+    "steps",
+    "optim.learning_rate",
+    "optim.warmup_steps",
+)
 
 # Fields of all families that do not change the numbers of a run.
 FREE = {
@@ -61,6 +67,11 @@ class Row(NamedTuple):
     @property
     def batch_tokens(self) -> int:
         return self.config["data.batch_size"] * self.config["data.seq_len"]
+
+    @property
+    def grows(self) -> bool:
+        """Whether its batch grows; `batch_tokens` is then that of its first step."""
+        return bool(self.config.get("data.growth"))
 
     @property
     def train_loss(self) -> float | None:

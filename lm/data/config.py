@@ -10,6 +10,8 @@ from lm.data.cleaning.near_dedup import NearDedupConfig
 from lm.data.cleaning.normalise import NormaliseConfig
 from lm.data.cleaning.table import chosen_stages
 from lm.data.rows.augment import AugmentConfig
+from lm.data.rows.buckets import bucket_lengths
+from lm.data.rows.growth import check_growth
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import KINDS, PARTITIONS
 from lm.data.rows.sampling import SamplingConfig
@@ -62,7 +64,14 @@ class DataConfig(TextsConfig):
     source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
     # rows in a step, over all devices together
     batch_size: int = field(default=32, metadata={"at_least": 1})
-    # first_fit: documents share rows; concat: one stream, no mask
+    # ((steps, rows), ...): after so many steps a batch has so many rows; the learning rate
+    # follows its own schedule, by steps
+    growth: tuple = ()
+    # batches of rows of about the same length, cut to it: the shorter the rows, the more of
+    # them, so that batch_size x seq_len positions are in each (pairs, or packing=none)
+    equal_tokens: bool = False
+    # first_fit: documents share rows; concat: one stream, no mask; none: each has its own
+    # rows, filled up with padding
     packing: str = field(
         default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
     )
@@ -94,6 +103,8 @@ class DataConfig(TextsConfig):
         self.validate_shards()
         self.validate_sources()
         self.validate_strata()
+        self.validate_equal_tokens()
+        check_growth(self.batch_size, self.growth, self.shards)
         if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "
@@ -153,6 +164,30 @@ class DataConfig(TextsConfig):
                     f"{field_name} names {unknown[0]!r}; data.sampling.strata="
                     f"{self.sampling.strata} has {', '.join(names)}"
                 )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of the rows in a batch of equal tokens; () without such batches."""
+        return bucket_lengths(self.seq_len, self.source_len) if self.equal_tokens else ()
+
+    def validate_equal_tokens(self) -> None:
+        if not self.equal_tokens:
+            return
+        if self.source in DOCUMENT_SOURCES and self.packing != "none":
+            raise ValueError(
+                f"data.equal_tokens is set, but data.packing is {self.packing!r}, which "
+                "fills all rows; set data.packing=none, or unset it"
+            )
+        if self.growth or self.shards > 1 or self.sampling != SamplingConfig():
+            raise ValueError(
+                "data.equal_tokens is set, and decides which rows share a batch; unset it, "
+                "or data.growth, data.shards and data.sampling"
+            )
+        if len(self.lengths) < 2:
+            raise ValueError(
+                f"data.equal_tokens halves rows, but data.seq_len {self.seq_len} and "
+                f"data.source_len {self.source_len} cannot be halved; give even numbers"
+            )
 
     def validate_shards(self) -> None:
         usual = DataConfig.partition, DataConfig.shard_sizes

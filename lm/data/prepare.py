@@ -109,6 +109,8 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")
     made_of = {"format": FORMAT, "corpus": corpus.identity}
     made_of |= {name: getattr(config, name) for name in fields}
+    if config.lengths:
+        made_of["lengths"] = config.lengths
     if isinstance(corpus, Corpus):
         names = [*chosen_stages(config.stages), "near_dedup"]  # leakage reads the last
         made_of["leakage"] = config.leakage
@@ -165,7 +167,9 @@ def make_rows(
         "vocab_size": vocab_size,
         "row_len": config.seq_len + 1,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
-        "segments": config.packing == "first_fit",
+        "segments": config.packing != "concat",
+        "source_len": config.source_len,
+        "lengths": config.lengths,
     }
     for split in corpus.splits:
         done = folder / PROGRESS / f"{split}.json"

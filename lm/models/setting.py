@@ -23,6 +23,13 @@ class Setting(NamedTuple):
     trace_norms: bool = False  # the loss also returns the sums of lm/norms.py
     packed: bool = True  # rows hold several documents; else each row is one segment
 
+    def source_part(self, length: int) -> int:
+        """Return how many of the `length` tokens of a row are its source and padding.
+
+        Rows may be shorter than seq_len: both texts are then cut to the same share.
+        """
+        return self.source_len * length // self.seq_len
+
 
 @runtime_checkable
 class Family(Protocol):

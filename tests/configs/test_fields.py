@@ -123,6 +123,8 @@ def another(field: fields.Field):
         return field.default + "x"
     if field.spec.type == dict[str, float]:
         return {"x": 1.0}
+    if field.spec.type is tuple:
+        return (*field.default, (1, 2))
     bounds = field.metadata
     low = bounds.get("at_least", bounds.get("above", 0))
     high = bounds.get("at_most", bounds.get("below", low + 2 * abs(field.default) + 4))

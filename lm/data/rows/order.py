@@ -15,6 +15,8 @@ import grain
 import numpy as np
 
 from lm.data.rows.augment import AugmentConfig, damaged
+from lm.data.rows.buckets import Buckets, cut
+from lm.data.rows.growth import Growth, rows_at, rows_before
 from lm.data.rows.parts import Part, parts_of, strata_of
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, read_batch
@@ -29,6 +31,9 @@ class Order(NamedTuple):
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
     source_weights: Mapping[str, float] = {}  # of data.sources, by their labels
+    growth: Growth = ()
+    lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
+    source_len: int = 0  # of pairs
 
     def parts(self, rows: Rows) -> list[list[Part]]:
         return parts_of(rows, self.sampling, self.source_weights)
@@ -57,11 +62,11 @@ class Place(NamedTuple):
 
 
 class Places:
-    """(step, place in the batch) -> what stands there."""
+    """(step, place in the batch) -> what stands there; and the shape of a step's batch."""
 
     def __init__(self, rows: Rows, order: Order):
-        self.parts = order.parts(rows)
-        self.per_shard = order.batch_size // len(self.parts)
+        self.parts, self.order = order.parts(rows), order
+        self.length = rows.tokens.shape[1] - 1
         self.draws = [
             Draw(
                 [part.num_rows for part in parts],
@@ -74,12 +79,34 @@ class Places:
         sizes = [sum(draw.num_rows) for draw in self.draws]
         self.starts = np.cumsum([0, *sizes]).tolist()
 
+    def shape(self, step: int) -> tuple[int, int]:
+        """Return the rows in the global batch of a step, and their length (T)."""
+        return rows_at(self.order.batch_size, self.order.growth, step), self.length
+
     def __call__(self, step: int, place: int) -> Place:
-        shard, index = divmod(place, self.per_shard)
-        drawn = self.draws[shard](step * self.per_shard + index)
+        num_shards, order = len(self.parts), self.order
+        shard, index = divmod(place, self.shape(step)[0] // num_shards)
+        before = rows_before(order.batch_size, order.growth, step) // num_shards
+        drawn = self.draws[shard](before + index)
         weight = self.parts[shard][drawn.stratum].weight
         row = self.starts[shard] + drawn.row
         return Place(row, drawn.epoch, weight, drawn.stratum)
+
+
+class BucketPlaces:
+    """The same for batches of equal tokens."""
+
+    def __init__(self, rows: Rows, order: Order):
+        args = rows.buckets, order.lengths, order.batch_size, order.seed
+        self.buckets = Buckets(*args)
+        self.shape = self.buckets.shape
+
+    def __call__(self, step: int, place: int) -> Place:
+        return Place(*self.buckets(step, place), weight=1.0, stratum=0)
+
+
+def places_of(rows: Rows, order: Order) -> Places | BucketPlaces:
+    return BucketPlaces(rows, order) if order.lengths else Places(rows, order)
 
 
 def extra_arrays(rows: Rows, order: Order) -> set[str]:
@@ -92,8 +119,8 @@ def extra_arrays(rows: Rows, order: Order) -> set[str]:
 
 def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     """Return the row numbers of the global batch of a step."""
-    places = Places(rows, order)
-    return [places(step, place).row for place in range(order.batch_size)]
+    places = places_of(rows, order)
+    return [places(step, place).row for place in range(places.shape(step)[0])]
 
 
 def train_batches(
@@ -110,12 +137,13 @@ def train_batches(
     a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
     model reads instead of `tokens`.
     """
-    local, places = order.batch_size // num_processes, Places(rows, order)
-    extra = extra_arrays(rows, order)
-    mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+    places, extra = places_of(rows, order), extra_arrays(rows, order)
     damages = [order.augment.acts_on(name) for name in strata_of(rows)[1]]
 
     def batch(step: int) -> dict[str, np.ndarray]:
+        num_rows, length = places.shape(step)
+        local = num_rows // num_processes
+        mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
         found = [places(step, place) for place in mine.tolist()]
         batch = read_batch(rows, [each.row for each in found], mine)
         if "weights" in extra:
@@ -131,6 +159,10 @@ def train_batches(
                     for tokens, each in zip(batch["tokens"], found, strict=True)
                 ]
             )
+        if order.lengths:
+            rows_of = batch.pop("row")
+            batch = {k: cut(x, order.source_len, length) for k, x in batch.items()}
+            batch["row"] = rows_of
         return batch
 
     steps = grain.MapDataset.range(start, stop).map(batch)

@@ -66,6 +66,15 @@ def first_fit(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
         yield take(int(slot))
 
 
+def one_each(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
+    """Give each piece a row of its own, and fill the row up with padding."""
+    for document in documents:
+        for piece in pieces(document, seq_len + 1):
+            padding = seq_len + 1 - len(piece)
+            tokens = np.concatenate([piece, np.zeros(padding, piece.dtype)])
+            yield tokens, (np.arange(seq_len + 1) < len(piece)).astype(np.int32)
+
+
 def concatenate(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
     """Cut the stream of all documents into rows, as GPT-2's training did.
 
@@ -88,4 +97,4 @@ def concatenate(documents: Iterable[np.ndarray], seq_len: int) -> Iterator[Row]:
             buffer, size = [stream[end:]], size - end
 
 
-PACKINGS = {"first_fit": first_fit, "concat": concatenate}
+PACKINGS = {"first_fit": first_fit, "concat": concatenate, "none": one_each}

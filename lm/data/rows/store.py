@@ -7,6 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from lm.data.rows.buckets import bucket_of
 from lm.data.rows.packing import Row
 from lm.data.rows.weights import effective_size
 
@@ -24,6 +25,7 @@ class Rows(NamedTuple):
     # The label of each source of a mixture, and how many documents of the split it has;
     # the documents are numbered in this order.
     sources: tuple[tuple[str, int], ...] = ()
+    buckets: np.ndarray | None = None  # uint8[R], only if batches are of equal tokens
 
 
 class Weights:
@@ -69,9 +71,12 @@ def write_rows(
     """Write rows to the files of a split; return their number and the share of padding.
 
     Rows of training keep their weights, and others the documents that they are from. A row
-    of ids alone is a document, all of weight 1.
+    of ids alone is a document, all of weight 1. If `meta` has lengths, a file says in which
+    bucket each training row is (lm/data/rows/buckets.py).
     """
     num_rows = num_targets = 0
+    lengths = meta.get("lengths", ())
+    buckets = [0] * len(lengths)
     weights = Weights(folder / f"{split}.weights")
     with contextlib.ExitStack() as held:
 
@@ -81,6 +86,7 @@ def write_rows(
         tokens_file, segments_file = open_file("tokens"), open_file("segments")
         trains = split.partition("-")[0] == "train"  # perhaps a shard, "train-3"
         documents_file = None if trains else open_file("documents")
+        buckets_file = open_file("buckets") if trains and lengths else None
         for row, segments in rows:
             plain = row.dtype.names is None
             ids = row if plain else row["id"]
@@ -92,6 +98,10 @@ def write_rows(
                 documents_file.write(numbers.astype(np.int32).tobytes())
             elif not plain:
                 weights.add(row["weight"], segments, held)
+            if buckets_file:
+                bucket = bucket_of(ids, segments, meta["source_len"], lengths)
+                buckets_file.write(bytes([bucket]))
+                buckets[bucket] += 1
             num_rows += 1
             num_targets += np.count_nonzero(targets(segments))
     size = num_rows * (meta["row_len"] - 1)
@@ -100,6 +110,7 @@ def write_rows(
         "targets": int(num_targets),
         # The share of positions without a target: padding, and the last of each piece.
         "padding": 1 - num_targets / size if size else 0.0,
+        "buckets": buckets,
     } | weights.told()
 
 
@@ -113,11 +124,13 @@ def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
         return mapped(kind, dtype) if (folder / f"{split}.{kind}").exists() else None
 
     segments = np.broadcast_to(np.uint16(1), shape)
+    buckets = folder / f"{split}.buckets"
     return Rows(
         mapped("tokens", meta["dtype"]),
         mapped("segments", "uint16") if meta["segments"] else segments,
         weights=if_there("weights", "float32"),
         documents=if_there("documents", "int32"),
+        buckets=np.fromfile(buckets, np.uint8) if buckets.exists() else None,
     )
 
 

@@ -21,6 +21,7 @@ from lm.models.layers import dropout, vocabulary_logits
 from lm.models.recurrence import Carry, output
 from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
 from lm.models.seq2seq.transformer import Streams, source_mask
+from lm.models.setting import Setting
 
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
@@ -89,11 +90,9 @@ class GlobalAttention(nnx.Module):
 
 
 class RecurrentSeq2Seq(nnx.Module):
-    def __init__(
-        self, config: RecurrentConfig, vocab_size: int, source_len: int, rngs: nnx.Rngs
-    ):
-        c = config
-        self.config, self.source_len = c, source_len
+    def __init__(self, config: RecurrentConfig, setting: Setting, rngs: nnx.Rngs):
+        c, vocab_size = config, setting.vocab_size
+        self.config, self.setting = c, setting
         table_init = nnx.initializers.normal(c.width**-0.5)
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         layers = range(c.num_layers)
@@ -116,7 +115,8 @@ class RecurrentSeq2Seq(nnx.Module):
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
         """Return the input of the first pair of layers."""
         rate, num_sites = self.config.dropout, self.config.num_layers + 1
-        source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
+        source = self.setting.source_part(tokens_BT.shape[1])
+        source_BS, target_BT = jnp.split(tokens_BT, [source], axis=1)
         source_BSD = dropout(self.embed(source_BS), rate, row_keys_B, 0)
         return source_BSD, dropout(self.embed(target_BT), rate, row_keys_B, num_sites)
 
@@ -127,7 +127,8 @@ class RecurrentSeq2Seq(nnx.Module):
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD for the positions of the target; without keys, without dropout."""
-        mask_BS = source_mask(tokens_BT[:, : self.source_len])
+        source = self.setting.source_part(tokens_BT.shape[1])
+        mask_BS = source_mask(tokens_BT[:, :source])
         streams = self.enter(tokens_BT, row_keys_B)
         for index, pair in enumerate(self.layers):
             streams = pair(streams, mask_BS, index, row_keys_B)
@@ -138,8 +139,8 @@ class RecurrentSeq2Seq(nnx.Module):
 
     def cache(self, batch_size: int, length: int) -> dict[str, Any]:
         return {
-            "mask": jnp.zeros((batch_size, self.source_len), bool),
-            "source": jnp.zeros((batch_size, self.source_len, self.config.width)),
+            "mask": jnp.zeros((batch_size, self.setting.source_len), bool),
+            "source": jnp.zeros((batch_size, self.setting.source_len, self.config.width)),
             "target": [p.decoder.zeros((batch_size, 1 + length)) for p in self.layers],
         }
 

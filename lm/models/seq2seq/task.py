@@ -103,14 +103,13 @@ class Seq2SeqConfig:
 
     def task(self, setting: Setting) -> Task:
         def build(rngs: nnx.Rngs) -> nnx.Module:
-            sizes = setting.vocab_size, setting.source_len, rngs
             if self.kind == "transformer":
-                return TransformerSeq2Seq(self.blocks, *sizes)
-            return RecurrentSeq2Seq(self.cells, *sizes)
+                return TransformerSeq2Seq(self.blocks, setting, rngs)
+            return RecurrentSeq2Seq(self.cells, setting, rngs)
 
         task = next_token_task(build, 0, smoothing=self.label_smoothing)
         return task._replace(
-            stages=seq2seq_stages(self, build, setting.source_len),
+            stages=seq2seq_stages(self, build, setting),
             hidden=("encoder", "layers", "attention"),
         )
 
@@ -120,7 +119,7 @@ class Seq2SeqConfig:
 
 
 def seq2seq_stages(
-    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], source_len: int
+    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], setting: Setting
 ) -> Stages:
     """Cut between the layers of the decoder; the carry holds both source and target.
 
@@ -140,7 +139,8 @@ def seq2seq_stages(
     layer_graph = nnx.graphdef(nnx.eval_shape(one_layer))
 
     def mask(batch: Batch) -> jax.Array:
-        return source_mask(batch["tokens"][:, :source_len])
+        tokens_BT, _ = inputs(batch)
+        return source_mask(tokens_BT[:, : setting.source_part(tokens_BT.shape[1])])
 
     def embed(outer, batch, key) -> Streams:
         tokens_BT, _ = inputs(batch)

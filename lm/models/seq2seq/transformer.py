@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.models.attention import attend_cached
 from lm.models.layers import dropout, vocabulary_logits
+from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import MLP, Attention, linear, norm
 from lm.vocabulary import END_ID
@@ -111,12 +112,11 @@ class TransformerSeq2Seq(nnx.Module):
     def __init__(
         self,
         config: TransformerConfig,
-        vocab_size: int,
-        source_len: int,
+        setting: Setting,
         rngs: nnx.Rngs,
     ):
-        c = config
-        self.config, self.source_len = c, source_len
+        c, vocab_size = config, setting.vocab_size
+        self.config, self.setting = c, setting
         table_init = nnx.initializers.normal(0.02)
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         # Trace one block for all layers: NNX's tracing is quadratic in the keys drawn.
@@ -148,7 +148,8 @@ class TransformerSeq2Seq(nnx.Module):
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
         """Return the input of the first layer of the decoder."""
         c = self.config
-        source_BS, target_BT = jnp.split(tokens_BT, [self.source_len], axis=1)
+        source = self.setting.source_part(tokens_BT.shape[1])
+        source_BS, target_BT = jnp.split(tokens_BT, [source], axis=1)
         site = 2 * c.num_layers + 1  # after the keys of all layers
         x_BTD = dropout(self.embedding[target_BT], c.dropout, row_keys_B, site)
         return self.read(source_BS, row_keys_B), x_BTD
@@ -159,7 +160,8 @@ class TransformerSeq2Seq(nnx.Module):
 
     def hidden(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
         """Return x_BTD for the positions of the target; without keys, without dropout."""
-        mask_BS = source_mask(tokens_BT[:, : self.source_len])
+        source = self.setting.source_part(tokens_BT.shape[1])
+        mask_BS = source_mask(tokens_BT[:, :source])
         streams = self.enter(tokens_BT, row_keys_B)
         for index, block in enumerate(self.layers):
             streams = block(streams, mask_BS, index, row_keys_B)
@@ -176,8 +178,8 @@ class TransformerSeq2Seq(nnx.Module):
             return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(c.num_layers)]
 
         return {
-            "mask": jnp.zeros((batch_size, self.source_len), bool),
-            "source": keys_and_values(self.source_len),
+            "mask": jnp.zeros((batch_size, self.setting.source_len), bool),
+            "source": keys_and_values(self.setting.source_len),
             "target": keys_and_values(length),
         }
 

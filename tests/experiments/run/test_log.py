@@ -44,7 +44,7 @@ def test_records_are_json_and_skipped_steps_are_counted_in_a_row(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     finite = [False, False, True, False]
     found = []
-    with Log(tmp_path, 0, 4, 6.0, epochs_per_step=0.25, write=True) as log:
+    with Log(tmp_path, 0, 4, 6.0, epochs=lambda step: step * 0.25, write=True) as log:
         for step, fine in enumerate(finite, 1):
             metrics = {
                 "loss": 2.0 if fine else math.nan, "tokens": 1.0, "finite": fine,
@@ -63,7 +63,7 @@ def test_records_are_json_and_skipped_steps_are_counted_in_a_row(tmp_path):
 
 
 def test_a_weighted_loss_is_divided_by_the_weight(tmp_path):
-    with Log(tmp_path, 0, 2, 6.0, epochs_per_step=0.25, write=True) as log:
+    with Log(tmp_path, 0, 2, 6.0, epochs=lambda step: step * 0.25, write=True) as log:
         for step, weight in enumerate([0.5, 0.0], 1):
             metrics = {"loss": 2.0 * (weight > 0), "tokens": 4.0, "weight": weight}
             log.train(step, {n: np.asarray(x) for n, x in metrics.items()}, 0.0, 0.0)

@@ -29,7 +29,7 @@ def test_text_that_is_seen_often_is_warned_of(capsys):
     for num_rows, steps, words in [
         (100, 40, []),  # 4 epochs of 10 rows a step
         (100, 41, ["sees its text 4.1 times", "Muennighoff et al. 2023"]),
-        (9, 2, ["data.batch_size 10 is more than the 9 rows"]),
+        (9, 2, ["a batch of 10 rows is more than the 9 rows"]),
         (9, 9, ["sees its text 10 times", "more than the 9 rows"]),
     ]:
         run = run_of(num_rows, 10, steps=steps)

@@ -260,7 +260,7 @@ def test_lost_records_are_told(tmp_path, capsys):
         (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
         if lines:
             (tmp_path / "metrics.jsonl").write_text("".join(map(json_line, lines)))
-        with Log(tmp_path, 8, 12, 6.0, epochs_per_step=1.0, write=True):
+        with Log(tmp_path, 8, 12, 6.0, epochs=float, write=True):
             pass
         said = capsys.readouterr().err
         lost = f"has no records of the steps after {known} up to 8; tokens"

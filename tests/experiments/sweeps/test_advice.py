@@ -7,6 +7,8 @@ from experiments.run.noise_scale import WINDOW
 from experiments.sweeps.advice import (
     critical_batch,
     degree_advice,
+    growth_advice,
+    growth_schedule,
     loss_advice,
     noise_scale,
     recommendation,
@@ -16,14 +18,15 @@ from experiments.sweeps.rows import baselines
 from tests.experiments.sweeps.made_up import row
 
 
-def with_noise(scales, name="r", warmup=10, **more):
+def with_noise(scales, name="r", warmup=10, tokens_of_step=1, **more):
     """Make a run that logged these noise scales, one a step."""
     made = row(
         name, noise_scale=scales[-1], **more,
         config={"steps": len(scales), "optim.warmup_steps": warmup},
     )  # fmt: skip
     for step, scale in enumerate(scales, 1):
-        record = {"split": "train", "step": step, "loss": 3.0, "tokens": step}
+        record = {"split": "train", "step": step, "loss": 3.0}
+        record["tokens"] = step * tokens_of_step
         made.records.append(record | {"noise_scale": scale})
     return made
 
@@ -68,18 +71,37 @@ def test_a_noise_scale_is_used_below_the_bigram_loss_or_once_it_is_steady():
 
 def test_no_batch_size_is_recommended_too_early():
     hardly_begun = with_noise([1089.0] * 12, "begun", warmup=1, loss=6.797)
-    (said,) = [line for line in advice([hardly_begun]) if line.startswith("Batch")]
+    (said,) = [line for line in advice([hardly_begun]) if line.startswith("Batch size")]
     assert "1089" not in said and "1.09 k" not in said
     assert "12 steps" in said and "51" in said
-    (said,) = [line for line in advice([row()]) if line.startswith("Batch")]
+    (said,) = [line for line in advice([row()]) if line.startswith("Batch size")]
     assert "no run measured" in said
 
 
 def test_a_batch_size_is_recommended_from_the_runs_that_are_far_enough():
     rows = [with_noise([scale] * 100, f"{scale}") for scale in (900.0, 1000.0, 1300.0)]
     rows.append(with_noise([7.0] * 20, "begun"))
-    (said,) = [line for line in advice(rows) if line.startswith("Batch")]
+    (said,) = [line for line in advice(rows) if line.startswith("Batch size")]
     assert "1,000 rows" in said and "3 of 4 runs" in said
+
+
+def test_growth_is_proposed_where_the_noise_scale_passes_each_size_for_good():
+    """Rows of one token in batches of 8; the noise scale is the number of the step."""
+    climbing = [float(step) for step in range(1, 101)]
+    # It is below 16, 32, 64 for the last time at steps 15, 31, 63: after 120, 248, 504
+    # rows. The steps between them have 16 and 32 rows, and 296 rows are left.
+    made = with_noise(climbing, tokens_of_step=8)
+    expected = [(15, 16), (15 + 8, 32), (15 + 8 + 8, 64)]
+    assert growth_schedule(made) == (expected, 31 + 5)
+    # One low estimate late in the run puts off what it is below.
+    climbing[79] = 20.0
+    expected = [(15, 16), (15 + 33, 64)]
+    assert growth_schedule(with_noise(climbing, tokens_of_step=8)) == (expected, 48 + 3)
+    (said,) = growth_advice([made])
+    assert "data.growth=((15, 16), (23, 32), (31, 64)) with steps=36" in said
+    assert "64% fewer steps" in said
+    assert growth_advice([with_noise([9.0] * 100, tokens_of_step=8)]) == []
+    assert growth_advice([with_noise(climbing[:20], tokens_of_step=8)]) == []  # too early
 
 
 def test_recommended_degree_is_the_largest_useful_one():
