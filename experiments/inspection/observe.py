@@ -66,7 +66,7 @@ def observe(
                 todo = noted(todo, copies.setdefault(step.name, {}))
             title = f"look, pass {number + 1} of {len(plans)}"
             todo = tqdm(todo, title, unit=" documents")
-            cleaned = run_pass(each, todo, {}, folder, number, cores)
+            cleaned = run_pass(each, todo, Cleaned({}, {}), folder, number, cores)
             for file in folder.glob(f"{number - 1}.[ds]*"):
                 file.unlink()  # documents and sketches that are not read again
     last = len(plans) - 1

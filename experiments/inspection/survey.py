@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.processes.files import without_nonfinite
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
-from lm.data.rows.partition import PARTITIONS, sketch
+from lm.data.rows.partition import PARTITIONS, gathered, sketch
 from lm.data.rows.skew import imbalance, skew
 from lm.data.sources.corpus import Document
 from lm.data.tokenizer import encode_documents, train_tokenizer
@@ -142,9 +142,13 @@ def survey(
 def dealt(documents: Records, num: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the shard of each document by each partition, and the documents' kinds."""
     every = tqdm(documents, "deal", len(documents), unit=" documents")
-    sketches = [sketch(each.text, each.key, "kmeans") for each in every]
-    homes = {name: deal(sketches, num).argmin(1) for name, deal in PARTITIONS.items()}
-    return homes, [each.kind for each in sketches]
+    sketches = (sketch(each.text, each.key, "kmeans") for each in every)
+    found = gathered(sketches, len(documents))
+    homes = {
+        name: deal(found, num).argmin(1).astype(np.int32)
+        for name, deal in PARTITIONS.items()
+    }
+    return homes, found.kinds
 
 
 def streams(documents: Records) -> tuple[Iterator[Document], Iterator[Document]]:

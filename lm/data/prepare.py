@@ -20,8 +20,9 @@ import filelock
 from absl import logging
 from tokenizers import Tokenizer
 
-from lm.data.bigram import bigram_counts, bigram_loss
+from lm.data.bigram import bigram_loss, bigrams_of
 from lm.data.cleaning.clean import clean
+from lm.data.cleaning.cores import Cores, Start
 from lm.data.cleaning.records import Records
 from lm.data.cleaning.run import PROGRESS, Cleaned
 from lm.data.cleaning.table import chosen_stages
@@ -53,10 +54,11 @@ class Data(NamedTuple):
     shifted: Rows | None = None  # held-out text of another kind
 
 
-def prepare(config: DataConfig) -> Data:
+def prepare(config: DataConfig, executor: Start = Cores) -> Data:
     """Return the rows and the tokenizer; make them first if the cache does not have them.
 
-    Many processes may call it at once: one makes the rows, the others wait.
+    Many processes may call it at once: one makes the rows, the others wait. `executor`
+    starts what runs the stages of cleaning; it decides nothing in the rows.
     """
     corpus = open_corpus(config)
     fingerprint = fingerprint_of(config, corpus)
@@ -64,7 +66,7 @@ def prepare(config: DataConfig) -> Data:
     if not (folder / "meta.json").exists():
         with locked(folder):
             if not (folder / "meta.json").exists():
-                fill_cache(config, corpus, folder, fingerprint)
+                fill_cache(config, corpus, folder, fingerprint, executor)
     return load(folder)
 
 
@@ -122,12 +124,24 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def state(config: DataConfig) -> str:
+    """Tell whether the cache has the rows of a config: "absent", "begun" or "done"."""
+    folder = rows_folder(config, current_fingerprint(config))
+    if (folder / "meta.json").exists():
+        return "done"
+    return "begun" if folder.with_suffix(".partial").exists() else "absent"
+
+
 def rows_folder(config: DataConfig, fingerprint: str) -> pathlib.Path:
     return cache_folder(config) / "rows" / fingerprint
 
 
 def fill_cache(
-    config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path, fingerprint: str
+    config: DataConfig,
+    corpus: Corpus | PairCorpus,
+    folder: pathlib.Path,
+    fingerprint: str,
+    executor: Start,
 ) -> None:
     """Make rows in a folder beside `folder`, then rename it.
 
@@ -138,7 +152,7 @@ def fill_cache(
         shutil.rmtree(partial, ignore_errors=True)  # rows of pairs are made in one go
     try:
         (partial / PROGRESS).mkdir(parents=True, exist_ok=True)
-        make_rows(config, corpus, partial, fingerprint)
+        make_rows(config, corpus, partial, fingerprint, executor)
         shutil.rmtree(partial / PROGRESS)
         partial.rename(folder)
     except Exception as error:
@@ -156,10 +170,11 @@ def make_rows(
     corpus: Corpus | PairCorpus,
     folder: pathlib.Path,
     fingerprint: str,
+    executor: Start,
 ) -> None:
     """Write the tokenizer, the rows of all splits and meta.json into `folder`."""
     logging.info("preparing %s", json.dumps(corpus.identity)[:200])
-    texts, rows, meta = texts_and_rows(config, corpus, folder)
+    texts, rows, meta = texts_and_rows(config, corpus, folder, executor)
     tokenizer = kept_tokenizer(config, texts, folder)
     vocab_size = tokenizer.get_vocab_size()
     meta |= {
@@ -185,16 +200,13 @@ def make_rows(
                 "smaller seq_len"
             )
     tell_weights(meta["train"])
-    counts = [
-        bigram_counts(*read_shards(folder, split, meta)[:2], vocab_size)
-        for split in ("train", "validation")
-    ]
+    counts = (bigrams_of(folder, split, meta) for split in ("train", "validation"))
     meta["bigram_loss"] = bigram_loss(*counts)
     write_whole(folder / "meta.json", json.dumps(meta, indent=2))
 
 
 def texts_and_rows(
-    config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path
+    config: DataConfig, corpus: Corpus | PairCorpus, folder: pathlib.Path, executor: Start
 ) -> tuple[Callable[[], Iterable[str]], ShardRows, dict]:
     """Return the training texts, a function to the rows of a split, and what is to say.
 
@@ -207,7 +219,7 @@ def texts_and_rows(
             lambda tokenizer, split: [[rows(tokenizer, split)]],
             {},
         )
-    cleaned = clean_corpus(config, corpus, folder)
+    cleaned = clean_corpus(config, corpus, folder, executor)
     print(told(cleaned), file=sys.stderr)
 
     def documents(split: str) -> Records:
@@ -230,7 +242,12 @@ def texts_and_rows(
         shards = parts if split == "train" else [[range(len(found))]]
         return [[pack(numbers) for numbers in strata] for strata in shards]
 
-    meta = {"documents": cleaned.splits, "cleaning": cleaned.report, "strata": strata}
+    meta = {
+        "bytes": cleaned.bytes,
+        "documents": cleaned.splits,
+        "cleaning": cleaned.report,
+        "strata": strata,
+    }
     return (
         lambda: (document.text for document in documents("train")),
         rows,

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from lm.data.classes import encode_classes
+from lm.data.cleaning.cores import Cores, Start
 from lm.data.cleaning.leakage import LeakageConfig
 from lm.data.cleaning.records import Records
 from lm.data.cleaning.run import Cleaned, Leaks, run_steps
@@ -44,13 +45,15 @@ def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
         yield from ((split, document) for document in documents)
 
 
-def clean_corpus(config: DataConfig, corpus: Corpus, folder: pathlib.Path) -> Cleaned:
+def clean_corpus(
+    config: DataConfig, corpus: Corpus, folder: pathlib.Path, executor: Start = Cores
+) -> Cleaned:
     """Clean the documents of all splits and keep them in `folder`; see `run_steps`."""
     names = chosen_stages(config.stages)
     steps = [Step(name, STAGES[name], getattr(config, name)) for name in names]
     near = None if "near_dedup" in names else config.near_dedup
     leaks = Leaks(config.leakage, LeakageConfig(near))
-    return run_steps(steps, leaks, numbered(corpus), folder)
+    return run_steps(steps, leaks, numbered(corpus), folder, executor)
 
 
 def kept_documents(

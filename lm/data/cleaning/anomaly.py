@@ -30,7 +30,7 @@ from lm.data.cleaning.anomalies.measures import (
     pieces,
 )
 from lm.data.cleaning.anomalies.repair import repair
-from lm.data.cleaning.anomalies.scores import Scores, score
+from lm.data.cleaning.anomalies.scores import FITTED, Scores, score
 from lm.data.cleaning.anomalies.spans import Letters, bad_spans, count_letters
 from lm.data.cleaning.stage import Applied, Finding
 from lm.data.sources.corpus import Document
@@ -110,14 +110,25 @@ def fragments(text: str) -> bytes:
 
 def scores_of(sketches: Sequence[Sketch]) -> Scores:
     """Return the score of each document for each kind."""
-    samples: list[bytes] = []
     measures = np.zeros((len(sketches), len(Measures._fields)), np.float32)
     hashed = np.zeros((len(sketches), HASHED), np.float16)
     for place, each in enumerate(sketches):
-        samples.append(each.sample)
         measures[place] = np.frombuffer(each.measures, np.float32)
         hashed[place] = np.frombuffer(each.hashed, np.float16)
-    return score(samples, Measures(*measures.T), hashed)
+    return score(Samples(sketches), Measures(*measures.T), hashed)
+
+
+class Samples(Sequence):
+    """The samples in sketches, which may be on disk."""
+
+    def __init__(self, sketches: Sequence[Sketch]):
+        self.sketches = sketches
+
+    def __len__(self) -> int:
+        return len(self.sketches)
+
+    def __getitem__(self, place: int) -> bytes:
+        return self.sketches[place].sample
 
 
 def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
@@ -137,8 +148,11 @@ def decide(config: AnomalyConfig, sketches: Sequence[Sketch]) -> list[Verdict]:
         for place in range(len(sketches))
     ]
     if config.action not in ("mask", "repair"):
-        return [Verdict(each) for each in found]
-    good = [x.sample for x, bad in zip(sketches, found, strict=True) if not bad]
+        nothing = Verdict(())
+        return [Verdict(each) if each else nothing for each in found]
+    places = [place for place, bad in enumerate(found) if not bad]
+    places = places[:: -(-len(places) // FITTED) or 1]
+    good = [sketches[place].sample for place in places]
     letters = count_letters(good)
     memory = None
     if config.action == "repair":

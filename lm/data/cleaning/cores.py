@@ -1,9 +1,13 @@
-"""A function over a stream of pieces, on all cores and in order."""
+"""A function over a stream of pieces, on all cores and in order.
+
+Cores is the executor of one machine. Another one, such as Ray's, has the same `map`.
+"""
 
 import collections
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 Piece = TypeVar("Piece")
 Made = TypeVar("Made")
@@ -21,6 +25,23 @@ def num_cores() -> int:
         return os.cpu_count() or 1
 
 
+class Executor(Protocol):
+    def map(
+        self,
+        function: Callable[[Piece], Made],
+        pieces: Iterable[Piece],
+        size: Callable[[Piece], int],
+    ) -> Iterator[Made]:
+        """Yield function(piece) of each piece in order; `size` counts its characters.
+
+        Only some pieces of the stream are in memory at any time.
+        """
+        ...
+
+
+Start = Callable[[], AbstractContextManager[Executor]]  # starts an executor, and ends it
+
+
 class Cores:
     """The processes that work on pieces; they are started when there is enough to do.
 
@@ -28,8 +49,9 @@ class Cores:
     the workers import neither the main module nor JAX.
     """
 
-    def __init__(self):
-        self.num = num_cores()
+    def __init__(self, num: int = 0):
+        """0: as many as this process may use."""
+        self.num = num or num_cores()
         self.left = ALONE
         self.executor: Any = None
 
@@ -46,7 +68,7 @@ class Cores:
         pieces: Iterable[Piece],
         size: Callable[[Piece], int],
     ) -> Iterator[Made]:
-        """Yield function(piece) of each piece in order; `size` counts its characters."""
+        """See Executor."""
         pending: collections.deque[Any] = collections.deque()
         for piece in pieces:
             if self.num == 1 or self.left > 0:

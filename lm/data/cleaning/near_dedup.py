@@ -11,7 +11,6 @@ then computed. Pairs that reach the threshold are joined into clusters, and of a
 first document stays.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import rensa
 
+from lm.data.arrays import empty
 from lm.data.cleaning.stage import Applied, Copy, Finding
 from lm.data.sources.corpus import Document
 
@@ -28,7 +28,6 @@ BANDS, BAND = 20, 5
 SEED = 1
 # The share of equal minima is within 0.2 of the similarity, but for 1 pair in a million.
 MARGIN = 0.2
-IN_MEMORY = 1 << 28  # bytes of signatures; more lie in a file
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 
 
@@ -116,13 +115,15 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 def cluster(threshold: float, sketches: Sequence[Sketch]) -> np.ndarray:
     """Return the first document of the cluster of each document, int64[documents]."""
     parent = np.arange(len(sketches))
-    signatures = empty(len(sketches), BANDS * BAND)
-    sizes, seen = np.zeros(len(sketches), np.int64), {}
+    signatures = empty(len(sketches), BANDS * BAND, np.uint32)
+    sizes = np.zeros(len(sketches), np.int64)
+    sets = np.zeros(len(sketches), np.int64)  # a hash of each, so that memory stays small
     for place, each in enumerate(sketches):
         signatures[place], sizes[place] = each.signature, len(each.shingles)
-        # Equal sets are one document from here on, however many there are.
-        if sizes[place]:
-            parent[place] = seen.setdefault(hash(each.shingles.tobytes()), place)
+        sets[place] = hash(each.shingles.tobytes())
+    # Equal sets are one document from here on, however many there are.
+    _, first, group = np.unique(sets, return_index=True, return_inverse=True)
+    parent = np.where(sizes > 0, first[group], parent)
     distinct = np.flatnonzero((parent == np.arange(len(parent))) & (sizes > 0))
     for band in range(BANDS):
         for members in buckets(signatures[:, band * BAND : (band + 1) * BAND], distinct):
@@ -135,21 +136,13 @@ def cluster(threshold: float, sketches: Sequence[Sketch]) -> np.ndarray:
     return np.array([root(parent, place) for place in range(len(parent))], np.int64)
 
 
-def empty(num: int, width: int) -> np.ndarray:
-    """Return an array for signatures, uint32[num, width], in a file if it is large."""
-    if 4 * num * width <= IN_MEMORY:
-        return np.empty((num, width), np.uint32)
-    return np.memmap(tempfile.TemporaryFile(), np.uint32, "w+", shape=(num, width))
-
-
 def buckets(band: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the documents with equal minima, in their order, where there are several."""
     key = np.ascontiguousarray(band[documents]).view(f"V{4 * BAND}").ravel()
     _, group, count = np.unique(key, return_inverse=True, return_counts=True)
-    order = np.argsort(group, kind="stable")
-    for members in np.split(documents[order], np.cumsum(count)[:-1]):
-        if len(members) > 1:
-            yield members
+    several = np.flatnonzero(count[group] > 1)
+    order = several[np.argsort(group[several], kind="stable")]
+    yield from np.split(documents[order], np.cumsum(count[count > 1])[:-1])
 
 
 def close_pairs(

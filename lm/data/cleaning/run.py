@@ -1,4 +1,4 @@
-"""Run stages over the documents of all splits, on all cores.
+"""Run stages over the documents of all splits, on all cores or machines.
 
 A stage that decides over all documents needs the sketches of all before it can be applied.
 So the documents are gone through several times. A pass applies the stages up to the next
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lm.data.cleaning import leakage
-from lm.data.cleaning.cores import Cores
+from lm.data.cleaning.cores import Cores, Executor, Start
 from lm.data.cleaning.leakage import LeakageConfig
 from lm.data.cleaning.records import Records, Writer, ends_file
 from lm.data.cleaning.stage import Copy
@@ -41,6 +41,7 @@ class Leaks(NamedTuple):
 class Cleaned(NamedTuple):
     splits: dict[str, int]  # how many documents are left in each split
     report: dict[str, dict[str, dict[str, int]]]  # step -> split -> "kept", ... -> how many
+    bytes: int = 0  # of text, in UTF-8, as it was read
 
 
 def run_steps(
@@ -48,6 +49,7 @@ def run_steps(
     leaks: Leaks,
     documents: Iterable[tuple[str, Document]],
     folder: pathlib.Path,
+    executor: Start = Cores,
 ) -> Cleaned:
     """Write the cleaned documents to the records `documents` of `folder`.
 
@@ -64,7 +66,7 @@ def run_steps(
     passes = folder / PROGRESS
     passes.mkdir(exist_ok=True)
     cleaned = Cleaned({}, {})
-    with Cores() as cores:
+    with executor() as cores:
         for number, each in enumerate(plans):
             done = passes / f"{number}.json"
             if not done.exists():
@@ -74,7 +76,7 @@ def run_steps(
                     todo = itertools.starmap(Todo, documents)
                 title = f"clean, pass {number + 1} of {len(plans)}"
                 todo = tqdm(todo, title, unit=" documents")
-                made = run_pass(each, todo, cleaned.report, passes, number, cores)
+                made = run_pass(each, todo, cleaned, passes, number, cores)
                 write_whole(done, json.dumps(made))
             cleaned = Cleaned(*json.loads(done.read_text(encoding="utf-8")))
             for file in passes.glob(f"{number - 1}.[ds]*"):
@@ -139,10 +141,10 @@ class Texts(Sequence):
 def run_pass(
     plan: Plan,
     todo: Iterable[Todo],
-    before: dict[str, dict[str, dict[str, int]]],
+    before: Cleaned,
     passes: pathlib.Path,
     number: int,
-    cores: Cores,
+    cores: Executor,
 ) -> Cleaned:
     """Apply the steps of a pass; write what is left, its sketches and the findings."""
 
@@ -151,6 +153,7 @@ def run_pass(
 
     splits: collections.Counter = collections.Counter()
     counts: collections.Counter = collections.Counter()
+    num_bytes = before.bytes
     with (
         Writer(passes / f"{number}.documents") as documents,
         Writer(passes / f"{number}.sketches") as sketches,
@@ -158,6 +161,7 @@ def run_pass(
     ):
         worked = cores.map(partial(work, plan), pieces(todo), characters)
         for outcome in itertools.chain.from_iterable(worked):
+            num_bytes += outcome.read
             for name, what in outcome.steps.items():
                 counts[name, outcome.split, what] += 1
             for name, found in outcome.findings:
@@ -169,11 +173,11 @@ def run_pass(
             if outcome.sketch:
                 sketches.add(outcome.sketch)
     check_left(splits, counts)
-    report = dict(before)
+    report = dict(before.report)
     for (name, split, what), num in counts.items():
         found = report.setdefault(name, {}).setdefault(split, {})
         found[what] = found.get(what, 0) + num
-    return Cleaned(dict(splits), report)
+    return Cleaned(dict(splits), report, num_bytes)
 
 
 def check_left(splits: collections.Counter, counts: collections.Counter) -> None:

@@ -50,6 +50,7 @@ class Outcome(NamedTuple):
     sketch: bytes | None  # packed
     steps: dict[str, str]  # name of each step that saw it -> "kept", "changed", "dropped"
     findings: list[tuple[str, Finding]]  # with the name of the step
+    read: int  # bytes of text that came from the corpus, not from an earlier pass
 
 
 def pieces(todo: Iterable[Todo]) -> Iterator[list[Todo]]:
@@ -73,6 +74,7 @@ def work_on(plan: Plan, todo: Todo) -> Outcome:
     """Do to one document what a pass does."""
     packed = isinstance(todo.document, bytes)
     document = unpack(todo.document) if packed else todo.document
+    read = 0 if packed else len(document.text.encode(errors="surrogatepass"))
     steps, findings = {}, []
     for step in plan.steps:
         before = document
@@ -84,11 +86,11 @@ def work_on(plan: Plan, todo: Todo) -> Outcome:
         findings += [(step.name, each) for each in found]
         if document is None:
             steps["leakage" if todo.leaks else step.name] = "dropped"
-            return Outcome(todo.split, None, None, steps, findings)
+            return Outcome(todo.split, None, None, steps, findings, read)
         steps[step.name] = "kept" if document == before else "changed"
     sketcher, sketch = plan.sketcher, None
     if sketcher:
         sketch = pack(sketcher.stage.sketch(sketcher.config, document), level=0)
     unchanged = packed and "changed" not in steps.values()
     record = todo.document if unchanged else pack(document)
-    return Outcome(todo.split, record, sketch, steps, findings)
+    return Outcome(todo.split, record, sketch, steps, findings, read)

@@ -14,16 +14,21 @@ Letters: n documents, N shards, F features.
 """
 
 import hashlib
+import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from lm.data.arrays import empty
+
 NUM_FEATURES = 256  # F, buckets that words are hashed into
 MAX_WORDS = 20_000  # of a document that its features count
 KINDS = ("code", "numbers", "prose")
+FITTED = 20_000  # documents that k-means is fitted on, at most
+CHUNK = 4096  # documents whose distances are found at once
 DIGITS, SIGNS = 0.2, 0.1  # shares of the characters that tell a kind
 
 
@@ -37,7 +42,17 @@ class Sketch(NamedTuple):
     features_F: np.ndarray | None = None  # float16; only `kmeans` needs them
 
 
-Policy = Callable[[Sequence[Sketch], int], np.ndarray]  # (sketches, N) -> distances [n, N]
+class Sketches(NamedTuple):
+    """The sketches of n documents, in less memory."""
+
+    digests_n: np.ndarray  # uint64
+    sizes_n: np.ndarray  # int64
+    keys: list[str]
+    kinds: list[str]
+    features_nF: np.ndarray | None  # float16
+
+
+Policy = Callable[[Sketches, int], np.ndarray]  # (sketches, N) -> distances [n, N]
 
 
 def sketch(text: str, key: str, policy: str) -> Sketch:
@@ -45,6 +60,21 @@ def sketch(text: str, key: str, policy: str) -> Sketch:
     digest = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
     features = word_features(text) if policy == "kmeans" else None
     return Sketch(digest, len(raw), key, kind_of(text), features)
+
+
+def gathered(sketches: Iterable[Sketch], num: int) -> Sketches:
+    """Go once through the sketches of `num` documents."""
+    digests_n, sizes_n = np.zeros(num, np.uint64), np.zeros(num, np.int64)
+    keys, kinds, features_nF = [], [], None
+    for place, each in enumerate(sketches):
+        digests_n[place], sizes_n[place] = each.digest, each.size
+        keys.append(sys.intern(each.key))
+        kinds.append(sys.intern(each.kind))
+        if each.features_F is not None:
+            if features_nF is None:
+                features_nF = empty(num, NUM_FEATURES, np.float16)
+            features_nF[place] = each.features_F
+    return Sketches(digests_n, sizes_n, keys, kinds, features_nF)
 
 
 def kind_of(text: str) -> str:
@@ -73,27 +103,26 @@ def around(home_n: np.ndarray, num_shards: int) -> np.ndarray:
     return (np.arange(num_shards) - home_n[:, None]) % num_shards
 
 
-def round_robin(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
-    return around(np.arange(len(sketches)) % num_shards, num_shards)
+def round_robin(sketches: Sketches, num_shards: int) -> np.ndarray:
+    return around(np.arange(len(sketches.keys)) % num_shards, num_shards)
 
 
-def by_hash(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
-    return around(np.array([s.digest % num_shards for s in sketches]), num_shards)
+def by_hash(sketches: Sketches, num_shards: int) -> np.ndarray:
+    home_n = (sketches.digests_n % np.uint64(num_shards)).astype(np.int64)
+    return around(home_n, num_shards)
 
 
-def by_range(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
-    before = np.cumsum([0, *(s.size for s in sketches)])
+def by_range(sketches: Sketches, num_shards: int) -> np.ndarray:
+    before = np.concatenate([[0], np.cumsum(sketches.sizes_n)])
     home_n = before[:-1] * num_shards // max(int(before[-1]), 1)
     return around(np.minimum(home_n, num_shards - 1), num_shards)
 
 
-def by_group(
-    sketches: Sequence[Sketch], groups: Sequence[Hashable], num_shards: int
-) -> np.ndarray:
+def by_group(sketches: Sketches, groups: Sequence[Hashable], num_shards: int) -> np.ndarray:
     """Keep groups whole: the largest goes first, to the shard that has the least."""
     sizes: Counter = Counter()
-    for each, group in zip(sketches, groups, strict=True):
-        sizes[group] += each.size
+    for group, size in zip(groups, sketches.sizes_n.tolist(), strict=True):
+        sizes[group] += size
     loads, chosen = [0] * num_shards, {}
     for group, size in sizes.most_common():
         chosen[group] = loads.index(min(loads))
@@ -101,30 +130,34 @@ def by_group(
     return around(np.array([chosen[group] for group in groups]), num_shards)
 
 
-def by_key(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
-    return by_group(sketches, [s.key for s in sketches], num_shards)
+def by_key(sketches: Sketches, num_shards: int) -> np.ndarray:
+    return by_group(sketches, sketches.keys, num_shards)
 
 
-def by_kind_and_length(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
+def by_kind_and_length(sketches: Sketches, num_shards: int) -> np.ndarray:
     """Make at least N cells: each kind has as many bands of length as that takes."""
-    kinds = [s.kind for s in sketches]
+    kinds, sizes_n = sketches.kinds, sketches.sizes_n
     bands = -(-num_shards // len(set(kinds)))
-    sizes_n = np.array([s.size for s in sketches])
     ends = np.quantile(sizes_n, np.arange(1, bands) / bands)
     bands_n = np.searchsorted(ends, sizes_n, side="right").tolist()
     return by_group(sketches, list(zip(kinds, bands_n, strict=True)), num_shards)
 
 
-def by_words(sketches: Sequence[Sketch], num_shards: int) -> np.ndarray:
+def by_words(sketches: Sketches, num_shards: int) -> np.ndarray:
     # Imported where used: it takes a second, and most runs have no use for it.
     from sklearn.cluster import MiniBatchKMeans
 
-    features_nF = np.stack([s.features_F for s in sketches]).astype(np.float64)
-    clusters = min(num_shards, len(sketches))
+    features_nF = sketches.features_nF
+    num = len(features_nF)
+    clusters = min(num_shards, num)
     means = MiniBatchKMeans(clusters, random_state=0, n_init=3, batch_size=4096)
-    distances_nN = np.full((len(sketches), num_shards), np.inf)
-    # Rounded, so that the order of a sum on another machine moves no document.
-    distances_nN[:, :clusters] = np.round(means.fit(features_nF).transform(features_nF), 6)
+    means.fit(features_nF[:: -(-num // FITTED)].astype(np.float64))
+    distances_nN = np.full((num, num_shards), np.inf)
+    for start in range(0, num, CHUNK):
+        some = features_nF[start : start + CHUNK].astype(np.float64)
+        # Rounded, so that the order of a sum on another machine moves no document.
+        found = np.round(means.transform(some), 6)
+        distances_nN[start : start + CHUNK, :clusters] = found
     return distances_nN
 
 
@@ -142,20 +175,19 @@ PARTITIONS: dict[str, Policy] = {
 ALIKE = ("round_robin", "hash")
 
 
-def assign(
-    sketches: Sequence[Sketch], policy: str, num_shards: int, sizes: str
-) -> np.ndarray:
+def assign(sketches: Sketches, policy: str, num_shards: int, sizes: str) -> np.ndarray:
     """Return int32[n], the shard of each document; ValueError if a shard would be empty.
 
     `sizes` is "natural", or "equal": then a shard takes documents, in their order, until it
     has its N-th part of the bytes, and the next nearest shard takes what comes after.
     """
-    if len(sketches) < num_shards:
+    num = len(sketches.keys)
+    if num < num_shards:
         raise ValueError(
-            f"data.shards is {num_shards}, but there are {len(sketches)} training "
+            f"data.shards is {num_shards}, but there are {num} training "
             "documents; give fewer shards"
         )
-    keys = sorted({s.key for s in sketches})
+    keys = sorted(set(sketches.keys))
     if policy == "dictionary" and len(keys) < num_shards:
         raise ValueError(
             f"data.partition=dictionary has {len(keys)} keys ({', '.join(keys[:5])}) for "
@@ -166,7 +198,7 @@ def assign(
     if sizes == "natural":
         chosen_n = distances_nN.argmin(1)
     else:
-        chosen_n = nearest_with_room(distances_nN, [s.size for s in sketches])
+        chosen_n = nearest_with_room(distances_nN, sketches.sizes_n.tolist())
     if empty := sorted(set(range(num_shards)) - set(chosen_n.tolist())):
         raise ValueError(
             f"data.partition={policy} leaves {len(empty)} of data.shards {num_shards} "

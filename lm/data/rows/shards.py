@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from lm.data.rows.joined import Joined
 from lm.data.rows.packing import Row
-from lm.data.rows.partition import assign, kind_of, sketch
+from lm.data.rows.partition import Sketch, assign, gathered, kind_of, sketch
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.rows.weights import effective_size
 from lm.data.sources.corpus import Document
@@ -35,11 +35,15 @@ def dealt(
     """
     if shards == 1 and strata == "none":
         return [[list(range(len(documents)))]], [""]
-    sketches, names = [], []
-    for document in documents:
-        sketches.append(sketch(document.text, document.key, partition))
-        names.append(STRATA[strata](document) if strata in STRATA else "")
-    chosen = assign(sketches, partition, shards, sizes) if shards > 1 else [0] * len(names)
+    names: list[str] = []
+
+    def sketches() -> Iterator[Sketch]:
+        for document in documents:
+            yield sketch(document.text, document.key, partition)
+            names.append(STRATA[strata](document) if strata in STRATA else "")
+
+    found = gathered(sketches(), len(documents))
+    chosen = assign(found, partition, shards, sizes) if shards > 1 else [0] * len(names)
     order = sorted(set(names))
     parts: list[list[list[int]]] = [[[] for _ in order] for _ in range(shards)]
     for number, (shard, name) in enumerate(zip(chosen, names, strict=True)):

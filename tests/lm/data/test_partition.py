@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from lm.data.rows.partition import PARTITIONS, Sketch, assign, kind_of, sketch
+from lm.data.rows import partition
+from lm.data.rows.partition import PARTITIONS, Sketch, gathered, kind_of, sketch
 
 SHARDS = 4
 WORDS = ["alpha beta gamma", "uno dos tres", "eins zwei drei", "one two three"]
@@ -19,6 +20,10 @@ def documents(policy: str, num: int = 200) -> list[Sketch]:
     ]
     keys = rng.choice(5, num, p=[0.5, 0.2, 0.1, 0.1, 0.1])
     return [sketch(t, f"k{key}", policy) for t, key in zip(texts, keys, strict=True)]
+
+
+def assign(sketches: list[Sketch], *choices) -> np.ndarray:
+    return partition.assign(gathered(sketches, len(sketches)), *choices)
 
 
 def loads(sketches, chosen) -> list[int]:

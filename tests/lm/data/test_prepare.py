@@ -299,7 +299,7 @@ def test_a_damaged_cache_is_refused_and_named(own):
 
 
 def test_a_full_disk_leaves_no_half_of_a_cache(own, monkeypatch):
-    def full(config, corpus, made, fingerprint):
+    def full(config, corpus, made, *_):
         (made / "train.tokens").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -321,10 +321,13 @@ def test_a_killed_preparation_goes_on_with_the_split_that_it_was_at(own, monkeyp
         return real(rows, folder, split, meta)
 
     monkeypatch.setattr(preparation, "write_shards", write)
+    assert preparation.state(own) == "absent"
     with pytest.raises(KeyboardInterrupt):
         prepare(own)
+    assert preparation.state(own) == "begun"
     monkeypatch.setattr(preparation, "train_tokenizer", lambda *_: pytest.fail("again"))
     again = prepare(own)
+    assert preparation.state(own) == "done"
     assert written == ["train", "validation", "validation"]
     assert again.meta == whole.meta
     folders = [preparation.rows_folder(own, whole.meta["fingerprint"])]

@@ -6,7 +6,8 @@ Counts lie in tables at a hash of the bytes; two contexts that share a place are
 which costs little since the tables are larger than the sample they are fitted on.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -77,12 +78,12 @@ class NGram:
             p = (both + STRENGTH * p) / (context + STRENGTH)
         return np.minimum(p, 1.0)
 
-    def bits(self, texts: Sequence[bytes]) -> np.ndarray:
+    def bits(self, texts: Iterable[bytes]) -> np.ndarray:
         """Return the mean bits of a byte in each text, float64[texts]; 0 without bytes."""
-        starts = range(0, len(texts), CHUNK)
-        return np.concatenate(
-            [np.zeros(0), *(self.bits_of_chunk(texts[x : x + CHUNK]) for x in starts)]
-        )
+        found, texts = [np.zeros(0)], iter(texts)
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            found.append(self.bits_of_chunk(chunk))
+        return np.concatenate(found)
 
     def bits_of_chunk(self, texts: Sequence[bytes]) -> np.ndarray:
         data, of = joined(texts)

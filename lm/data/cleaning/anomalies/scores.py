@@ -119,7 +119,7 @@ def surprise(samples: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         for fit, scored in halves(kept):
             model = NGram(order, sum(len(samples[i]) for i in fit))
             model.add([samples[i] for i in fit])
-            bits[scored] = model.bits([samples[i] for i in scored])
+            bits[scored] = model.bits(samples[i] for i in scored)
         if limit < np.inf:
             kept = deviations(bits, 0.1) < limit
     return bits, kept
@@ -156,8 +156,7 @@ def score(samples: Sequence[bytes], measures: Measures, hashed: np.ndarray) -> S
         ]
     )
     columns = [*standard(measures), np.clip(unlikely, -10, 10), *hashed.T]
-    features = np.stack(columns, 1, dtype=np.float32)
-    isolated = isolation(features)
+    isolated = isolation(columns)
     by_kind = {
         "base64": deviations(measures.encoded, 0.03),
         "gibberish": np.where(is_random, unlikely + unlinked, 0.0),
@@ -190,14 +189,22 @@ def standard(measures: Measures) -> list[np.ndarray]:
     return [np.clip(deviations(x, 0.02), -10, 10) for x in measures]
 
 
-def isolation(features: np.ndarray) -> np.ndarray:
-    """Return how easily each row is isolated from the others, 0 to 1.
+def isolation(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how easily each document is isolated from the others, 0 to 1.
+
+    columns: float[documents] each.
 
     Isolation forest (Liu, Ting and Zhou 2008): a random tree needs few cuts to set apart
     what is unlike the rest.
     """
     from sklearn.ensemble import IsolationForest  # takes a second to import
 
-    step = -(-len(features) // FITTED) or 1
-    forest = IsolationForest(n_estimators=TREES, random_state=0).fit(features[::step])
-    return -forest.score_samples(features)
+    def features(part: slice) -> np.ndarray:
+        return np.stack([column[part] for column in columns], 1, dtype=np.float32)
+
+    num = len(columns[0])
+    step = -(-num // FITTED) or 1
+    forest = IsolationForest(n_estimators=TREES, random_state=0)
+    forest.fit(features(slice(None, None, step)))
+    parts = (slice(start, start + FITTED) for start in range(0, num, FITTED))
+    return -np.concatenate([forest.score_samples(features(part)) for part in parts])

@@ -1,0 +1,89 @@
+"""A function over a stream of pieces on Ray: the cores of this machine, or of a cluster.
+
+These are plain Ray tasks, a bounded number at a time, taken back in order. Ray Data has no
+source that is a stream of this process: its readers run in tasks, and items must be in
+memory as a whole. But the documents are a stream (of any source, or of the last pass with a
+verdict for each), so Ray Data would need them in a file first, and would give no other
+bytes. A task whose worker died is run again by Ray itself, three times.
+"""
+
+import collections
+import logging
+import os
+import pathlib
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+Piece = TypeVar("Piece")
+Made = TypeVar("Made")
+
+AHEAD = 3  # pieces for each core that wait or are made, which bounds the memory
+ANSWER_SECONDS = 10.0
+
+
+class RayTasks:
+    """Ray while a `with` lasts: started on this machine, or joined at an address."""
+
+    def __init__(self, address: str, num_cores: int, code: Sequence[pathlib.Path]):
+        """ValueError without Ray.
+
+        address: of a cluster, such as "auto" or "10.0.0.1:6379"; "": Ray is started here,
+        on `num_cores` cores. code: folders of packages that a cluster's machines are sent.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError(
+                f"Ray cannot be imported ({error}); pip install -r requirements-ray.txt"
+            ) from None
+        self.ray, self.address = ray, address
+        self.num_cores, self.code = num_cores, code
+
+    def __enter__(self) -> "RayTasks":
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not self.address:
+            self.ray.init(
+                "local", num_cpus=self.num_cores, include_dashboard=False, **quiet
+            )
+            return self
+        shipped = {"py_modules": [str(folder) for folder in self.code]}
+        try:
+            answers(self.address)
+            self.ray.init(self.address, runtime_env=shipped, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"no Ray cluster answers at {self.address!r} ({error}); give the address "
+                "that `ray start --head` printed, or none to start Ray on this machine"
+            ) from None
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.ray.shutdown()
+
+    def map(
+        self,
+        function: Callable[[Piece], Made],
+        pieces: Iterable[Piece],
+        size: Callable[[Piece], int],
+    ) -> Iterator[Made]:
+        """Yield function(piece) of each piece in order."""
+        # A lambda is sent by value: a cluster's machines need not have this module.
+        task = self.ray.remote(lambda function, piece: function(piece))
+        sent = self.ray.put(function)
+        most = AHEAD * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+        pending: collections.deque[Any] = collections.deque()
+        for piece in pieces:
+            pending.append(task.remote(sent, piece))
+            if len(pending) >= most:
+                yield self.ray.get(pending.popleft())
+        while pending:
+            yield self.ray.get(pending.popleft())
+
+
+def answers(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, for which Ray would wait very long."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
