@@ -360,6 +360,18 @@ FAULTS = [
         "lm/data/cleaning/test_near_dedup.py clusters",
     ),
     Fault(
+        "Ray is sent the whole stream at once", "experiments/processes/ray_tasks.py",
+        "            if len(pending) >= most:",
+        "            if False:",
+        "experiments/processes/test_ray_tasks.py",
+    ),
+    Fault(
+        "k-means sees only the first part", "lm/data/rows/partition.py",
+        "some = features_nF[start : start + CHUNK].astype(np.float64)",
+        "some = features_nF[:CHUNK][: num - start].astype(np.float64)",
+        "lm/data/test_partition.py in_parts",
+    ),
+    Fault(
         "a held-out copy of a training document stays", "lm/data/cleaning/run.py",
         'if copy and policy == "keep":', "if copy:",
         "lm/data/cleaning/test_leakage.py policy",

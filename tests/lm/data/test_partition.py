@@ -1,9 +1,11 @@
 """Partitions of documents over shards: their laws, on documents of planted groups."""
 
 import collections
+import tracemalloc
 
 import numpy as np
 import pytest
+from sklearn.cluster import MiniBatchKMeans
 
 from lm.data.rows import partition
 from lm.data.rows.partition import KINDS, PARTITIONS, Sketch, gathered, kind_of, sketch
@@ -94,3 +96,34 @@ def test_bad_input_names_the_numbers():
         assign(alike, "dictionary", 4, "natural")
     with pytest.raises(ValueError, match="hash leaves 3 of data.shards 4 without"):
         assign(alike, "hash", 4, "natural")
+
+
+def test_k_means_in_parts_is_k_means(monkeypatch):
+    """With its features in a file and distances in parts, as for a large corpus."""
+    monkeypatch.setattr(partition, "CHUNK", 7)
+    monkeypatch.setattr("lm.data.arrays.IN_MEMORY", 0)
+    sketches = documents("kmeans")
+    found = gathered(sketches, len(sketches))
+    assert isinstance(found.features_nF, np.memmap)
+    features = np.array([each.features_F for each in sketches], np.float64)
+    means = MiniBatchKMeans(SHARDS, random_state=0, n_init=3, batch_size=4096)
+    expected = means.fit(features).transform(features)
+    np.testing.assert_allclose(PARTITIONS["kmeans"](found, SHARDS), expected, atol=1e-6)
+
+
+def test_a_document_more_takes_less_than_a_kilobyte(monkeypatch):
+    for name in ("FITTED", "CHUNK"):
+        monkeypatch.setattr(partition, name, 500)
+    words = np.random.default_rng(0).random((40, 256)).astype(np.float16)
+
+    def peak(num: int) -> int:
+        sketches = (Sketch(i, i, f"key {i % 9}", "code", words[i % 40]) for i in range(num))
+        tracemalloc.start()
+        found = gathered(sketches, num)
+        for policy in PARTITIONS.values():
+            policy(found, SHARDS)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert (peak(3000) - peak(1000)) / 2000 < 1000

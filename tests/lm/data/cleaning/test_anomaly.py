@@ -5,10 +5,12 @@ import random
 
 import numpy as np
 import pytest
+from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
 from configs.fields import check
 from lm.data.cleaning import anomaly
+from lm.data.cleaning.anomalies import scores
 from lm.data.cleaning.anomalies.repair import repair
 from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.sources.corpus import Document
@@ -208,3 +210,12 @@ def test_few_documents_and_empty_ones():
     assert all(document is not None for document, _ in same)
     text = "lone \ud800 surrogate \x00"
     assert anomaly.sketch(AnomalyConfig(), Document(text, "x")).sample
+
+
+def test_an_isolation_forest_in_parts_is_one_forest(monkeypatch):
+    """Fitted on every third document, and applied to some at a time."""
+    monkeypatch.setattr(scores, "FITTED", 50)
+    features = np.random.default_rng(0).normal(size=(130, 3)).astype(np.float32)
+    forest = IsolationForest(n_estimators=scores.TREES, random_state=0)
+    expected = -forest.fit(features[::3]).score_samples(features)
+    np.testing.assert_array_equal(scores.isolation(list(features.T)), expected)
