@@ -189,14 +189,16 @@ def check_augment(config: Experiment) -> None:
 
 def check_texts(config: Experiment) -> None:
     """Raise ValueError if the family cannot read the data: documents, or pairs."""
-    has = "pairs" if config.data.source in PAIR_SOURCES else "documents"
+    has = "pairs" if config.data.pairs else "documents"
     reads = config.model.reads
     if reads != has:
         fitting = PAIR_SOURCES if reads == "pairs" else DOCUMENT_SOURCES
         raise ValueError(
-            f"data.source is {config.data.source!r}, but a {type(config.model).__name__} "
-            f"learns from {reads}; choose one of {', '.join(sorted(fitting))}, or another "
-            "family of models"
+            f"data.source is {config.data.source!r} and data.packing "
+            f"{config.data.packing!r}, but a {type(config.model).__name__} learns from "
+            f"{reads}; choose one of {', '.join(sorted(fitting))}, "
+            + ("data.packing=spans, " if reads == "pairs" else "another packing, ")
+            + "or another family of models"
         )
 
 

@@ -20,7 +20,6 @@ from lm.data.rows.store import Rows, target_bytes, targets
 from lm.data.sources.corpus import Document
 from lm.data.sources.listing import list_files
 from lm.data.sources.reading import read_text
-from lm.data.sources.table import PAIR_SOURCES
 from lm.data.texts import clean_alone, head, pack_texts
 from lm.data.tokenizer import token_bytes
 from lm.metrics import bootstrap_interval, metrics, perplexity, prediction_sums
@@ -238,7 +237,7 @@ def held_out_rows(
     rows = getattr(data, split)
     if rows is None:
         raise ValueError(f"--on={split}: the data of this run has no text of another kind")
-    if config.source != "stdlib" or config.sources:
+    if config.source != "stdlib" or config.sources or config.pairs:
         return rows, None
     fingerprint = data.meta["fingerprint"]
     usual = usual_in_training(config, data.tokenizer, fingerprint)
@@ -253,7 +252,7 @@ def file_rows(
 
     `fingerprint` identifies the run's data. ValueError if the files cannot be read.
     """
-    if config.source in PAIR_SOURCES:
+    if config.pairs:
         raise ValueError(
             f"--on={pattern}: a run that learnt from pairs is not evaluated on files; give "
             "--on=validation"

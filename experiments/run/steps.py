@@ -109,4 +109,5 @@ def row_order(config: Experiment) -> Order:
         data.growth,
         data.lengths,
         data.source_len,
+        data.spans if data.packing == "spans" else None,
     )

@@ -15,11 +15,11 @@ from lm.data.rows.growth import check_growth
 from lm.data.rows.packing import PACKINGS
 from lm.data.rows.partition import KINDS, PARTITIONS
 from lm.data.rows.sampling import SamplingConfig
+from lm.data.rows.spans import SpansConfig, longest_piece
 from lm.data.sources.config import BY_TEXT, SourceConfig, TextsConfig, read
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
-PAIRS = {"data.source": PAIR_SOURCES}
 DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 PRETRAINED = {"only": {"data.tokenizer": ("pretrained",)}}
 LEAKAGE = ("drop", "refuse", "keep")
@@ -61,7 +61,7 @@ class DataConfig(TextsConfig):
     # T, tokens in a row that the model reads; with pairs, source and target together
     seq_len: int = field(default=256, metadata={"at_least": 2})
     # tokens of seq_len that are reserved for the source
-    source_len: int = field(default=0, metadata={"at_least": 0, "only": PAIRS})
+    source_len: int = field(default=0, metadata={"at_least": 0})
     # rows in a step, over all devices together
     batch_size: int = field(default=32, metadata={"at_least": 1})
     # ((steps, rows), ...): after so many steps a batch has so many rows; the learning rate
@@ -71,9 +71,12 @@ class DataConfig(TextsConfig):
     # them, so that batch_size x seq_len positions are in each (pairs, or packing=none)
     equal_tokens: bool = False
     # first_fit: documents share rows; concat: one stream, no mask; none: each has its own
-    # rows, filled up with padding
+    # rows, filled up with padding; spans: pairs of a text and runs taken out of it (T5)
     packing: str = field(
-        default="first_fit", metadata={"choices": tuple(PACKINGS), "only": DOCUMENTS}
+        default="first_fit", metadata={"choices": (*PACKINGS, "spans"), "only": DOCUMENTS}
+    )
+    spans: SpansConfig = field(
+        default_factory=SpansConfig, metadata={"only": {"data.packing": ("spans",)}}
     )
     # N, parts of the training documents that are packed and shuffled each by itself; place
     # p of a batch of B rows belongs to part p N // B, so that replicas see different text
@@ -105,11 +108,34 @@ class DataConfig(TextsConfig):
         self.validate_strata()
         self.validate_equal_tokens()
         check_growth(self.batch_size, self.growth, self.shards)
-        if self.source in PAIR_SOURCES and not 2 <= self.source_len <= self.seq_len - 2:
+        self.validate_source_len()
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row is a source and a target; else it is of documents."""
+        return self.source in PAIR_SOURCES or self.packing == "spans"
+
+    def validate_source_len(self) -> None:
+        if not self.pairs and self.source_len:
+            raise ValueError(
+                f"data.source_len is {self.source_len}, but it has no effect where "
+                f"data.source is {self.source!r} and data.packing {self.packing!r}; unset "
+                f"it, let data.packing be 'spans', or let data.source be "
+                f"{' or '.join(map(repr, PAIR_SOURCES))}"
+            )
+        if self.pairs and not 2 <= self.source_len <= self.seq_len - 2:
             raise ValueError(
                 f"data.source_len is {self.source_len}; it must be at least 2, and leave "
                 f"at least 2 of data.seq_len {self.seq_len} for the target"
             )
+        if self.packing == "spans":
+            longest_piece(self.spans, self.seq_len, self.source_len)
+            if self.tokenizer == "pretrained":
+                raise ValueError(
+                    "data.packing is 'spans', whose sentinels are tokens of single bytes "
+                    "as our tokenizers have them, but data.tokenizer is 'pretrained'; "
+                    "choose another of the two"
+                )
 
     def alone(self, source: SourceConfig) -> "DataConfig":
         """Return this config with one source of the mixture as its only text."""
@@ -173,7 +199,7 @@ class DataConfig(TextsConfig):
     def validate_equal_tokens(self) -> None:
         if not self.equal_tokens:
             return
-        if self.source in DOCUMENT_SOURCES and self.packing != "none":
+        if not self.pairs and self.packing != "none":
             raise ValueError(
                 f"data.equal_tokens is set, but data.packing is {self.packing!r}, which "
                 "fills all rows; set data.packing=none, or unset it"

@@ -111,6 +111,8 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
     fields = ("tokenizer", "vocab_size", "seq_len", "source_len", "packing")
     made_of = {"format": FORMAT, "corpus": corpus.identity}
     made_of |= {name: getattr(config, name) for name in fields}
+    if config.packing == "spans":
+        made_of["spans"] = asdict(config.spans)
     if config.lengths:
         made_of["lengths"] = config.lengths
     if isinstance(corpus, Corpus):

@@ -16,6 +16,7 @@ from lm.data.cleaning.table import STAGES, chosen_stages
 from lm.data.cleaning.work import Step, apply_clean
 from lm.data.config import DataConfig
 from lm.data.rows.packing import PACKINGS, Row
+from lm.data.rows.spans import span_rows
 from lm.data.rows.store import Rows
 from lm.data.rows.weights import encode
 from lm.data.sources.corpus import SHIFTED_CHARACTERS, Corpus, Document, head
@@ -75,7 +76,13 @@ def document_rows(
     """Pack the documents of these numbers."""
     chosen = (documents[number] for number in numbers)
     shown = tqdm(chosen, f"pack {split}", len(numbers), unit=" documents")
-    return PACKINGS[config.packing](encode(tokenizer, shown), config.seq_len)
+    return pack(config, encode(tokenizer, shown))
+
+
+def pack(config: DataConfig, encoded: Iterable[np.ndarray]) -> Iterable[Row]:
+    if config.packing == "spans":
+        return span_rows(config.spans, encoded, config.seq_len, config.source_len)
+    return PACKINGS[config.packing](encoded, config.seq_len)
 
 
 def clean_alone(config: DataConfig, documents: Iterable[Document]) -> Iterator[Document]:
@@ -93,10 +100,9 @@ def pack_texts(
     config: DataConfig, tokenizer: Tokenizer, texts: list[str], classes: bool = False
 ) -> Rows:
     """Pack texts into rows in memory; with `classes`, also the class of each token."""
-    pack = PACKINGS[config.packing]
 
     def rows(encoded: Iterable[np.ndarray]) -> list[np.ndarray]:
-        packed = list(pack(encoded, config.seq_len))
+        packed = list(pack(config, encoded))
         if not packed:
             raise ValueError(
                 f"the text is too short for one row of data.seq_len {config.seq_len}; "

@@ -64,9 +64,9 @@ MODELS = {
     "tied": lambda: SMALL.task(Setting(VOCAB, 12)),
     "untied": lambda: dataclasses.replace(SMALL, tied=False).task(Setting(VOCAB, 12)),
     "recurrent": lambda: RecurrentConfig(width=16).task(Setting(VOCAB, 0)),
-    "seq2seq": lambda: Seq2SeqConfig(width=16, num_layers=1).task(Setting(VOCAB, 0, 6)),
+    "seq2seq": lambda: Seq2SeqConfig(width=16, num_layers=1).task(Setting(VOCAB, 12, 6)),
     "seq2seq-recurrent": lambda: Seq2SeqConfig("recurrent", width=16, num_layers=1).task(
-        Setting(VOCAB, 0, 6)
+        Setting(VOCAB, 12, 6)
     ),
 }
 

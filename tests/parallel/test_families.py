@@ -55,7 +55,7 @@ def pair_batches(num: int) -> list[dict[str, np.ndarray]]:
 
 def seq2seq(**model):
     config = Seq2SeqConfig(width=32, num_layers=1, dropout=0.2, **model)
-    return config.task(Setting(VOCAB, 0, SOURCE_LEN))
+    return config.task(Setting(VOCAB, SEQ_LEN, SOURCE_LEN))
 
 
 FAMILIES = {  # name -> (the task's maker, its batches)

@@ -8,7 +8,8 @@ With N shards, place p of a batch of B rows belongs to shard p N // B, whatever 
 Each shard has its own order, and each stratum in it (lm/data/rows/strata.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import grain
@@ -19,6 +20,7 @@ from lm.data.rows.buckets import Buckets, cut
 from lm.data.rows.growth import Growth, rows_at, rows_before
 from lm.data.rows.parts import Part, parts_of, strata_of
 from lm.data.rows.sampling import SamplingConfig
+from lm.data.rows.spans import SpansConfig, another
 from lm.data.rows.store import Rows, read_batch
 from lm.data.rows.strata import Draw, another_seed
 
@@ -34,6 +36,7 @@ class Order(NamedTuple):
     growth: Growth = ()
     lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
     source_len: int = 0  # of pairs
+    spans: SpansConfig | None = None  # of pairs that are corrupted anew in each epoch
 
     def parts(self, rows: Rows) -> list[list[Part]]:
         return parts_of(rows, self.sampling, self.source_weights)
@@ -140,6 +143,11 @@ def train_batches(
     places, extra = places_of(rows, order), extra_arrays(rows, order)
     damages = [order.augment.acts_on(name) for name in strata_of(rows)[1]]
 
+    def varied(vary: Callable, batch: dict, found: list[Place]) -> np.ndarray:
+        """Return a variant of the rows that each epoch has for itself."""
+        each = zip(batch["tokens"], found, strict=True)
+        return np.stack([vary(x, order.seed, at.row, at.epoch) for x, at in each])
+
     def batch(step: int) -> dict[str, np.ndarray]:
         num_rows, length = places.shape(step)
         local = num_rows // num_processes
@@ -151,14 +159,12 @@ def train_batches(
             ones = np.ones(batch["tokens"].shape, np.float32)
             batch["weights"] = batch.get("weights", ones) * factors
         if "inputs" in extra:
-            batch["inputs"] = np.stack(
-                [
-                    damaged(order.augment, tokens, order.seed, each.row, each.epoch)
-                    if damages[each.stratum]
-                    else tokens
-                    for tokens, each in zip(batch["tokens"], found, strict=True)
-                ]
-            )
+            inputs = varied(partial(damaged, order.augment), batch, found)
+            chosen = np.array([damages[at.stratum] for at in found])[:, None]
+            batch["inputs"] = np.where(chosen, inputs, batch["tokens"])
+        if order.spans and rows.weights is None:
+            redraw = partial(another, order.spans, order.source_len)
+            batch["tokens"] = varied(redraw, batch, found)
         if order.lengths:
             rows_of = batch.pop("row")
             batch = {k: cut(x, order.source_len, length) for k, x in batch.items()}

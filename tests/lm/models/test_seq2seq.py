@@ -35,7 +35,7 @@ def make(name, **changes):
         }
     )
     config.validate(Setting(VOCAB, SEQ_LEN, SOURCE_LEN))
-    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
+    task = config.task(Setting(VOCAB, SEQ_LEN, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     keys = iter(jax.random.split(jax.random.key(1), 200))
     return task, jax.tree.map(
@@ -155,7 +155,7 @@ def test_overfits_a_tiny_batch_and_writes_it(name):
         **{"width": 32, "num_layers": 1, "dropout": 0.0, **KINDS[name]},
         label_smoothing=0.0,
     )
-    task = config.task(Setting(VOCAB, 0, SOURCE_LEN))
+    task = config.task(Setting(VOCAB, SEQ_LEN, SOURCE_LEN))
     params = jax.jit(task.init)(jax.random.key(0))
     pairs = random_pairs(4)
     batch = as_batch(pairs)

@@ -15,6 +15,7 @@ from parallel.pipeline.stacking import build_stacking
 from tests.parallel.pipeline.test_pipeline import assert_round_trip, shardings_of
 from tests.parallel.test_families import SOURCE_LEN, pair_batches
 from tests.parallel.toy import (
+    SEQ_LEN,
     VOCAB,
     assert_equal,
     batches,
@@ -38,7 +39,7 @@ def seq2seq(kind, num_layers):
     config = Seq2SeqConfig(
         kind=kind, width=16, num_layers=num_layers, num_heads=2, dropout=0.2
     )
-    return config.task(Setting(VOCAB, 0, SOURCE_LEN))
+    return config.task(Setting(VOCAB, SEQ_LEN, SOURCE_LEN))
 
 
 FAMILIES = {  # name -> (the task's maker, its batches)
