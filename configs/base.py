@@ -24,6 +24,11 @@ FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
 }
 
 
+def embeddings_file(config: "Experiment") -> str:
+    """Return the file of word vectors; "" if there is none, as in families without them."""
+    return getattr(config.model, "embeddings", "")
+
+
 EVERY = {"at_least": 0, "decides": False}
 FREE = {"decides": False}
 

@@ -3,14 +3,20 @@
 python -m experiments.evaluate --workdir=runs/a [--checkpoint=best|latest|STEP]
     [--on=validation|shifted|'notes/*.txt']
 
+python -m experiments.evaluate --workdir=runs/a --neighbours=def,self [--embeddings_to=FILE]
+
 Prints a table of the scores and writes evaluation.json into the workdir. Where the text is
 Python (the embedded corpus, or files that end in .py), a second table has the scores by
-class of token (keyword, name, number, ...).
+class of token (keyword, name, number, ...). With --neighbours, prints instead the tokens
+whose embeddings are nearest to those of the given ones, by the cosine.
 """
 
+import pathlib
 from typing import Any
 
+import numpy as np
 from absl import flags
+from tokenizers import Tokenizer
 
 from experiments.processes import join
 from experiments.processes.files import json_line, write_if_possible
@@ -25,6 +31,8 @@ from experiments.run.evaluation import (
 )
 from experiments.run.restore import define_checkpoint, load_run, run_data
 from experiments.run.workdir import read_description, read_tokenizer
+from lm.data.embeddings import neighbours, token_id, write_vectors
+from lm.task import Params
 
 join.define_flags()
 WORKDIR = startup.define_workdir()
@@ -33,6 +41,14 @@ ON = flags.DEFINE_string(
     "on", "validation", "Text to evaluate on: validation, shifted, or a pattern of files."
 )
 
+NEIGHBOURS = flags.DEFINE_list(
+    "neighbours", [], "Print the nearest tokens of these instead, by their embeddings."
+)
+EMBEDDINGS_TO = flags.DEFINE_string(
+    "embeddings_to", None, "Write the embeddings to this file, in word2vec's text format."
+)
+NUM_NEIGHBOURS = 10
+
 
 def main() -> None:
     with user_errors():
@@ -40,6 +56,9 @@ def main() -> None:
         join.start_jax()
         config, task, params, step, mesh = load_run(workdir, CHECKPOINT.value)
         tokenizer, baseline = read_tokenizer(workdir), {}
+        if NEIGHBOURS.value or EMBEDDINGS_TO.value:
+            show_embeddings(tokenizer, params)
+            return
         if ON.value in ("validation", "shifted"):
             data = run_data(workdir, config)
             rows, usual = held_out_rows(config.data, data, ON.value)
@@ -53,6 +72,28 @@ def main() -> None:
     if is_main_process():
         print_scores(result)
         write_if_possible(workdir / "evaluation.json", json_line(result, indent=2))
+
+
+def show_embeddings(tokenizer: Tokenizer, params: Params) -> None:
+    """Print the neighbours of tokens, and write all embeddings, as the flags ask."""
+    if "embedding" not in params:
+        raise ValueError("--neighbours: the model of this run has no embedding")
+    table_VD = np.asarray(params["embedding"], np.float32)
+    ids = [token_id(tokenizer, word) for word in NEIGHBOURS.value]
+    if not is_main_process():
+        return
+    for word, index in zip(NEIGHBOURS.value, ids, strict=True):
+        print(f"{word!r}, token {index}")
+        for other, cosine in neighbours(table_VD, index, NUM_NEIGHBOURS):
+            print(f"  {cosine:7.4f}  {tokenizer.decode([other])!r}")
+    if EMBEDDINGS_TO.value:
+        file = pathlib.Path(EMBEDDINGS_TO.value)
+        try:
+            print(f"{write_vectors(file, tokenizer, table_VD)} vectors in {file}")
+        except OSError as error:
+            raise ValueError(
+                f"--embeddings_to={file} cannot be written ({error})"
+            ) from None
 
 
 def print_scores(result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from experiments.processes import join, topology
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
-from experiments.run.build import Run, build, check, check_data
+from experiments.run.build import Run, build, check, check_data, given_vectors
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.log import Clock
@@ -66,6 +66,7 @@ def main() -> None:
             # Checked here, before the workdir is claimed.
             check_data(config, data, mesh)
             sample_inputs(config, data.tokenizer)
+            given = given_vectors(config, data.tokenizer)
             change = new_end(folder, config, data)
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
@@ -74,8 +75,13 @@ def main() -> None:
                 return
         if change:
             say(change)
+        if given:
+            whole = data.tokenizer.get_vocab_size()
+            say(f"{len(given.ids)} of {whole} tokens begin with given vectors")
         num_rows = len(data.train.tokens)
-        task, program = build(config, data.tokenizer.get_vocab_size(), mesh, num_rows)
+        task, program = build(
+            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
+        )
         run = Run(config, folder, data, task, program, clock)
         with user_errors(OSError, FloatingPointError):
             train(run, STOP_AT.value, profiled)

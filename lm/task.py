@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lm.losses import cross_entropy
@@ -141,6 +142,24 @@ def next_token_task(
         return nnx.merge(graph, params).encode(cache, source_BS)
 
     return Task(init, loss, logits, cache, decode, encode if encodes else None)
+
+
+def with_embeddings(task: Task, ids: np.ndarray, vectors: np.ndarray) -> Task:
+    """Let rows `ids` of the embedding begin as `vectors` [n, D], the others as usual.
+
+    One factor scales all vectors, so that their elements have the root mean square of the
+    embedding that `init` draws. Directions and relative lengths stay, and the layers get
+    inputs of the size that they are initialised for.
+    """
+
+    def init(key: Key) -> Params:
+        params = task.init(key)
+        table_VD = params["embedding"]
+        size = jnp.sqrt(jnp.mean(table_VD**2)) / np.sqrt(np.mean(vectors**2))
+        scaled = (vectors * size).astype(table_VD.dtype)
+        return params | {"embedding": table_VD.at[ids].set(scaled)}
+
+    return task._replace(init=init)
 
 
 def layered_stages(

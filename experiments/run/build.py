@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
-from configs.base import FAMILIES, Experiment
+from configs.base import FAMILIES, Experiment, embeddings_file
 from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
 from experiments.run.steps import at_its_largest, row_order
+from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.models.setting import Setting
@@ -23,7 +25,7 @@ from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.robust import RobustConfig, robust, robust_scaling
-from lm.task import Task
+from lm.task import Task, with_embeddings
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
@@ -54,6 +56,8 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     for _, rows in config.data.growth:
         config.parallel.validate_rows(rows, "data.growth: a batch of", mesh)
     process_rows(mesh)
+    if file := embeddings_file(config):
+        read_header(file, config.model.width)
     check_texts(config)
     check_optimizer(config)
     check_plateau(config)
@@ -251,14 +255,28 @@ def model_flops(config: Experiment, vocab_size: int) -> float:
     return flops_per_token(build_task(plain, vocab_size), config.data.seq_len)
 
 
+def given_vectors(config: Experiment, tokenizer: Tokenizer) -> Vectors | None:
+    """Read the vectors that the embedding begins with, if the config names some."""
+    if not (file := embeddings_file(config)):
+        return None
+    return read_vectors(file, tokenizer, config.model.width)
+
+
 def build(
-    config: Experiment, vocab_size: int, mesh: Mesh, num_rows: int = 0
+    config: Experiment,
+    vocab_size: int,
+    mesh: Mesh,
+    num_rows: int = 0,
+    given: Vectors | None = None,
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
-    `num_rows` is the number of rows of an epoch, 0 where it is not known.
+    `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
+    vectors that rows of the embedding begin with.
     """
     task = build_task(config, vocab_size)
+    if given:
+        task = with_embeddings(task, *given)
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)

@@ -23,10 +23,11 @@ from jax.experimental import multihost_utils
 from tokenizers import Tokenizer
 
 from configs import fields
-from configs.base import FAMILIES, Experiment
+from configs.base import FAMILIES, Experiment, embeddings_file
 from experiments.processes.files import read_object, write_whole
 from experiments.run.log import REMOVE_METRICS, read_metrics
 from experiments.run.summary import read_summary
+from lm.data.embeddings import digest
 from lm.data.prepare import Data
 from lm.data.sources.config import TextsConfig
 from lm.data.tokenizer import load_tokenizer
@@ -107,6 +108,12 @@ def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
             f"{here['fingerprint']} now, so the text or the version of what prepares it "
             "has changed"
         ]
+    vectors = there.get("embeddings", ""), here["embeddings"]
+    if vectors[0] != vectors[1]:
+        differing.append(
+            f"the content of model.embeddings is {vectors[0] or 'nothing'} there and "
+            f"{vectors[1] or 'nothing'} here"
+        )
     if differing:
         raise ValueError(
             f"{workdir} belongs to another config: {'; '.join(differing)}. "
@@ -140,8 +147,13 @@ def described(config: Experiment, data: Data) -> dict[str, Any]:
     sources = tuple(map(with_whole_paths, config.data.sources))
     data_config = dataclasses.replace(with_whole_paths(config.data), sources=sources)
     config = dataclasses.replace(config, data=data_config)
+    file = embeddings_file(config)
+    if file:
+        model = dataclasses.replace(config.model, embeddings=absolute(file))
+        config = dataclasses.replace(config, model=model)
     return dataclasses.asdict(config) | {
         "family": family_name(config),
+        "embeddings": file and digest(file),
         "fingerprint": data.meta["fingerprint"],
     }
 
@@ -250,6 +262,7 @@ def read_config(workdir: pathlib.Path) -> Experiment:
     values = read_description(workdir)
     family = FAMILIES[values.pop("family")]
     del values["fingerprint"]
+    values.pop("embeddings", None)
     try:
         values["model"] = fields.from_dict(family, values["model"])
         config = fields.from_dict(Experiment, values)

@@ -69,6 +69,9 @@ class RecurrentConfig:
     init: str = field(default="orthogonal", metadata={"choices": tuple(INITIALIZERS)})
     # tokens that a gradient goes back at most; must divide seq_len; 0: no limit
     truncate: int = field(default=0, metadata={"at_least": 0})
+    # file of word vectors, in word2vec's text format, that rows of the embedding begin
+    # with; its content may not change, its place may; "": none
+    embeddings: str = field(default="", metadata={"decides": False})
     # use the embedding, transposed, as the head
     tied: bool = True
     # share of elements that dropout zeroes between layers, not between time steps

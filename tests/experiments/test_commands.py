@@ -300,3 +300,24 @@ def test_norms_are_not_traced_where_no_step_has_them_all(folder, strategy):
     result = run("train", *flags, f"--workdir={folder}/no", check=False)
     assert result.returncode == 2
     assert f"trace_norms is set, but strategy '{strategy}'" in result.stderr
+
+
+def test_evaluate_prints_the_neighbours_of_tokens(folder):
+    file = folder / "vectors.txt"
+    flags = [f"--workdir={folder}/run", f"--embeddings_to={file}"]
+    said = run("evaluate", *flags, "--neighbours=self,in", "--checkpoint=latest").stdout
+    lines = said.splitlines()
+    heads = [x for x in lines if ", token " in x]
+    assert [x.split(",")[0] for x in heads] == ["'self'", "'in'"] and len(
+        lines
+    ) == 2 * 11 + 1
+    (count, width), *rows = (x.split() for x in file.read_text().splitlines())
+    table = np.array([row[1:] for row in rows], np.float32)
+    assert table.shape == (int(count), int(width)) == (300, 64)
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    index = int(heads[0].split()[-1])
+    nearest = np.sort(np.delete(unit @ unit[index], index))[::-1][:10]
+    told = [float(x.split()[0]) for x in lines[1:11]]
+    np.testing.assert_allclose(told, nearest, atol=1e-4)
+    refused = run("evaluate", *flags, "--neighbours=zebra", check=False)
+    assert refused.returncode == 2 and "'zebra' is no token" in refused.stderr

@@ -61,6 +61,9 @@ class Seq2SeqConfig:
         default="lstm",
         metadata={"choices": tuple(CELLS), "only": {"model.kind": ("recurrent",)}},
     )
+    # file of word vectors, in word2vec's text format, that rows of the embedding begin
+    # with; its content may not change, its place may; "": none
+    embeddings: str = field(default="", metadata={"decides": False})
     # use the embedding, which source and target share, transposed as the head
     tied: bool = True
     # share of elements that dropout zeroes, as in the models without an encoder

@@ -48,6 +48,9 @@ class TransformerConfig:
     rotary_base: float = field(
         default=10_000.0, metadata={"above": 0, "only": {"model.positions": ("rotary",)}}
     )
+    # file of word vectors, in word2vec's text format, that rows of the embedding begin
+    # with; its content may not change, its place may; "": none
+    embeddings: str = field(default="", metadata={"decides": False})
     # use the embedding, transposed, as the head
     tied: bool = True
     # give linear layers and LayerNorm a bias
