@@ -55,7 +55,8 @@ class RayTasks:
         except (OSError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"no Ray cluster answers at {self.address!r} ({error}); give the address "
-                "that `ray start --head` printed, or none to start Ray on this machine"
+                "that `ray start --head` printed, with its token in RAY_AUTH_TOKEN if it "
+                "has one; or none, and Ray is started on this machine"
             ) from None
         return self
 

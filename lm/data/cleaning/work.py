@@ -77,6 +77,9 @@ def work_on(plan: Plan, todo: Todo) -> Outcome:
     read = 0 if packed else len(document.text.encode(errors="surrogatepass"))
     steps, findings = {}, []
     for step in plan.steps:
+        if todo.split != "train" and not step.stage.held_out:
+            steps[step.name] = "kept"
+            continue
         before = document
         verdict = todo.verdict if step.stage.decide else None
         document, found = step.stage.apply(step.config, before, verdict)

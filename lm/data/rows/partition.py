@@ -29,6 +29,7 @@ MAX_WORDS = 20_000  # of a document that its features count
 KINDS = ("code", "numbers", "prose")
 FITTED = 20_000  # documents that k-means is fitted on, at most
 CHUNK = 4096  # documents whose distances are found at once
+DIGESTS = 1 << 64  # a digest is below it
 DIGITS, SIGNS = 0.2, 0.1  # shares of the characters that tell a kind
 
 
@@ -175,11 +176,19 @@ PARTITIONS: dict[str, Policy] = {
 ALIKE = ("round_robin", "hash")
 
 
-def assign(sketches: Sketches, policy: str, num_shards: int, sizes: str) -> np.ndarray:
+def assign(
+    sketches: Sketches,
+    policy: str,
+    num_shards: int,
+    sizes: str,
+    shuffled_share: float = 0.0,
+) -> np.ndarray:
     """Return int32[n], the shard of each document; ValueError if a shard would be empty.
 
     `sizes` is "natural", or "equal": then a shard takes documents, in their order, until it
-    has its N-th part of the bytes, and the next nearest shard takes what comes after.
+    has its N-th part of the bytes, and the next nearest shard takes what comes after. A
+    share of the documents goes by the hash whatever the policy is (Zhao et al. 2018,
+    Federated Learning with Non-IID Data, 4).
     """
     num = len(sketches.keys)
     if num < num_shards:
@@ -195,6 +204,9 @@ def assign(sketches: Sketches, policy: str, num_shards: int, sizes: str) -> np.n
             "with more folders"
         )
     distances_nN = PARTITIONS[policy](sketches, num_shards)
+    most = shuffled_share * DIGESTS
+    shuffled_n = np.array([x < most for x in sketches.digests_n.tolist()], bool)
+    distances_nN[shuffled_n] = by_hash(sketches, num_shards)[shuffled_n]
     if sizes == "natural":
         chosen_n = distances_nN.argmin(1)
     else:

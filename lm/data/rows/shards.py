@@ -27,7 +27,12 @@ STRATA = {
 
 
 def dealt(
-    documents: Sequence[Document], shards: int, partition: str, sizes: str, strata: str
+    documents: Sequence[Document],
+    shards: int,
+    partition: str,
+    sizes: str,
+    strata: str,
+    shuffled_share: float = 0.0,
 ) -> tuple[list[list[list[int]]], list[str]]:
     """Return the numbers of the documents of each shard and stratum, and the strata.
 
@@ -43,7 +48,9 @@ def dealt(
             names.append(STRATA[strata](document) if strata in STRATA else "")
 
     found = gathered(sketches(), len(documents))
-    chosen = assign(found, partition, shards, sizes) if shards > 1 else [0] * len(names)
+    chosen: Sequence[int] = [0] * len(names)
+    if shards > 1:
+        chosen = assign(found, partition, shards, sizes, shuffled_share)
     order = sorted(set(names))
     parts: list[list[list[int]]] = [[[] for _ in order] for _ in range(shards)]
     for number, (shard, name) in enumerate(zip(chosen, names, strict=True)):
