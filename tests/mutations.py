@@ -407,6 +407,31 @@ FAULTS = [
         "lm/data/test_prepare.py",
     ),
     Fault(
+        "a growing batch forgets the rows of its earlier sizes", "lm/data/rows/growth.py",
+        "rows * (min(end, step) - start)", "sizes[-1] * (min(end, step) - start)",
+        "lm/data/test_growth.py",
+    ),
+    Fault(
+        "the batches of a bucket are rounded down", "lm/data/rows/buckets.py",
+        "-(-epoch * len(rows) // size)", "epoch * len(rows) // size",
+        "lm/data/test_buckets.py",
+    ),
+    Fault(
+        "a source may lose its end mark when it is cut", "lm/data/rows/buckets.py",
+        "int(np.argmax(source == END_ID)) + 1 if", "int(np.argmax(source == END_ID)) if",
+        "lm/data/test_buckets.py",
+    ),
+    Fault(
+        "a text is put together without its last part", "lm/data/rows/spans.py",
+        "runs = zip(taken[1:], kept[1:], strict=True)", "runs = zip(taken[1:], kept[1:-1])",
+        "lm/data/test_spans.py",
+    ),
+    Fault(
+        "given vectors keep their own size", "lm/task.py",
+        "scaled = (vectors * size)", "scaled = (vectors * 1.0)",
+        "lm/data/test_embeddings.py",
+    ),
+    Fault(
         "a long document loses a target at each cut", "lm/data/rows/packing.py",
         "range(0, len(tokens) - 1, row_len - 1)", "range(0, len(tokens) - 1, row_len)",
         "lm/data/test_prepare.py",

@@ -19,7 +19,7 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
     trial = build_trial(config, config.data.vocab_size, mesh)
     state = trial.program.abstract
     costs = compiled_costs(trial.step, mesh, state)
-    c = config
+    c = trial.config
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
         "strategy": f"{c.parallel.strategy}, accumulation {c.parallel.accumulation}",

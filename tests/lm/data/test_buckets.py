@@ -142,17 +142,13 @@ def test_cut_pairs_have_the_losses_of_whole_ones(kind):
     params = jax.jit(task.init)(jax.random.key(0))
     loss = jax.jit(lambda batch: task.loss(params, batch, None)[1])
     rows, order = made_rows(16)
-    lengths = set()
-    for step, batch in enumerate(train_batches(rows, order, 0, 12)):
-        if (length := batch["tokens"].shape[1] - 1) in lengths:
-            continue
-        lengths.add(length)
-        index = step_rows(rows, order, step)
-        whole = {"tokens": rows.tokens[index], "segments": rows.segments[index]}
-        found, expected = loss(batch), loss(whole | {"row": batch["row"]})
-        assert found["tokens"] == expected["tokens"] > 0
-        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
-    assert lengths == {32, 16}
+    batches = enumerate(train_batches(rows, order, 0, 12))
+    step, batch = next(each for each in batches if each[1]["tokens"].shape[1] == 17)
+    index = step_rows(rows, order, step)
+    whole = {"tokens": rows.tokens[index], "segments": rows.segments[index]}
+    found, expected = loss(batch), loss(whole | {"row": batch["row"]})
+    assert found["tokens"] == expected["tokens"] > 0
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
 
 
 def test_what_equal_tokens_cannot_go_with_is_refused():

@@ -7,10 +7,11 @@ from configs import fields
 from configs.base import Experiment
 from lm.data.config import DataConfig
 from lm.data.rows.growth import rows_at, rows_before
-from lm.data.rows.order import Order, step_rows, train_batches
+from lm.data.rows.order import Order, Places, step_rows, train_batches
 from lm.data.rows.store import Rows
 
 GROWTH = ((3, 8), (4, 12), (9, 40))
+GROWS = Order(1, 4, growth=GROWTH)
 
 
 def rows(num_rows: int, parts=()) -> Rows:
@@ -29,28 +30,25 @@ def test_the_rows_before_a_step_are_counted():
 def test_a_growing_batch_reads_the_same_rows_in_the_same_order():
     """Step by step it cuts the one stream of rows, which batches of one row show."""
     sizes = [4] * 3 + [8] + [12] * 5 + [40] * 2
-    read = [
-        x for k in range(11) for x in step_rows(rows(23), Order(1, 4, growth=GROWTH), k)
-    ]
-    stream = [step_rows(rows(23), Order(1, 1), k)[0] for k in range(sum(sizes))]
-    assert read == stream
+    grows, plain = (Places(rows(23), order) for order in (GROWS, Order(1, 1)))
+    read = [grows(k, place).row for k, size in enumerate(sizes) for place in range(size)]
+    assert read == [plain(k, 0).row for k in range(sum(sizes))]
+    assert read[12:20] == step_rows(rows(23), GROWS, 3)
     # Two shards: each half of a batch goes on where the last half of the shard ended.
     halves = rows(30, parts=((11,), (19,)))
-    streams, read = ([[], []] for _ in range(2))
-    for k in range(sum(sizes) // 2):
-        for shard, row in enumerate(step_rows(halves, Order(1, 2), k)):
-            streams[shard].append(row)
-    for k in range(11):
-        found = step_rows(halves, Order(1, 4, growth=GROWTH), k)
-        read[0] += found[: len(found) // 2]
-        read[1] += found[len(found) // 2 :]
-    assert read == streams
+    grows, plain = (Places(halves, order) for order in (GROWS, Order(1, 2)))
+    for shard in (0, 1):
+        read = [
+            grows(k, shard * size // 2 + place).row
+            for k, size in enumerate(sizes)
+            for place in range(size // 2)
+        ]
+        assert read == [plain(k, shard).row for k in range(sum(sizes) // 2)]
 
 
 def test_processes_have_equal_parts_of_each_batch():
-    order = Order(1, 4, growth=GROWTH)
-    whole = list(train_batches(rows(23), order, 0, 10))
-    parts = [list(train_batches(rows(23), order, 2, 10, p, 2)) for p in range(2)]
+    whole = list(train_batches(rows(23), GROWS, 0, 10))
+    parts = [list(train_batches(rows(23), GROWS, 2, 10, p, 2)) for p in range(2)]
     for batch, *halves in zip(whole[2:], *parts, strict=True):
         for name, array in batch.items():
             joined = np.concatenate([half[name] for half in halves])
