@@ -1,14 +1,16 @@
 """One walker of configs: names, overrides, flattening, reading back, checking, comments.
 
-A config is a dataclass whose fields are numbers, strings or further configs. The name of a
-field is its path, as in `optim.learning_rate`. Its metadata, a plain dict, says more than
-its type. Each component writes this dict without importing this module:
+A config is a dataclass whose fields are numbers, strings, dicts of these, further configs,
+or tuples of configs. The name of a field is its path, as in `optim.learning_rate` or
+`data.sources[0].weight`. Its metadata, a plain dict, says more than its type. Each
+component writes this dict without importing this module:
 
   at_least, above, at_most, below  bounds of a number; every number must be finite
   choices                          the values that the field may have
   only                             {name of another field: values}: the field has an effect
                                    only if each of these other fields has one of its values;
-                                   otherwise the field must keep its default
+                                   otherwise the field must keep its default; a name that
+                                   begins with a dot is of the same config
   decides                          False: the field does not decide the numbers of a run, so
                                    it may differ when the run continues
 """
@@ -18,6 +20,7 @@ import difflib
 import inspect
 import math
 import tokenize
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from io import StringIO
 from typing import Any, NamedTuple
@@ -37,8 +40,28 @@ class Field(NamedTuple):
     spec: dataclasses.Field
 
     @property
+    def configs(self) -> dict[str, Any]:
+        """The configs that it holds, by their names: itself, or those of a tuple."""
+        if dataclasses.is_dataclass(self.value):
+            return {self.name: self.value}
+        if not self.is_tuple or not isinstance(self.value, tuple):
+            return {}
+        return {f"{self.name}[{i}]": each for i, each in enumerate(self.value)}
+
+    @property
     def is_config(self) -> bool:
         return dataclasses.is_dataclass(self.value)
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether it holds a tuple of configs."""
+        inside = typing.get_args(self.spec.type)
+        whole = typing.get_origin(self.spec.type) is tuple
+        return whole and dataclasses.is_dataclass(inside[0])
+
+    @property
+    def is_leaf(self) -> bool:
+        return not self.is_config and not self.is_tuple
 
     @property
     def default(self) -> Any:
@@ -50,19 +73,29 @@ class Field(NamedTuple):
     def metadata(self) -> Mapping[str, Any]:
         return self.spec.metadata
 
+    @property
+    def only(self) -> dict[str, Collection[Any]]:
+        """The metadata `only`, with the whole name of each field."""
+        group = self.name.rpartition(".")[0]
+        return {
+            group + name if name.startswith(".") else name: values
+            for name, values in self.metadata.get("only", {}).items()
+        }
+
 
 def walk(config: Any, prefix: str = "") -> Iterator[Field]:
     """Yield every field, a config before the fields inside it."""
     for spec in dataclasses.fields(config):
         field = Field(prefix + spec.name, getattr(config, spec.name), spec)
         yield field
-        if field.is_config:
-            yield from walk(field.value, field.name + ".")
+        for name, inside in field.configs.items():
+            if dataclasses.is_dataclass(inside):
+                yield from walk(inside, name + ".")
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Map the name of every field that is no config to its value."""
-    return {field.name: field.value for field in walk(config) if not field.is_config}
+    """Map the name of every field that holds no configs to its value."""
+    return {field.name: field.value for field in walk(config) if field.is_leaf}
 
 
 def override(config: Any, overrides: Mapping[str, Any]) -> Any:
@@ -77,10 +110,9 @@ def set_field(config: Any, name: str, value: Any) -> None:
     known = flatten(config)
     if name not in known:
         raise ValueError(f"config has no field {name!r}{nearest(name, known)}")
-    *path, last = name.split(".")
-    for part in path:
-        config = getattr(config, part)
-    setattr(config, last, value)
+    group, _, last = name.rpartition(".")
+    inside = {n: each for field in walk(config) for n, each in field.configs.items()}
+    setattr(inside[group] if group else config, last, value)
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -110,16 +142,16 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
             f"{cls.__name__} has no field {', '.join(sorted(unknown))}; it has "
             f"{', '.join(specs)}"
         )
-    return cls(
-        **{
-            name: from_dict(specs[name].type, value)
-            if dataclasses.is_dataclass(specs[name].type) and isinstance(value, dict)
-            else as_tuple(value)
-            if specs[name].type is tuple
-            else value
-            for name, value in values.items()
-        }
-    )
+    return cls(**{name: rebuilt(specs[name].type, value) for name, value in values.items()})
+
+
+def rebuilt(expected: Any, value: Any) -> Any:
+    """Return the value of a field of a type, from what a JSON file holds."""
+    if dataclasses.is_dataclass(expected) and isinstance(value, dict):
+        return from_dict(expected, value)
+    if typing.get_origin(expected) is tuple and isinstance(value, list | tuple):
+        return tuple(rebuilt(typing.get_args(expected)[0], each) for each in value)
+    return as_tuple(value) if expected is tuple else value
 
 
 def as_tuple(value: Any) -> Any:
@@ -138,7 +170,7 @@ def check(config: Any, prefix: str = "") -> None:
         if unknown := set(field.metadata) - KEYS:
             raise TypeError(f"the metadata of {field.name} has unknown keys {unknown}")
         check_type(field)
-        if not field.is_config:
+        if field.is_leaf:
             check_bounds(field)
             check_choice(field)
     for field in fields.values():
@@ -153,14 +185,28 @@ def check_types(config: Any) -> None:
 
 def check_type(field: Field) -> None:
     expected = field.spec.type
-    # An int is accepted as a float. A bool is an int in Python, but not here.
-    fits = (int, float) if expected is float else expected
-    is_bool = isinstance(field.value, bool) and expected is not bool
-    if is_bool or not isinstance(field.value, fits):
+    if not is_of(field.value, expected):
+        parts = ", ".join(x.__name__ for x in typing.get_args(expected) if x is not ...)
         kind = getattr(expected, "__name__", expected)
         raise ValueError(
             f"{field.name} is {field.value!r}; expected a value of type {kind}"
+            + (f" of {parts}" if parts else "")
         )
+
+
+def is_of(value: Any, expected: Any) -> bool:
+    """Tell whether a value is of a type, which may be tuple[X, ...] or dict[X, Y]."""
+    origin, parts = typing.get_origin(expected), typing.get_args(expected)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(is_of(each, parts[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            is_of(key, parts[0]) and is_of(each, parts[1]) for key, each in value.items()
+        )
+    # An int is accepted as a float. A bool is an int in Python, but not here.
+    if isinstance(value, bool) and expected is not bool:
+        return False
+    return isinstance(value, (int, float) if expected is float else expected)
 
 
 def check_bounds(field: Field) -> None:
@@ -188,7 +234,7 @@ def check_effect(field: Field, fields: Mapping[str, Field]) -> None:
     """Refuse a field that is set where it has no effect."""
     if field.value == field.default:
         return
-    for name, values in field.metadata.get("only", {}).items():
+    for name, values in field.only.items():
         if name in fields and fields[name].value not in values:
             raise ValueError(
                 f"{told(field)}, but it has no effect where {name} is "
@@ -210,14 +256,14 @@ def told(field: Field) -> str:
     return f"{field.name}.{name} is {value!r}"
 
 
-def deciding(config: Any) -> set[str]:
+def deciding(config: Any, prefix: str = "") -> set[str]:
     """Return the names of the fields that decide the numbers of a run."""
     free: list[str] = []
     names = set()
-    for field in walk(config):
+    for field in walk(config, prefix):
         if not field.metadata.get("decides", True):
             free.append(field.name)
-        if not field.is_config and not any(is_in(field.name, name) for name in free):
+        if field.is_leaf and not any(is_in(field.name, name) for name in free):
             names.add(field.name)
     return names
 
@@ -229,6 +275,14 @@ def is_in(name: str, config: str) -> bool:
 
 def comments(cls: type) -> dict[str, str]:
     """Map each field of a dataclass to its comment, on its line or on the lines before."""
+    found: dict[str, str] = {}
+    for each in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        found |= own_comments(each)
+    return found
+
+
+def own_comments(cls: type) -> dict[str, str]:
+    """Return those of the fields that stand in the class itself."""
     lines = inspect.getsource(cls).splitlines(keepends=True)
     found: dict[str, str] = {}
     above: list[str] = []

@@ -22,7 +22,13 @@ from experiments.processes import join
 from experiments.processes.files import json_line, write_if_possible
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.evaluation import file_rows, held_out_rows, score, told_interval
+from experiments.run.evaluation import (
+    file_rows,
+    held_out_rows,
+    score,
+    told_interval,
+    told_sources,
+)
 from experiments.run.restore import define_checkpoint, load_run, run_data
 from experiments.run.workdir import read_description, read_tokenizer
 from lm.data.embeddings import neighbours, token_id, write_vectors
@@ -92,7 +98,9 @@ def show_embeddings(tokenizer: Tokenizer, params: Params) -> None:
 
 def print_scores(result: dict[str, Any]) -> None:
     for name, value in result.items():
-        if name not in ("classes", "loss_interval", "documents"):
+        if name == "loss_by_source":
+            print(f"{'  by source':18} {told_sources(result)}")
+        elif name not in ("classes", "loss_interval", "documents"):
             shown = (
                 value if isinstance(value, str) else f"{value:.4f}".rstrip("0").rstrip(".")
             )

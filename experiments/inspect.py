@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def title(config: DataConfig) -> str:
-    return f"Corpus {config.path or config.name or config.source}"
+    mixture = ", ".join(source.label for source in config.sources)
+    return f"Corpus {mixture or config.path or config.name or config.source}"
 
 
 if __name__ == "__main__":

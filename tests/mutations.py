@@ -57,6 +57,28 @@ FAULTS = [
         "lm/data/test_weights.py spans",
     ),
     Fault(
+        "a row that is drawn often counts each time in full", "lm/data/rows/parts.py",
+        "share * len(shards) / rate if", "share * len(shards) if",
+        "lm/data/test_mixture.py weighted_draws",
+    ),
+    Fault(
+        "the weights of sources make other rows", "lm/data/sources/mixture.py",
+        "[[label, corpus.identity] for", "[[str(sources), corpus.identity] for",
+        "lm/data/test_mixture.py fingerprint",
+    ),
+    Fault(
+        "a source is drawn from where it has no text", "lm/data/rows/parts.py",
+        "weights[name] if size else 0.0", "weights[name]",
+        "lm/data/test_mixture.py rates",
+    ),
+    Fault(
+        "the losses of two sources are told of each other",
+        "experiments/run/evaluation.py",
+        'np.searchsorted(ends, documents.numbers, side="right")',
+        "np.searchsorted(ends, documents.numbers)",
+        "lm/data/test_mixture.py loss_of_each_source",
+    ),
+    Fault(
         "the noise floor of a skew forgets a degree of freedom", "lm/data/rows/skew.py",
         "(num_kinds - 1) * (num_shards - 1)", "num_kinds * (num_shards - 1)",
         "lm/data/test_skew.py noise_floor",

@@ -15,7 +15,7 @@ from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
-from experiments.run.steps import at_its_largest
+from experiments.run.steps import at_its_largest, row_order
 from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
@@ -135,12 +135,16 @@ def whole_bytes(tree: Any) -> int:
 
 
 def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
-    """Check what only the prepared data tells: its weights and its vocabulary."""
-    if config.model.trained_by == "counts" and data.meta["train"].get("fractional_weights"):
+    """Check what only the prepared data tells: its strata, weights and vocabulary."""
+    order = row_order(config)
+    order.check_strata(data.train)
+    weights = {part.weight for shard in order.parts(data.train) for part in shard}
+    fractional = data.meta["train"].get("fractional_weights") or weights - {0.0, 1.0}
+    if config.model.trained_by == "counts" and fractional:
         raise ValueError(
             "the training text has weights other than 0 and 1, and a model of counts "
-            "counts whole tokens; mask or drop text where it is down-weighted, or choose "
-            "another family of models"
+            "counts whole tokens; mask or drop text where it is down-weighted, unset "
+            "data.sampling.reweigh, or choose another family of models"
         )
     check_learned(config, data.tokenizer.get_vocab_size(), mesh)
 

@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +87,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """Evaluate on `num_batches` batches (0: all) of `rows`, or of its own rows."""
         batches = self.batches(params, num_batches, rows)
-        return likelihood(batches) | interval(batches)
+        return likelihood(batches) | interval(batches, self.rows if rows is None else rows)
 
     def batches(
         self, params: Params, num_batches: int = 0, rows: Rows | None = None
@@ -151,16 +151,41 @@ def by_document(numbers: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> Do
     return Documents(found, np.bincount(index, loss, len(found)), counts)
 
 
-def interval(batches: list[BatchSums]) -> dict[str, Any]:
-    """Return the loss's 95 % interval over the documents, if the rows tell documents."""
+def interval(batches: list[BatchSums], rows: Rows) -> dict[str, Any]:
+    """Return the loss's 95 % interval over the documents, if the rows tell documents.
+
+    With a mixture, also the loss of each source that the batches have text of.
+    """
     parts = [batch.documents for batch in batches]
     if None in parts:
         return {}
     whole = by_document(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-    return {
+    found = {
         "loss_interval": bootstrap_interval(whole.loss, whole.tokens),
         "documents": len(whole.numbers),
     }
+    if rows.sources:
+        found["loss_by_source"] = by_source(whole, rows.sources)
+    return found
+
+
+def by_source(documents: Documents, sources: Sequence[tuple[str, int]]) -> dict[str, float]:
+    """Return the loss of each source; its documents are numbered after one another."""
+    ends = np.cumsum([number for _, number in sources])
+    index = np.searchsorted(ends, documents.numbers, side="right")
+    loss = np.bincount(index, documents.loss, len(sources))
+    tokens = np.bincount(index, documents.tokens, len(sources))
+    return {
+        label: float(loss[i] / tokens[i])
+        for i, (label, _) in enumerate(sources)
+        if tokens[i]
+    }
+
+
+def told_sources(result: dict[str, Any]) -> str:
+    """Return the loss of each source in words; "" without sources."""
+    losses = result.get("loss_by_source") or {}
+    return ", ".join(f"{label} {loss:.4f}" for label, loss in losses.items())
 
 
 def told_interval(result: dict[str, Any]) -> str:
@@ -198,7 +223,8 @@ def score(
 
     evaluate = Evaluator(task, tokenizer, rows, batch_size, mesh, predictions)
     batches = evaluate.batches(params)
-    return likelihood(batches) | interval(batches) | metrics(total(batches), CLASSES)
+    found = likelihood(batches) | interval(batches, rows)
+    return found | metrics(total(batches), CLASSES)
 
 
 def held_out_rows(
@@ -211,7 +237,7 @@ def held_out_rows(
     rows = getattr(data, split)
     if rows is None:
         raise ValueError(f"--on={split}: the data of this run has no text of another kind")
-    if config.source != "stdlib" or config.pairs:
+    if config.source != "stdlib" or config.sources or config.pairs:
         return rows, None
     fingerprint = data.meta["fingerprint"]
     usual = usual_in_training(config, data.tokenizer, fingerprint)

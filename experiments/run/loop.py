@@ -20,6 +20,7 @@ from experiments.run.summary import summarize
 from lm.data.rows.growth import batch_sizes, rows_before
 from lm.data.rows.order import extra_arrays, step_rows, train_batches
 from lm.data.rows.partition import ALIKE
+from lm.data.rows.parts import parts_told, strata_of
 from lm.data.rows.shards import shards_of
 from lm.task import num_parameters
 from parallel.mesh import process_rows
@@ -166,7 +167,7 @@ def evaluated(
     few = run.config.eval_batches
     batches = evaluate.batches(run.program.params(state), 0 if whole else few)
     compared = likelihood(batches[: few or None])["loss"]
-    found = likelihood(batches) | (interval(batches) if whole else {})
+    found = likelihood(batches) | (interval(batches, evaluate.rows) if whole else {})
     return found, Score(compared, evaluate.num_rows(few))
 
 
@@ -254,6 +255,11 @@ def announce(run: Run, start: int) -> None:
         say(buckets_told(run))
     if run.config.data.shards > 1:
         say(shards_told(run))
+    if (sampling := run.config.data.sampling).strata != "none" or sampling.reweigh:
+        parts = row_order(run.config).parts(run.data.train)
+        data, steps = run.config.data, run.config.steps
+        num_drawn = rows_before(data.batch_size, data.growth, steps)
+        say(parts_told(parts, strata_of(run.data.train)[1], num_drawn))
     for steps, rows in run.config.data.growth:
         say(f"after {steps} steps a batch has {rows} rows")
     warn_of_repetition(run)

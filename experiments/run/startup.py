@@ -8,6 +8,7 @@ import copy
 import pathlib
 import re
 import sys
+import typing
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -137,15 +138,22 @@ def named_config(argv: list[str]) -> Experiment:
 
 
 def field_types(config: Any, prefix: str = "") -> dict[str, type]:
-    """Map the name of every field that is no config to its type."""
+    """Map the name of every field that holds no configs to its type."""
     walked = fields.walk(config, prefix)
-    return {field.name: field.spec.type for field in walked if not field.is_config}
+    return {field.name: field.spec.type for field in walked if field.is_leaf}
 
 
 def check_override_names(argv: list[str], config: Experiment) -> None:
     known = field_types(config)
+    in_files = {f.name for f in fields.walk(config) if typing.get_origin(f.spec.type)}
     for argument in argv[1:]:
         match = re.match(r"--?(no)?config\.([^=]*)", argument)
+        if match and match[2] in in_files:
+            raise ValueError(
+                f"no flag can give config.{match[2]}; write it in the config file"
+                + ", and flags can set its parts, such as --config.data.sources[0].path"
+                * (match[2] == "data.sources")
+            )
         if match and match[2] not in known:
             raise ValueError(
                 f"config has no field {match[2]!r}"
@@ -167,7 +175,7 @@ def of_another_family(name: str, config: Experiment) -> str:
 
 
 def explain_value(message: str, config: Experiment) -> str:
-    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
+    match = re.match(r"flag --config\.([\w.\[\]]+)=(.*?): ", message)
     if not match:
         return message
     expected = field_types(config)[match[1]].__name__

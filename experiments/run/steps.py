@@ -105,6 +105,7 @@ def row_order(config: Experiment) -> Order:
         data.batch_size,
         data.sampling,
         data.augment,
+        data.source_weights,
         data.growth,
         data.lengths,
         data.source_len,

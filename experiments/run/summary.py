@@ -18,7 +18,7 @@ from experiments.generation.prompts import Inputs, continuations, encode_inputs
 from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
-from experiments.run.evaluation import told_interval
+from experiments.run.evaluation import told_interval, told_sources
 from experiments.run.log import PARTS, Log
 from experiments.run.steps import Steps
 from lm.decoding import Sampling
@@ -66,6 +66,7 @@ def summarize(
         # 95 %, over the choice of the documents; None where rows do not tell documents.
         "loss_interval": validation.get("loss_interval"),
         "documents": validation.get("documents"),
+        "loss_by_source": validation.get("loss_by_source"),
         "val_perplexity": validation["perplexity"],
         "val_bits_per_byte": validation["bits_per_byte"],
         "shifted_loss": shifted and shifted["loss"],
@@ -137,7 +138,7 @@ def print_summary(s: dict[str, Any]) -> None:
 validation loss      {s["val_loss"]:.4f} nats a token{told_interval(s)}
   perplexity         {s["val_perplexity"]:.2f}
   bits per byte      {s["val_bits_per_byte"]:.4f}
-{shifted_line(s)}\
+{sources_line(s)}{shifted_line(s)}\
 bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
 {abs(gain):.4f} {"better" if gain > 0 else "worse"})
 tokens               {human(s["tokens"])} in {s["steps"]} steps{epochs_seen(s)}, \
@@ -153,6 +154,11 @@ sample
 
 def epochs_seen(summary: dict[str, Any]) -> str:
     return f" ({summary['epochs']:.3g} epochs)" if "epochs" in summary else ""
+
+
+def sources_line(summary: dict[str, Any]) -> str:
+    told = told_sources(summary)
+    return f"  by source          {told}\n" if told else ""
 
 
 def shifted_line(summary: dict[str, Any]) -> str:

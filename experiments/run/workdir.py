@@ -29,6 +29,7 @@ from experiments.run.log import REMOVE_METRICS, read_metrics
 from experiments.run.summary import read_summary
 from lm.data.embeddings import digest
 from lm.data.prepare import Data
+from lm.data.sources.config import TextsConfig
 from lm.data.tokenizer import load_tokenizer
 
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
@@ -143,8 +144,9 @@ def differences(there: Experiment, here: Experiment) -> list[str]:
 
 def described(config: Experiment, data: Data) -> dict[str, Any]:
     """Return the contents of config.json, with absolute paths."""
-    paths = {name: absolute(getattr(config.data, name)) for name in PATHS}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **paths))
+    sources = tuple(map(with_whole_paths, config.data.sources))
+    data_config = dataclasses.replace(with_whole_paths(config.data), sources=sources)
+    config = dataclasses.replace(config, data=data_config)
     file = embeddings_file(config)
     if file:
         model = dataclasses.replace(config.model, embeddings=absolute(file))
@@ -154,6 +156,13 @@ def described(config: Experiment, data: Data) -> dict[str, Any]:
         "embeddings": file and digest(file),
         "fingerprint": data.meta["fingerprint"],
     }
+
+
+def with_whole_paths(config: TextsConfig) -> TextsConfig:
+    names = [name for name in PATHS if hasattr(config, name)]
+    return dataclasses.replace(
+        config, **{name: absolute(getattr(config, name)) for name in names}
+    )
 
 
 def absolute(path: str) -> str:

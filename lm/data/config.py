@@ -1,6 +1,7 @@
 """The config of the data: where texts come from, and how they are cut into rows."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from lm.data.cleaning.anomaly import AnomalyConfig
 from lm.data.cleaning.exact_dedup import ExactDedupConfig
@@ -12,64 +13,26 @@ from lm.data.rows.augment import AugmentConfig
 from lm.data.rows.buckets import bucket_lengths
 from lm.data.rows.growth import check_growth
 from lm.data.rows.packing import PACKINGS
-from lm.data.rows.partition import PARTITIONS
+from lm.data.rows.partition import KINDS, PARTITIONS
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.spans import SpansConfig, longest_piece
-from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES, SOURCES, readers
+from lm.data.sources.config import BY_TEXT, SourceConfig, TextsConfig, read
+from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
 from lm.data.tokenizer import LEAST_VOCAB_SIZE, NUM_BYTES
 
 DOCUMENTS = {"data.source": DOCUMENT_SOURCES}
 PRETRAINED = {"only": {"data.tokenizer": ("pretrained",)}}
-# The place of a file does not decide the numbers: the fingerprint covers its text.
-BY_TEXT = {"decides": False}
 LEAKAGE = ("drop", "refuse", "keep")
 
 
-def read(name: str) -> dict[str, dict]:
-    """Return the metadata of a field that only some sources read."""
-    return {"only": {"data.source": readers(name)}}
-
-
 @dataclass
-class DataConfig:
-    # where the texts come from (lm/data/sources)
-    source: str = field(default="stdlib", metadata={"choices": SOURCES})
-    # tfds: the dataset, such as lm1b; gettext: an installed package; "": all packages
-    name: str = field(default="", metadata=read("name"))
-    # TFDS split to train on
-    split: str = field(default="train", metadata=read("split"))
-    # TFDS split to evaluate on
-    validation_split: str = field(default="test", metadata=read("validation_split"))
-    # TFDS split with another kind of text, also evaluated at the end; "": none
-    shifted_split: str = field(default="", metadata=read("shifted_split"))
-    # folder where TFDS keeps its datasets; "": TFDS's own default
-    tfds_dir: str = field(default="", metadata=read("tfds_dir") | {"decides": False})
-    # text, jsonl, parquet: a file, a folder or a glob; parallel: the file of source lines
-    path: str = field(default="", metadata=read("path") | BY_TEXT)
+class DataConfig(TextsConfig):
+    # several sources that are mixed, each a SourceConfig, in place of one data.source
+    sources: tuple[SourceConfig, ...] = ()
     # file of target lines; line i is the target of line i of path
     target_path: str = field(default="", metadata=read("target_path") | BY_TEXT)
     # language of the translations, as gettext names it
     language: str = field(default="de", metadata=read("language"))
-    # files to evaluate on; "": hold out validation_share of path
-    validation_path: str = field(default="", metadata=read("validation_path") | BY_TEXT)
-    # share of the text that is held out to evaluate on, if no files are given for it
-    validation_share: float = field(
-        default=0.05, metadata={"above": 0, "below": 1} | read("validation_share")
-    )
-    # files with another kind of text, also evaluated at the end; "": none
-    shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
-    # TFDS feature, key of a JSON line, or Parquet column that holds the text
-    text_key: str = field(default="text", metadata=read("text_key"))
-    # what lies between the documents of a file; "": a file is one document
-    separator: str = field(default="", metadata=read("separator"))
-    # text: as it is written; regex: a regular expression, such as \n\s*\n for blank lines
-    separator_kind: str = field(
-        default="text", metadata={"choices": ("text", "regex")} | read("separator_kind")
-    )
-    # what a file or a record that cannot be read does; skip: it is counted and left out
-    on_bad_record: str = field(
-        default="stop", metadata={"choices": ("stop", "skip")} | read("on_bad_record")
-    )
     # stages of cleaning in their order, separated by commas (lm/data/cleaning); "": none
     stages: str = field(
         default="fix,normalise,exact_dedup,near_dedup", metadata={"only": DOCUMENTS}
@@ -145,6 +108,8 @@ class DataConfig:
         chosen_stages(self.stages)
         self.anomaly.chosen()
         self.validate_shards()
+        self.validate_sources()
+        self.validate_strata()
         self.validate_equal_tokens()
         check_growth(self.batch_size, self.growth, self.shards)
         self.validate_source_len()
@@ -174,6 +139,60 @@ class DataConfig:
                     "data.packing is 'spans', whose sentinels are tokens of single bytes "
                     "as our tokenizers have them, but data.tokenizer is 'pretrained'; "
                     "choose another of the two"
+                )
+
+    def alone(self, source: SourceConfig) -> "DataConfig":
+        """Return this config with one source of the mixture as its only text."""
+        read = {each.name: getattr(source, each.name) for each in fields(TextsConfig)}
+        return replace(self, sources=(), **read)
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        return {source.label: source.weight for source in self.sources}
+
+    def validate_sources(self) -> None:
+        if not self.sources:
+            if self.sampling.rates == "weights":
+                raise ValueError(
+                    "data.sampling.rates is 'weights', but there are no data.sources to "
+                    "have weights; give some, or let it be 'rows'"
+                )
+            return
+        for each in fields(TextsConfig):
+            if (value := getattr(self, each.name)) != each.default:
+                raise ValueError(
+                    f"data.{each.name} is {value!r}, but data.sources is given: say it of "
+                    "one of those, or leave them out"
+                )
+        check_labels([source.label for source in self.sources])
+        self.validate_source_weights()
+
+    def validate_source_weights(self) -> None:
+        told = ", ".join(f"{name} {x:g}" for name, x in self.source_weights.items())
+        if self.sampling.rates == "weights" and not sum(self.source_weights.values()):
+            raise ValueError(
+                f"the weights of data.sources ({told}) sum to nothing; give one that is "
+                "above 0"
+            )
+        if self.sampling.rates != "weights" and set(self.source_weights.values()) != {1}:
+            raise ValueError(
+                f"data.sources have weights ({told}), but data.sampling.rates is "
+                f"{self.sampling.rates!r}; set data.sampling.strata=key and "
+                "data.sampling.rates=weights, or leave the weights at 1"
+            )
+
+    def validate_strata(self) -> None:
+        """Refuse names of strata that cannot be; those of folders are not known yet."""
+        known = {"kind": KINDS, "key": tuple(self.source_weights)}
+        names = known.get(self.sampling.strata)
+        for field_name, given in (
+            ("data.sampling.shares", tuple(self.sampling.shares)),
+            ("data.augment.strata", self.augment.names),
+        ):
+            if names and (unknown := [name for name in given if name not in names]):
+                raise ValueError(
+                    f"{field_name} names {unknown[0]!r}; data.sampling.strata="
+                    f"{self.sampling.strata} has {', '.join(names)}"
                 )
 
     @property
@@ -230,4 +249,18 @@ class DataConfig:
                 f"data.vocab_size is {self.vocab_size}; for data.tokenizer "
                 f"{self.tokenizer!r} it must be {'' if exact else 'at least '}{least}: "
                 f"{NUM_BYTES} are the bytes and the end-of-text mark"
+            )
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise ValueError unless each source of a mixture has a name of its own."""
+    for number, label in enumerate(labels):
+        if not label or "," in label:
+            raise ValueError(
+                f"data.sources[{number}].label is {label!r}; give a name without a comma"
+            )
+        if label in labels[:number]:
+            raise ValueError(
+                f"data.sources[{labels.index(label)}] and [{number}] have the same label "
+                f"{label!r}; give each a name of its own"
             )

@@ -33,6 +33,7 @@ from lm.data.rows.pairs import pair_splits
 from lm.data.rows.shards import ShardRows, dealt, read_shards, write_shards
 from lm.data.rows.store import Rows
 from lm.data.sources.corpus import SHIFTED, Corpus
+from lm.data.sources.mixture import check_sources, documents_of
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import cache_folder
 from lm.data.texts import clean_corpus, document_rows, kept_documents, open_corpus
@@ -226,6 +227,9 @@ def texts_and_rows(
     def documents(split: str) -> Records:
         return kept_documents(folder, cleaned.splits, split)
 
+    labels = [source.label for source in config.sources]
+    sources = {s: documents_of(labels, documents(s)) for s in corpus.splits if labels}
+    check_sources(sources)
     parts, strata = dealt(
         documents("train"),
         config.shards,
@@ -241,15 +245,16 @@ def texts_and_rows(
         shards = parts if split == "train" else [[range(len(found))]]
         return [[pack(numbers) for numbers in strata] for strata in shards]
 
+    meta = {
+        "bytes": cleaned.bytes,
+        "documents": cleaned.splits,
+        "cleaning": cleaned.report,
+        "strata": strata,
+    }
     return (
         lambda: (document.text for document in documents("train")),
         rows,
-        {
-            "bytes": cleaned.bytes,
-            "documents": cleaned.splits,
-            "cleaning": cleaned.report,
-            "strata": strata,
-        },
+        meta | ({"sources": sources} if sources else {}),
     )
 
 

@@ -19,15 +19,19 @@ from lm.data.rows.packing import PACKINGS, Row
 from lm.data.rows.spans import span_rows
 from lm.data.rows.store import Rows
 from lm.data.rows.weights import encode
-from lm.data.sources.corpus import Corpus, Document
+from lm.data.sources.corpus import SHIFTED_CHARACTERS, Corpus, Document, head
+from lm.data.sources.mixture import mixed_corpus
 from lm.data.sources.pairs import PairCorpus
 from lm.data.sources.table import SOURCES
 
-SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
-
 
 def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
-    return SOURCES[config.source].corpus(config)
+    """Open the source of a config, or all sources of its mixture."""
+    if not config.sources:
+        return SOURCES[config.source].corpus(config)
+    return mixed_corpus(
+        config.sources, lambda each: SOURCES[each.source].corpus(config.alone(each))
+    )
 
 
 def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
@@ -110,13 +114,3 @@ def pack_texts(
     # Packing looks only at lengths, so each class lies where its token lies.
     found = rows(encode_classes(texts, tokenizer))[0] if classes else None
     return Rows(tokens["id"], segments, found, documents=tokens["document"])
-
-
-def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
-    """Yield the first documents, at most so many characters; the last loses its end."""
-    for document in documents:
-        if text := document.text[:characters]:
-            yield document._replace(text=text)
-        characters -= len(text)
-        if characters <= 0:
-            return

@@ -24,7 +24,7 @@ def every_field():
     for config in WHOLE:
         for field in fields.walk(config):
             key = field.name, type(config.model) if "model." in field.name else None
-            if not field.is_config and key not in seen:
+            if field.is_leaf and key not in seen:
                 seen.add(key)
                 yield config, field
 
@@ -36,7 +36,7 @@ def changed(config: Experiment, name: str, value, **more) -> Experiment:
     wanted = {}
     for parent in fields.walk(config):
         if name == parent.name or fields.is_in(name, parent.name):
-            wanted |= {n: next(iter(v)) for n, v in parent.metadata.get("only", {}).items()}
+            wanted |= {n: next(iter(v)) for n, v in parent.only.items()}
     for other, its_value in (wanted | {name: value} | more).items():
         assert other in known
         fields.override(config, {other: its_value})
@@ -55,7 +55,7 @@ def test_metadata_says_what_the_walker_knows():
     for config in WHOLE:
         for field in fields.walk(config):
             assert set(field.metadata) <= fields.KEYS
-            for name, values in field.metadata.get("only", {}).items():
+            for name, values in field.only.items():
                 assert name in names and values and isinstance(values, Collection)
                 checked += 1
     assert checked > 30
@@ -121,6 +121,8 @@ def another(field: fields.Field):
         return not field.default
     if field.spec.type is str:
         return field.default + "x"
+    if field.spec.type == dict[str, float]:
+        return {"x": 1.0}
     if field.spec.type is tuple:
         return (*field.default, (1, 2))
     bounds = field.metadata
@@ -137,7 +139,7 @@ def test_a_field_without_effect_is_refused_and_one_with_effect_is_not():
         fields.check(changed(config, field.name, value))
         alone = copy.deepcopy(config)
         fields.override(alone, {field.name: value})
-        only = field.metadata.get("only", {})
+        only = field.only
         now = {f.name: f.value for f in fields.walk(alone)}
         if any(now[name] not in values for name, values in only.items()):
             with pytest.raises(ValueError, match="has no effect") as error:
@@ -212,6 +214,15 @@ def test_comments_are_those_of_the_source():
     assert fields.comments(Config) == {
         "a": "above it, in two lines", "b": "at its end", "c": "",
     }  # fmt: skip
+
+    @dataclasses.dataclass
+    class Longer(Config):
+        # another
+        c: int = 4
+        d: int = 5  # its own
+
+    inherited = {"a": "above it, in two lines", "b": "at its end"}
+    assert fields.comments(Longer) == inherited | {"c": "another", "d": "its own"}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The tables of docs/config.md, made from the fields of the configs."""
 
+import typing
+
 from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.sweeps.tables import markdown
+from lm.data.sources.config import SourceConfig
 
 COLUMNS = ("field", "default", "values", "only with", "may change", "what it is")
 
@@ -14,6 +17,9 @@ def page() -> str:
     for name in ("data", "optim", "precision", "robust", "parallel"):
         config = getattr(usual, name)
         sections.append(section(name, config, f"{name}.", fields.deciding(usual)))
+    part, prefix = SourceConfig(), "data.sources[i]."
+    decides = fields.deciding(part, prefix)
+    sections.insert(2, section("data.sources[i]: SourceConfig", part, prefix, decides))
     for name, cls in FAMILIES.items():
         whole = Experiment(model=cls())
         decides = fields.deciding(whole)
@@ -46,7 +52,7 @@ def rows(config, prefix: str, decides: set[str]) -> list[list[str]]:
                 f"`{field.default!r}`".replace("'", '"'),
                 values(field),
                 only(field),
-                "" if field.name in decides else "yes",
+                "" if field.name in decides or field.is_tuple else "yes",
                 told[inside],
             ]
         )
@@ -62,11 +68,14 @@ def values(field: fields.Field) -> str:
         for key, (words, _) in fields.BOUNDS.items()
         if key in field.metadata
     ]
+    if parts := [each for each in typing.get_args(field.spec.type) if each is not ...]:
+        names = " and ".join(each.__name__ for each in parts)
+        return f"{field.spec.type.__name__} of {names}, in the file"
     return " and ".join(bounds) or f"any {field.spec.type.__name__}"
 
 
 def only(field: fields.Field) -> str:
     return "; ".join(
         f"`{name}` {' '.join(f'`{value}`' for value in allowed)}"
-        for name, allowed in field.metadata.get("only", {}).items()
+        for name, allowed in field.only.items()
     )

@@ -41,6 +41,19 @@ class AugmentConfig:
         default=3.0,
         metadata={"at_least": 1, "only": {"data.augment.kind": ("span_corruption",)}},
     )
+    # names of the strata (data.sampling.strata) whose rows are damaged, separated by
+    # commas; "": all rows
+    strata: str = field(
+        default="",
+        metadata={"only": DAMAGED["only"] | {"data.sampling.strata": ("key", "kind")}},
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.strata.split(",")) if self.strata else ()
+
+    def acts_on(self, stratum: str) -> bool:
+        return not self.strata or stratum in self.names
 
 
 def token_dropout(config: AugmentConfig, tokens_T: np.ndarray, rng: Rng) -> np.ndarray:

@@ -8,7 +8,7 @@ With N shards, place p of a batch of B rows belongs to shard p N // B, whatever 
 Each shard has its own order, and each stratum in it (lm/data/rows/strata.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -18,10 +18,11 @@ import numpy as np
 from lm.data.rows.augment import AugmentConfig, damaged
 from lm.data.rows.buckets import Buckets, cut
 from lm.data.rows.growth import Growth, rows_at, rows_before
+from lm.data.rows.parts import Part, parts_of, strata_of
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.spans import SpansConfig, another
 from lm.data.rows.store import Rows, read_batch
-from lm.data.rows.strata import Draw, another_seed, rates
+from lm.data.rows.strata import Draw, another_seed
 
 
 class Order(NamedTuple):
@@ -31,36 +32,55 @@ class Order(NamedTuple):
     batch_size: int
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
+    source_weights: Mapping[str, float] = {}  # of data.sources, by their labels
     growth: Growth = ()
     lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
     source_len: int = 0  # of pairs
     spans: SpansConfig | None = None  # of pairs that are corrupted anew in each epoch
+
+    def parts(self, rows: Rows) -> list[list[Part]]:
+        return parts_of(rows, self.sampling, self.source_weights)
+
+    def check_strata(self, rows: Rows) -> None:
+        """Raise ValueError if there is one stratum, or not one that is to be damaged."""
+        known, by = strata_of(rows)[1], self.sampling.strata
+        if by != "none" and len(known) == 1 and not self.source_weights:
+            raise ValueError(
+                f"data.sampling.strata={by} finds the one stratum {known[0]!r}, so there "
+                "is nothing to draw from at another rate; unset it, or give text of "
+                "several"
+            )
+        if unknown := [name for name in self.augment.names if name not in known]:
+            raise ValueError(
+                f"data.augment.strata names {unknown[0]!r}; the strata of the text are "
+                f"{', '.join(map(repr, known))}"
+            )
 
 
 class Place(NamedTuple):
     row: int
     epoch: int
     weight: float
+    stratum: int
 
 
 class Places:
     """(step, place in the batch) -> what stands there; and the shape of a step's batch."""
 
     def __init__(self, rows: Rows, order: Order):
-        self.parts, self.order = parts_of(rows), order
+        self.parts, self.order = order.parts(rows), order
         self.length = rows.tokens.shape[1] - 1
-        sampling = order.sampling
         self.draws = [
             Draw(
-                sizes,
+                [part.num_rows for part in parts],
                 another_seed(order.seed, shard),
-                sampling.temperature,
-                sampling.batches == "resampled",
+                [part.rate for part in parts],
+                order.sampling.batches == "resampled",
             )
-            for shard, sizes in enumerate(self.parts)
+            for shard, parts in enumerate(self.parts)
         ]
-        self.starts = np.cumsum([0, *map(sum, self.parts)]).tolist()
-        self.weights = part_weights(self.parts, sampling)
+        sizes = [sum(draw.num_rows) for draw in self.draws]
+        self.starts = np.cumsum([0, *sizes]).tolist()
 
     def shape(self, step: int) -> tuple[int, int]:
         """Return the rows in the global batch of a step, and their length (T)."""
@@ -71,8 +91,9 @@ class Places:
         shard, index = divmod(place, self.shape(step)[0] // num_shards)
         before = rows_before(order.batch_size, order.growth, step) // num_shards
         drawn = self.draws[shard](before + index)
-        weight = self.weights[shard][drawn.stratum]
-        return Place(self.starts[shard] + drawn.row, drawn.epoch, weight)
+        weight = self.parts[shard][drawn.stratum].weight
+        row = self.starts[shard] + drawn.row
+        return Place(row, drawn.epoch, weight, drawn.stratum)
 
 
 class BucketPlaces:
@@ -84,40 +105,17 @@ class BucketPlaces:
         self.shape = self.buckets.shape
 
     def __call__(self, step: int, place: int) -> Place:
-        return Place(*self.buckets(step, place), weight=1.0)
+        return Place(*self.buckets(step, place), weight=1.0, stratum=0)
 
 
 def places_of(rows: Rows, order: Order) -> Places | BucketPlaces:
     return BucketPlaces(rows, order) if order.lengths else Places(rows, order)
 
 
-def parts_of(rows: Rows) -> tuple[tuple[int, ...], ...]:
-    return rows.parts or ((len(rows.tokens),),)
-
-
-def part_weights(
-    parts: Sequence[Sequence[int]], sampling: SamplingConfig
-) -> list[list[float]]:
-    """Return the weight of a row of each shard and stratum.
-
-    It is the part's share of all rows over the share of the draws that it gets.
-    """
-    if not sampling.reweigh:
-        return [[1.0] * len(sizes) for sizes in parts]
-    whole = sum(map(sum, parts))
-    return [
-        [
-            size / whole / (rate / len(parts)) if size else 1.0
-            for size, rate in zip(sizes, rates(sizes, sampling.temperature), strict=True)
-        ]
-        for sizes in parts
-    ]
-
-
 def extra_arrays(rows: Rows, order: Order) -> set[str]:
     """Return the arrays of a batch besides those that each batch has."""
-    weights = part_weights(parts_of(rows), order.sampling)
-    weighted = rows.weights is not None or {w for each in weights for w in each} - {1.0}
+    weights = {part.weight for shard in order.parts(rows) for part in shard}
+    weighted = rows.weights is not None or weights - {1.0}
     found = {"weights"} if weighted else set()
     return found | ({"inputs"} if order.augment.kind != "none" else set())
 
@@ -143,6 +141,7 @@ def train_batches(
     model reads instead of `tokens`.
     """
     places, extra = places_of(rows, order), extra_arrays(rows, order)
+    damages = [order.augment.acts_on(name) for name in strata_of(rows)[1]]
 
     def varied(vary: Callable, batch: dict, found: list[Place]) -> np.ndarray:
         """Return a variant of the rows that each epoch has for itself."""
@@ -160,7 +159,9 @@ def train_batches(
             ones = np.ones(batch["tokens"].shape, np.float32)
             batch["weights"] = batch.get("weights", ones) * factors
         if "inputs" in extra:
-            batch["inputs"] = varied(partial(damaged, order.augment), batch, found)
+            inputs = varied(partial(damaged, order.augment), batch, found)
+            chosen = np.array([damages[at.stratum] for at in found])[:, None]
+            batch["inputs"] = np.where(chosen, inputs, batch["tokens"])
         if order.spans and rows.weights is None:
             redraw = partial(another, order.spans, order.source_len)
             batch["tokens"] = varied(redraw, batch, found)

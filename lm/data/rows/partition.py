@@ -26,6 +26,7 @@ from lm.data.arrays import empty
 
 NUM_FEATURES = 256  # F, buckets that words are hashed into
 MAX_WORDS = 20_000  # of a document that its features count
+KINDS = ("code", "numbers", "prose")
 FITTED = 20_000  # documents that k-means is fitted on, at most
 CHUNK = 4096  # documents whose distances are found at once
 DIGESTS = 1 << 64  # a digest is below it

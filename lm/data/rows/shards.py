@@ -116,9 +116,14 @@ def summed(made: list[dict], row_len: int) -> dict:
 def read_shards(folder: pathlib.Path, split: str, meta: dict) -> Rows:
     """Return the rows of all shards; a file is opened when it is first read."""
     shards = meta[split].get("shards")
+    told = {
+        # Held-out rows have no strata.
+        "strata": tuple(meta.get("strata", ())) if split == "train" else (),
+        "sources": tuple(map(tuple, meta.get("sources", {}).get(split, ()))),
+    }
     if shards is None:
         parts = (tuple(meta[split]["strata"]),)
-        return read_rows(folder, split, meta)._replace(parts=parts)
+        return read_rows(folder, split, meta)._replace(parts=parts, **told)
 
     @functools.cache
     def shard(number: int) -> Rows:
@@ -142,6 +147,7 @@ def read_shards(folder: pathlib.Path, split: str, meta: dict) -> Rows:
             else None
         ),
         parts=tuple(tuple(each["strata"]) for each in shards),
+        **told,
     )
 
 

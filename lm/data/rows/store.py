@@ -21,6 +21,10 @@ class Rows(NamedTuple):
     # The numbers of rows of each shard and in it of each stratum (lm/data/rows/shards.py);
     # (): all rows are of one.
     parts: tuple[tuple[int, ...], ...] = ()
+    strata: tuple[str, ...] = ()  # their names; (): all rows are of one without a name
+    # The label of each source of a mixture, and how many documents of the split it has;
+    # the documents are numbered in this order.
+    sources: tuple[tuple[str, int], ...] = ()
     buckets: np.ndarray | None = None  # uint8[R], only if batches are of equal tokens
 
 

@@ -1,9 +1,10 @@
 """Strata: groups of rows, each drawn from at a rate of its own.
 
 A rate above the stratum's share of the rows is oversampling, a rate below it undersampling.
-The rates follow from a temperature T: they are proportional to rows^(1/T). T = 1 keeps the
-shares of the text, and a very large T draws equally from all strata (Conneau et al. 2020,
-XLM-R, 3.1; Raffel et al. 2020, T5, 3.5.2).
+The rates follow from a temperature T: they are proportional to rows^(1/T), or to the
+weights of sources to the same power. T = 1 keeps the shares of the text or the weights, and
+a very large T draws equally from all strata (Conneau et al. 2020, XLM-R, 3.1; Raffel et al.
+2020, T5, 3.5.2).
 
 Positions are numbered 0, 1, 2, ... `Draw` says which row stands at a position; it needs no
 position before it, so a run resumes from a number. A period of PERIOD positions holds each
@@ -22,9 +23,13 @@ import numpy as np
 PERIOD = 4096  # positions; a rate is a multiple of 1 / PERIOD
 
 
-def rates(num_rows: Sequence[int], temperature: float) -> np.ndarray:
-    """Return the rate of each stratum, float64, which sum to 1."""
-    powers = np.array(num_rows, np.float64) ** (1 / temperature)
+def rates(sizes: Sequence[float], temperature: float) -> np.ndarray:
+    """Return the rate of each stratum, float64, which sum to 1.
+
+    The sizes are numbers of rows, or weights; they are not all 0.
+    """
+    sizes = np.array(sizes, np.float64)
+    powers = (sizes / sizes.max()) ** (1 / temperature)
     return powers / powers.sum()
 
 
@@ -38,7 +43,8 @@ def times_in_period(wanted: np.ndarray) -> np.ndarray:
         number = int(np.argmax(rare))
         raise ValueError(
             f"stratum {number} has the rate {wanted[number]:.2g}, less than one row in "
-            f"{PERIOD}; raise data.temperature, or leave that text out"
+            f"{PERIOD}; raise data.sampling.temperature, or its weight, or leave its text "
+            "out"
         )
     return times
 
@@ -60,11 +66,11 @@ class Draw:
     """Position -> what is drawn, from rows of which each stratum is a run."""
 
     def __init__(
-        self, num_rows: Sequence[int], seed: int, temperature: float, shuffled: bool
+        self, num_rows: Sequence[int], seed: int, rates: Sequence[float], shuffled: bool
     ):
         self.num_rows, self.seed, self.shuffled = num_rows, seed, shuffled
         self.starts = np.cumsum([0, *num_rows])[:-1]
-        self.times = times_in_period(rates(num_rows, temperature))
+        self.times = times_in_period(np.array(rates))
         self.even = spread_evenly(self.times)
         self.orders = [
             row_order(n, another_seed(seed, i)) if n else None

@@ -62,23 +62,24 @@ def importance(
     """Return the weight of each group, its share of the target over its share of `sizes`.
 
     Under these weights the mean over the corpus is the mean over a text in which the groups
-    have the shares of the target (importance sampling). The target's shares are divided by
-    their sum; a group that it does not name has the weight 0. ValueError for a share that
-    is negative or not finite, for shares that sum to nothing, and for a group that the
-    corpus does not have.
+    have the shares of the target (importance sampling). A group that the target does not
+    name has the weight 0. ValueError for a share that is negative or not finite, for shares
+    that do not sum to 1, and for a group that the corpus does not have.
     """
     if bad := {k: x for k, x in target_shares.items() if not 0 <= x < np.inf}:
         raise ValueError(f"shares must be numbers of at least 0; found {bad}")
-    if missing := [k for k, x in target_shares.items() if x and not sizes.get(k)]:
+    whole, total = sum(sizes.values()), sum(target_shares.values())
+    if abs(total - 1) > 1e-6:
+        raise ValueError(
+            f"the shares {dict(target_shares)} sum to {total:g}; they must sum to 1"
+        )
+    if missing := [k for k in target_shares if not sizes.get(k)]:
         raise ValueError(
             f"the corpus has no text of the group {missing[0]!r}; it has "
             f"{', '.join(map(repr, sorted(sizes)))}"
         )
-    whole, target = sum(sizes.values()), sum(target_shares.values())
-    if not target:
-        raise ValueError(f"the shares {dict(target_shares)} sum to nothing")
     return {
-        group: (target_shares.get(group, 0.0) / target) / (size / whole) if size else 0.0
+        group: target_shares.get(group, 0.0) / (size / whole) if size else 0.0
         for group, size in sizes.items()
     }
 

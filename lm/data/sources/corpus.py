@@ -4,7 +4,7 @@ A corpus has the splits "train" and "validation". It may also have "shifted", he
 of another kind than the training text.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -28,3 +28,14 @@ class Corpus(NamedTuple):
 
 
 SHIFTED = ("train", "validation", "shifted")
+SHIFTED_CHARACTERS = 300_000  # at most this much of the shifted text is used
+
+
+def head(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Yield the first documents, at most so many characters; the last loses its end."""
+    for document in documents:
+        if text := document.text[:characters]:
+            yield document._replace(text=text)
+        characters -= len(text)
+        if characters <= 0:
+            return

@@ -18,6 +18,8 @@ from experiments.run.summary import FIGURES, read_summary
 from experiments.run.workdir import claimed, read_config, read_tokenizer
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare, rows_folder
+from lm.data.rows.sampling import SamplingConfig
+from lm.data.sources.config import SourceConfig
 from lm.models.ngram.model import NgramConfig
 from lm.optim import OptimConfig
 from tests.experiments.runs import write_corpus
@@ -143,6 +145,29 @@ def test_paths_may_move_but_not_the_text(tmp_path, config, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     start(tmp_path / "other", home)
     assert read_config(tmp_path / "other").data.cache == "~/cache"
+
+
+def test_paths_of_a_mixture_may_move_but_not_its_weights(tmp_path, config):
+    for name in ("a", "b"):
+        write_corpus(tmp_path / name, 4)
+    workdir = tmp_path / "run"
+
+    def mixture(b: str, weight: float) -> Experiment:
+        sources = (
+            SourceConfig("text", path="a", label="a"),
+            SourceConfig("text", path=b, label="b", weight=weight),
+        )
+        sampling = SamplingConfig("key", rates="weights")
+        given = {"source": "stdlib", "path": "", "sources": sources, "stages": ""}
+        return changed(config, leakage="keep", sampling=sampling, **given)
+
+    start(workdir, mixture("b", 2), step=8)
+    stored = read_config(workdir).data.sources
+    assert [source.path for source in stored] == [str(tmp_path / x) for x in "ab"]
+    (tmp_path / "b").rename(tmp_path / "moved")
+    start(workdir, mixture("moved", 2))
+    with pytest.raises(ValueError, match=r"sources\[1\].weight is 2 there and 3 here"):
+        start(workdir, mixture("moved", 3))
 
 
 def test_a_run_keeps_its_own_data(tmp_path, config, monkeypatch):

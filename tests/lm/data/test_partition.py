@@ -8,7 +8,7 @@ import pytest
 from sklearn.cluster import MiniBatchKMeans
 
 from lm.data.rows import partition
-from lm.data.rows.partition import PARTITIONS, Sketch, gathered, kind_of, sketch
+from lm.data.rows.partition import KINDS, PARTITIONS, Sketch, gathered, kind_of, sketch
 
 SHARDS = 4
 WORDS = ["alpha beta gamma", "uno dos tres", "eins zwei drei", "one two three"]
@@ -92,9 +92,12 @@ def test_a_grid_keeps_kinds_and_lengths_apart():
 
 
 def test_kinds():
-    assert kind_of("The quick brown fox jumps over the lazy dog. " * 9) == "prose"
-    assert kind_of("def f(x): return {x: [x + 1 for _ in y.z(x)]}\n" * 9) == "code"
-    assert kind_of("12.5, 13.7, 14.99\n" * 9) == "numbers"
+    texts = (
+        "def f(x): return {x: [x + 1 for _ in y.z(x)]}\n",
+        "12.5, 13.7, 14.99\n",
+        "The quick brown fox jumps over the lazy dog. ",
+    )
+    assert KINDS == ("code", "numbers", "prose") == tuple(kind_of(x * 9) for x in texts)
     assert kind_of("") == "prose" == kind_of("\ud800 stands alone among words")
 
 

@@ -9,7 +9,7 @@ from lm.data.rows.strata import PERIOD, Draw, rates, row_order
 
 
 def test_one_stratum_is_the_plain_order():
-    order, draw = row_order(37, 5), Draw([37], 5, 1.0, False)
+    order, draw = row_order(37, 5), Draw([37], 5, [1.0], False)
     positions = [0, 1, 36, 37, 4095, 4096, 123_456]
     assert [draw(i).row for i in positions] == [order[i] for i in positions]
     assert [draw(i).epoch for i in positions] == [i // 37 for i in positions]
@@ -19,12 +19,14 @@ def test_rates_follow_the_temperature():
     np.testing.assert_allclose(rates([30, 10], 1), [0.75, 0.25])
     np.testing.assert_allclose(rates([100, 1], 2), [10 / 11, 1 / 11])
     np.testing.assert_allclose(rates([1000, 1], 1e9), [0.5, 0.5], atol=1e-6)
+    # All goes to the largest, and nothing overflows.
+    np.testing.assert_allclose(rates([100_000, 99_999, 0], 1e-9), [1, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
     sizes, wanted = [60, 20], rates([60, 20], 3)
-    draw = Draw(sizes, 1, 3, shuffled)
+    draw = Draw(sizes, 1, wanted, shuffled)
     rows = [draw(i).row for i in range(PERIOD)]
     rare = [row for row in rows if row >= sizes[0]]
     assert abs(len(rare) / len(rows) - wanted[1]) < 1 / PERIOD
@@ -34,16 +36,16 @@ def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
     counts = collections.Counter(row for row in rows if row < 60)
     assert max(counts.values()) - min(counts.values()) <= 1
     # Another object finds the same row at any position, whatever it was asked before.
-    again = Draw(sizes, 1, 3, shuffled)
+    again = Draw(sizes, 1, wanted, shuffled)
     assert [again(i).row for i in (4000, 5)] == [rows[4000], rows[5]]
 
 
 def test_stratified_batches_hold_each_stratum_in_proportion():
-    draw, batch = Draw([300, 100], 0, 1.0, False), 16
+    draw, batch = Draw([300, 100], 0, [0.75, 0.25], False), 16
     for step in range(100):
         rows = [draw(i).row for i in range(step * batch, (step + 1) * batch)]
         assert abs(sum(row >= 300 for row in rows) - 4) <= 1
-    shuffled = Draw([300, 100], 0, 1.0, True)
+    shuffled = Draw([300, 100], 0, [0.75, 0.25], True)
     rare = [
         sum(shuffled(i).row >= 300 for i in range(step * batch, (step + 1) * batch))
         for step in range(100)
@@ -54,4 +56,4 @@ def test_stratified_batches_hold_each_stratum_in_proportion():
 
 def test_a_stratum_too_rare_for_a_period_is_refused():
     with pytest.raises(ValueError, match="less than one row in 4096"):
-        Draw([100_000, 1], 0, 1.0, False)
+        Draw([100_000, 1], 0, rates([100_000, 1], 1), False)

@@ -11,7 +11,8 @@ from experiments.run.build import check_data
 from lm.data.prepare import tell_weights
 from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, TOKEN, first_fit
-from lm.data.rows.store import read_rows, write_rows
+from lm.data.rows.sampling import SamplingConfig
+from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.rows.weights import effective_size, encode, importance
 from lm.data.sources.corpus import Document
 from lm.data.tokenizer import token_bytes, train_tokenizer
@@ -124,7 +125,7 @@ def test_held_out_rows_have_documents_and_no_weights(tmp_path):
 
 
 def test_importance_gives_the_corpus_the_shares_of_the_target():
-    sizes, wanted = {"py": 600, "md": 300, "c": 100, "h": 0}, {"py": 1, "c": 3}
+    sizes, wanted = {"py": 600, "md": 300, "c": 100, "h": 0}, {"py": 0.25, "c": 0.75}
     weights = importance(sizes, wanted)
     # The mean over the weighted corpus is the mean in which groups have those shares.
     of_group = {"py": 2.0, "md": 5.0, "c": 11.0, "h": 7.0}
@@ -132,11 +133,15 @@ def test_importance_gives_the_corpus_the_shares_of_the_target():
     total = sum(sizes[g] * weights[g] for g in sizes)
     assert weighted / total == pytest.approx(0.25 * 2 + 0.75 * 11, rel=1e-12)
     assert total == pytest.approx(1000) and weights["md"] == weights["h"] == 0
-    assert importance(sizes, sizes) == {"py": 1, "md": 1, "c": 1, "h": 0}
+    own = {"py": 0.6, "md": 0.3, "c": 0.1}
+    assert importance(sizes, own) == pytest.approx({"py": 1, "md": 1, "c": 1, "h": 0})
     for shares, words in [
-        ({"py": 1, "rs": 1}, "no text of the group 'rs'"),
-        ({"py": -1}, "at least 0"),
-        ({"py": 0.0}, "sum to nothing"),
+        ({"py": 0.5, "rs": 0.5}, "no text of the group 'rs'; it has 'c', 'h', 'md', 'py'"),
+        ({"py": 1.0, "h": 0.0}, "no text of the group 'h'"),
+        ({"py": 2.0, "c": -1.0}, "at least 0"),
+        ({"py": float("nan")}, "at least 0"),
+        ({"py": 0.0}, "sum to 0; they must sum to 1"),
+        ({"py": 1.0, "c": 3.0}, "sum to 4; they must sum to 1"),
     ]:
         with pytest.raises(ValueError, match=words):
             importance(sizes, shares)
@@ -158,7 +163,13 @@ def test_weights_are_told_and_must_not_sum_to_nothing(capsys):
 
 
 def test_a_model_of_counts_takes_whole_tokens_alone():
-    config, data = ngram.get_config(), SimpleNamespace(meta={"train": {}}, tokenizer=None)
+    config, ids = ngram.get_config(), np.ones((4, 9))
+    strata = Rows(ids, ids, parts=((3, 1),), strata=("code", "prose"))
+    data = SimpleNamespace(meta={"train": {}}, tokenizer=None, train=strata)
     data.meta["train"]["fractional_weights"] = True
     with pytest.raises(ValueError, match="other than 0 and 1, and a model of counts"):
+        check_data(config, data, None)
+    data.meta["train"].clear()
+    config.data.sampling = SamplingConfig("kind", temperature=2, reweigh=True)
+    with pytest.raises(ValueError, match="unset data.sampling.reweigh"):
         check_data(config, data, None)
