@@ -22,6 +22,7 @@ from experiments.run.evaluation import told_interval
 from experiments.run.log import PARTS, Log
 from lm.decoding import Sampling
 from lm.task import num_parameters
+from parallel.cost.ledger import ledger
 from parallel.program import TrainState
 
 FIGURES = (
@@ -108,7 +109,8 @@ def step_costs(run: Run) -> dict[str, int | float]:
     program = run.program
     if not isinstance(program.step, jax.stages.Compiled):
         return {}
-    return compiled_costs(program.step, program.mesh, program.abstract)
+    entries = ledger(program.step.as_text(), program.mesh)
+    return compiled_costs(program.step, entries, program.abstract)
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
