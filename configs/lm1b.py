@@ -1,7 +1,8 @@
 """A 6-layer transformer on the One Billion Word benchmark (Chelba et al. 2013), by TFDS.
 
 Command:  python -m experiments.train --config=configs/lm1b.py --workdir=runs/lm1b
-Cost:     TFDS downloads 1.7 GB; 65 k tokens a step.
+Cost:     TFDS downloads 1.7 GB; 65 k tokens a step. Compiled for a TPU v5e-8 it takes 1.8
+          of a chip's 16.9 GB.
 Expected: not run here.
 """
 

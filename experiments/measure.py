@@ -105,16 +105,18 @@ def measure(config: Experiment) -> dict[str, Any]:
     if jax.default_backend() != "cpu" and (busy := traced_duty_cycle(go_on)) is not None:
         figures["duty_cycle"] = busy
     if isinstance(trial.step, jax.stages.Compiled):
-        figures |= compiled_costs(trial.step, mesh, trial.program.abstract)
+        entries = ledger(trial.step.as_text(), mesh)
+        figures |= compiled_costs(trial.step, entries, trial.program.abstract)
     return figures
 
 
 def measure_absent(config: Experiment, mesh: Mesh) -> dict[str, Any]:
     trial = build_trial(config, config.data.vocab_size, mesh)
+    entries = ledger(trial.step.as_text(), mesh)
     figures = {"compile_seconds": trial.compile_seconds}
-    figures |= compiled_costs(trial.step, mesh, trial.program.abstract)
+    figures |= compiled_costs(trial.step, entries, trial.program.abstract)
     figures["expected_bytes"] = expected_bytes(config, trial, mesh) or math.nan
-    hidden = [entry for entry in ledger(trial.step.as_text(), mesh) if entry.overlap]
+    hidden = [entry for entry in entries if entry.overlap]
     figures["overlapping_collectives"] = sum(entry.count for entry in hidden)
     figures["overlapping_bytes"] = sum(entry.sent_bytes for entry in hidden)
     return figures | absent_costs(trial.step, mesh)

@@ -10,20 +10,19 @@ from jax.sharding import Mesh
 
 from experiments.costs.machine import chip_memory_bytes
 from lm.task import Task
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import Entry
 from parallel.layout import bytes_per_device
 from parallel.program import TrainState
 
 
 def compiled_costs(
-    compiled: jax.stages.Compiled, mesh: Mesh, state: TrainState
+    compiled: jax.stages.Compiled, entries: list[Entry], state: TrainState
 ) -> dict[str, int | float]:
     """Read what a step sends and holds on one device, in bytes; nothing is run.
 
-    `state` gives shapes and shardings. The peak is the compiled program's: arguments,
-    results and temporaries together.
+    `entries` are the step's ledger. `state` gives shapes and shardings. The peak is the
+    compiled program's: arguments, results and temporaries together.
     """
-    entries = ledger(compiled.as_text(), mesh)
     memory = compiled.memory_analysis()
     return {
         "sent_bytes": sum(entry.sent_bytes for entry in entries),

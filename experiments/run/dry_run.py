@@ -18,7 +18,8 @@ from parallel.mesh import batch_degree, is_absent
 def dry_run(config: Experiment, mesh: Mesh) -> None:
     trial = build_trial(config, config.data.vocab_size, mesh)
     state = trial.program.abstract
-    costs = compiled_costs(trial.step, mesh, state)
+    entries = ledger(trial.step.as_text(), mesh)
+    costs = compiled_costs(trial.step, entries, state)
     c = trial.config
     lines = {
         "mesh": f"{dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}",
@@ -36,7 +37,6 @@ def dry_run(config: Experiment, mesh: Mesh) -> None:
     }
     if is_absent(mesh):
         lines |= absent_lines(absent_costs(trial.step, mesh))
-    entries = ledger(trial.step.as_text(), mesh)
     for entry in entries:
         name = f"{entry.kind} over {', '.join(entry.axes) or 'nothing'}"
         count, sent = lines.get(name, (0, 0))

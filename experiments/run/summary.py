@@ -23,6 +23,7 @@ from experiments.run.log import PARTS, Log
 from experiments.run.steps import Steps
 from lm.decoding import Sampling
 from lm.task import num_parameters
+from parallel.cost.ledger import ledger
 from parallel.program import TrainState
 
 FIGURES = (
@@ -110,7 +111,9 @@ def step_costs(run: Run) -> dict[str, int | float]:
     program = run.program
     if not isinstance(program.step, Steps):
         return {}
-    return compiled_costs(program.step.largest, program.mesh, program.abstract)
+    step = program.step.largest
+    entries = ledger(step.as_text(), program.mesh)
+    return compiled_costs(step, entries, program.abstract)
 
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:

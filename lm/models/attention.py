@@ -80,7 +80,7 @@ def choose_kernel(
     return wanted
 
 
-def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+def splash_rows(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     """Return y_BTNK by JAX's Pallas kernel for TPUs; on a CPU it is interpreted."""
     num_queries, num_heads, width = q_BTNK.shape[1:]
     block = next(b for b in (512, 256, LANES) if num_queries % b == 0)
@@ -108,6 +108,34 @@ def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
 
     scaled_BTNK = (q_BTNK * width**-0.5).astype(q_BTNK.dtype)
     return jax.vmap(one_row)(scaled_BTNK, k_BTGK, v_BTGK, segments_BT)
+
+
+@jax.custom_vjp
+def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+    """Return y_BTNK as `splash_rows` does, once the small arrays that it saves are there.
+
+    Splash writes each logarithm of a softmax's sum 128 times, and saves one of them. The
+    compiler for TPUs sometimes cut that one out just before the backward pass, and kept all
+    128 until then: at head width 64 in bfloat16, four times as much as the output.
+    """
+    return splash_rows(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+
+
+def splash_forward(*arrays):
+    y_BTNK, pull = jax.vjp(splash_rows, *arrays)
+    saved, structure = jax.tree.flatten(pull)
+    small = [i for i, x in enumerate(saved) if x.size < y_BTNK.size]
+    y_BTNK, *held = jax.lax.optimization_barrier((y_BTNK, *(saved[i] for i in small)))
+    for i, x in zip(small, held, strict=True):
+        saved[i] = x
+    return y_BTNK, structure.unflatten(saved)
+
+
+def splash_backward(pull, dy_BTNK: jax.Array):
+    return pull(dy_BTNK)
+
+
+splash_attention.defvjp(splash_forward, splash_backward)
 
 
 def split_rows_and_heads(kernel):

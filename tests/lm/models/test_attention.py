@@ -19,7 +19,8 @@ def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
 
 def values_and_gradients(kernel, q, k, v, dy, segments):
     def run(q, k, v, dy):
-        y, pull = jax.vjp(lambda *x: attend(*x, segments, kernel), q, k, v)
+        # A function of its own, like a layer: nothing of its trace may leave it.
+        y, pull = jax.vjp(jax.jit(lambda *x: attend(*x, segments, kernel)), q, k, v)
         return y, *pull(dy)
 
     return jax.jit(run)(q, k, v, dy)
@@ -67,6 +68,21 @@ def test_splash_is_split_by_rows_where_the_compiler_would_have_to():
     np.testing.assert_allclose(
         run(*placed), attend(q, k, v, segments, "xla"), rtol=1e-5, atol=1e-6
     )
+
+
+def test_splash_has_its_logarithms_before_its_output_is_used():
+    """Else a compiler may keep the kernel's 128 copies of them for the backward pass."""
+    q, k, v, _ = inputs(128)
+    attention = jax.make_jaxpr(
+        lambda *x: jax.vjp(lambda *x: attend(*x, None, "splash"), *x)
+    )(q, k, v).jaxpr
+    (barrier,) = (
+        eqn for eqn in attention.eqns if eqn.primitive.name == "optimization_barrier"
+    )
+    batch, time, heads, _ = q.shape
+    logarithms = (var for var in barrier.outvars if var.aval.shape == (batch, heads, time))
+    assert attention.outvars[0] in barrier.outvars
+    assert next(logarithms) in attention.outvars
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
