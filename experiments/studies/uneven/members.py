@@ -30,24 +30,24 @@ class Study(NamedTuple):
 
 def base_config() -> Experiment:
     return Experiment(
-        steps=400,
+        steps=1000,
         data=DataConfig(
             source="jsonl",
             tokenizer="pretrained",
             vocab_size=VOCAB_SIZE,
-            seq_len=128,
-            batch_size=32,
+            seq_len=64,
+            batch_size=16,
         ),
         model=TransformerConfig(
             width=64,
-            num_layers=2,
+            num_layers=1,  # two learn to copy all at once, at a step that hangs on the seed
             num_heads=4,
             activation="swiglu",
             norm="rmsnorm",
             positions="rotary",
             bias=False,
         ),
-        optim=OptimConfig(learning_rate=4e-3, warmup_steps=40),
+        optim=OptimConfig(learning_rate=4e-3, warmup_steps=50),
     )
 
 
@@ -126,13 +126,21 @@ SHARDED: dict[str, Member] = {
 }
 
 BY_KEY: Member = {"data.sampling.strata": "key"}
+EQUAL_RATES = BY_KEY | {"data.sampling.temperature": 1e6}
+DAMAGED: Member = {"data.augment.kind": "token_dropout", "data.augment.strata": "prose"}
 MIXTURE: dict[str, Member] = {
     "as it is": {},
     "stratified batches": BY_KEY,
     "temperature 3": BY_KEY | {"data.sampling.temperature": 3.0},
-    "equal rates": BY_KEY | {"data.sampling.temperature": 1e6},
-    "equal rates, resampled": BY_KEY
-    | {"data.sampling.temperature": 1e6, "data.sampling.batches": "resampled"},
+    "equal rates": EQUAL_RATES,
+    "equal rates, resampled": EQUAL_RATES | {"data.sampling.batches": "resampled"},
+    "equal shares of the loss": BY_KEY
+    | {
+        "data.sampling.reweigh": True,
+        "data.sampling.shares": {"code": 0.5, "prose": 0.5},
+    },
+    "rare kind damaged": BY_KEY | DAMAGED,
+    "equal rates, rare kind damaged": EQUAL_RATES | DAMAGED,
 }
 
 AUGMENTATION: dict[str, Member] = {
