@@ -79,7 +79,8 @@ def observe(
 
 
 def looking(step: Step) -> Step:
-    return step._replace(stage=step.stage._replace(apply=partial(look, step.stage.apply)))
+    stage = step.stage._replace(apply=partial(look, step.stage.apply), held_out=True)
+    return step._replace(stage=stage)
 
 
 def look(

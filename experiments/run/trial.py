@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from configs.base import Experiment
 from experiments.run.build import build
@@ -34,6 +35,20 @@ class Trial(NamedTuple):
         part = process_rows(self.program.mesh)
         for batch in train_batches(rows, row_order(self.config), 0, num_steps, *part):
             yield self.program.place(batch)
+
+    def train(self, rows: Rows) -> Iterator[tuple[int, TrainState]]:
+        """Train from the beginning; yield each step's number, from 1, and its state.
+
+        A state is gone when the next one is asked for.
+        """
+        state = self.begin()
+        batches = self.batches(rows, self.config.steps)
+        shown = tqdm(batches, total=self.config.steps, leave=False)
+        for step, batch in enumerate(shown, 1):
+            state, metrics = self.step(state, batch)
+            # Emulated devices share the cores: without this wait, some delay the others.
+            jax.block_until_ready(metrics)
+            yield step, state
 
     def place(self, tokens_BT: np.ndarray) -> Batch:
         """Return a batch of tokens that come from nowhere, on the devices.

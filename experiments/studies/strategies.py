@@ -70,12 +70,8 @@ def losses(config: Experiment, data: Data) -> Line:
     evaluate = Evaluator(
         trial.task, data.tokenizer, data.validation, config.data.batch_size, mesh
     )
-    state, curve, params = trial.begin(), [], trial.program.params
-    batches = trial.batches(data.train, config.steps)
-    for step, batch in enumerate(tqdm(batches, total=config.steps, leave=False), 1):
-        state, metrics = trial.step(state, batch)
-        # Emulated devices share the cores: without this wait, some delay the others.
-        jax.block_until_ready(metrics)
+    curve, params = [], trial.program.params
+    for step, state in trial.train(data.train):
         if step % EVAL_EVERY.value == 0 and step < config.steps:
             loss = evaluate(params(state), config.eval_batches)["loss"]
             curve.append([step, round(loss, 5)])

@@ -126,6 +126,10 @@ class DataConfig:
     shard_sizes: str = field(
         default="equal", metadata={"choices": ("equal", "natural"), "only": DOCUMENTS}
     )
+    # share of the documents that a hash deals to the shards, whatever the partition
+    shuffled_share: float = field(
+        default=0.0, metadata={"at_least": 0, "at_most": 1, "only": DOCUMENTS}
+    )
     sampling: SamplingConfig = field(
         default_factory=SamplingConfig, metadata={"only": DOCUMENTS}
     )
@@ -197,12 +201,16 @@ class DataConfig:
             )
 
     def validate_shards(self) -> None:
-        usual = DataConfig.partition, DataConfig.shard_sizes
-        if self.shards == 1 and (self.partition, self.shard_sizes) != usual:
+        parts = {
+            name: getattr(self, name)
+            for name in ("partition", "shard_sizes", "shuffled_share")
+            if getattr(self, name) != getattr(DataConfig, name)
+        }
+        if self.shards == 1 and parts:
+            told = ", ".join(f"data.{name} is {value!r}" for name, value in parts.items())
             raise ValueError(
-                f"data.partition is {self.partition!r} and data.shard_sizes "
-                f"{self.shard_sizes!r}, but data.shards is 1: there is nothing to divide; "
-                "set data.shards, or unset the two"
+                f"{told}, but data.shards is 1: there is nothing to divide; set "
+                "data.shards, or unset the others"
             )
         if self.batch_size % self.shards:
             raise ValueError(

@@ -117,7 +117,7 @@ def fingerprint_of(config: DataConfig, corpus: Corpus | PairCorpus) -> str:
         made_of["leakage"] = config.leakage
         made_of["stages"] = [(name, asdict(getattr(config, name))) for name in names]
         parted = config.shards, config.partition, config.shard_sizes
-        made_of["parts"] = [*parted, config.sampling.strata]
+        made_of["parts"] = [*parted, config.sampling.strata, config.shuffled_share]
     if config.tokenizer == "pretrained":
         made_of |= tokenizer_identity(config.tokenizer_file, config.end_token)
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -220,6 +220,7 @@ def texts_and_rows(
         config.partition,
         config.shard_sizes,
         config.sampling.strata,
+        config.shuffled_share,
     )
 
     def rows(tokenizer: Tokenizer, split: str) -> list[list[Iterable[Row]]]:

@@ -54,7 +54,8 @@ class AnomalyConfig:
     action: str = field(
         default="drop", metadata={"choices": ("drop", "weight", "mask", "repair")}
     )
-    # score from which a document is an anomaly, in deviations of the corpus (anomaly.py)
+    # score from which a training document is an anomaly, in deviations of the corpus; look
+    # at the scores with experiments.inspect first
     threshold: float = field(default=5.0, metadata={"above": 0})
     # share of the documents that are kept whatever their score is; 0.99: at most the worst
     # hundredth goes

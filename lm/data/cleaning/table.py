@@ -27,6 +27,8 @@ STAGES = {
         anomaly.apply,
         anomaly.sketch,
         anomaly.decide,
+        # Else a loss would fall because what is hard to predict is left out.
+        held_out=False,
         # What can be repaired is no anomaly; and they would move the masked spans.
         follows=("fix", "normalise"),
     ),

@@ -75,6 +75,9 @@ def work_on(plan: Plan, todo: Todo) -> Outcome:
     document = unpack(todo.document) if packed else todo.document
     steps, findings = {}, []
     for step in plan.steps:
+        if todo.split != "train" and not step.stage.held_out:
+            steps[step.name] = "kept"
+            continue
         before = document
         verdict = todo.verdict if step.stage.decide else None
         document, found = step.stage.apply(step.config, before, verdict)

@@ -23,6 +23,7 @@ import numpy as np
 
 NUM_FEATURES = 256  # F, buckets that words are hashed into
 MAX_WORDS = 20_000  # of a document that its features count
+DIGESTS = 1 << 64  # a digest is below it
 DIGITS, SIGNS = 0.2, 0.1  # shares of the characters that tell a kind
 
 
@@ -142,12 +143,18 @@ ALIKE = ("round_robin", "hash")
 
 
 def assign(
-    sketches: Sequence[Sketch], policy: str, num_shards: int, sizes: str
+    sketches: Sequence[Sketch],
+    policy: str,
+    num_shards: int,
+    sizes: str,
+    shuffled_share: float = 0.0,
 ) -> np.ndarray:
     """Return int32[n], the shard of each document; ValueError if a shard would be empty.
 
     `sizes` is "natural", or "equal": then a shard takes documents, in their order, until it
-    has its N-th part of the bytes, and the next nearest shard takes what comes after.
+    has its N-th part of the bytes, and the next nearest shard takes what comes after. A
+    share of the documents goes by the hash whatever the policy is (Zhao et al. 2018,
+    Federated Learning with Non-IID Data, 4).
     """
     if len(sketches) < num_shards:
         raise ValueError(
@@ -162,6 +169,8 @@ def assign(
             "with more folders"
         )
     distances_nN = PARTITIONS[policy](sketches, num_shards)
+    shuffled_n = np.array([s.digest < shuffled_share * DIGESTS for s in sketches])
+    distances_nN[shuffled_n] = by_hash(sketches, num_shards)[shuffled_n]
     if sizes == "natural":
         chosen_n = distances_nN.argmin(1)
     else:

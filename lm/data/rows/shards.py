@@ -27,7 +27,12 @@ STRATA = {
 
 
 def dealt(
-    documents: Sequence[Document], shards: int, partition: str, sizes: str, strata: str
+    documents: Sequence[Document],
+    shards: int,
+    partition: str,
+    sizes: str,
+    strata: str,
+    shuffled_share: float = 0.0,
 ) -> tuple[list[list[list[int]]], list[str]]:
     """Return the numbers of the documents of each shard and stratum, and the strata.
 
@@ -39,7 +44,9 @@ def dealt(
     for document in documents:
         sketches.append(sketch(document.text, document.key, partition))
         names.append(STRATA[strata](document) if strata in STRATA else "")
-    chosen = assign(sketches, partition, shards, sizes) if shards > 1 else [0] * len(names)
+    chosen: Sequence[int] = [0] * len(names)
+    if shards > 1:
+        chosen = assign(sketches, partition, shards, sizes, shuffled_share)
     order = sorted(set(names))
     parts: list[list[list[int]]] = [[[] for _ in order] for _ in range(shards)]
     for number, (shard, name) in enumerate(zip(chosen, names, strict=True)):

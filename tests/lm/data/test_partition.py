@@ -58,6 +58,20 @@ def test_natural_shards_hold_what_belongs_together():
     assert by_hash[::-1].tolist() == assign(sketches[::-1], "hash", 4, "natural").tolist()
 
 
+def test_a_share_of_the_documents_goes_by_the_hash():
+    sketches = documents("kmeans")
+    assigned = {
+        share: assign(sketches, "kmeans", SHARDS, "natural", share) for share in (0, 0.3, 1)
+    }
+    by_hash = assign(sketches, "hash", SHARDS, "natural")
+    assert assigned[1].tolist() == by_hash.tolist()
+    # Which documents go does not depend on the others, and the rest stays where it was.
+    shuffled = np.array([s.digest / 2**64 < 0.3 for s in sketches])
+    assert 0.2 < shuffled.mean() < 0.4
+    expected = np.where(shuffled, by_hash, assigned[0])
+    assert assigned[0.3].tolist() == expected.tolist()
+
+
 def test_a_grid_keeps_kinds_and_lengths_apart():
     sizes = [10, 20, 1000, 2000] * 25
     sketches = [

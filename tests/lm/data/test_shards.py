@@ -151,7 +151,7 @@ def test_augmentation_changes_what_is_read_not_what_is_predicted(folder):
 def test_bad_input_names_the_numbers(folder):
     with pytest.raises(ValueError, match="batch_size 8 is not divisible by data.shards 3"):
         config(folder, shards=3).validate()
-    with pytest.raises(ValueError, match="shard_sizes 'natural', but data.shards is 1"):
+    with pytest.raises(ValueError, match="shard_sizes is 'natural', but data.shards is 1"):
         config(folder, shard_sizes="natural").validate()
     with pytest.raises(ValueError, match="data.shards is 1000, but there are"):
         prepare(config(folder, shards=1000))

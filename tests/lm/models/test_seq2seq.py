@@ -23,6 +23,9 @@ KINDS = {
 }
 
 
+DISTINCT = ("transformer", "lstm")  # gru differs from lstm in its cell alone
+
+
 def make(name, **changes):
     config = Seq2SeqConfig(
         **{
@@ -75,7 +78,7 @@ def test_no_future_target_and_every_source_token_changes_a_logit(name):
         assert (np.abs(after - before).max((1, 2)) > 1e-4).all(), position
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_what_follows_the_source_in_its_row_is_not_seen(name):
     task, params = make(name)
     batch = as_batch([([3, 4, 5], [7, 8]), ([5, 6], [1, 2, 3])])
@@ -85,7 +88,7 @@ def test_what_follows_the_source_in_its_row_is_not_seen(name):
     np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_decoding_step_by_step_equals_the_whole_target(name):
     task, params = make(name)
     batch = as_batch(random_pairs(4))
@@ -131,7 +134,7 @@ def test_smoothed_labels_are_trained_on_and_the_likelihood_is_reported():
     assert loss != sums["loss"]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_dropout_is_per_row_and_off_without_key(name):
     task, params = make(name, dropout=0.5)
     batch, loss = as_batch(random_pairs(4)), jax.jit(task.loss)

@@ -63,6 +63,15 @@ def result(folder, steps, leaks=KEEP, documents=None):
     return cleaned, (folder / "documents").read_bytes(), findings
 
 
+def test_a_stage_may_leave_held_out_documents_alone(tmp_path):
+    stage = SHOUT.stage._replace(held_out=False)
+    result(tmp_path, [SHOUT._replace(stage=stage)])
+    found = [d.text for d in Records(tmp_path / "documents")]
+    left = [(split, d.text) for split, d in items() if d.text.strip()]
+    trained = [x.upper() for s, x in left if s == "train" and not x.startswith("a")]
+    assert found == trained + [x for split, x in left if split == "validation"]
+
+
 def test_stages_see_what_the_ones_before_them_left(tmp_path):
     cleaned, _, findings = result(tmp_path, [RANK, SHOUT, RANK])
     left = [(split, document) for split, document in items() if document.text.strip()]

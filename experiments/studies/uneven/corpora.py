@@ -1,0 +1,137 @@
+"""Uneven corpora: poisoned, of several kinds, of one common and one rare kind, and small.
+
+Documents are pieces of what every environment of this project has (planted/base.py). Each
+corpus is a folder of train/KIND/documents.jsonl and validation/KIND/documents.jsonl. All
+share one tokenizer, learnt from the clean training text of all kinds, so that their losses
+can be compared.
+"""
+
+import json
+import pathlib
+import random
+import re
+from collections.abc import Callable, Iterator
+
+from tokenizers import Tokenizer
+
+from experiments.processes.files import write_whole
+from experiments.studies.planted import base, damage
+from lm.data.tokenizer import train_tokenizer
+
+VOCAB_SIZE = 1024
+HELD_OUT = 10  # every tenth document of a kind
+POISONED = 0.2  # share of the tokens of the poisoned corpus
+RARE = 10  # times less text of the rare kind
+SMALL = 10  # times less text in the small corpus
+CHARACTERS = {  # of each kind, before some are held out
+    "code": 4_000_000,
+    "packages": 2_000_000,
+    "prose": 1_000_000,
+    "foreign": 500_000,
+}
+LICENSES = re.compile(r"LICEN[SC]E|COPYING")
+Texts = dict[str, list[str]]  # kind -> its documents
+
+
+def some(documents: Iterator[str], characters: int) -> list[str]:
+    """Take documents until they have so many characters; ValueError if they end before."""
+    found, left = [], characters
+    for text in documents:
+        found.append(text)
+        left -= len(text)
+        if left <= 0:
+            return found
+    raise ValueError(
+        f"the installed packages have {characters - left} characters of a kind of text of "
+        f"which {characters} are needed; install requirements-dev.txt"
+    )
+
+
+def clean_texts(rng: random.Random) -> Texts:
+    """Return documents of each kind, as many characters as CHARACTERS says."""
+    files = {
+        "code": base.files(base.LIBRARY, base.CODE, base.TESTS),
+        "packages": base.files(base.PACKAGES, base.CODE, base.TESTS - {"site-packages"}),
+        "prose": base.files(base.PACKAGES, base.PROSE),
+    }
+    files["prose"] = [x for x in files["prose"] if not LICENSES.match(x.name)]
+    texts = {
+        kind: some(iter(base.pool(files[kind], 2**30, rng)), CHARACTERS[kind])
+        for kind in files
+    }
+    return texts | {"foreign": some(foreign(rng), CHARACTERS["foreign"])}
+
+
+def foreign(rng: random.Random) -> Iterator[str]:
+    languages = [*base.catalogues().values()]
+    while True:
+        yield base.foreign_text(rng.choice(languages), rng)
+
+
+def poison(spare: list[str], rng: random.Random) -> Iterator[str]:
+    """Yield documents of random letters, base64 and words in a random order, in turns."""
+    harms: list[Callable[[str, random.Random], str]]
+    harms = [damage.gibberish, damage.as_base64, damage.shuffled]
+    for number, text in enumerate(spare):
+        yield harms[number % len(harms)](text, rng)
+
+
+def poisoned(code: list[str], tokenizer: Tokenizer, rng: random.Random) -> list[str]:
+    """Return poison that is POISONED of all tokens, if it joins `code`."""
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text).ids)
+
+    clean = sum(map(count, code))
+    found, left = [], clean * POISONED / (1 - POISONED)
+    for text in poison(rng.sample(code, len(code)), rng):
+        found.append(text)
+        left -= count(text)
+        if left <= 0:
+            return found
+    raise AssertionError("as many documents of poison as clean ones have fewer tokens")
+
+
+def split(documents: list[str]) -> tuple[list[str], list[str]]:
+    held_out = documents[::HELD_OUT]
+    return [x for i, x in enumerate(documents) if i % HELD_OUT], held_out
+
+
+def write_kind(folder: pathlib.Path, kind: str, documents: list[str]) -> None:
+    file = folder / kind / "documents.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text}) + "\n" for text in documents)
+    write_whole(file, "".join(lines))
+
+
+def write_corpora(folder: pathlib.Path) -> None:
+    """Write every corpus and the tokenizer into the folder, if they are not there."""
+    if (folder / "tokenizer.json").exists():
+        return
+    rng = random.Random(0)
+    parts = {kind: split(texts) for kind, texts in clean_texts(rng).items()}
+    train, held_out = ({kind: both[i] for kind, both in parts.items()} for i in (0, 1))
+    tokenizer = train_tokenizer(
+        "bpe", (text for texts in train.values() for text in texts), VOCAB_SIZE
+    )
+    bad = poisoned(train["code"], tokenizer, rng)
+    small = {"code": train["code"][::SMALL]}
+    characters = sum(map(len, train["code"])) // RARE
+    mixture = {"code": train["code"], "prose": some(iter(train["prose"]), characters)}
+    corpora: dict[str, tuple[Texts, Texts]] = {
+        "clean": ({"code": train["code"]}, {"code": held_out["code"]}),
+        "poisoned": (
+            {"code": train["code"], "poison": bad},
+            {"code": held_out["code"]},
+        ),
+        "kinds": (train, held_out),
+        "mixture": (mixture, {"code": held_out["code"]}),
+        "rare": ({}, {"prose": held_out["prose"]}),
+        "small": (small, {"code": held_out["code"]}),
+    }
+    for name, (training, validation) in corpora.items():
+        for kind, documents in training.items():
+            write_kind(folder / name / "train", kind, documents)
+        for kind, documents in validation.items():
+            write_kind(folder / name / "validation", kind, documents)
+    write_whole(folder / "tokenizer.json", tokenizer.to_str())

@@ -1,0 +1,152 @@
+"""What is compared: for each study a corpus, and members as overrides of one small config.
+
+poisoned      a fifth of the training tokens are bad
+partitions    four kinds of text, dealt to four shards in six ways, under methods that
+              meet each step or rarely; and remedies
+mixture       ten times more text of one kind than of the other
+augmentation  little text, gone through many times
+"""
+
+from typing import NamedTuple
+
+from configs.base import Experiment
+from configs.sweeps.combine import Member
+from configs.sweeps.strategies import local
+from experiments.studies.uneven.corpora import VOCAB_SIZE
+from lm.data.config import DataConfig
+from lm.data.rows.partition import PARTITIONS
+from lm.models.transformer.config import TransformerConfig
+from lm.optim import OptimConfig
+
+SHARDS = 4
+
+
+class Study(NamedTuple):
+    corpus: str  # its folder has train and validation
+    page: str  # in docs/questions
+    members: dict[str, Member]  # all are compared with the first one
+    shifted: str = ""  # corpus whose validation text is evaluated too
+
+
+def base_config() -> Experiment:
+    return Experiment(
+        steps=400,
+        data=DataConfig(
+            source="jsonl",
+            tokenizer="pretrained",
+            vocab_size=VOCAB_SIZE,
+            seq_len=128,
+            batch_size=32,
+        ),
+        model=TransformerConfig(
+            width=64,
+            num_layers=2,
+            num_heads=4,
+            activation="swiglu",
+            norm="rmsnorm",
+            positions="rotary",
+            bias=False,
+        ),
+        optim=OptimConfig(learning_rate=4e-3, warmup_steps=40),
+    )
+
+
+# The threshold lies between the scores of poison and most of those of clean text, which
+# experiments.inspect lists.
+FILTERED: Member = {
+    "data.stages": "fix,normalise,exact_dedup,near_dedup,anomaly",
+    "data.anomaly.threshold": 8.0,
+}
+WEIGHTED: Member = {"robust.weights": "tukey", "robust.settle": 20}
+POISONED: dict[str, Member] = {
+    "clean": {"data.path": "clean"},
+    "poisoned": {},
+    "filtered": FILTERED,
+    "weighted": WEIGHTED,
+    "weighted, 3": WEIGHTED | {"robust.threshold": 3.0},
+    "weighted, 2": WEIGHTED | {"robust.threshold": 2.0},
+    "filtered and weighted": FILTERED | WEIGHTED,
+    "filtered and weighted, 3": FILTERED | WEIGHTED | {"robust.threshold": 3.0},
+}
+
+METHODS: dict[str, Member] = {
+    "each step": {"parallel.strategy": "shard_map"},
+    "local SGD, H = 1": local("local_sgd", 1),
+    "local SGD, H = 8": local("local_sgd", 8),
+    "local SGD, H = 50": local("local_sgd", 50),
+    "DiLoCo, H = 50": local("diloco", 50),
+}
+PLAIN_SGD: Member = {
+    "optim.name": "sgd",
+    "optim.momentum": 0.0,
+    "optim.learning_rate": 0.5,
+    "optim.clip_norm": 0.0,
+}
+EQUAL = {
+    f"{policy}; {method}": {"data.partition": policy} | overrides
+    for policy in PARTITIONS
+    for method, overrides in METHODS.items()
+}
+NATURAL = {
+    f"{policy}, natural{told}; each step": {
+        "data.partition": policy,
+        "data.shard_sizes": "natural",
+        "parallel.strategy": "shard_map",
+    }
+    | weights
+    for policy in ("kmeans", "dictionary")
+    for told, weights in {"": {}, ", weighted": {"data.sampling.reweigh": True}}.items()
+}
+ORACLE = {
+    f"dictionary; {method}, plain SGD": {"data.partition": "dictionary"}
+    | METHODS[method]
+    | PLAIN_SGD
+    for method in ("each step", "local SGD, H = 1")
+}
+REMEDIES = {
+    f"dictionary, {share:.0%} by hash; {method}": {
+        "data.partition": "dictionary",
+        "data.shuffled_share": share,
+    }
+    | METHODS[method]
+    for share in (0.1, 0.3)
+    for method in ("local SGD, H = 50", "DiLoCo, H = 50")
+} | {
+    f"dictionary, natural, weighted; {method}": {
+        "data.partition": "dictionary",
+        "data.shard_sizes": "natural",
+        "data.sampling.reweigh": True,
+    }
+    | METHODS[method]
+    for method in ("local SGD, H = 50", "DiLoCo, H = 50")
+}
+SHARDED: dict[str, Member] = {
+    name: {"data.shards": SHARDS} | member
+    for name, member in (EQUAL | NATURAL | ORACLE | REMEDIES).items()
+}
+
+BY_KEY: Member = {"data.sampling.strata": "key"}
+MIXTURE: dict[str, Member] = {
+    "as it is": {},
+    "stratified batches": BY_KEY,
+    "temperature 3": BY_KEY | {"data.sampling.temperature": 3.0},
+    "equal rates": BY_KEY | {"data.sampling.temperature": 1e6},
+    "equal rates, resampled": BY_KEY
+    | {"data.sampling.temperature": 1e6, "data.sampling.batches": "resampled"},
+}
+
+AUGMENTATION: dict[str, Member] = {
+    "none": {},
+    **{
+        f"{kind}, {rate:.0%}": {"data.augment.kind": kind, "data.augment.rate": rate}
+        for kind in ("token_dropout", "span_corruption")
+        for rate in (0.05, 0.15)
+    },
+}
+
+STUDIES = {
+    "poisoned": Study("poisoned", "what-does-bad-text-cost", POISONED),
+    "partitions": Study("kinds", "do-unlike-shards-hurt", SHARDED),
+    "mixture": Study("mixture", "how-are-sources-mixed", MIXTURE, shifted="rare"),
+    "augmentation": Study("small", "does-augmentation-help", AUGMENTATION),
+}
