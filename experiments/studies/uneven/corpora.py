@@ -68,28 +68,47 @@ def foreign(rng: random.Random) -> Iterator[str]:
         yield base.foreign_text(rng.choice(languages), rng)
 
 
-def poison(spare: list[str], rng: random.Random) -> Iterator[str]:
-    """Yield documents of random letters, base64 and words in a random order, in turns."""
-    harms: list[Callable[[str, random.Random], str]]
-    harms = [damage.gibberish, damage.as_base64, damage.shuffled]
-    for number, text in enumerate(spare):
-        yield harms[number % len(harms)](text, rng)
+POISONS = ("pieces", "letters", "base64", "shuffled")
 
 
-def poisoned(code: list[str], tokenizer: Tokenizer, rng: random.Random) -> list[str]:
-    """Return poison that is POISONED of all tokens, if it joins `code`."""
+def poison(kind: str, code: list[str], tokenizer: Tokenizer) -> list[str]:
+    """Return bad documents that are POISONED of all tokens, if they join `code`.
+
+    They are made of documents of `code`: their words in a random order (shuffled), their
+    bytes in base64, or lines as long as theirs of random letters or of random pieces of
+    words, those of the vocabulary.
+    """
+    rng = random.Random(0)
+    words = [word for word in tokenizer.get_vocab() if word.isascii() and word.isalnum()]
+    spoil: dict[str, Callable[[str], str]] = {
+        "pieces": lambda text: pieces(text, sorted(words), rng),
+        "letters": lambda text: damage.gibberish(text, rng),
+        "base64": lambda text: damage.as_base64(text, rng),
+        "shuffled": lambda text: damage.shuffled(text, rng),
+    }
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)
 
-    clean = sum(map(count, code))
-    found, left = [], clean * POISONED / (1 - POISONED)
-    for text in poison(rng.sample(code, len(code)), rng):
-        found.append(text)
-        left -= count(text)
+    left = sum(map(count, code)) * POISONED / (1 - POISONED)
+    found = []
+    for text in rng.sample(code, len(code)):
+        found.append(spoil[kind](text))
+        left -= count(found[-1])
         if left <= 0:
             return found
     raise AssertionError("as many documents of poison as clean ones have fewer tokens")
+
+
+def pieces(text: str, words: list[str], rng: random.Random) -> str:
+    """Return lines about as long as those of `text` of random pieces of words."""
+    lines = []
+    for line in text.splitlines():
+        made = ""
+        while len(made) < len(line):
+            made += rng.choice(words) + rng.choice([" ", ""])
+        lines.append(made.strip())
+    return "\n".join(lines) + "\n"
 
 
 def split(documents: list[str]) -> tuple[list[str], list[str]]:
@@ -114,16 +133,18 @@ def write_corpora(folder: pathlib.Path) -> None:
     tokenizer = train_tokenizer(
         "bpe", (text for texts in train.values() for text in texts), VOCAB_SIZE
     )
-    bad = poisoned(train["code"], tokenizer, rng)
     small = {"code": train["code"][::SMALL]}
     characters = sum(map(len, train["code"])) // RARE
     mixture = {"code": train["code"], "prose": some(iter(train["prose"]), characters)}
     corpora: dict[str, tuple[Texts, Texts]] = {
         "clean": ({"code": train["code"]}, {"code": held_out["code"]}),
-        "poisoned": (
-            {"code": train["code"], "poison": bad},
-            {"code": held_out["code"]},
-        ),
+        **{
+            f"poison-{kind}": (
+                {"code": train["code"], "poison": poison(kind, train["code"], tokenizer)},
+                {"code": held_out["code"]},
+            )
+            for kind in POISONS
+        },
         "kinds": (train, held_out),
         "mixture": (mixture, {"code": held_out["code"]}),
         "rare": ({}, {"prose": held_out["prose"]}),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from configs.base import Experiment
 from configs.sweeps.combine import Member
 from configs.sweeps.strategies import local
-from experiments.studies.uneven.corpora import VOCAB_SIZE
+from experiments.studies.uneven.corpora import POISONS, VOCAB_SIZE
 from lm.data.config import DataConfig
 from lm.data.rows.partition import PARTITIONS
 from lm.models.transformer.config import TransformerConfig
@@ -57,21 +57,30 @@ FILTERED: Member = {
     "data.stages": "fix,normalise,exact_dedup,near_dedup,anomaly",
     "data.anomaly.threshold": 8.0,
 }
-WEIGHTED: Member = {"robust.weights": "tukey", "robust.settle": 20}
-POISONED: dict[str, Member] = {
-    "clean": {"data.path": "clean"},
-    "poisoned": {},
+WEIGHTED: Member = {
+    "robust.weights": "tukey",
+    "robust.threshold": 3.0,
+    "robust.settle": 50,
+}
+UNTREATED = "as it is"
+AGAINST_POISON: dict[str, Member] = {
+    UNTREATED: {},
     "filtered": FILTERED,
     "weighted": WEIGHTED,
-    "weighted, 3": WEIGHTED | {"robust.threshold": 3.0},
-    "weighted, 2": WEIGHTED | {"robust.threshold": 2.0},
-    "filtered and weighted": FILTERED | WEIGHTED,
-    "filtered and weighted, 3": FILTERED | WEIGHTED | {"robust.threshold": 3.0},
+    "both": FILTERED | WEIGHTED,
+}
+POISONED: dict[str, Member] = {
+    "clean": {},
+    # What the bad text costs if it does no harm but takes the place of good text.
+    "clean, a fifth fewer steps": {"steps": 800},
+} | {
+    f"{kind}; {remedy}": {"data.path": f"poison-{kind}"} | overrides
+    for kind in POISONS
+    for remedy, overrides in AGAINST_POISON.items()
 }
 
 METHODS: dict[str, Member] = {
     "each step": {"parallel.strategy": "shard_map"},
-    "local SGD, H = 1": local("local_sgd", 1),
     "local SGD, H = 8": local("local_sgd", 8),
     "local SGD, H = 50": local("local_sgd", 50),
     "DiLoCo, H = 50": local("diloco", 50),
@@ -83,9 +92,9 @@ PLAIN_SGD: Member = {
     "optim.clip_norm": 0.0,
 }
 EQUAL = {
-    f"{policy}; {method}": {"data.partition": policy} | overrides
+    f"{policy}; {method}": {"data.partition": policy} | METHODS[method]
     for policy in PARTITIONS
-    for method, overrides in METHODS.items()
+    for method in METHODS
 }
 NATURAL = {
     f"{policy}, natural{told}; each step": {
@@ -97,11 +106,16 @@ NATURAL = {
     for policy in ("kmeans", "dictionary")
     for told, weights in {"": {}, ", weighted": {"data.sampling.reweigh": True}}.items()
 }
+H_1 = {
+    "each step": METHODS["each step"],
+    "local SGD, H = 1": local("local_sgd", 1),
+}
 ORACLE = {
-    f"dictionary; {method}, plain SGD": {"data.partition": "dictionary"}
-    | METHODS[method]
-    | PLAIN_SGD
-    for method in ("each step", "local SGD, H = 1")
+    f"{policy}; {method}{told}": {"data.partition": policy} | H_1[method] | optimizer
+    for policy in ("hash", "dictionary")
+    for told, optimizer in {"": {}, ", plain SGD": PLAIN_SGD}.items()
+    for method in H_1
+    if told or method != "each step"
 }
 REMEDIES = {
     f"dictionary, {share:.0%} by hash; {method}": {
@@ -143,17 +157,19 @@ MIXTURE: dict[str, Member] = {
     "equal rates, rare kind damaged": EQUAL_RATES | DAMAGED,
 }
 
+TEN_EPOCHS = {"steps": 1350}
 AUGMENTATION: dict[str, Member] = {
-    "none": {},
+    "none": TEN_EPOCHS,
     **{
-        f"{kind}, {rate:.0%}": {"data.augment.kind": kind, "data.augment.rate": rate}
+        f"{kind}, {rate:.0%}": TEN_EPOCHS
+        | {"data.augment.kind": kind, "data.augment.rate": rate}
         for kind in ("token_dropout", "span_corruption")
         for rate in (0.05, 0.15)
     },
 }
 
 STUDIES = {
-    "poisoned": Study("poisoned", "what-does-bad-text-cost", POISONED),
+    "poisoned": Study("clean", "what-does-bad-text-cost", POISONED),
     "partitions": Study("kinds", "do-unlike-shards-hurt", SHARDED),
     "mixture": Study("mixture", "how-are-sources-mixed", MIXTURE, shifted="rare"),
     "augmentation": Study("small", "does-augmentation-help", AUGMENTATION),

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable
 
-from experiments.studies.uneven.members import METHODS, STUDIES
+from experiments.studies.uneven.members import METHODS, STUDIES, UNTREATED
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 from lm.data.rows.partition import PARTITIONS
@@ -45,12 +45,13 @@ def poisoned_table(found: Lines) -> str:
     """Also tell which share of the gap from poisoned to clean each member wins back."""
     rows = []
     for name, seeds in found.items():
-        won = ""
-        if {"clean", "poisoned"} <= found.keys() - {name}:
-            worst, best = mean(found["poisoned"]), mean(found["clean"])
-            won = f"{(worst - mean(seeds)) / (worst - best):.0%}"
+        kind, _, remedy = name.partition("; ")
+        worst, won = found.get(f"{kind}; {UNTREATED}"), ""
+        if worst and remedy != UNTREATED:
+            gap = mean(worst) - mean(found["clean"])
+            won = f"{(mean(worst) - mean(seeds)) / gap:.0%}"
         rows.append([name, told(seeds), excess(seeds, found["clean"]), won, len(seeds)])
-    head = ["training", "validation loss", "to clean", "gap won back", "seeds"]
+    head = ["training text", "validation loss", "to clean", "gap won back", "seeds"]
     return markdown(head, rows)
 
 
@@ -78,7 +79,7 @@ def partitions_table(found: Lines) -> str:
             name,
             f"{mean(seeds, 'multiple'):.0f}",
             told(seeds),
-            excess(seeds, hashed.get(name.rpartition("; ")[2]) or {}),
+            excess(seeds, found.get(f"hash; {name.rpartition('; ')[2]}", {})),
             len(seeds),
         ]
         for name, seeds in found.items()
