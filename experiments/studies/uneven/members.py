@@ -87,7 +87,6 @@ METHODS: dict[str, Member] = {
 }
 PLAIN_SGD: Member = {
     "optim.name": "sgd",
-    "optim.momentum": 0.0,
     "optim.learning_rate": 0.5,
     "optim.clip_norm": 0.0,
 }
