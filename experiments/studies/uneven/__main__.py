@@ -137,7 +137,7 @@ def main() -> None:
                 "study": name,
                 "member": member,
                 "seed": seed,
-                "steps": base_config().steps,
+                "steps": member_config(study, study.members[member], seed).steps,
                 "devices": len(jax.devices()),
             }
             for seed in range(SEEDS.value)
