@@ -29,6 +29,7 @@ CHARACTERS = {  # of each kind, before some are held out
     "prose": 1_000_000,
     "foreign": 500_000,
 }
+PIECES_OF_A_FILE = 10  # at most, so that a corpus is of many files
 LICENSES = re.compile(r"LICEN[SC]E|COPYING")
 Texts = dict[str, list[str]]  # kind -> its documents
 
@@ -49,17 +50,25 @@ def some(documents: Iterator[str], characters: int) -> list[str]:
 
 def clean_texts(rng: random.Random) -> Texts:
     """Return documents of each kind, as many characters as CHARACTERS says."""
+    prose = base.files(base.PACKAGES, base.PROSE)
     files = {
         "code": base.files(base.LIBRARY, base.CODE, base.TESTS),
         "packages": base.files(base.PACKAGES, base.CODE, base.TESTS - {"site-packages"}),
-        "prose": base.files(base.PACKAGES, base.PROSE),
+        "prose": [file for file in prose if not LICENSES.match(file.name)],
     }
-    files["prose"] = [x for x in files["prose"] if not LICENSES.match(x.name)]
-    texts = {
-        kind: some(iter(base.pool(files[kind], 2**30, rng)), CHARACTERS[kind])
-        for kind in files
-    }
-    return texts | {"foreign": some(foreign(rng), CHARACTERS["foreign"])}
+    streams = {kind: documents_of(found, rng) for kind, found in files.items()}
+    streams["foreign"] = foreign(rng)
+    return {kind: some(stream, CHARACTERS[kind]) for kind, stream in streams.items()}
+
+
+def documents_of(files: list[pathlib.Path], rng: random.Random) -> Iterator[str]:
+    """Yield some pieces of each file, the files in random order; equal pieces once."""
+    seen = set()
+    for file in rng.sample(files, len(files)):
+        found = list(base.pieces(base.clean_text(file), rng))
+        chosen = rng.sample(found, min(PIECES_OF_A_FILE, len(found)))
+        yield from (text for text in chosen if text not in seen)
+        seen.update(chosen)
 
 
 def foreign(rng: random.Random) -> Iterator[str]:
