@@ -26,7 +26,7 @@ SMALL = 10  # times less text in the small corpus
 CHARACTERS = {  # of each kind, before some are held out
     "code": 4_000_000,
     "packages": 2_000_000,
-    "prose": 1_000_000,
+    "prose": 800_000,
     "foreign": 500_000,
 }
 PIECES_OF_A_FILE = 10  # at most, so that a corpus is of many files
