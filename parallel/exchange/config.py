@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import Codec, hierarchical
 from parallel.exchange.power_sgd import power_sgd
-from parallel.exchange.quantise import bfloat16, int4, int8, majority_vote, sign
+from parallel.exchange.quantise import bfloat16, int2, int4, int8, majority_vote, sign
 from parallel.exchange.sparse import deep_gradient_compression, random_k, top_k
 from parallel.exchange.ternary import ternary
 from parallel.exchange.transforms import (
@@ -27,6 +27,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "bfloat16": lambda c: bfloat16(),
     "int8": lambda c: int8(c.block or 256, nearest=c.error_feedback != "off"),
     "int4": lambda c: int4(c.block or 64, nearest=c.error_feedback != "off"),
+    "int2": lambda c: int2(c.block or 512),
     "ternary": lambda c: ternary(c.block or 500),
     "sign": lambda c: sign(c.block or 1024),
     "majority_vote": lambda c: majority_vote(),
@@ -37,7 +38,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
 }
 
 # Codecs, by the fields that have an effect on them.
-BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "ternary", "sign")}
+BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "int2", "ternary", "sign")}
 SPARSE = {"parallel.exchange.codec": ("top_k", "random_k", "dgc")}
 DGC = {"parallel.exchange.codec": ("dgc",)}
 

@@ -27,7 +27,8 @@ MEMBERS = {
     "local": ["local_sgd-8", "post_local_sgd-8", "diloco-50", "streaming_diloco-50"],
     "algorithms": [name for name in ALGORITHMS if name != "psum"],  # that is shard_map's
     "codecs": [
-        "bfloat16", "int8", "int4", "ternary", "sign", "majority_vote", "top_k-1%",
+        "bfloat16", "int8", "int4", "int2", "ternary", "sign", "majority_vote",
+        "top_k-1%",
         "random_k-1%", "dgc-1%", "power_sgd-4", "delay-1", "diloco-50-int4",
     ],
 }  # fmt: skip

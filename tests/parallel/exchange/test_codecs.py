@@ -18,7 +18,8 @@ from parallel.exchange.transforms import compressed
 
 ARGUMENTS = {
     "bfloat16": {}, "int8": {"block": 32}, "int4": {"block": 32},
-    "ternary": {"block": 50}, "sign": {"block": 32}, "majority_vote": {},
+    "int2": {"block": 32}, "ternary": {"block": 50}, "sign": {"block": 32},
+    "majority_vote": {},
     "top_k": {"keep": 0.1}, "random_k": {"keep": 0.1},
     "dgc": {"keep": 0.05, "momentum": 0.5, "warmup_steps": 4},
     "power_sgd": {"rank": 2},
@@ -247,7 +248,8 @@ COLLECTIVE = re.compile(
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 WIRE = {
     "bfloat16": ({"u16"}, 2), "int8": ({"u8"}, 2),
-    "int4": ({"u8"}, 2), "ternary": ({"u8", "u32", "f32"}, 4), "sign": ({"u8"}, 2),
+    "int4": ({"u8"}, 2), "int2": ({"u8"}, 2), "ternary": ({"u8", "u32", "f32"}, 4),
+    "sign": ({"u8"}, 2),
     "majority_vote": ({"u8"}, 2), "top_k": ({"u16"}, 1), "random_k": ({"f32"}, 1),
     DGC: ({"u16"}, 1), "power_sgd": ({"f32"}, 2),
 }  # fmt: skip
@@ -318,7 +320,14 @@ def test_large_arrays_have_wide_indices():
 
 def test_default_codes_shrink_a_large_tree_by_their_bits():
     # Ternary: 1.6 bits an element there, and a seventh of 32 bits for a sum of 8 replicas.
-    ratios = {"bfloat16": 2, "int8": 3.93, "int4": 7.1, "ternary": 10.16, "sign": 30.8}
+    ratios = {
+        "bfloat16": 2,
+        "int8": 3.93,
+        "int4": 7.1,
+        "int2": 15.5,
+        "ternary": 10.16,
+        "sign": 30.8,
+    }
     params = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     exact = 2 * 4 * 1000 * 1000 * 7 / 8  # of a ring all-reduce
     for name, ratio in ratios.items():
