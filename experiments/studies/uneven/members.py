@@ -59,7 +59,6 @@ FILTERED: Member = {
 }
 WEIGHTED: Member = {
     "robust.weights": "tukey",
-    "robust.threshold": 3.0,
     "robust.settle": 50,
 }
 UNTREATED = "as it is"
