@@ -319,6 +319,12 @@ def test_replicas_follow_one_loss_and_exchange_nothing_between_meetings():
         np.testing.assert_allclose(seen[meeting], loss / tokens, rtol=1e-5)
 
 
+def same_sums(new, old):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a.sum(0), b.sum(0), 1e-5, 1e-7), new, old
+    )
+
+
 def test_another_number_of_replicas_keeps_the_outer_state_and_the_sums():
     exchange = ExchangeConfig(codec="top_k", keep=0.1)
     local = LocalConfig(every=2, fragments=2, overlap=1)
@@ -337,11 +343,8 @@ def test_another_number_of_replicas_keeps_the_outer_state_and_the_sums():
     for old, new in zip(state.comm.fragments, begun.comm.fragments, strict=True):
         for kept in ("agreed", "outer", "arriving"):
             assert_equal(getattr(new, kept), getattr(old, kept), rtol=0)
-        for a, b in ((new.tokens, old.tokens), (new.comm, old.comm)):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a.sum(0), b.sum(0), 1e-5, 1e-7),
-                a, b,
-            )  # fmt: skip
+        same_sums(new.comm, old.comm)
+    same_sums(begun.comm.tally.tokens, state.comm.tally.tokens)
     assert max(np.abs(x).max() for x in jax.tree.leaves(begun.comm.fragments[0].outer)) > 0
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(begun.comm.fragments[0].comm))
 
