@@ -24,9 +24,10 @@ Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
 STAGE = "stage"  # the mesh axis of the pipeline's stages
-# The mesh axes over which the batch is split, the one of the slowest links first.
 FSDP = "fsdp"  # the mesh axis over which parameters are split too
-BATCH_AXES = ("slice", AXIS, FSDP)
+SLICE = "slice"  # the mesh axis of the slowest links
+# The mesh axes over which the batch is split, the one of the slowest links first.
+BATCH_AXES = (SLICE, AXIS, FSDP)
 TENSOR = "tensor"  # the mesh axis over which single layers are split
 # (pattern of a parameter's path, its dim counted from the last (-1), into how many parts
 # that may be cut, the name of that number; no name: whole where it cannot be cut)
