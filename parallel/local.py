@@ -77,7 +77,7 @@ STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 class LocalConfig:
     # what a replica does inside, on several devices: another strategy, which synchronises
     # them (parallel.slice is the number of replicas); none: a replica is one device
-    inner: str = "none"
+    inner: str = field(default="none", metadata={"decides": False})
     # H, steps that replicas train alone before they meet
     every: int = field(default=50, metadata={"at_least": 1})
     # steps at the start in which gradients are exchanged in every step

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.exchange.transforms import Exchange
+from parallel.exchange.transforms import Exchange, grouped
 from parallel.meetings import (
     UNKNOWN_LOSS,
     Apart,
@@ -49,7 +49,7 @@ class Outer:
         self, learner: Learner, mesh: Mesh, like: Params, exchange: Exchange, plan: Plan
     ):
         """`like` has the shapes and shardings of an island's parameters."""
-        self.plan, self.exchange = plan, exchange
+        self.plan = plan
         self.specs = jax.tree.map(lambda x: x.sharding.spec, like)
         split = set().union(*map(axes_of, jax.tree.leaves(self.specs)))
         self.mesh = first_along(mesh, split)
@@ -61,11 +61,11 @@ class Outer:
         # an island has the parameters in parts.
         parts = tuple(axis for axis in mesh.axis_names if axis in split)
         self.kept = P(SLICE, parts) if parts else P(SLICE)
-        self.apart_specs = self.specs_of(
-            jax.eval_shape(
-                partial(first_fragments, exchange=exchange, plan=plan), self.local
-            )
-        )
+        # Devices that have different parts of some leaves, and the same of others, must
+        # get the same of those, so a codec must not mix them.
+        self.exchange = grouped(self.split_alike, exchange) if parts else exchange
+        first = partial(first_fragments, exchange=self.exchange, plan=plan)
+        self.apart_specs = self.specs_of(jax.eval_shape(first, self.local))
         self.begin = self.jitted(self.first, (self.each,), self.apart_specs)
         indices = range(plan.fragments)
         self.meet = [
@@ -74,6 +74,14 @@ class Outer:
         self.arrive = [
             self.changing(partial(self.arrival, i)) for i in indices if plan.overlap
         ]
+
+    def split_alike(self, params: Params) -> list[set]:
+        """Return the paths of the leaves that are split over the same axes, by the axes."""
+        known = dict(jax.tree.leaves_with_path(self.specs))
+        groups: dict[tuple[str, ...], set] = {}
+        for path, _ in jax.tree.leaves_with_path(params):
+            groups.setdefault(tuple(sorted(axes_of(known[path]))), set()).add(path)
+        return [groups[axes] for axes in sorted(groups)]
 
     def specs_of(self, fragments: list[Fragment]) -> Apart:
         """Return the spec of each array that the islands keep; `fragments` are shapes."""

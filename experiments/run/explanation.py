@@ -7,7 +7,7 @@ from experiments.processes.messages import human, size
 from experiments.run.steps import batch_shapes, empty_rows
 from experiments.run.trial import Trial, build_trial
 from parallel.cost.closed_forms import cut_of
-from parallel.cost.ledger import Entry, ledger
+from parallel.cost.ledger import Entry, step_ledger
 
 SMALL = 0.01  # a smaller share of the bytes is never unexpected
 HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
@@ -40,7 +40,7 @@ def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
 def explain(config: Experiment, mesh: Mesh) -> str:
     """Return the table of the ledger, its total, and what the closed form says."""
     trial = build_trial(config, config.data.vocab_size, mesh)
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     rows = [HEAD, *map(cells, entries)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = [
