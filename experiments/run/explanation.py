@@ -8,6 +8,7 @@ from experiments.run.steps import batch_shapes, empty_rows
 from experiments.run.trial import Trial, build_trial
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, step_ledger
+from parallel.program import SLICE
 
 SMALL = 0.01  # a smaller share of the bytes is never unexpected
 HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
@@ -63,14 +64,17 @@ def against_closed_form(
 ) -> list[str]:
     """Return the lines of the ledger's total and of what it should be."""
     total = sum(entry.sent_bytes for entry in entries)
-    line = f"a device sends in a step   {size(total)}"
+    lines = [f"a device sends in a step   {size(total)}"]
+    if SLICE in mesh.shape:
+        across = sum(entry.sent_bytes for entry in entries if SLICE in entry.axes)
+        lines += [f"of this, between slices    {size(across)}"]
     expected = expected_bytes(config, trial, mesh)
     if expected is None:
-        return [line, "closed form                none for this strategy"]
+        return [*lines, "closed form                none for this strategy"]
     if not expected:
-        return [line]
+        return lines
     return [
-        line,
+        *lines,
         f"closed form                {size(expected)}; the program differs by "
         f"{total / expected - 1:+.2%}",
     ]
