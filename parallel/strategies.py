@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from parallel.cost import closed_forms
 from parallel.cost.closed_forms import Cut
+from parallel.early import early_program
 from parallel.exchange.config import ExchangeConfig, build_exchange
 from parallel.islands import islands_program
 from parallel.layout import (
@@ -29,7 +30,7 @@ from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, zero_program
-from parallel.submeshes import islands_of, one_of_each
+from parallel.submeshes import islands_of, one_of_each, without_slices
 
 # Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
@@ -124,7 +125,11 @@ def local(name: str) -> Strategy:
         def build_inner(island: Mesh) -> Program:
             return build_program(inner, learner, island)
 
-        return islands_program(learner, mesh, build_inner, exchange, plan)
+        islands = islands_program(learner, mesh, build_inner, exchange, plan)
+        if not plan.first:
+            return islands
+        early = build_inner(without_slices(mesh))
+        return early_program(plan.first, early, islands)
 
     def kinds(config: "ParallelConfig") -> set[str]:
         inside = config.inner.row.kinds(config.inner) if config.inner else set()
@@ -135,7 +140,7 @@ def local(name: str) -> Strategy:
         plan.validate()
         check_moves(name, config.exchange)
         if config.inner:
-            check_islands(config, plan.first, mesh)
+            check_islands(config, mesh)
 
     return Strategy(
         program,
@@ -150,7 +155,7 @@ def local(name: str) -> Strategy:
     )
 
 
-def check_islands(config: "ParallelConfig", first: int, mesh: Mesh) -> None:
+def check_islands(config: "ParallelConfig", mesh: Mesh) -> None:
     """Raise ValueError if the mesh gives no islands that the inner strategy can run on."""
     told, inner = f"parallel.local.inner={config.local.inner}", config.inner
     num_islands, size = mesh.shape[SLICE], mesh.size // mesh.shape[SLICE]
@@ -159,11 +164,6 @@ def check_islands(config: "ParallelConfig", first: int, mesh: Mesh) -> None:
             f"{told} makes each of the parallel.slice {num_islands} replicas an island of "
             f"several devices, and there are {mesh.size} devices, {size} for each; set "
             "parallel.slice to 2 or more that leave 2 devices each, or unset inner"
-        )
-    if first:
-        raise ValueError(
-            f"{told}: islands exchange no gradients, so parallel.local.first {first} must "
-            "be 0; unset inner, or set it to 0"
         )
     for devices in mesh.devices:
         hosts = {device.process_index for device in devices.flat}

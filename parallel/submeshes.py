@@ -42,6 +42,12 @@ def one_of_each(mesh: Mesh) -> Mesh:
     return submesh(mesh.devices.reshape(mesh.shape[SLICE], -1)[:, 0], (SLICE,))
 
 
+def without_slices(mesh: Mesh) -> Mesh:
+    """Return the mesh of all devices as one island: the axis after `slice` has them all."""
+    devices = mesh.devices.reshape(-1, *mesh.devices.shape[2:])
+    return submesh(devices, mesh.axis_names[1:])
+
+
 def axes_of(spec: P) -> set[str]:
     return {axis for entry in spec for axis in as_axes(entry)}
 
