@@ -85,7 +85,8 @@ class Stepping(NamedTuple):
         for index in range(plan.fragments):
             if plan.meets(index, state.step):
                 state, news = self.outer_step(self.meet[index], state)
-                told = {SKIPPED: news[0], IN_A_ROW: news[1]}
+                # Of several meetings in one step, the first has told all.
+                told = told or {SKIPPED: news[0], IN_A_ROW: news[1]}
             if plan.overlap and plan.arrives(index, state.step):
                 state, _ = self.outer_step(self.arrive[index], state)
         return state, told

@@ -15,6 +15,8 @@ its gradient. One construction gives four strategies:
 Moves go through the same Exchange as gradients do in other strategies, so they can be
 compressed, with error feedback.
 
+A run ends with a meeting, even between two others.
+
 Only sums cross. A replica's move is weighted by the tokens that the replica has learnt from
 since the last meeting. So with one plain SGD step between meetings, a meeting is the step
 of the whole batch, even if the rows are uneven.

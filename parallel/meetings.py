@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     overlap: int = 0
     mix: float = 0.0
     first: int = 0
+    last: int = 0  # the step at which a run ends, and all meet once more; 0: none
 
     def turn(self, index: int) -> int:
         """Return the step of the first meeting of fragment `index`."""
@@ -41,12 +42,14 @@ class Plan(NamedTuple):
 
     def meets(self, index: int, step: Any) -> Any:
         """Tell whether fragment `index` meets after so many steps."""
-        return (step - self.turn(index)) % self.every == 0
+        in_turn = (step - self.turn(index)) % self.every == 0
+        return in_turn | (step == self.last)
 
     def arrives(self, index: int, step: Any) -> Any:
         """Tell whether the result of a meeting of fragment `index` arrives then."""
         first = self.turn(index) + self.overlap
-        return ((step - first) % self.every == 0) & (step >= first)
+        in_turn = ((step - first) % self.every == 0) & (step >= first)
+        return in_turn | (step == self.last)
 
     def validate(self) -> None:
         if self.fragments > self.every:

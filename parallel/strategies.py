@@ -117,7 +117,8 @@ def local(name: str) -> Strategy:
     """Return the row of a strategy whose replicas meet once in many steps."""
 
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
-        plan, inner = PLANS[name](config.local), config.inner
+        plan = PLANS[name](config.local)._replace(last=learner.num_steps)
+        inner = config.inner
         exchange = build_exchange(config.exchange, config.exchanging(mesh))
         if inner is None:
             return local_program(learner, mesh, config.accumulation, exchange, plan)

@@ -168,8 +168,8 @@ FAULTS = [
     ),
     Fault(
         "replicas meet a step late", "parallel/meetings.py",
-        "(step - self.turn(index)) % self.every == 0",
-        "(step - self.turn(index)) % self.every == 1 % self.every",
+        "in_turn = (step - self.turn(index)) % self.every == 0",
+        "in_turn = (step - self.turn(index)) % self.every == 1 % self.every",
         "parallel/test_local.py by_hand and diloco",
     ),
     Fault(

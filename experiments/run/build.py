@@ -293,6 +293,7 @@ def build(
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
+        num_steps=config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)

@@ -75,8 +75,9 @@ def saved_after(program, num_steps: int):
 
 
 def test_islands_are_replicas_with_the_same_rows():
+    learner = toy_learner(MOMENTUM)._replace(num_steps=STEPS)  # they meet at the end
     streaming = [
-        islands("streaming_diloco", inner, toy_learner(MOMENTUM), **degrees)
+        islands("streaming_diloco", inner, learner, **degrees)
         for inner, degrees in (("shard_map", {}), ("none", {"data": 1}))
     ]
     own, expected = (saved_after(program, STEPS) for program in streaming)
