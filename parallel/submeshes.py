@@ -17,13 +17,12 @@ from parallel.program import SLICE
 
 
 def islands_of(mesh: Mesh) -> list[Mesh]:
-    """Return the islands of which this process has devices; all of an absent mesh."""
-    own, absent = jax.process_index(), is_absent(mesh)
-    return [
-        submesh(devices, mesh.axis_names[1:])
-        for devices in mesh.devices
-        if absent or devices.flat[0].process_index == own
-    ]
+    """Return the islands of which this process has devices; the first of an absent mesh."""
+    islands = [submesh(devices, mesh.axis_names[1:]) for devices in mesh.devices]
+    if is_absent(mesh):
+        return islands[:1]
+    own = jax.process_index()
+    return [each for each in islands if each.devices.flat[0].process_index == own]
 
 
 def submesh(devices: Any, names: tuple[str, ...]) -> Mesh:
@@ -74,7 +73,6 @@ def join(mesh: Mesh, parts: list[Any], each: bool = True) -> Any:
     Of an island's devices, those that are in the mesh give their part. `each`: the islands
     differ; else the array is the same on all of them, and stays what it is.
     """
-
     own = {d for d in mesh.devices.flat if d.process_index == jax.process_index()}
 
     def one(*xs: jax.Array | jax.ShapeDtypeStruct):
