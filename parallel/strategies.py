@@ -344,10 +344,11 @@ class ParallelConfig:
         for axis in sorted(all_axes - set(axes)):
             if getattr(self, axis) not in (1, -1):
                 able = [name for name, other in STRATEGIES.items() if axis in other.axes]
+                inside = f" with parallel.local.inner={self.local.inner}"
                 raise ValueError(
                     f"parallel.{axis} is {getattr(self, axis)}, but strategy "
-                    f"{self.strategy!r} has no axis {axis}; set it to 1, or choose one of "
-                    f"{', '.join(able)}"
+                    f"{self.strategy!r}{inside if self.inner else ''} has no axis {axis}; "
+                    f"set it to 1, or choose one of {', '.join(able)}"
                 )
         degrees = {axis: getattr(self, axis) for axis in axes}
         return device_mesh(

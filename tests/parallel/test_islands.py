@@ -236,7 +236,12 @@ def test_an_island_that_is_never_finite_is_named_and_does_not_count():
         ("diloco", {"inner": "fsdp"}, {"slice": 3}, "slice 3.* 8 cpu devices"),
         ("diloco", {"inner": "fsdp"}, {"slice": 1}, "slice 1 .* 8 devices"),
         ("diloco", {"inner": "tensor"}, {"slice": 8}, "slice 8 .* 8 devices, 1 for each"),
-        ("diloco", {"inner": "fsdp"}, {"tensor": 2}, "tensor is 2.*no axis tensor"),
+        (
+            "diloco",
+            {"inner": "fsdp"},
+            {"tensor": 2},
+            "tensor is 2.*inner=fsdp has no axis tensor",
+        ),
         ("jit", {"inner": "fsdp"}, {"slice": 1}, "inner is 'fsdp'.*no effect"),
         ("diloco", {"inner": "1f1b"}, {"stage": 3, "data": 1}, "stage 3.*8 cpu devices"),
     ],
