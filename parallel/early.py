@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from parallel.local import numbered
 from parallel.program import Batch, Metrics, Params, Program, TrainState, same
 
 
@@ -61,9 +62,6 @@ def early_program(first: int, early: Program, late: Program) -> Program:
         return jax.jit(same, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
     as_early, as_late = laid(early), laid(late)
-
-    def numbered(state: TrainState) -> TrainState:
-        return state._replace(step=np.int32(state.step))
 
     def plain(state: TrainState) -> TrainState:
         return as_late(early.portable(state)._replace(comm=()))

@@ -10,7 +10,7 @@ Between meetings, `comm.tally` is a list, one tally of each island of this proce
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from parallel.exchange.transforms import Exchange
 from parallel.layout import bytes_per_device
-from parallel.local import consensus, regrouped_apart
-from parallel.meetings import Apart, Plan, Tally, counted
+from parallel.local import compiled_once, consensus, regrouped_apart
+from parallel.meetings import Apart, Plan, Tally, counted, meetings
 from parallel.mesh import place_rows
 from parallel.outer import Outer, with_dims, without_dims
 from parallel.program import (
@@ -33,7 +33,6 @@ from parallel.program import (
     Program,
     TrainState,
 )
-from parallel.readings import IN_A_ROW, SKIPPED
 from parallel.regroup import num_given
 from parallel.replicas import for_each
 from parallel.submeshes import carry, islands_of, join, move, part, shaped
@@ -60,7 +59,7 @@ class Stepping(NamedTuple):
     meet: list[Callable]  # of each fragment
     arrive: list[Callable]  # of each fragment, if it arrives late
     islands: list[Mesh]
-    compile_outer: Callable[[], tuple[list[Callable], list[Callable]]]
+    compile_meetings: Callable[[], list[list[Callable]]]
     outer_bytes: int  # of what islands keep, on the device that keeps the most
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -71,7 +70,10 @@ class Stepping(NamedTuple):
         step = np.int32(state.step + 1)
         comm = state.comm._replace(tally=tally)
         state = TrainState(step, params, opt, comm, scale)
-        state, told = self.meetings(state)
+        met, arrived = (
+            [partial(self.outer_step, f) for f in each] for each in (self.meet, self.arrive)
+        )
+        state, told = meetings(self.outer.plan, step, state, met, arrived)
         return state, join(self.outer.one_each, metrics) | told
 
     def arguments(self, state: TrainState, batch: Batch) -> list[tuple]:
@@ -79,17 +81,6 @@ class Stepping(NamedTuple):
         steps = [state.step] * len(self.own)
         parts = (state.params, state.opt, state.scale, state.comm.tally)
         return list(zip(steps, *parts, part(batch, self.islands), strict=True))
-
-    def meetings(self, state: TrainState) -> tuple[TrainState, Metrics]:
-        plan, told = self.outer.plan, {}
-        for index in range(plan.fragments):
-            if plan.meets(index, state.step):
-                state, news = self.outer_step(self.meet[index], state)
-                # Of several meetings in one step, the first has told all.
-                told = told or {SKIPPED: news[0], IN_A_ROW: news[1]}
-            if plan.overlap and plan.arrives(index, state.step):
-                state, _ = self.outer_step(self.arrive[index], state)
-        return state, told
 
     def outer_step(self, change: Callable, state: TrainState) -> tuple[TrainState, Any]:
         outer = self.outer
@@ -108,7 +99,7 @@ class Stepping(NamedTuple):
         return self._replace(own=[f.lower(*xs) for f, xs in pairs])
 
     def compile(self) -> "Stepping":
-        met, arrived = self.compile_outer()
+        met, arrived = self.compile_meetings()
         own = [f.compile() for f in self.own]
         return self._replace(own=own, meet=met, arrive=arrived)
 
@@ -287,16 +278,8 @@ def islands_program(
         scale=[inner.abstract.scale for inner in inners],
     )
 
-    @cache
-    def compile_outer() -> tuple[list[Callable], list[Callable]]:
-        """Compile the meetings once, for all shapes of a batch."""
-        step = jax.ShapeDtypeStruct((), np.int32)
-        given = step, join(outer.mesh, abstract.params[:1]), kept
-        return tuple(
-            [f.lower(*given).compile() for f in changes]
-            for changes in (outer.meet, outer.arrive)
-        )
-
+    number = jax.ShapeDtypeStruct((), np.int32)
+    given = number, join(outer.mesh, abstract.params[:1]), kept
     begin = jax.jit(
         learner.initial_state,
         out_shardings=jax.tree.map(lambda x: x.sharding, forms.plain),
@@ -307,7 +290,7 @@ def islands_program(
         meet=outer.meet,
         arrive=outer.arrive,
         islands=islands,
-        compile_outer=compile_outer,
+        compile_meetings=compiled_once(outer.meet, outer.arrive, given=given),
         outer_bytes=bytes_per_device(kept),
     )
     return Program(

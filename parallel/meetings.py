@@ -4,10 +4,12 @@ parallel/local.py makes a Program of it for replicas of one device, and
 parallel/islands.py for replicas of several.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from parallel.collectives import psum_in_one
@@ -22,6 +24,7 @@ from parallel.program import (
     divisor,
     weight_of,
 )
+from parallel.readings import IN_A_ROW, SKIPPED
 from parallel.replicas import EACH, ONCE
 
 
@@ -139,33 +142,26 @@ def counted(tally: Tally, finite: jax.Array, sums: Metrics) -> Tally:
 
 
 def meetings(
-    state: TrainState,
-    index: int,
-    exchange: Exchange,
     plan: Plan,
-    axes: tuple[str, ...],
-    learner: Learner,
-) -> tuple[TrainState, jax.Array]:
-    """Let fragment `index` meet if it is its turn, and let its result arrive if due.
+    step: np.integer,
+    state: TrainState,
+    meet: list[Callable[[TrainState], tuple[TrainState, jax.Array]]],
+    arrive: list[Callable[[TrainState], tuple[TrainState, Any]]],
+) -> tuple[TrainState, Metrics]:
+    """Let the fragments meet whose turn it is after this step, and let arrive what is due.
 
-    Return also what the replicas told, float32[2, W] as in `meet`; zeros without a meeting.
+    `meet` and `arrive` are programs, one of each fragment; the host calls them. Return also
+    what the replicas told, if any have met.
     """
-    nothing = jnp.zeros((2, jax.lax.axis_size(axes)))
-    state, news = jax.lax.cond(
-        plan.meets(index, state.step),
-        lambda state: meet(state, index, exchange, plan, axes, learner),
-        lambda state: (state, nothing),
-        state,
-    )
-    if not plan.overlap:
-        return state, news
-    state = jax.lax.cond(
-        plan.arrives(index, state.step),
-        lambda state: arrive(state, index, plan),
-        lambda state: state,
-        state,
-    )
-    return state, news
+    told: Metrics = {}
+    for index in range(plan.fragments):
+        if plan.meets(index, step):
+            state, news = meet[index](state._replace(step=step))
+            # Of several meetings in one step, the first has told all.
+            told = told or {SKIPPED: news[0], IN_A_ROW: news[1]}
+        if plan.overlap and plan.arrives(index, step):
+            state, _ = arrive[index](state._replace(step=step))
+    return state._replace(step=step), told
 
 
 def meet(
