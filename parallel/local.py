@@ -9,11 +9,15 @@ its gradient. One construction gives four strategies:
   diloco            the outer optimizer is Nesterov momentum (Douillard et al. 2023)
   streaming_diloco  fragments of the parameters, whole layers, meet one after the other,
                     and the result of a meeting arrives some steps later (Douillard et al.
-                    2025). Here a meeting is part of a step, and the step ends after it: the
-                    result is as late as in the paper, but no computation hides its journey
+                    2025). Here a device holds the meeting between two steps: the result
+                    is as late as in the paper, but no computation hides its journey
 
 Moves go through the same Exchange as gradients do in other strategies, so they can be
 compressed, with error feedback.
+
+A meeting is a program of its own, which the host calls after the steps that have one. A run
+ends with a meeting, even between two others. Replicas of several devices are islands
+(parallel/islands.py).
 
 Only sums cross. A replica's move is weighted by the tokens that the replica has learnt from
 since the last meeting. So with one plain SGD step between meetings, a meeting is the step
@@ -28,19 +32,31 @@ its loss. So all processes learn of a skipped step at the same step, and the sch
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
-from parallel.fragments import split
-from parallel.meetings import FRAGMENT, Apart, Fragment, Plan, Untold, meetings
+from parallel.meetings import (
+    FRAGMENT,
+    UNKNOWN_LOSS,
+    Apart,
+    Plan,
+    Tally,
+    arrive,
+    counted,
+    first_fragments,
+    first_tally,
+    meet,
+    meetings,
+)
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
     Batch,
@@ -56,7 +72,6 @@ from parallel.program import (
     update,
     weight_of,
 )
-from parallel.readings import IN_A_ROW, SKIPPED
 from parallel.regroup import dealt, num_given
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
@@ -66,6 +81,9 @@ STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 
 @dataclass
 class LocalConfig:
+    # what a replica does inside, on several devices: another strategy, which synchronises
+    # them (parallel.slice is the number of replicas); none: a replica is one device
+    inner: str = field(default="none", metadata={"decides": False})
     # H, steps that replicas train alone before they meet
     every: int = field(default=50, metadata={"at_least": 1})
     # steps at the start in which gradients are exchanged in every step
@@ -99,16 +117,12 @@ PLANS: dict[str, Callable[[LocalConfig], Plan]] = {
 }
 
 
-# Before the first meeting: finite, and so high that each loss is better.
-UNKNOWN_LOSS = 1e30
-
-
 def local_program(
     learner: Learner, mesh: Mesh, accumulation: int, exchange: Exchange, plan: Plan
 ) -> Program:
     """Train replicas apart; `exchange` sums over them at a meeting."""
     num_replicas, axes = batch_degree(mesh), batch_axes(mesh)
-    apart = Apart([FRAGMENT] * plan.fragments, untold=EACH, loss=ONCE)
+    apart = Apart([FRAGMENT] * plan.fragments, tally=EACH, loss=ONCE)
     placement = TrainState(step=ONCE, params=EACH, opt=EACH, comm=apart, scale=EACH)
 
     begin_apart = partial(part, exchange, plan, num_replicas)
@@ -116,24 +130,36 @@ def local_program(
     def init(key: Key) -> TrainState:
         return begin_apart(learner.initial_state(key))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, tuple]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         sum_early = partial(sum_gradients_before, plan.first, axes)
-        state, metrics = own_step(
-            learner, state, batch, accumulation, plan.first, sum_early
-        )
-        told = jnp.zeros((2, num_replicas))
-        for index in range(plan.fragments):
-            state, news = meetings(state, index, exchange, plan, axes, learner)
-            told = jnp.maximum(told, news)
-        return state, (metrics, {SKIPPED: told[0], IN_A_ROW: told[1]})
+        return own_step(learner, state, batch, accumulation, plan.first, sum_early)
 
-    apart_step = spread(step, mesh, placement, (EACH, ONCE))
-
-    def joined_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        state, (own, common) = apart_step(state, batch)
-        return state, own | common
+    def together(change: Callable[[TrainState], tuple[TrainState, Any]]) -> Callable:
+        """Make a program of a change that all replicas take part in."""
+        spread_change = spread(lambda state, _: change(state), mesh, placement)
+        return jax.jit(lambda state: spread_change(state, {}), donate_argnums=0)
 
     abstract = placed(init, mesh, placement)
+    indices = range(plan.fragments)
+    met = [
+        together(
+            partial(meet, index=i, exchange=exchange, plan=plan, axes=axes, learner=learner)
+        )
+        for i in indices
+    ]
+    arrived = [
+        together(lambda state, i=i: (arrive(state, i, plan), ()))
+        for i in indices
+        if plan.overlap
+    ]
+    steps = ApartSteps(
+        plan,
+        mesh,
+        own=jax.jit(spread(step, mesh, placement, EACH), donate_argnums=0),
+        meet=met,
+        arrive=arrived,
+        compile_meetings=compiled_once(met, arrived, given=(abstract,)),
+    )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     once = NamedSharding(mesh, P())
     plain = jax.tree.map(
@@ -148,18 +174,19 @@ def local_program(
     def portable(state: TrainState) -> TrainState:
         params, opt, scale = average((state.params, state.opt, state.scale))
         own = (state.params, state.opt, state.comm, state.scale)
-        return TrainState(state.step, params, opt, own, scale)
+        return TrainState(jax.device_put(state.step, once), params, opt, own, scale)
 
     def adopt(state: TrainState) -> TrainState:
         if not state.comm:
-            return begin(state)
+            return numbered(begin(state))
         if num_given(state.comm[0]) == num_replicas:
-            return TrainState(state.step, *state.comm)
-        return regroup(state)
+            return numbered(TrainState(state.step, *state.comm))
+        return numbered(regroup(state))
 
+    start = jax.jit(init, out_shardings=shardings)
     return Program(
-        init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(joined_step, donate_argnums=0),
+        init=lambda key: numbered(start(key)),
+        step=steps,
         params=lambda state: average(state.params),
         place=lambda batch: place_rows(mesh, batch),
         mesh=mesh,
@@ -170,23 +197,79 @@ def local_program(
     )
 
 
+class ApartSteps(NamedTuple):
+    """Steps that replicas take by themselves, and then what is due of the meetings.
+
+    The host knows the number of the step, and calls the programs of the meetings. It is
+    traced, lowered and compiled as a jitted function is.
+    """
+
+    plan: Plan
+    mesh: Mesh
+    own: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    meet: list[Callable]  # of each fragment: state -> (state, what was told)
+    arrive: list[Callable]  # of each fragment, if it arrives late
+    compile_meetings: Callable[[], list[list[Callable]]]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step = np.int32(state.step + 1)
+        state, metrics = self.own(state, batch)
+        state, told = meetings(self.plan, step, state, self.meet, self.arrive)
+        return state, metrics | told
+
+    def lower(self, state: TrainState, batch: Batch) -> "ApartSteps":
+        return self._replace(own=self.own.lower(state, batch))
+
+    def compile(self) -> "ApartSteps":
+        met, arrived = self.compile_meetings()
+        return self._replace(own=self.own.compile(), meet=met, arrive=arrived)
+
+    @property
+    def programs(self) -> list[tuple[Any, Mesh]]:
+        """Return the programs that one device runs, once compiled, and their meshes."""
+        return [(f, self.mesh) for f in (self.own, *self.meet, *self.arrive)]
+
+    def memory_analysis(self) -> Any:
+        """Return that of the program that needs the most."""
+        found = [program.memory_analysis() for program, _ in self.programs]
+        return max(
+            found,
+            key=lambda m: (
+                m.argument_size_in_bytes
+                + m.temp_size_in_bytes
+                + m.output_size_in_bytes
+                - m.alias_size_in_bytes
+            ),
+        )
+
+    def cost_analysis(self) -> dict[str, float]:
+        return self.own.cost_analysis()
+
+
+def compiled_once(*groups: list[Callable], given: tuple) -> Callable[[], list]:
+    """Return what compiles programs for the arguments `given`: once, if asked again.
+
+    A batch may have several shapes; the meetings are the same for all.
+    """
+    return cache(lambda: [[f.lower(*given).compile() for f in each] for each in groups])
+
+
+def numbered(state: TrainState) -> TrainState:
+    """Return the state with the number of its step on the host."""
+    return state._replace(step=np.int32(state.step))
+
+
 def part(
     exchange: Exchange, plan: Plan, num_replicas: int, state: TrainState
 ) -> TrainState:
     """Give each replica a state of its own; they agree on what they begin from."""
     fragments = [
-        Fragment(
-            agreed=own,
-            outer=plan.outer.init(own),
-            arriving=jax.tree.map(jnp.zeros_like, own) if plan.overlap else [],
-            tokens=jnp.zeros(num_replicas),
-            comm=for_each(exchange.init(own), num_replicas),
-        )
-        for own in split(state.params, plan.fragments)
+        fragment._replace(comm=for_each(fragment.comm, num_replicas))
+        for fragment in first_fragments(state.params, exchange, plan)
     ]
-    untold = Untold(*[jnp.zeros(num_replicas) for _ in Untold._fields])
+    tally = first_tally(plan.fragments, (num_replicas,))
     own = for_each((state.params, state.opt, state.scale), num_replicas)
-    apart = Apart(fragments, untold, jnp.float32(UNKNOWN_LOSS))
+    apart = Apart(fragments, tally, jnp.float32(UNKNOWN_LOSS))
     return TrainState(state.step, own[0], own[1], apart, own[2])
 
 
@@ -197,17 +280,15 @@ def regrouped(num_replicas: int, state: TrainState) -> TrainState:
     what is on its way, and the sums of tokens and residuals.
     """
     _, _, apart, _ = state.comm
-    fragments = [
-        f._replace(
-            tokens=jnp.full(num_replicas, f.tokens.sum() / num_replicas),
-            comm=dealt(f.comm, num_replicas),
-        )
-        for f in apart.fragments
-    ]
-    untold = Untold(*[jnp.zeros(num_replicas) for _ in Untold._fields])
     own = for_each((state.params, state.opt, state.scale), num_replicas)
-    apart = Apart(fragments, untold, apart.loss)
-    return TrainState(state.step, own[0], own[1], apart, own[2])
+    return TrainState(state.step, *own[:2], regrouped_apart(num_replicas, apart), own[2])
+
+
+def regrouped_apart(num_replicas: int, apart: Apart) -> Apart:
+    fragments = [f._replace(comm=dealt(f.comm, num_replicas)) for f in apart.fragments]
+    tokens = [jnp.full(num_replicas, x.sum() / num_replicas) for x in apart.tally.tokens]
+    untold = first_tally(0, (num_replicas,)).untold
+    return Apart(fragments, Tally(tokens, untold), apart.loss)
 
 
 def own_step(
@@ -234,18 +315,8 @@ def own_step(
         told = jnp.where(state.step < first, mean_loss, told)
     state, metrics = update(learner, state, state.params, means, sums, told)
 
-    # Of a skipped step nothing was learnt.
-    finite, untold = metrics["finite"], state.comm.untold
-    tokens = jnp.where(finite, weight_of(own), 0.0)
-    untold = Untold(
-        loss=untold.loss + jnp.where(finite, own["loss"], 0.0),
-        tokens=untold.tokens + tokens,
-        skipped=untold.skipped + jnp.where(finite, 0.0, 1.0),
-        in_a_row=jnp.where(finite, 0.0, untold.in_a_row + 1.0),
-    )
-    fragments = [f._replace(tokens=f.tokens + tokens) for f in state.comm.fragments]
-    comm = state.comm._replace(fragments=fragments, untold=untold)
-    return state._replace(comm=comm), metrics | own
+    tally = counted(state.comm.tally, metrics["finite"], own)
+    return state._replace(comm=state.comm._replace(tally=tally)), metrics | own
 
 
 def sum_gradients_before(first: int, axes: tuple[str, ...], step: jax.Array, sums):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.run.explanation import unexpected
 from parallel.cost.closed_forms import cut_of
-from parallel.cost.ledger import Entry, ledger
+from parallel.cost.ledger import Entry, step_ledger
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.strategies import ParallelConfig
@@ -23,7 +23,7 @@ def entries_and_form(strategy: str, num_layers: int = 1, **config):
     program = toy_program(strategy, learner, **config)
     batch = program.place(batches(1)[0])
     compiled = program.step.lower(program.abstract, batch).compile()
-    entries = ledger(compiled.as_text(), program.mesh)
+    entries = step_ledger(compiled, program.mesh)
     config = ParallelConfig(strategy=strategy, **config)
     params = program.abstract_portable.params
     kinds = {entry.kind for entry in entries if entry.sent_bytes > METRICS}

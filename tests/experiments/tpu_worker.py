@@ -19,7 +19,7 @@ from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 from parallel.exchange.algorithms import ALGORITHMS
 
 MEMBERS = strategies.MEMBERS | {
@@ -62,7 +62,7 @@ def compiled(member: str, devices: list) -> dict:
     config = small(member)
     mesh = check(config, devices)
     trial = build_trial(config, config.data.vocab_size, mesh)
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     sent: dict[str, float] = {}
     for entry in entries:
         sent[entry.kind] = sent.get(entry.kind, 0) + entry.sent_bytes
