@@ -34,7 +34,7 @@ def local(strategy: str, every: int, codec: str = "none", **fields: Any) -> Memb
 SYNCHRONOUS: dict[str, Member] = (
     {
         name: {"parallel.strategy": name}
-        for name in ("shard_map", "jit", "pmap", "zero1", "zero2", "fsdp")
+        for name in ("shard_map", "jit", "pmap", "zero1", "zero1_whole", "zero2", "fsdp")
     }
     | {
         "hsdp": {"parallel.strategy": "hsdp", "parallel.data": 2, "parallel.fsdp": 4},

@@ -21,7 +21,7 @@ from tests.experiments import tpu_worker
 from tests.experiments.runs import ROOT
 
 MEMBERS = {
-    "sharded": ["jit", "shard_map", "zero1", "zero2", "fsdp", "hsdp"],
+    "sharded": ["jit", "shard_map", "zero1", "zero1_whole", "zero2", "fsdp", "hsdp"],
     "tensor": ["tensor", "hybrid"],
     "pipelines": ["gpipe", "1f1b", "interleaved"],
     "local": ["local_sgd-8", "post_local_sgd-8", "diloco-50", "streaming_diloco-50"],
