@@ -46,7 +46,7 @@ from experiments.run.build import check, model_flops
 from experiments.run.explanation import expected_bytes
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 from parallel.readings import read
 
 join.define_flags()
@@ -104,15 +104,15 @@ def measure(config: Experiment) -> dict[str, Any]:
     }
     if jax.default_backend() != "cpu" and (busy := traced_duty_cycle(go_on)) is not None:
         figures["duty_cycle"] = busy
-    if isinstance(trial.step, jax.stages.Compiled):
-        entries = ledger(trial.step.as_text(), mesh)
+    if hasattr(trial.step, "memory_analysis"):
+        entries = step_ledger(trial.step, mesh)
         figures |= compiled_costs(trial.step, entries, trial.program.abstract)
     return figures
 
 
 def measure_absent(config: Experiment, mesh: Mesh) -> dict[str, Any]:
     trial = build_trial(config, config.data.vocab_size, mesh)
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     figures = {"compile_seconds": trial.compile_seconds}
     figures |= compiled_costs(trial.step, entries, trial.program.abstract)
     figures["expected_bytes"] = expected_bytes(config, trial, mesh) or math.nan

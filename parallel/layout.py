@@ -142,11 +142,13 @@ def state_shardings(
 
 
 def bytes_per_device(tree) -> int:
-    """Sum the bytes that one device holds of a tree of arrays with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
+    """Sum the bytes of a tree of arrays with shardings on the device that has the most."""
+    held: dict[jax.Device, int] = {}
+    for x in jax.tree.leaves(tree):
+        size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for device in x.sharding.device_set:
+            held[device] = held.get(device, 0) + size
+    return max(held.values(), default=0)
 
 
 REPLICATED = Layout(replicate, replicate, replicate)

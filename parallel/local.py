@@ -15,6 +15,8 @@ its gradient. One construction gives four strategies:
 Moves go through the same Exchange as gradients do in other strategies, so they can be
 compressed, with error feedback.
 
+A run ends with a meeting, even between two others.
+
 Only sums cross. A replica's move is weighted by the tokens that the replica has learnt from
 since the last meeting. So with one plain SGD step between meetings, a meeting is the step
 of the whole batch, even if the rows are uneven.
@@ -39,8 +41,17 @@ from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
-from parallel.fragments import split
-from parallel.meetings import FRAGMENT, Apart, Fragment, Plan, Untold, meetings
+from parallel.meetings import (
+    FRAGMENT,
+    UNKNOWN_LOSS,
+    Apart,
+    Plan,
+    Tally,
+    counted,
+    first_fragments,
+    first_tally,
+    meetings,
+)
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
     Batch,
@@ -66,6 +77,9 @@ STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 
 @dataclass
 class LocalConfig:
+    # what a replica does inside, on several devices: another strategy, which synchronises
+    # them (parallel.slice is the number of replicas); none: a replica is one device
+    inner: str = field(default="none", metadata={"decides": False})
     # H, steps that replicas train alone before they meet
     every: int = field(default=50, metadata={"at_least": 1})
     # steps at the start in which gradients are exchanged in every step
@@ -99,16 +113,12 @@ PLANS: dict[str, Callable[[LocalConfig], Plan]] = {
 }
 
 
-# Before the first meeting: finite, and so high that each loss is better.
-UNKNOWN_LOSS = 1e30
-
-
 def local_program(
     learner: Learner, mesh: Mesh, accumulation: int, exchange: Exchange, plan: Plan
 ) -> Program:
     """Train replicas apart; `exchange` sums over them at a meeting."""
     num_replicas, axes = batch_degree(mesh), batch_axes(mesh)
-    apart = Apart([FRAGMENT] * plan.fragments, untold=EACH, loss=ONCE)
+    apart = Apart([FRAGMENT] * plan.fragments, tally=EACH, loss=ONCE)
     placement = TrainState(step=ONCE, params=EACH, opt=EACH, comm=apart, scale=EACH)
 
     begin_apart = partial(part, exchange, plan, num_replicas)
@@ -175,18 +185,12 @@ def part(
 ) -> TrainState:
     """Give each replica a state of its own; they agree on what they begin from."""
     fragments = [
-        Fragment(
-            agreed=own,
-            outer=plan.outer.init(own),
-            arriving=jax.tree.map(jnp.zeros_like, own) if plan.overlap else [],
-            tokens=jnp.zeros(num_replicas),
-            comm=for_each(exchange.init(own), num_replicas),
-        )
-        for own in split(state.params, plan.fragments)
+        fragment._replace(comm=for_each(fragment.comm, num_replicas))
+        for fragment in first_fragments(state.params, exchange, plan)
     ]
-    untold = Untold(*[jnp.zeros(num_replicas) for _ in Untold._fields])
+    tally = first_tally(plan.fragments, (num_replicas,))
     own = for_each((state.params, state.opt, state.scale), num_replicas)
-    apart = Apart(fragments, untold, jnp.float32(UNKNOWN_LOSS))
+    apart = Apart(fragments, tally, jnp.float32(UNKNOWN_LOSS))
     return TrainState(state.step, own[0], own[1], apart, own[2])
 
 
@@ -197,17 +201,15 @@ def regrouped(num_replicas: int, state: TrainState) -> TrainState:
     what is on its way, and the sums of tokens and residuals.
     """
     _, _, apart, _ = state.comm
-    fragments = [
-        f._replace(
-            tokens=jnp.full(num_replicas, f.tokens.sum() / num_replicas),
-            comm=dealt(f.comm, num_replicas),
-        )
-        for f in apart.fragments
-    ]
-    untold = Untold(*[jnp.zeros(num_replicas) for _ in Untold._fields])
     own = for_each((state.params, state.opt, state.scale), num_replicas)
-    apart = Apart(fragments, untold, apart.loss)
-    return TrainState(state.step, own[0], own[1], apart, own[2])
+    return TrainState(state.step, *own[:2], regrouped_apart(num_replicas, apart), own[2])
+
+
+def regrouped_apart(num_replicas: int, apart: Apart) -> Apart:
+    fragments = [f._replace(comm=dealt(f.comm, num_replicas)) for f in apart.fragments]
+    tokens = [jnp.full(num_replicas, x.sum() / num_replicas) for x in apart.tally.tokens]
+    untold = first_tally(0, (num_replicas,)).untold
+    return Apart(fragments, Tally(tokens, untold), apart.loss)
 
 
 def own_step(
@@ -234,18 +236,8 @@ def own_step(
         told = jnp.where(state.step < first, mean_loss, told)
     state, metrics = update(learner, state, state.params, means, sums, told)
 
-    # Of a skipped step nothing was learnt.
-    finite, untold = metrics["finite"], state.comm.untold
-    tokens = jnp.where(finite, weight_of(own), 0.0)
-    untold = Untold(
-        loss=untold.loss + jnp.where(finite, own["loss"], 0.0),
-        tokens=untold.tokens + tokens,
-        skipped=untold.skipped + jnp.where(finite, 0.0, 1.0),
-        in_a_row=jnp.where(finite, 0.0, untold.in_a_row + 1.0),
-    )
-    fragments = [f._replace(tokens=f.tokens + tokens) for f in state.comm.fragments]
-    comm = state.comm._replace(fragments=fragments, untold=untold)
-    return state._replace(comm=comm), metrics | own
+    tally = counted(state.comm.tally, metrics["finite"], own)
+    return state._replace(comm=state.comm._replace(tally=tally)), metrics | own
 
 
 def sum_gradients_before(first: int, axes: tuple[str, ...], step: jax.Array, sums):

@@ -1,6 +1,7 @@
 """Meetings of replicas that train apart: what each of them keeps, and what they exchange.
 
-parallel/local.py makes a Program of it.
+parallel/local.py makes a Program of it for replicas of one device, and
+parallel/islands.py for replicas of several.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +13,15 @@ import optax
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
 from parallel.fragments import join, split
-from parallel.program import Key, Learner, Params, TrainState, divisor
+from parallel.program import (
+    Key,
+    Learner,
+    Metrics,
+    Params,
+    TrainState,
+    divisor,
+    weight_of,
+)
 from parallel.replicas import EACH, ONCE
 
 
@@ -25,6 +34,22 @@ class Plan(NamedTuple):
     overlap: int = 0
     mix: float = 0.0
     first: int = 0
+    last: int = 0  # the step at which a run ends, and all meet once more; 0: none
+
+    def turn(self, index: int) -> int:
+        """Return the step of the first meeting of fragment `index`."""
+        return (index + 1) * self.every // self.fragments  # the last one at the very end
+
+    def meets(self, index: int, step: Any) -> Any:
+        """Tell whether fragment `index` meets after so many steps."""
+        in_turn = (step - self.turn(index)) % self.every == 0
+        return in_turn | (step == self.last)
+
+    def arrives(self, index: int, step: Any) -> Any:
+        """Tell whether the result of a meeting of fragment `index` arrives then."""
+        first = self.turn(index) + self.overlap
+        in_turn = ((step - first) % self.every == 0) & (step >= first)
+        return in_turn | (step == self.last)
 
     def validate(self) -> None:
         if self.fragments > self.every:
@@ -46,7 +71,6 @@ class Fragment(NamedTuple):
     agreed: Params  # once: the parameters of the last meeting
     outer: optax.OptState  # once
     arriving: Params  # once: the outer gradient that waits for `overlap` steps
-    tokens: jax.Array  # each: float32[], weight of those learnt from since the last meeting
     comm: Any  # each: what the exchange keeps
 
 
@@ -59,15 +83,59 @@ class Untold(NamedTuple):
     in_a_row: jax.Array  # float32[], skipped steps in a row, up to now
 
 
+class Tally(NamedTuple):
+    """What one replica counts while it trains by itself."""
+
+    # Of each fragment: float32[], weight of the tokens learnt from since it last met.
+    tokens: list[jax.Array]
+    untold: Untold
+
+
 class Apart(NamedTuple):
     """What the replicas keep beside parameters and optimizers."""
 
     fragments: list[Fragment]
-    untold: Untold  # each
+    tally: Tally  # each
     loss: jax.Array  # once: float32[], mean over all tokens, told at the last meeting
 
 
-FRAGMENT = Fragment(agreed=ONCE, outer=ONCE, arriving=ONCE, tokens=EACH, comm=EACH)
+FRAGMENT = Fragment(agreed=ONCE, outer=ONCE, arriving=ONCE, comm=EACH)
+# Before the first meeting: finite, and so high that each loss is better.
+UNKNOWN_LOSS = 1e30
+
+
+def first_fragments(params: Params, exchange: Exchange, plan: Plan) -> list[Fragment]:
+    """Return the fragments of replicas that begin from these parameters."""
+    return [
+        Fragment(
+            agreed=own,
+            outer=plan.outer.init(own),
+            arriving=jax.tree.map(jnp.zeros_like, own) if plan.overlap else [],
+            comm=exchange.init(own),
+        )
+        for own in split(params, plan.fragments)
+    ]
+
+
+def first_tally(num_fragments: int, shape: tuple[int, ...] = ()) -> Tally:
+    untold = Untold(*[jnp.zeros(shape) for _ in Untold._fields])
+    return Tally([jnp.zeros(shape) for _ in range(num_fragments)], untold)
+
+
+def counted(tally: Tally, finite: jax.Array, sums: Metrics) -> Tally:
+    """Count the tokens of a step, or the step itself if it was skipped.
+
+    `sums` are those of the replica's own rows. Of a skipped step nothing was learnt.
+    """
+    untold = tally.untold
+    tokens = jnp.where(finite, weight_of(sums), 0.0)
+    untold = Untold(
+        loss=untold.loss + jnp.where(finite, sums["loss"], 0.0),
+        tokens=untold.tokens + tokens,
+        skipped=untold.skipped + jnp.where(finite, 0.0, 1.0),
+        in_a_row=jnp.where(finite, 0.0, untold.in_a_row + 1.0),
+    )
+    return Tally([before + tokens for before in tally.tokens], untold)
 
 
 def meetings(
@@ -80,74 +148,103 @@ def meetings(
 ) -> tuple[TrainState, jax.Array]:
     """Let fragment `index` meet if it is its turn, and let its result arrive if due.
 
-    Return also what the replicas told, float32[2, W]: the steps that each skipped since it
-    last told, and those in a row; zeros without a meeting.
+    Return also what the replicas told, float32[2, W] as in `meet`; zeros without a meeting.
     """
-    turn = (index + 1) * plan.every // plan.fragments  # the last one at the very end
-    since = (state.step - turn) % plan.every
-    key = jax.random.fold_in(learner.exchange_key(state.step), index)
-
-    def meet(state: TrainState) -> tuple[TrainState, jax.Array]:
-        fragment = state.comm.fragments[index]
-        own = split(state.params, plan.fragments)[index]
-        comm, tokens, news = tell(state.comm, fragment.tokens, axes)
-        outer_grads, fragment = exchange_moves(own, fragment, exchange, tokens, key)
-        state = state._replace(comm=comm)
-        if plan.overlap:
-            fragment = fragment._replace(arriving=outer_grads)
-            return with_fragment(state, index, fragment), news
-        return arrive(with_fragment(state, index, fragment), outer_grads), news
-
-    def arrive(state: TrainState, outer_grads: Params) -> TrainState:
-        fragment = state.comm.fragments[index]
-        updates, outer = plan.outer.update(outer_grads, fragment.outer, fragment.agreed)
-        agreed = optax.apply_updates(fragment.agreed, updates)
-        own = split(state.params, plan.fragments)[index]
-        mixed = jax.tree.map(lambda x, y: plan.mix * x + (1 - plan.mix) * y, own, agreed)
-        params = join(state.params, plan.fragments, index, mixed)
-        fragment = fragment._replace(agreed=agreed, outer=outer)
-        return with_fragment(state._replace(params=params), index, fragment)
-
     nothing = jnp.zeros((2, jax.lax.axis_size(axes)))
-    with jax.named_scope(f"once_in_{plan.every}_steps"):
-        state, news = jax.lax.cond(since == 0, meet, lambda state: (state, nothing), state)
+    state, news = jax.lax.cond(
+        plan.meets(index, state.step),
+        lambda state: meet(state, index, exchange, plan, axes, learner),
+        lambda state: (state, nothing),
+        state,
+    )
     if not plan.overlap:
         return state, news
     state = jax.lax.cond(
-        (since == plan.overlap) & (state.step >= turn + plan.overlap),
-        lambda state: arrive(state, state.comm.fragments[index].arriving),
+        plan.arrives(index, state.step),
+        lambda state: arrive(state, index, plan),
         lambda state: state,
         state,
     )
     return state, news
 
 
-def tell(
-    comm: Apart, tokens: jax.Array, axes: tuple[str, ...]
-) -> tuple[Apart, jax.Array, jax.Array]:
-    """Sum `tokens` over replicas, and tell all replicas what each has to tell.
+def meet(
+    state: TrainState,
+    index: int,
+    exchange: Exchange,
+    plan: Plan,
+    axes: tuple[str, ...],
+    learner: Learner,
+) -> tuple[TrainState, jax.Array]:
+    """Exchange the moves of fragment `index`; apply their mean, or let it wait.
 
-    Return the sum and float32[2, W], the skipped steps of each replica as in `meetings`.
+    Return also what the replicas told, float32[2, W]: the steps that each skipped since it
+    last told, and those in a row. It runs where `axes` are bound. Of the state it reads
+    the step, the parameters and `comm`.
     """
-    untold, zero = comm.untold, jnp.float32(0)
+    with jax.named_scope(f"once_in_{plan.every}_steps"):
+        key = jax.random.fold_in(learner.exchange_key(state.step), index)
+        own = split(state.params, plan.fragments)[index]
+        mine = state.comm.tally.tokens[index]
+        comm, tokens, news = tell(state.comm, index, axes)
+        means, fragment = exchange_moves(
+            own, mine, comm.fragments[index], exchange, tokens, key
+        )
+        state = with_fragment(state._replace(comm=comm), index, fragment)
+        if plan.overlap:
+            return with_fragment(state, index, fragment._replace(arriving=means)), news
+        return apply(state, index, plan, means), news
+
+
+def arrive(state: TrainState, index: int, plan: Plan) -> TrainState:
+    """Let the mean move of fragment `index` arrive, which waited since its meeting."""
+    return apply(state, index, plan, state.comm.fragments[index].arriving)
+
+
+def apply(state: TrainState, index: int, plan: Plan, outer_grads: Params) -> TrainState:
+    """Take the outer optimizer's step, and mix its result into a replica's parameters."""
+    fragment = state.comm.fragments[index]
+    updates, outer = plan.outer.update(outer_grads, fragment.outer, fragment.agreed)
+    agreed = optax.apply_updates(fragment.agreed, updates)
+    own = split(state.params, plan.fragments)[index]
+    mixed = jax.tree.map(lambda x, y: plan.mix * x + (1 - plan.mix) * y, own, agreed)
+    params = join(state.params, plan.fragments, index, mixed)
+    fragment = fragment._replace(agreed=agreed, outer=outer)
+    return with_fragment(state._replace(params=params), index, fragment)
+
+
+def tell(
+    comm: Apart, index: int, axes: tuple[str, ...]
+) -> tuple[Apart, jax.Array, jax.Array]:
+    """Sum the tokens of fragment `index`, and tell all replicas what each has to tell.
+
+    Return the sum and float32[2, W], the skipped steps of each replica as in `meet`.
+    """
+    (tokens, untold), zero = comm.tally, jnp.float32(0)
     mine = jax.nn.one_hot(jax.lax.axis_index(axes), jax.lax.axis_size(axes))
     news = jnp.stack([untold.skipped * mine, untold.in_a_row * mine])
-    sums = jnp.stack([tokens, untold.loss, untold.tokens])
-    (tokens, loss, told), news = psum_in_one((sums, news), axes)
+    sums = jnp.stack([tokens[index], untold.loss, untold.tokens])
+    (weight, loss, told), news = psum_in_one((sums, news), axes)
     loss = jnp.where(told > 0, loss / divisor(told), comm.loss)
-    untold = Untold(zero, zero, zero, untold.in_a_row)
-    return comm._replace(untold=untold, loss=loss), tokens, news
+    tokens = [zero if i == index else x for i, x in enumerate(tokens)]
+    tally = Tally(tokens, Untold(zero, zero, zero, untold.in_a_row))
+    return comm._replace(tally=tally, loss=loss), weight, news
 
 
 def exchange_moves(
-    own: Params, fragment: Fragment, exchange: Exchange, tokens: jax.Array, key: Key
+    own: Params,
+    mine: jax.Array,
+    fragment: Fragment,
+    exchange: Exchange,
+    tokens: jax.Array,
+    key: Key,
 ) -> tuple[Params, Fragment]:
     """Return the mean move of the replicas, each weighted by its share of the tokens."""
-    moves = jax.tree.map(lambda a, x: (a - x) * fragment.tokens, fragment.agreed, own)
+    moves = jax.tree.map(lambda a, x: (a - x) * mine, fragment.agreed, own)
     means, comm = exchange.update(
         moves, fragment.comm, fragment.agreed, weight=divisor(tokens), key=key
     )
-    return means, fragment._replace(comm=comm, tokens=jnp.zeros_like(fragment.tokens))
+    return means, fragment._replace(comm=comm)
 
 
 def with_fragment(state: TrainState, index: int, fragment: Fragment) -> TrainState:

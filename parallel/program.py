@@ -24,9 +24,10 @@ Key = jax.Array
 
 AXIS = "data"  # the mesh axis of the replicas
 STAGE = "stage"  # the mesh axis of the pipeline's stages
-# The mesh axes over which the batch is split, the one of the slowest links first.
 FSDP = "fsdp"  # the mesh axis over which parameters are split too
-BATCH_AXES = ("slice", AXIS, FSDP)
+SLICE = "slice"  # the mesh axis of the slowest links
+# The mesh axes over which the batch is split, the one of the slowest links first.
+BATCH_AXES = (SLICE, AXIS, FSDP)
 TENSOR = "tensor"  # the mesh axis over which single layers are split
 # (pattern of a parameter's path, its dim counted from the last (-1), into how many parts
 # that may be cut, the name of that number; no name: whole where it cannot be cut)
@@ -78,6 +79,7 @@ class Learner(NamedTuple):
     scaling: Any  # lm/precision.py:Scaling
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
+    num_steps: int = 0  # of the whole run; 0: not known
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
 

@@ -4,7 +4,7 @@ To add a strategy, write a constructor of a Program and enter a row in STRATEGIE
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 
 from parallel.cost import closed_forms
 from parallel.cost.closed_forms import Cut
+from parallel.early import early_program
 from parallel.exchange.config import ExchangeConfig, build_exchange
+from parallel.islands import islands_program
 from parallel.layout import (
     FSDP,
     REPLICATED,
@@ -25,9 +27,10 @@ from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh, is_absent
 from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
-from parallel.program import AXIS, STAGE, TENSOR, Learner, Params, Program
+from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, whole_matrix_program, zero_program
+from parallel.submeshes import islands_of, one_of_each, without_slices
 
 # Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
@@ -51,13 +54,17 @@ class Strategy(NamedTuple):
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
+    inside: bool = True  # can synchronise the devices of an island (parallel/islands.py)
     ahead: bool = True  # also compiles for devices that are absent
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
 
 def replicas(
-    constructor: Callable[..., Program], axes: tuple[str, ...] = (AXIS,), ahead: bool = True
+    constructor: Callable[..., Program],
+    axes: tuple[str, ...] = (AXIS,),
+    ahead: bool = True,
+    inside: bool = True,
 ) -> Strategy:
     """Return the row of a strategy in which replicas exchange gradients in each step."""
 
@@ -79,6 +86,7 @@ def replicas(
         exchanges=True,
         counts=True,
         ahead=ahead,
+        inside=inside,
     )
 
 
@@ -109,24 +117,64 @@ def local(name: str) -> Strategy:
     """Return the row of a strategy whose replicas meet once in many steps."""
 
     def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
-        exchange = build_exchange(config.exchange, mesh)
-        plan = PLANS[name](config.local)
-        return local_program(learner, mesh, config.accumulation, exchange, plan)
+        plan = PLANS[name](config.local)._replace(last=learner.num_steps)
+        inner = config.inner
+        exchange = build_exchange(config.exchange, config.exchanging(mesh))
+        if inner is None:
+            return local_program(learner, mesh, config.accumulation, exchange, plan)
+
+        def build_inner(island: Mesh) -> Program:
+            return build_program(inner, learner, island)
+
+        islands = islands_program(learner, mesh, build_inner, exchange, plan)
+        if not plan.first:
+            return islands
+        early = build_inner(without_slices(mesh))
+        return early_program(plan.first, early, islands)
+
+    def kinds(config: "ParallelConfig") -> set[str]:
+        inside = config.inner.row.kinds(config.inner) if config.inner else set()
+        return inside | closed_forms.exchange_kinds(config)
 
     def check(config: "ParallelConfig", mesh: Mesh) -> None:
-        PLANS[name](config.local).validate()
+        plan = PLANS[name](config.local)
+        plan.validate()
         check_moves(name, config.exchange)
+        if config.inner:
+            check_islands(config, mesh)
 
     return Strategy(
         program,
         closed_forms.local_bytes,
-        closed_forms.exchange_kinds,
-        ("slice", AXIS),
+        kinds,
+        (SLICE, AXIS),
         exchanges=True,
         exact=False,
         traces=False,
+        inside=False,
         check=check,
     )
+
+
+def check_islands(config: "ParallelConfig", mesh: Mesh) -> None:
+    """Raise ValueError if the mesh gives no islands that the inner strategy can run on."""
+    told, inner = f"parallel.local.inner={config.local.inner}", config.inner
+    num_islands, size = mesh.shape[SLICE], mesh.size // mesh.shape[SLICE]
+    if num_islands == 1 or size == 1:
+        raise ValueError(
+            f"{told} makes each of the parallel.slice {num_islands} replicas an island of "
+            f"several devices, and there are {mesh.size} devices, {size} for each; set "
+            "parallel.slice to 2 or more that leave 2 devices each, or unset inner"
+        )
+    for devices in mesh.devices:
+        hosts = {device.process_index for device in devices.flat}
+        if len(hosts) > 1 and not is_absent(mesh):
+            raise ValueError(
+                f"{told}: an island of {size} devices lies in {len(hosts)} processes, and "
+                "it must lie in one; give as many islands as there are processes, or a "
+                f"multiple, in parallel.slice, which is {num_islands}"
+            )
+    inner.row.check(inner, islands_of(mesh)[0])
 
 
 def sharded(
@@ -174,8 +222,9 @@ def pipeline(name: str, interleaves: bool = False) -> Strategy:
 
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED, closed_forms.jit_bytes, REDUCED, counts=True),
-    "pmap": replicas(pmap_program, ahead=False),  # pmap takes arrays on its devices
-    "shard_map": replicas(shard_map_program, ("slice", AXIS)),
+    # pmap takes arrays on its devices, and cannot be part of another program.
+    "pmap": replicas(pmap_program, ahead=False, inside=False),
+    "shard_map": replicas(shard_map_program, (SLICE, AXIS)),
     "zero1": sharded(zero_program, ZERO1, closed_forms.zero1_bytes, GATHERED),
     "zero1_whole": sharded(
         whole_matrix_program, ZERO1, closed_forms.zero1_whole_bytes, GATHERED
@@ -262,30 +311,62 @@ class ParallelConfig:
     def row(self) -> Strategy:
         return STRATEGIES[self.strategy]
 
+    @property
+    def inner(self) -> "ParallelConfig | None":
+        """The config of what an island does inside; None: a replica is one device."""
+        name = self.local.inner
+        if name == "none":
+            return None
+        if name not in STRATEGIES or not STRATEGIES[name].inside:
+            raise ValueError(
+                f"parallel.local.inner is {name!r}, which cannot synchronise the devices "
+                f"of an island; choose one of none, {', '.join(Having(inside=True))}"
+            )
+        return replace(
+            self, strategy=name, slice=1, exchange=ExchangeConfig(), local=LocalConfig()
+        )
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the mesh, the one of the slowest links first."""
+        if self.inner is None:
+            return self.row.axes
+        return (SLICE, *[axis for axis in self.inner.row.axes if axis != SLICE])
+
+    def exchanging(self, mesh: Mesh) -> Mesh:
+        """Return the mesh of the replicas: one device of each, if they are islands."""
+        return one_of_each(mesh) if self.inner else mesh
+
     def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Make the mesh of the strategy; ValueError if the devices do not fit.
 
         `devices` are those of this run, or absent ones to compile for.
         """
-        axes = self.row.axes
+        axes = self.axes
         all_axes = {axis for row in STRATEGIES.values() for axis in row.axes}
         for axis in sorted(all_axes - set(axes)):
             if getattr(self, axis) not in (1, -1):
                 able = [name for name, other in STRATEGIES.items() if axis in other.axes]
+                inside = f" with parallel.local.inner={self.local.inner}"
                 raise ValueError(
                     f"parallel.{axis} is {getattr(self, axis)}, but strategy "
-                    f"{self.strategy!r} has no axis {axis}; set it to 1, or choose one of "
-                    f"{', '.join(able)}"
+                    f"{self.strategy!r}{inside if self.inner else ''} has no axis {axis}; "
+                    f"set it to 1, or choose one of {', '.join(able)}"
                 )
         degrees = {axis: getattr(self, axis) for axis in axes}
         return device_mesh(
-            {axis: n for axis, n in degrees.items() if axis != "slice" or n != 1}, devices
+            {
+                axis: n
+                for axis, n in degrees.items()
+                if axis != SLICE or n != 1 or self.inner
+            },
+            devices,
         )
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
         if self.row.exchanges:
-            self.exchange.validate(mesh, self.accumulation)
+            self.exchange.validate(self.exchanging(mesh), self.accumulation)
         if is_absent(mesh) and not self.row.ahead:
             able = [name for name, row in STRATEGIES.items() if row.ahead]
             raise ValueError(
@@ -318,7 +399,8 @@ class ParallelConfig:
 
     def num_chunks(self, mesh: Mesh) -> int:
         """Return the chunks of each stage; a single stage has nothing to interleave."""
-        return self.chunks if self.row.interleaves and mesh.shape[STAGE] > 1 else 1
+        interleaves = (self.inner or self).row.interleaves
+        return self.chunks if interleaves and mesh.shape[STAGE] > 1 else 1
 
 
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:

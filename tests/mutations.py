@@ -163,23 +163,30 @@ FAULTS = [
     ),
     Fault(
         "moves at a meeting count alike, whatever the tokens", "parallel/meetings.py",
-        "(a - x) * fragment.tokens", "(a - x) * tokens / 8",
+        "(a - x) * mine", "(a - x) * tokens / 8",
         "parallel/test_local.py synchronous and local_sgd",
     ),
     Fault(
         "replicas meet a step late", "parallel/meetings.py",
-        "jax.lax.cond(since == 0, meet", "jax.lax.cond(since == 1 % plan.every, meet",
+        "in_turn = (step - self.turn(index)) % self.every == 0",
+        "in_turn = (step - self.turn(index)) % self.every == 1 % self.every",
         "parallel/test_local.py by_hand and diloco",
     ),
     Fault(
         "a fragment arrives a step late", "parallel/meetings.py",
-        "(since == plan.overlap)", "(since == plan.overlap + 1)",
+        "first = self.turn(index) + self.overlap",
+        "first = self.turn(index) + self.overlap + 1",
         "parallel/test_local.py streaming_diloco_as",
     ),
     Fault(
-        "a skipped step counts at the meeting", "parallel/local.py",
-        "tokens = jnp.where(finite, weight_of(own), 0.0)", "tokens = weight_of(own)",
+        "a skipped step counts at the meeting", "parallel/meetings.py",
+        "tokens = jnp.where(finite, weight_of(sums), 0.0)", "tokens = weight_of(sums)",
         "parallel/test_local.py never_finite",
+    ),
+    Fault(
+        "a codec mixes parts of an island's parameters with copies", "parallel/outer.py",
+        "grouped(self.split_alike, exchange) if parts else exchange", "exchange",
+        "parallel/test_islands.py to_the_bit",
     ),
     Fault(
         "a share is clipped to the norm of the whole", "parallel/exchange/transforms.py",

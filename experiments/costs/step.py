@@ -12,7 +12,7 @@ from experiments.costs.machine import chip_memory_bytes
 from lm.task import Task
 from parallel.cost.ledger import Entry
 from parallel.layout import bytes_per_device
-from parallel.program import TrainState
+from parallel.program import SLICE, TrainState
 
 
 def compiled_costs(
@@ -20,12 +20,14 @@ def compiled_costs(
 ) -> dict[str, int | float]:
     """Read what a step sends and holds on one device, in bytes; nothing is run.
 
-    `entries` are the step's ledger. `state` gives shapes and shardings. The peak is the
+    `entries` are the step's ledger; `slice_bytes` cross the slow links between slices, and
+    are part of `sent_bytes`. `state` gives shapes and shardings. The peak is the
     compiled program's: arguments, results and temporaries together.
     """
     memory = compiled.memory_analysis()
     return {
         "sent_bytes": sum(entry.sent_bytes for entry in entries),
+        "slice_bytes": sum(entry.sent_bytes for entry in entries if SLICE in entry.axes),
         "collectives": sum(entry.count for entry in entries),
         "state_bytes": bytes_per_device(state),
         "temporary_bytes": memory.temp_size_in_bytes,

@@ -218,10 +218,17 @@ def check_optimizer(config: Experiment) -> None:
 
 
 def check_plateau(config: Experiment) -> None:
-    """Raise ValueError if windows of the loss would end before replicas told a new one."""
+    """Raise ValueError if replicas that train apart could not follow one loss."""
     window, every = config.optim.window, config.parallel.local.every
-    apart = not config.parallel.row.exact
-    if config.optim.schedule == "plateau" and apart and window < every:
+    if config.optim.schedule != "plateau" or config.parallel.row.exact:
+        return
+    if config.parallel.inner:
+        raise ValueError(
+            "optim.schedule=plateau follows the loss of its own island where "
+            f"parallel.local.inner={config.parallel.local.inner}, so rates would differ "
+            "from island to island; choose another schedule, or unset inner"
+        )
+    if window < every:
         raise ValueError(
             f"optim.window {window} is less than parallel.local.every {every}: between "
             "meetings the replicas know no common loss, and the schedule would take that "
@@ -286,6 +293,7 @@ def build(
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
+        num_steps=config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
     return task, build_program(config.parallel, learner, mesh)

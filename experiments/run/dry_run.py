@@ -10,7 +10,7 @@ from experiments.processes.messages import human, size
 from experiments.run.explanation import against_closed_form
 from experiments.run.trial import build_trial
 from lm.task import num_parameters
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 from parallel.layout import bytes_per_device
 from parallel.mesh import batch_degree, is_absent
 
@@ -18,7 +18,7 @@ from parallel.mesh import batch_degree, is_absent
 def dry_run(config: Experiment, mesh: Mesh) -> None:
     trial = build_trial(config, config.data.vocab_size, mesh)
     state = trial.program.abstract
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     costs = compiled_costs(trial.step, entries, state)
     c = trial.config
     lines = {

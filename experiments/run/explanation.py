@@ -7,7 +7,8 @@ from experiments.processes.messages import human, size
 from experiments.run.steps import batch_shapes, empty_rows
 from experiments.run.trial import Trial, build_trial
 from parallel.cost.closed_forms import cut_of
-from parallel.cost.ledger import Entry, ledger
+from parallel.cost.ledger import Entry, step_ledger
+from parallel.program import SLICE
 
 SMALL = 0.01  # a smaller share of the bytes is never unexpected
 HEAD = ("collective", "axes", "type", "times", "elements", "sent", "overlaps", "from")
@@ -40,7 +41,7 @@ def unexpected(config: Experiment, entries: list[Entry]) -> list[Entry]:
 def explain(config: Experiment, mesh: Mesh) -> str:
     """Return the table of the ledger, its total, and what the closed form says."""
     trial = build_trial(config, config.data.vocab_size, mesh)
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     rows = [HEAD, *map(cells, entries)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = [
@@ -63,14 +64,17 @@ def against_closed_form(
 ) -> list[str]:
     """Return the lines of the ledger's total and of what it should be."""
     total = sum(entry.sent_bytes for entry in entries)
-    line = f"a device sends in a step   {size(total)}"
+    lines = [f"a device sends in a step   {size(total)}"]
+    if SLICE in mesh.shape:
+        across = sum(entry.sent_bytes for entry in entries if SLICE in entry.axes)
+        lines += [f"of this, between slices    {size(across)}"]
     expected = expected_bytes(config, trial, mesh)
     if expected is None:
-        return [line, "closed form                none for this strategy"]
+        return [*lines, "closed form                none for this strategy"]
     if not expected:
-        return [line]
+        return lines
     return [
-        line,
+        *lines,
         f"closed form                {size(expected)}; the program differs by "
         f"{total / expected - 1:+.2%}",
     ]

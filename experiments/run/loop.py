@@ -243,8 +243,10 @@ def announce(run: Run, start: int) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
     parameters = num_parameters(program.abstract_portable.params)
+    parallel = run.config.parallel
+    inside = f" of {parallel.local.inner} islands" if parallel.inner else ""
     say(
-        f"{human(parameters)} parameters, {run.config.parallel.strategy} over "
+        f"{human(parameters)} parameters, {parallel.strategy}{inside} over "
         f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"
     )
     say(

@@ -23,7 +23,7 @@ from experiments.run.log import PARTS, Log
 from experiments.run.steps import Steps
 from lm.decoding import Sampling
 from lm.task import num_parameters
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 from parallel.program import TrainState
 
 FIGURES = (
@@ -112,7 +112,7 @@ def step_costs(run: Run) -> dict[str, int | float]:
     if not isinstance(program.step, Steps):
         return {}
     step = program.step.largest
-    entries = ledger(step.as_text(), program.mesh)
+    entries = step_ledger(step, program.mesh)
     return compiled_costs(step, entries, program.abstract)
 
 

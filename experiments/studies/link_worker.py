@@ -19,7 +19,7 @@ from experiments.run import startup
 from experiments.run.build import check
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -51,7 +51,7 @@ def main() -> None:
         data = prepare(config.data)
     trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
     state, batches = trial.begin(), trial.batches(data.train, 10**6)
-    sent = sum(entry.sent_bytes for entry in ledger(trial.step.as_text(), mesh))
+    sent = sum(entry.sent_bytes for entry in step_ledger(trial.step, mesh))
     print(json.dumps({"ledger_bytes": sent}), flush=True)
     for line in sys.stdin:
         before, seconds = counted(), []

@@ -36,7 +36,7 @@ from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read, write
 from experiments.sweeps.strategy_tables import draw_all, strategy_tables, table_names
 from lm.data.prepare import Data, prepare
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import step_ledger
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -83,7 +83,7 @@ def costs(config: Experiment, data: Data) -> Line:
     """Read what a step sends and holds from the compiled program; nothing is run."""
     mesh = check(config)
     trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
-    entries = ledger(trial.step.as_text(), mesh)
+    entries = step_ledger(trial.step, mesh)
     return compiled_costs(trial.step, entries, trial.program.abstract)
 
 

@@ -21,8 +21,9 @@ from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.mesh import batch_axes, batch_degree
 from parallel.pipeline.stacking import outer_of
-from parallel.program import FSDP, STAGE, TENSOR, Batch, Params
+from parallel.program import FSDP, SLICE, STAGE, TENSOR, Batch, Params
 from parallel.regathering import leaves_read
+from parallel.submeshes import islands_of, shard_shapes
 
 
 class Cut(NamedTuple):
@@ -164,8 +165,23 @@ def replica_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> f
     return times * exchange_bytes(config.exchange, params, mesh)
 
 
-def local_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
-    return exchange_bytes(config.exchange, params, mesh) / config.local.every
+def local_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float | None:
+    """Return the share of a meeting, and, of islands, what their inner strategy sends.
+
+    Of islands, the parameters' shardings tell which part of them a device exchanges. The
+    parameters of a pipeline do not lie as they are saved, so it has no closed form here.
+    """
+    inner, every = config.inner, config.local.every
+    if inner is None:
+        return exchange_bytes(config.exchange, params, mesh) / every
+    if STAGE in mesh.shape:
+        return None
+    own_cut = cut and cut._replace(carry=cut.carry / mesh.shape[SLICE])
+    inside = inner.row.sent_bytes(inner, params, islands_of(mesh)[0], own_cut)
+    if inside is None:
+        return None
+    met = exchange_bytes(config.exchange, shard_shapes(params), config.exchanging(mesh))
+    return inside + met / every
 
 
 def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:

@@ -15,7 +15,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -63,6 +63,16 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
             sent_bytes=old.sent_bytes + found.sent_bytes,
         )
     return sorted(merged.values(), key=lambda entry: -entry.sent_bytes)
+
+
+def step_ledger(step: Any, mesh: Mesh) -> list[Entry]:
+    """List the collectives of a compiled step, or of all the programs that it has.
+
+    Islands have several (parallel/islands.py), each with a mesh of its own.
+    """
+    programs = getattr(step, "programs", [(step, mesh)])
+    found = [entry for one, on in programs for entry in ledger(one.as_text(), on)]
+    return sorted(found, key=lambda entry: -entry.sent_bytes)
 
 
 def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:

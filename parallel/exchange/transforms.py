@@ -12,7 +12,9 @@ the loss scale change. `build_exchange` (parallel/exchange/config.py) composes w
 asks for.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,33 @@ def all_reduce(algorithm: str = "psum", axes: Axes = (AXIS,)) -> Exchange:
     return Exchange(lambda params: (), update)
 
 
+def grouped(groups: Callable[[Any], list[set]], inner: Exchange) -> Exchange:
+    """Exchange groups of leaves, each on its own; `groups` gives the paths of each."""
+
+    def pick(tree, paths: set):
+        leaves = jax.tree.leaves_with_path(tree)
+        return subtree((path, leaf) for path, leaf in leaves if path in paths)
+
+    def init(params):
+        return [inner.init(pick(params, paths)) for paths in groups(params)]
+
+    def update(sums, comm, params=None, *, weight, key=None):
+        means, new_comm = {}, []
+        for number, (paths, state) in enumerate(zip(groups(sums), comm, strict=True)):
+            some, state = inner.update(
+                pick(sums, paths),
+                state,
+                None if params is None else pick(params, paths),
+                weight=weight,
+                key=None if key is None else jax.random.fold_in(key, number),
+            )
+            new_comm.append(state)
+            means |= dict(jax.tree.leaves_with_path(some))
+        return jax.tree.map_with_path(lambda path, _: means[path], sums), new_comm
+
+    return Exchange(init, update)
+
+
 def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
     """Exchange the leaves in buckets of about `num_bytes`, each on its own.
 
@@ -61,28 +90,7 @@ def bucketed(num_bytes: int, inner: Exchange) -> Exchange:
             size += leaf.size * leaf.dtype.itemsize
         return found
 
-    def pick(tree, paths: set):
-        leaves = jax.tree.leaves_with_path(tree)
-        return subtree((path, leaf) for path, leaf in leaves if path in paths)
-
-    def init(params):
-        return [inner.init(pick(params, paths)) for paths in buckets(params)]
-
-    def update(sums, comm, params=None, *, weight, key=None):
-        means, new_comm = {}, []
-        for number, (paths, state) in enumerate(zip(buckets(sums), comm, strict=True)):
-            some, state = inner.update(
-                pick(sums, paths),
-                state,
-                None if params is None else pick(params, paths),
-                weight=weight,
-                key=None if key is None else jax.random.fold_in(key, number),
-            )
-            new_comm.append(state)
-            means |= dict(jax.tree.leaves_with_path(some))
-        return jax.tree.map_with_path(lambda path, _: means[path], sums), new_comm
-
-    return Exchange(init, update)
+    return grouped(buckets, inner)
 
 
 def guarded(inner: Exchange, axes: Axes = (AXIS,)) -> Exchange:

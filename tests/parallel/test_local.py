@@ -82,7 +82,7 @@ def by_hand(num_replicas: int, num_steps: int, meet):
     return jax.tree.map(lambda *xs: np.mean(xs, 0), *replicas)
 
 
-def diloco_by_hand(every: int, rate: float, momentum: float):
+def diloco_by_hand(every: int, rate: float, momentum: float, last: int = 0):
     """Algorithm 1 of Douillard et al. 2023, moves weighted by tokens."""
 
     def begin(params):
@@ -90,7 +90,7 @@ def diloco_by_hand(every: int, rate: float, momentum: float):
 
         def meet(step, replicas, seen):
             nonlocal agreed, velocity
-            if step % every:
+            if step % every and step != last:
                 return replicas, seen
             share = seen / seen.sum()
             move = jax.tree.map(
@@ -110,17 +110,23 @@ def diloco_by_hand(every: int, rate: float, momentum: float):
 
 
 @pytest.mark.parametrize(
-    "strategy, rate, momentum",
-    [("local_sgd", 1.0, 0.0), ("post_local_sgd", 1.0, 0.0), ("diloco", 0.7, 0.9)],
+    "strategy, rate, momentum, last",
+    [
+        ("local_sgd", 1.0, 0.0, 0),
+        ("post_local_sgd", 1.0, 0.0, 0),
+        ("diloco", 0.7, 0.9, 8),
+    ],
 )
-def test_replicas_train_as_by_hand(strategy, rate, momentum):
-    steps, every = 8, 3  # ends between two meetings
+def test_replicas_train_as_by_hand(strategy, rate, momentum, last):
+    """Stopped between two meetings, or at the end of the run, where they meet again."""
+    steps, every = 8, 3
     local = LocalConfig(every=every, first=0)
-    program = toy_program(strategy, toy_learner(SGD), data=4, local=local)
+    learner = toy_learner(SGD)._replace(num_steps=last)
+    program = toy_program(strategy, learner, data=4, local=local)
     state, params, _ = train(program, steps)
-    assert_equal(params, by_hand(4, steps, diloco_by_hand(every, rate, momentum)))
+    assert_equal(params, by_hand(4, steps, diloco_by_hand(every, rate, momentum, last)))
     own = np.asarray(state.params["embedding"])
-    assert not np.allclose(own[0], own[1])
+    assert np.allclose(own[0], own[1]) == (last == steps)
 
 
 def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
@@ -319,6 +325,12 @@ def test_replicas_follow_one_loss_and_exchange_nothing_between_meetings():
         np.testing.assert_allclose(seen[meeting], loss / tokens, rtol=1e-5)
 
 
+def same_sums(new, old):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a.sum(0), b.sum(0), 1e-5, 1e-7), new, old
+    )
+
+
 def test_another_number_of_replicas_keeps_the_outer_state_and_the_sums():
     exchange = ExchangeConfig(codec="top_k", keep=0.1)
     local = LocalConfig(every=2, fragments=2, overlap=1)
@@ -337,11 +349,8 @@ def test_another_number_of_replicas_keeps_the_outer_state_and_the_sums():
     for old, new in zip(state.comm.fragments, begun.comm.fragments, strict=True):
         for kept in ("agreed", "outer", "arriving"):
             assert_equal(getattr(new, kept), getattr(old, kept), rtol=0)
-        for a, b in ((new.tokens, old.tokens), (new.comm, old.comm)):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a.sum(0), b.sum(0), 1e-5, 1e-7),
-                a, b,
-            )  # fmt: skip
+        same_sums(new.comm, old.comm)
+    same_sums(begun.comm.tally.tokens, state.comm.tally.tokens)
     assert max(np.abs(x).max() for x in jax.tree.leaves(begun.comm.fragments[0].outer)) > 0
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(begun.comm.fragments[0].comm))
 

@@ -242,25 +242,32 @@ PROCESSES = {
     "int8": {"exchange.codec": "int8", "strategy": "pmap"},
     "diloco": {"local.every": 3, "strategy": "diloco", "exchange.codec": "int4"},
 }
+# A replica is an island of two devices, of one process.
+PROCESSES["islands"] = PROCESSES["diloco"] | {"slice": 2, "local.inner": "fsdp"}
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_processes_exchange_as_devices_do(folder, name):
     overrides = {f"parallel.{key}": value for key, value in PROCESSES[name].items()}
+    local, own = name != "int8", 2 if name == "islands" else 1
     # Evaluated between two meetings, too.
     flags = small(folder, **overrides, eval_every=8, save_every=0)
-    run("train", *flags, f"--workdir={folder}/devices-{name}", "--devices=2")
-    # DiLoCo is stopped between two meetings, and goes on.
+    # Replicas that train apart are stopped between two meetings, and go on: islands in one
+    # process, single devices in two.
+    for stop_at in (7, 12) if name == "islands" else (12,):
+        one = f"--workdir={folder}/devices-{name}", f"--stop_at={stop_at}"
+        run("train", *flags, *one, f"--devices={2 * own}")
     for stop_at in (7, 12) if name == "diloco" else (12,):
         mine = [
             *flags, f"--stop_at={stop_at}", f"--workdir={folder}/processes-{name}",
-            "--devices=1", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2",
+            f"--devices={own}", f"--coordinator=127.0.0.1:{free_port()}",
+            "--num_processes=2",
         ]  # fmt: skip
         run_together(
             [(command("train", *mine, f"--process_id={index}"), {}) for index in (0, 1)]
         )
     # Of DiLoCo's steps, the records are of the replicas of the process that writes.
-    for split in ("eval",) if name == "diloco" else ("train", "eval"):
+    for split in ("eval",) if local else ("train", "eval"):
         ours = losses(folder / f"processes-{name}", split)
         theirs = losses(folder / f"devices-{name}", split)
         assert ours.keys() == theirs.keys()
