@@ -28,7 +28,7 @@ MEMBERS = {
     "algorithms": [name for name in ALGORITHMS if name != "psum"],  # that is shard_map's
     "codecs": [
         "bfloat16", "int8", "int4", "int2", "ternary", "sign", "majority_vote",
-        "top_k-1%",
+        "top_k-1%", "chunk_top_k-1%",
         "random_k-1%", "dgc-1%", "power_sgd-4", "delay-1", "diloco-50-int4",
     ],
 }  # fmt: skip
