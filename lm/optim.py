@@ -32,6 +32,7 @@ SCHEDULES = (
 )
 DECAY_MASKS = ("matrices", "hidden", "all")
 UNSTACKED = "layers"  # the name under which `per_layer` shows one layer of a stack
+STACK, MATRICES = "scanned_layers", "whole_matrices"
 
 
 # Optimizers and schedules, by the fields that have an effect on them.
@@ -176,27 +177,41 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     Some transformations look at the shape of a parameter or at the whole of it: decay
     masks, trust ratios, factors, orthogonalisation, unit-wise norms. With `per_layer` they
-    do the same to a layer in a stack as to a layer by itself.
+    do the same to a layer in a stack as to a layer by itself, and to a matrix in an array
+    of many (parallel/dealing.py).
     """
 
-    def split(tree):
-        rest = {name: child for name, child in tree.items() if name != "scanned_layers"}
-        return rest, {UNSTACKED: tree["scanned_layers"]}
+    def split(tree) -> tuple[dict, dict]:
+        """Return what is outside of stacks, and each stack as `tx` sees it."""
+        rest = {name: x for name, x in tree.items() if name not in (STACK, MATRICES)}
+        stacks = {"each_layer": tree[STACK]} if STACK in tree else {}
+        stacks |= tree.get(MATRICES, {})
+        return rest, {name: {UNSTACKED: stack} for name, stack in stacks.items()}
+
+    def join(rest: dict, stacks: dict) -> dict:
+        stacks = {name: stack[UNSTACKED] for name, stack in stacks.items()}
+        if "each_layer" in stacks:
+            rest |= {STACK: stacks.pop("each_layer")}
+        return rest | ({MATRICES: stacks} if stacks else {})
 
     def init(params):
-        if "scanned_layers" not in params:
+        rest, stacks = split(params)
+        if not stacks:
             return tx.init(params)
-        rest, stack = split(params)
-        return {"outside_layers": tx.init(rest), "each_layer": jax.vmap(tx.init)(stack)}
+        each = {name: jax.vmap(tx.init)(stack) for name, stack in stacks.items()}
+        return {"outside_layers": tx.init(rest)} | each
 
     def update(updates, state, params):
-        if "scanned_layers" not in params:
+        (rest, stacks), (outer, stacked) = split(updates), split(params)
+        if not stacks:
             return tx.update(updates, state, params)
-        (updates, stack), (params, stacked_params) = split(updates), split(params)
-        updates, rest = tx.update(updates, state["outside_layers"], params)
-        stack, each = jax.vmap(tx.update)(stack, state["each_layer"], stacked_params)
-        state = {"outside_layers": rest, "each_layer": each}
-        return updates | {"scanned_layers": stack[UNSTACKED]}, state
+        rest, outside = tx.update(rest, state["outside_layers"], outer)
+        state = {"outside_layers": outside} | {name: state[name] for name in stacks}
+        for name in stacks:
+            stacks[name], state[name] = jax.vmap(tx.update)(
+                stacks[name], state[name], stacked[name]
+            )
+        return join(rest, stacks), state
 
     return optax.GradientTransformation(init, update)
 

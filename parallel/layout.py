@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from parallel.dealing import is_dealt
 from parallel.pipeline.stacking import is_stacked
 from parallel.program import AXIS, TENSOR, TensorDims, TrainState
 
@@ -87,6 +88,9 @@ def specs(rule: Rule, tree, degrees: Degrees, tensor_dims: TensorDims = ()):
     axis = shard_axis(degrees)
 
     def spec(path: tuple, x) -> P:
+        if is_dealt(path):  # whole matrices, as many to each device
+            split = rule is not replicate and degrees[axis] > 1
+            return P(axis) if split else P()
         tensor = tensor_dim(path, x.shape, tensor_dims, degrees.get(TENSOR, 1))
         # A stack of layers lies as each layer would, so that a device can gather one layer.
         first = int(is_stacked(path) and len(x.shape) > 0)

@@ -16,6 +16,8 @@ Elements per device and step, for P parameters, N devices, k microbatches:
   pmap, shard_map   all-reduce                                   2 P (N-1)/N
   jit     all-reduce each microbatch (the compiler's choice)     2 k P (N-1)/N
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
+  zero1_whole   as zero1; the matrices inside layers whole (parallel/dealing.py), and zeros,
+          where N does not divide the number of matrices of a shape
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
   fsdp    all-gather of layers forward and backward, of the embedding and the head where
           they are read (parallel/regathering.py); reduce-scatter of each. For layers of P
@@ -35,6 +37,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import gather_in_one, on_tensor, psum_in_one, scatter_in_one
+from parallel.dealing import Form, usual, whole_matrices
 from parallel.layout import (
     Layout,
     only,
@@ -82,12 +85,18 @@ def jit_program(learner: Learner, mesh: Mesh, accumulation: int, layout: Layout)
 
 
 def zero_program(
-    learner: Learner, mesh: Mesh, accumulation: int, layout: Layout
+    learner: Learner,
+    mesh: Mesh,
+    accumulation: int,
+    layout: Layout,
+    form: Form | None = None,
 ) -> Program:
     """Compute gradients under shard_map, with the collectives that the layout implies."""
+    form = form or usual(learner)
     shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
-    param_specs, grad_specs, opt_specs = (
-        specs(rule, shapes, mesh.shape, learner.task.tensor_dims) for rule in layout
+    param_specs, grad_specs, _ = layout_specs(learner, mesh, layout, shapes)
+    _, formed_specs, opt_specs = layout_specs(
+        learner, mesh, layout, jax.eval_shape(form.to, shapes)
     )
     shard, batch_over = shard_axis(mesh.shape), batch_axes(mesh)
     tensor_specs = only({TENSOR}, param_specs)
@@ -109,7 +118,7 @@ def zero_program(
         return jax.lax.optimization_barrier(grads)
 
     def last_reduce(grads: Params, sums: Metrics) -> tuple[Params, Metrics]:
-        grads = scatter_from_to(grads, grad_specs, opt_specs, shard)
+        grads = scatter_from_to(form.to(grads), formed_specs, opt_specs, shard)
         return sum_replicated(grads, opt_specs, sums, shard, batch_over)
 
     def local(shards: Params, batch: Batch, key, scale):
@@ -123,8 +132,8 @@ def zero_program(
             microbatch_reduce,
             measure_noise=not gathers,  # else they are sums over devices already
         )
-        ends = tensor_specs, P()
-        return on_tensor(mesh, last_reduce, ends, ends)(grads, sums)
+        ends = (tensor_specs, P()), (only({TENSOR}, opt_specs), P())
+        return on_tensor(mesh, last_reduce, *ends)(grads, sums)
 
     spread = jax.shard_map(
         local,
@@ -140,20 +149,50 @@ def zero_program(
         key = learner.step_key(state.step)
         return spread(state.params, batch, key, state.scale.value)
 
-    return layout_program(learner, mesh, layout, sharded_gradients)
+    return layout_program(learner, mesh, layout, sharded_gradients, form)
+
+
+def whole_matrix_program(
+    learner: Learner, mesh: Mesh, accumulation: int, layout: Layout
+) -> Program:
+    """Deal the matrices inside layers to devices, whole; ValueError if there are none."""
+    form = whole_matrices(learner, mesh.shape[shard_axis(mesh.shape)])
+    return zero_program(learner, mesh, accumulation, layout, form)
+
+
+def layout_specs(learner: Learner, mesh: Mesh, layout: Layout, shapes: Params) -> list:
+    """Return the specs of trees of this shape: parameters, gradients, optimizer state."""
+    dims = learner.task.tensor_dims
+    return [specs(rule, shapes, mesh.shape, dims) for rule in layout]
 
 
 def layout_program(
-    learner: Learner, mesh: Mesh, layout: Layout, sum_gradients: Gradients
+    learner: Learner,
+    mesh: Mesh,
+    layout: Layout,
+    sum_gradients: Gradients,
+    form: Form | None = None,
 ) -> Program:
-    shapes = jax.eval_shape(learner.initial_state, jax.random.key(0))
-    shardings = state_shardings(layout, shapes, mesh, learner.task.tensor_dims)
-    replicated = NamedSharding(mesh, P())
-    param_specs, opt_specs = (
-        specs(rule, shapes.params, mesh.shape, learner.task.tensor_dims)
-        for rule in (layout.params, layout.opt)
+    form = form or usual(learner)
+    inner = form.learner
+    shardings, saved_shardings = (
+        state_shardings(
+            layout,
+            jax.eval_shape(each.initial_state, jax.random.key(0)),
+            mesh,
+            learner.task.tensor_dims,
+        )
+        for each in (inner, learner)
     )
-    update_shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), opt_specs)
+    replicated = NamedSharding(mesh, P())
+    shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
+    param_specs, _, opt_specs = layout_specs(
+        learner, mesh, layout, jax.eval_shape(form.to, shapes)
+    )
+    formed_shardings, update_shardings = (
+        jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree)
+        for tree in (param_specs, opt_specs)
+    )
     gather_updated = jax.shard_map(
         partial(
             gather_from_to,
@@ -176,19 +215,27 @@ def layout_program(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, sums = sum_gradients(state, learner.scaling.mark(state.scale, batch))
         # Each device updates the shard whose optimizer state it holds.
-        params = jax.lax.with_sharding_constraint(state.params, update_shardings)
+        params = jax.lax.with_sharding_constraint(form.to(state.params), formed_shardings)
+        params = jax.lax.with_sharding_constraint(params, update_shardings)
         means = divided(grads, total_weight(sums, state.scale))
-        state, metrics = update(learner, state, params, means, sums)
+        state, metrics = update(inner, state, params, means, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
-        return state._replace(params=gather_updated(params)), metrics
+        return state._replace(params=form.back(gather_updated(params))), metrics
 
-    return Program(
-        init=jax.jit(learner.initial_state, out_shardings=shardings),
+    program = Program(
+        init=jax.jit(inner.initial_state, out_shardings=shardings),
         step=step,
         params=lambda state: state.params,
         place=lambda batch: place_rows(mesh, batch),
         mesh=mesh,
-        abstract=abstract(learner.initial_state, shardings),
+        abstract=abstract(inner.initial_state, shardings),
+    )
+    if inner is learner:
+        return program
+    return program._replace(
+        portable=jax.jit(form.portable, out_shardings=saved_shardings),
+        adopt=jax.jit(form.adopt, out_shardings=shardings),
+        saved=abstract(learner.initial_state, saved_shardings),
     )
 
 

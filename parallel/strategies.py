@@ -29,7 +29,7 @@ from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
-from parallel.sharded import jit_program, zero_program
+from parallel.sharded import jit_program, whole_matrix_program, zero_program
 from parallel.submeshes import islands_of, one_of_each, without_slices
 
 # Kinds of collectives, as compiled programs name them.
@@ -226,6 +226,9 @@ STRATEGIES = {
     "pmap": replicas(pmap_program, ahead=False, inside=False),
     "shard_map": replicas(shard_map_program, (SLICE, AXIS)),
     "zero1": sharded(zero_program, ZERO1, closed_forms.zero1_bytes, GATHERED),
+    "zero1_whole": sharded(
+        whole_matrix_program, ZERO1, closed_forms.zero1_whole_bytes, GATHERED
+    ),
     "zero2": sharded(zero_program, ZERO2, closed_forms.zero2_bytes, GATHERED),
     "fsdp": sharded(zero_program, FSDP, closed_forms.fsdp_bytes, GATHERED),
     "hsdp": sharded(

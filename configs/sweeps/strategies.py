@@ -34,7 +34,7 @@ def local(strategy: str, every: int, codec: str = "none", **fields: Any) -> Memb
 SYNCHRONOUS: dict[str, Member] = (
     {
         name: {"parallel.strategy": name}
-        for name in ("shard_map", "jit", "pmap", "zero1", "zero2", "fsdp")
+        for name in ("shard_map", "jit", "pmap", "zero1", "zero1_whole", "zero2", "fsdp")
     }
     | {
         "hsdp": {"parallel.strategy": "hsdp", "parallel.data": 2, "parallel.fsdp": 4},
@@ -74,6 +74,7 @@ COMPRESSED: dict[str, Member] = {
     "majority_vote": codec("majority_vote"),
     "top_k-1%": codec("top_k", keep=0.01),
     "top_k-0.1%": codec("top_k", keep=0.001),
+    "chunk_top_k-1%": codec("chunk_top_k", keep=0.01),
     "random_k-1%": codec("random_k", keep=0.01),
     "dgc-1%": codec("dgc", keep=0.01, momentum=0.9, warmup_steps=40),
     "power_sgd-4": codec("power_sgd", rank=4),
@@ -90,6 +91,11 @@ LOCAL: dict[str, Member] = {
     "diloco-50-int8": local("diloco", 50, "int8"),
     "diloco-50-int2": local("diloco", 50, "int2"),
     "diloco-50-sign": local("diloco", 50, "sign"),
+    # Sarfi et al. 2025: 64 elements of each 4,096; the residual stands for outer momentum.
+    "sparseloco-50": local("diloco", 50, "chunk_top_k", learning_rate=1.0, momentum=0.0)
+    | {"parallel.exchange.keep": 1 / 64, "parallel.exchange.feedback_decay": 0.95},
+    # Therien et al. 2025: Muon inside, at the rate that it has in every step.
+    "muloco-50": local("diloco", 50, "int2") | {"optim.name": "muon"},
     "streaming_diloco-50": local("streaming_diloco", 50),
     "streaming_diloco-50-int4": local("streaming_diloco", 50, "int4"),
 }

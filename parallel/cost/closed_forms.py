@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from parallel.dealing import fill
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
@@ -36,6 +37,7 @@ class Cut(NamedTuple):
     # reads: a tied embedding counts twice.
     reads: float
     compute: float  # bytes of a parameter in the compute type, as a share of the 4
+    hidden: tuple[str, ...] = ()  # top-level names of the parameters inside layers
 
 
 def cut_of(task: Any, params: Params, batch: Batch) -> Cut | None:
@@ -62,6 +64,7 @@ def cut_of(task: Any, params: Params, batch: Batch) -> Cut | None:
         carry=num_bytes(carry),
         reads=sum(num_bytes(list(compress(leaves, read))) for read in reads),
         compute=sum(x.size * x.dtype.itemsize for x in cast) / num_bytes(params),
+        hidden=task.hidden,
     )
 
 
@@ -101,6 +104,20 @@ def fsdp_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> floa
 jit_bytes = by_layout(lambda size, n, k: 2 * k * size * (n - 1) / n)
 zero1_bytes = by_layout(lambda size, n, k: 2 * size * (n - 1) / n)
 zero2_bytes = by_layout(lambda size, n, k: (k + 1) * size * (n - 1) / n)
+
+
+def zero1_whole_bytes(
+    config: Any, params: Params, mesh: Mesh, cut: Cut | None
+) -> float | None:
+    """Return what zero1 sends, with the zeros that fill up the arrays of matrices.
+
+    None: no cut of the task is known, and so not which matrices lie inside layers.
+    """
+    if cut is None:
+        return None
+    n = batch_degree(mesh)
+    size = num_bytes(params) + 4 * fill(params, cut.hidden, n)
+    return 2 * size * (n - 1) / n
 
 
 def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float | None:

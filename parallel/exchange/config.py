@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from jax.sharding import Mesh
 
 from parallel.exchange.algorithms import ALGORITHMS
+from parallel.exchange.chunks import chunk_top_k
 from parallel.exchange.codec import Codec, hierarchical
 from parallel.exchange.power_sgd import power_sgd
 from parallel.exchange.quantise import bfloat16, int2, int4, int8, majority_vote, sign
@@ -32,6 +33,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
     "sign": lambda c: sign(c.block or 1024),
     "majority_vote": lambda c: majority_vote(),
     "top_k": lambda c: top_k(c.keep),
+    "chunk_top_k": lambda c: chunk_top_k(c.keep),
     "random_k": lambda c: random_k(c.keep),
     "dgc": lambda c: deep_gradient_compression(c.keep, c.momentum, c.warmup_steps),
     "power_sgd": lambda c: power_sgd(c.rank),
@@ -39,7 +41,7 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
 
 # Codecs, by the fields that have an effect on them.
 BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "int2", "ternary", "sign")}
-SPARSE = {"parallel.exchange.codec": ("top_k", "random_k", "dgc")}
+SPARSE = {"parallel.exchange.codec": ("top_k", "chunk_top_k", "random_k", "dgc")}
 DGC = {"parallel.exchange.codec": ("dgc",)}
 
 
@@ -59,6 +61,15 @@ class ExchangeConfig:
         default="auto",
         metadata={
             "choices": ("auto", "on", "off"),
+            "only": {"parallel.exchange.codec": CODECS},
+        },
+    )
+    # share of what the codec lost that is added to the next gradient; 1: all of it
+    feedback_decay: float = field(
+        default=1.0,
+        metadata={
+            "above": 0,
+            "at_most": 1,
             "only": {"parallel.exchange.codec": CODECS},
         },
     )
@@ -140,6 +151,12 @@ class ExchangeConfig:
                 f"codec={self.codec}: {codec.no_feedback}; choose auto or off, or another "
                 "codec"
             )
+        if self.feedback_decay != 1 and not self.feeds_back:
+            raise ValueError(
+                f"parallel.exchange.feedback_decay {self.feedback_decay} has no effect: "
+                f"codec={self.codec} with error_feedback={self.error_feedback} feeds "
+                "nothing back; unset it"
+            )
 
     @property
     def feeds_back(self) -> bool:
@@ -164,7 +181,8 @@ def build_exchange(config: ExchangeConfig, mesh: Mesh) -> Exchange:
         codec = CODECS[c.codec](c)
         if algorithm == "hierarchical" and not codec.linear:
             codec = hierarchical(codec, mesh.shape[axes[-1]])
-        exchange = compressed(codec, axes, algorithm, c.feeds_back)
+        feedback = c.feedback_decay if c.feeds_back else 0.0
+        exchange = compressed(codec, axes, algorithm, feedback)
     if c.bucket_bytes:
         exchange = bucketed(c.bucket_bytes, exchange)
     if c.clip:

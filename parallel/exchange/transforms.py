@@ -132,28 +132,30 @@ def compressed(
     codec: Codec,
     axes: Axes = (AXIS,),
     algorithm: str = "psum",
-    error_feedback: bool = True,
+    feedback: float = 1.0,
 ) -> Exchange:
     """Sum what the codec lets through of each replica's share of the mean.
 
     `algorithm` sums what a linear codec sends; other codecs know their own way.
 
     Error feedback (Seide et al. 2014; Karimireddy et al. 2019): what was lost is added to
-    the next share, so that over time nothing is.
+    the next share, so that over time nothing is. `feedback` is the part of it that is
+    added. Below 1 the rest is forgotten, as a momentum forgets (Sarfi et al. 2025,
+    SparseLoCo); 0: no error feedback.
     """
 
     across = Across(axes, ALGORITHMS[algorithm].all_reduce)
 
     def init(params):
-        residual = jax.tree.map(jnp.zeros_like, params) if error_feedback else ()
+        residual = jax.tree.map(jnp.zeros_like, params) if feedback else ()
         return {"codec": codec.init(params), "residual": residual}
 
     def update(sums, comm, params=None, *, weight, key=None):
         shares = divided(sums, weight)
-        if error_feedback:
-            shares = jax.tree.map(jnp.add, shares, comm["residual"])
+        if feedback:
+            shares = jax.tree.map(lambda x, r: x + feedback * r, shares, comm["residual"])
         means, lost, state = codec.sum(shares, comm["codec"], key, across)
-        return means, {"codec": state, "residual": lost if error_feedback else ()}
+        return means, {"codec": state, "residual": lost if feedback else ()}
 
     return Exchange(init, update)
 

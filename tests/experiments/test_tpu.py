@@ -21,14 +21,14 @@ from tests.experiments import tpu_worker
 from tests.experiments.runs import ROOT
 
 MEMBERS = {
-    "sharded": ["jit", "shard_map", "zero1", "zero2", "fsdp", "hsdp"],
+    "sharded": ["jit", "shard_map", "zero1", "zero1_whole", "zero2", "fsdp", "hsdp"],
     "tensor": ["tensor", "hybrid"],
     "pipelines": ["gpipe", "1f1b", "interleaved"],
     "local": ["local_sgd-8", "post_local_sgd-8", "diloco-50", "streaming_diloco-50"],
     "algorithms": [name for name in ALGORITHMS if name != "psum"],  # that is shard_map's
     "codecs": [
         "bfloat16", "int8", "int4", "int2", "ternary", "sign", "majority_vote",
-        "top_k-1%",
+        "top_k-1%", "chunk_top_k-1%",
         "random_k-1%", "dgc-1%", "power_sgd-4", "delay-1", "diloco-50-int4",
     ],
 }  # fmt: skip

@@ -20,7 +20,7 @@ ARGUMENTS = {
     "bfloat16": {}, "int8": {"block": 32}, "int4": {"block": 32},
     "int2": {"block": 32}, "ternary": {"block": 50}, "sign": {"block": 32},
     "majority_vote": {},
-    "top_k": {"keep": 0.1}, "random_k": {"keep": 0.1},
+    "top_k": {"keep": 0.1}, "chunk_top_k": {"keep": 0.02}, "random_k": {"keep": 0.1},
     "dgc": {"keep": 0.05, "momentum": 0.5, "warmup_steps": 4},
     "power_sgd": {"rank": 2},
 }  # fmt: skip
@@ -250,7 +250,8 @@ WIRE = {
     "bfloat16": ({"u16"}, 2), "int8": ({"u8"}, 2),
     "int4": ({"u8"}, 2), "int2": ({"u8"}, 2), "ternary": ({"u8", "u32", "f32"}, 4),
     "sign": ({"u8"}, 2),
-    "majority_vote": ({"u8"}, 2), "top_k": ({"u16"}, 1), "random_k": ({"f32"}, 1),
+    "majority_vote": ({"u8"}, 2), "top_k": ({"u16"}, 1),
+    "chunk_top_k": ({"u8"}, 1), "random_k": ({"f32"}, 1),
     DGC: ({"u16"}, 1), "power_sgd": ({"f32"}, 2),
 }  # fmt: skip
 
@@ -309,6 +310,12 @@ def test_hierarchical_bytes_are_float32_within_and_small_between(name):
     assert len(crossings) == 2 + count
     assert set.union(*(dtypes for _, dtypes, _ in crossings)) == types | {"f32"}
     assert sum(num_bytes for _, _, num_bytes in crossings) == pytest.approx(sent_bytes)
+
+
+def test_an_element_of_a_chunk_costs_fourteen_bits():
+    shapes = {"embedding": (300, 300)}  # 22 chunks, 82 elements of each
+    crossings, sent_bytes = wire("chunk_top_k", "4", shapes)
+    assert crossings[0][2] == sent_bytes == 3 * (22 * 82 * 14 / 8 + 22 * 8)
 
 
 def test_large_arrays_have_wide_indices():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parallel.exchange.chunks import pack_places, unpack_places
 from parallel.exchange.codec import BY_GATHERING, BY_OWNERS, LINEAR, hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.exchange.power_sgd import as_matrix
@@ -187,6 +188,39 @@ def test_top_k_keeps_the_largest_of_each_replica():
         assert (residual_n != x_n).sum() == k
         expected = expected + kept
     np.testing.assert_allclose(joined(total)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_chunk_top_k_sends_two_sizes_of_the_largest_of_each_chunk():
+    """Three chunks, the last one not full, and one with fewer numbers than are chosen."""
+    stacked = draw(shapes={"x": (10_000,)})
+    stacked["x"][2, 20:4096] = 0
+    total, comm = run("chunk_top_k", "4", stacked)
+    k, expected = num_kept(4096, ARGUMENTS["chunk_top_k"]["keep"]), 0
+    for x_n, residual_n in zip(stacked["x"], joined(comm["residual"]), strict=True):
+        sent = np.zeros(3 * 4096)
+        for start in range(0, x_n.size, 4096):
+            places = by_size(x_n[start : start + 4096], k)
+            x = x_n[start + places]
+            size = np.abs(x)
+            above = size > size.mean()
+            size = np.where(above, size[above].mean(), size[~above].mean())
+            sent[start + places] = np.sign(x) * size
+        sent = sent[: x_n.size]
+        drawn = (x_n == 0) & (residual_n != 0)  # zeros that were chosen
+        assert drawn.sum() == (k - 20 if (x_n == 0).any() else 0)
+        sent[drawn] = -residual_n[drawn]
+        np.testing.assert_allclose(residual_n, x_n - sent, rtol=1e-5, atol=1e-5)
+        assert np.square(residual_n).sum() < np.square(x_n).sum()
+        expected = expected + sent
+    np.testing.assert_allclose(joined(total)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_places_in_a_chunk_have_twelve_bits():
+    for num in (1, 2, 7, 4096):
+        places = np.random.default_rng(num).integers(0, 4096, num)
+        packed = pack_places(jnp.asarray(places))
+        assert packed.dtype == np.uint8 and packed.size == 3 * -(-num // 2)
+        np.testing.assert_array_equal(unpack_places(packed)[:num], places)
 
 
 @pytest.mark.parametrize("k", [1, 7, 500, 1000])

@@ -5,9 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parallel.exchange.config import CODECS, ExchangeConfig
+from parallel.exchange.config import CODECS, ExchangeConfig, build_exchange
 from parallel.exchange.transforms import compressed
-from tests.parallel.exchange.test_codecs import ARGUMENTS, DGC, draw, joined, run
+from tests.parallel.exchange.test_codecs import (
+    ARGUMENTS,
+    DGC,
+    assert_conserved,
+    draw,
+    initial,
+    joined,
+    mesh_of,
+    run,
+    spread,
+)
 
 EXCHANGES = 1000
 SHAPES = {"kernel": (12, 9), "scanned_layers": (2, 8, 10)}
@@ -75,6 +85,27 @@ def test_residuals_stay_bounded(degree):
             assert not (late < 100 * early).any(), (early, late)  # or no number any more
         else:
             assert (late < 1.5 * early).all(), (name, early, late)
+
+
+def test_what_decays_is_all_that_is_lost():
+    """The total and the residuals are the inputs and a share of the residuals before."""
+    config = ExchangeConfig(codec="chunk_top_k", keep=0.01, feedback_decay=0.9)
+    exchange = build_exchange(config, mesh_of("4"))
+    summed = spread(
+        lambda tree, comm, key: exchange.update(tree, comm, weight=1.0, key=key), "4"
+    )
+    comm, _ = initial(exchange, draw())
+    before = 0
+    for seed in range(3):
+        stacked = draw(seed=seed)
+        total, comm = jax.device_get(summed((stacked, comm), jax.random.key(seed)))
+        residual = joined(comm["residual"])
+        inputs = joined(stacked) + np.float32(0.9) * before
+        assert_conserved(inputs, joined(total)[0], residual)
+        before = residual
+    plain = ExchangeConfig(codec="int8", error_feedback="off", feedback_decay=0.9)
+    with pytest.raises(ValueError, match="feedback_decay 0.9 .*feeds nothing back"):
+        plain.validate(mesh_of("4"), 1)
 
 
 @pytest.mark.parametrize("name", ["sign", "majority_vote"])
