@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """What the replicas know of one part of the parameters (parallel/forms/fragments.py)."""
+    """What the replicas know of one fragment (parallel/forms/fragments.py)."""
 
     agreed: Params  # once: the parameters of the last meeting
     outer: optax.OptState  # once
