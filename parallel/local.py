@@ -17,7 +17,7 @@ compressed, with error feedback.
 
 A meeting is a program of its own, which the host calls after the steps that have one. A run
 ends with a meeting, even between two others. Replicas of several devices are islands
-(parallel/islands.py).
+(parallel/islands/program.py).
 
 Only sums cross. A replica's move is weighted by the tokens that the replica has learnt from
 since the last meeting. So with one plain SGD step between meetings, a meeting is the step

@@ -1,7 +1,7 @@
 """Meetings of replicas that train apart: what each of them keeps, and what they exchange.
 
 parallel/local.py makes a Program of it for replicas of one device, and
-parallel/islands.py for replicas of several.
+parallel/islands/program.py for replicas of several.
 """
 
 from collections.abc import Callable

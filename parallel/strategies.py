@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from parallel.cost import closed_forms
 from parallel.cost.closed_forms import Cut
-from parallel.early import early_program
 from parallel.exchange.config import ExchangeConfig, build_exchange
-from parallel.islands import islands_program
+from parallel.islands.early import early_program
+from parallel.islands.program import islands_program
+from parallel.islands.submeshes import islands_of, one_of_each, without_slices
 from parallel.layout import (
     FSDP,
     REPLICATED,
@@ -30,7 +31,6 @@ from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
 from parallel.sharded import jit_program, whole_matrix_program, zero_program
-from parallel.submeshes import islands_of, one_of_each, without_slices
 
 # Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
@@ -54,7 +54,7 @@ class Strategy(NamedTuple):
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
-    inside: bool = True  # can synchronise the devices of an island (parallel/islands.py)
+    inside: bool = True  # can synchronise the devices of an island (parallel/islands)
     ahead: bool = True  # also compiles for devices that are absent
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None

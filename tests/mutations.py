@@ -189,7 +189,8 @@ FAULTS = [
         "parallel/test_local.py never_finite",
     ),
     Fault(
-        "a codec mixes parts of an island's parameters with copies", "parallel/outer.py",
+        "a codec mixes parts of an island's parameters with copies",
+        "parallel/islands/outer.py",
         "grouped(self.split_alike, exchange) if parts else exchange", "exchange",
         "parallel/test_islands.py to_the_bit",
     ),

@@ -19,11 +19,11 @@ from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.forms.dealing import fill
+from parallel.islands.submeshes import islands_of, shard_shapes
 from parallel.mesh import batch_axes, batch_degree
 from parallel.pipeline.stacking import outer_of
 from parallel.program import FSDP, SLICE, STAGE, TENSOR, Batch, Params
 from parallel.regathering import leaves_read
-from parallel.submeshes import islands_of, shard_shapes
 
 
 class Cut(NamedTuple):

@@ -68,7 +68,7 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
 def step_ledger(step: Any, mesh: Mesh) -> list[Entry]:
     """List the collectives of a compiled step, or of all the programs that it has.
 
-    Islands have several (parallel/islands.py), each with a mesh of its own.
+    Islands have several (parallel/islands/program.py), each with a mesh of its own.
     """
     programs = getattr(step, "programs", [(step, mesh)])
     found = [entry for one, on in programs for entry in ledger(one.as_text(), on)]

@@ -1,4 +1,4 @@
-"""The meetings of islands: programs of their own (parallel/islands.py).
+"""The meetings of islands: programs of their own (parallel/islands/program.py).
 
 A meeting runs on a part of the devices: one for each part of the parameters. Where a layout
 splits them (fsdp, tensor, stages), a device exchanges its own part with the devices that
@@ -17,6 +17,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.exchange.transforms import Exchange, grouped
+from parallel.islands.submeshes import (
+    axes_of,
+    each_spec,
+    first_along,
+    islands_of,
+    join,
+    one_of_each,
+    shaped,
+    shard_shapes,
+)
 from parallel.meetings import (
     UNKNOWN_LOSS,
     Apart,
@@ -28,16 +38,6 @@ from parallel.meetings import (
     meet,
 )
 from parallel.program import SLICE, Learner, Params, TrainState
-from parallel.submeshes import (
-    axes_of,
-    each_spec,
-    first_along,
-    islands_of,
-    join,
-    one_of_each,
-    shaped,
-    shard_shapes,
-)
 
 Change = Callable[[TrainState], tuple[TrainState, Any]]
 

@@ -4,7 +4,7 @@ An island is a submesh. The Program of the inner strategy is made for each islan
 constructor, and the host lets the islands step in turn. A process makes the programs of its
 own islands alone. The meetings are those of parallel/local.py, and are a program of their
 own, which the host calls once in many steps. It sees the islands' parameters as arrays over
-all islands (parallel/submeshes.py).
+all islands (parallel/islands/submeshes.py).
 
 Between meetings, `comm.tally` is a list, one tally of each island of this process.
 """
@@ -19,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.exchange.transforms import Exchange
+from parallel.islands.outer import Outer, with_dims, without_dims
+from parallel.islands.submeshes import carry, islands_of, join, move, part, shaped
 from parallel.layout import bytes_per_device
 from parallel.local import compiled_once, consensus, regrouped_apart
 from parallel.meetings import Apart, Plan, Tally, counted, meetings
 from parallel.mesh import place_rows
-from parallel.outer import Outer, with_dims, without_dims
 from parallel.program import (
     SLICE,
     Batch,
@@ -35,7 +36,6 @@ from parallel.program import (
 )
 from parallel.regroup import num_given
 from parallel.replicas import for_each
-from parallel.submeshes import carry, islands_of, join, move, part, shaped
 
 
 class Memory(NamedTuple):
