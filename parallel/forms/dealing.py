@@ -110,6 +110,7 @@ class Matrices(NamedTuple):
     places: dict[Path, Place]
     degree: int
     params: Params  # the shapes, in the usual form
+    ends: dict[Path, Path]  # how the path of an optimizer's leaf ends -> the parameter's
 
     def matrix_of(self, path: Path) -> tuple[Path, Path] | None:
         """Return the stem of a leaf of matrices, and their path among the parameters.
@@ -117,11 +118,12 @@ class Matrices(NamedTuple):
         The leaf may lie in an optimizer's state, under the path of a parameter. None: it
         does not belong to matrices.
         """
-        for known in self.places:
-            end = as_optimizers_see(known)
-            if path[-len(known) :] in (known, end):
-                return stem(path[: -len(known)]), known
-        return None
+        # The longest end: a decoder's layers/0 is also the end of encoder/layers/0.
+        starts = (start for start in range(len(path)) if path[start:] in self.ends)
+        if (start := next(starts, None)) is None:
+            return None
+        known = self.ends[path[start:]]
+        return (stem(path[:start]), known) if known in self.places else None
 
     def joined(self, name: str, parts: dict[Path, jax.Array]) -> jax.Array:
         """Make the array of a shape of its parts, and fill it up with zeros."""
@@ -217,7 +219,10 @@ def whole_matrices(learner: Learner, degree: int) -> Form:
     Raises ValueError if the model has no matrices inside layers.
     """
     shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
-    matrices = Matrices(places_of(shapes, learner.task.hidden), degree, shapes)
+    paths = [path for path, _ in jax.tree.leaves_with_path(shapes)]
+    ends = {end(path): path for end in (same, as_optimizers_see) for path in paths}
+    places = places_of(shapes, learner.task.hidden)
+    matrices = Matrices(places, degree, shapes, ends)
     tx = learner.optimizer
     dealt = learner._replace(
         optimizer=tx._replace(init=lambda params: tx.init(matrices.deal(params))),

@@ -12,8 +12,10 @@ import pytest
 from lm.optim import OptimConfig, optimizer
 from parallel.cost.closed_forms import cut_of, zero1_whole_bytes
 from parallel.cost.ledger import collectives
+from parallel.forms.dealing import whole_matrices
 from parallel.layout import MIN_SHARDED_SIZE, bytes_per_device
 from parallel.mesh import data_mesh
+from parallel.program import TrainState
 from tests.parallel.toy import (
     STEPS,
     assert_equal,
@@ -116,3 +118,34 @@ def test_a_model_without_matrices_inside_layers_is_refused():
     learner = learner._replace(task=learner.task._replace(hidden=()))
     with pytest.raises(ValueError, match="zero1_whole.* this model has none"):
         toy_program("zero1_whole", learner, data=2)
+
+
+def test_an_encoder_and_a_decoder_with_layers_of_the_same_names():
+    """Their paths end alike; each keeps its own moments, there and back."""
+    names = ("layers", "encoder", "other")
+
+    def layers(key):
+        kernels = jax.random.normal(key, (2, 8, 4))
+        return {i: {"kernel": kernels[i]} for i in range(2)}
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        encoder, other = ({"layers": layers(k)} for k in keys[1:])
+        return dict(zip(names, (layers(keys[0]), encoder, other), strict=True))
+
+    tx = optimizer(OptimConfig(name="muon"), 2, names[:2])
+    learner = toy_learner(tx)
+    task = learner.task._replace(init=init, hidden=names[:2])
+    form = whole_matrices(learner._replace(task=task), 8)
+    params = init(jax.random.key(0))
+    # After one update the moments of each parameter tell which one it is.
+    _, usual = tx.update(params, tx.init(params), params, value=0.0)
+    dealt = form.to(params)
+    assert dealt["whole_matrices"]["each_8x4"].shape == (8, 8, 4)
+    jax.tree.map(np.testing.assert_array_equal, form.back(dealt), params)
+    start = form.learner.optimizer.init(params)
+    _, opt = tx.update(dealt, start, dealt, value=0.0)
+    state = TrainState(0, params, opt, (), ())
+    saved = form.portable(state)
+    assert_equal(saved.opt, usual, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, form.adopt(saved).opt, opt)
