@@ -178,7 +178,7 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     Some transformations look at the shape of a parameter or at the whole of it: decay
     masks, trust ratios, factors, orthogonalisation, unit-wise norms. With `per_layer` they
     do the same to a layer in a stack as to a layer by itself, and to a matrix in an array
-    of many (parallel/dealing.py).
+    of many (parallel/forms/dealing.py).
     """
 
     def split(tree) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from parallel.dealing import is_dealt
+from parallel.forms.dealing import is_dealt
 from parallel.pipeline.stacking import is_stacked
 from parallel.program import AXIS, TENSOR, TensorDims, TrainState
 

@@ -14,7 +14,7 @@ import optax
 
 from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
-from parallel.fragments import join, split
+from parallel.forms.fragments import join, split
 from parallel.program import (
     Key,
     Learner,
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Fragment(NamedTuple):
-    """What the replicas know of one part of the parameters (parallel/fragments.py)."""
+    """What the replicas know of one fragment (parallel/forms/fragments.py)."""
 
     agreed: Params  # once: the parameters of the last meeting
     outer: optax.OptState  # once

@@ -16,8 +16,8 @@ Elements per device and step, for P parameters, N devices, k microbatches:
   pmap, shard_map   all-reduce                                   2 P (N-1)/N
   jit     all-reduce each microbatch (the compiler's choice)     2 k P (N-1)/N
   zero1   reduce-scatter once, all-gather                        2 P (N-1)/N
-  zero1_whole   as zero1; the matrices inside layers whole (parallel/dealing.py), and zeros,
-          where N does not divide the number of matrices of a shape
+  zero1_whole   as zero1; the matrices inside layers whole (parallel/forms/dealing.py), and
+          zeros where N does not divide the number of matrices of a shape
   zero2   reduce-scatter each microbatch, all-gather             (k+1) P (N-1)/N
   fsdp    all-gather of layers forward and backward, of the embedding and the head where
           they are read (parallel/regathering.py); reduce-scatter of each. For layers of P
@@ -37,7 +37,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.collectives import gather_in_one, on_tensor, psum_in_one, scatter_in_one
-from parallel.dealing import Form, usual, whole_matrices
+from parallel.forms.dealing import Form, usual, whole_matrices
 from parallel.layout import (
     Layout,
     only,

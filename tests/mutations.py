@@ -145,6 +145,11 @@ FAULTS = [
         "parallel/test_strategies.py rematerialisation",
     ),
     Fault(
+        "all devices update all matrices", "parallel/layout.py",
+        "return P(axis) if split else P()", "return P()",
+        "parallel/test_dealing.py bytes",
+    ),
+    Fault(
         "zero1 shards no optimizer state", "parallel/layout.py",
         "ZERO1 = Layout(replicate, replicate, shard_largest)",
         "ZERO1 = Layout(replicate, replicate, replicate)",
@@ -197,9 +202,14 @@ FAULTS = [
     ),
     Fault(
         "the residual of error feedback is not kept", "parallel/exchange/transforms.py",
-        '"residual": lost if error_feedback else ()}',
+        '"residual": lost if feedback else ()}',
         '"residual": comm["residual"]}',
         "parallel/exchange/test_codecs.py feedback",
+    ),
+    Fault(
+        "a feedback does not decay", "parallel/exchange/transforms.py",
+        "lambda x, r: x + feedback * r", "lambda x, r: x + r",
+        "parallel/exchange/test_feedback.py decays",
     ),
     Fault(
         "the owner's rounding is lost", "parallel/exchange/quantise.py",

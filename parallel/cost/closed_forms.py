@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from parallel.dealing import fill
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
+from parallel.forms.dealing import fill
 from parallel.islands.submeshes import islands_of, shard_shapes
 from parallel.mesh import batch_axes, batch_degree
 from parallel.pipeline.stacking import outer_of

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from parallel.collectives import psum_in_one
 from parallel.exchange.algorithms import ALGORITHMS
 from parallel.exchange.codec import Across, Codec
-from parallel.fragments import subtree
+from parallel.forms.fragments import subtree
 from parallel.program import AXIS, divided
 
 Exchange = optax.GradientTransformationExtraArgs

@@ -9,7 +9,7 @@ import pytest
 from configs import fields
 from parallel.cost.ledger import ledger
 from parallel.exchange.config import ExchangeConfig
-from parallel.fragments import fragment_of_units, join, split, unit_of
+from parallel.forms.fragments import fragment_of_units, join, split, unit_of
 from parallel.local import PLANS, LocalConfig
 from parallel.readings import SKIPPED, read
 from parallel.strategies import ParallelConfig

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey
 
-from parallel.fragments import subtree
+from parallel.forms.fragments import subtree
 from parallel.pipeline.stacking import EACH, LAYERS, OUTSIDE, is_stacked
 from parallel.program import Learner, Params, TrainState
 
