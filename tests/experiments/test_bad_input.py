@@ -33,7 +33,7 @@ OVERRIDES = {  # one --config override -> what the message must say
     "data.batch_size=30": "batch_size 30 is not divisible by data degree 8",
     "parallel.accumulation=3": "x accumulation 3 = 24",
     "parallel.data=16": "multiply to 16, but there are 8 cpu devices",
-    "parallel.strategy=zero4": "choose one of jit, pmap, shard_map, zero1, zero2, fsdp",
+    "parallel.strategy=zero4": "choose one of jit, pmap, shard_map, zero1, zero1_whole",
     "model.num_heads=3": "num_heads 3 does not divide model.width 32",
     "model.num_kv_heads=3": "num_kv_heads 3 does not divide",
     "model.activation=silu": "choose one of relu, gelu, tanh, sigmoid, swiglu",
@@ -75,7 +75,7 @@ def test_overrides(folder, override):
 
 UNTRACED = [  # config, strategy -> the message
     ("tiny", "diloco", "trace_norms is set, but strategy 'diloco' has no step in which"),
-    ("tiny", "1f1b", "choose one of jit, pmap, shard_map, zero1, zero2, fsdp"),
+    ("tiny", "1f1b", "choose one of jit, pmap, shard_map, zero1, zero1_whole, zero2, fsdp"),
     ("hmm", "jit", "a HmmConfig has no stack of layers to trace"),
     ("ngram", "jit", "choose one of TransformerConfig, RecurrentConfig, or unset it"),
     ("translation", "jit", "a Seq2SeqConfig has no stack of layers to trace"),

@@ -89,7 +89,7 @@ def test_the_rest_of_the_devices_and_a_part_of_them():
 @pytest.mark.parametrize(
     "changes, batch_size, words",
     [
-        ({"strategy": "fdsp"}, 16, "jit, pmap, shard_map, zero1, zero2, fsdp"),
+        ({"strategy": "fdsp"}, 16, "jit, pmap, shard_map, zero1, zero1_whole, zero2, fsdp"),
         ({}, 30, "batch_size 30 .*data degree 4"),
         ({"accumulation": 8}, 16, "4 x accumulation 8 = 32"),
         ({"accumulation": 0}, 16, "accumulation .*0.* 1"),
