@@ -3,7 +3,7 @@
 Command:  python -m experiments.train --config=configs/gpt2_small.py --workdir=runs/gpt2 \
               --config.data.source=text --config.data.path='corpus/*.txt'
 Cost:     0.49 M tokens a step, 0.88 TFLOP a sequence (6 P T + 12 L D T^2); meant for
-          accelerators: compiled for a TPU v5e-8 it takes 7.9 of a chip's 16.9 GB.
+          accelerators: compiled for a TPU v5e-8 it takes 8.6 of a chip's 16.9 GB.
 Expected: on OpenWebText, a validation loss near 2.85 after 300 G tokens (nanoGPT's figure);
           not run here.
 """

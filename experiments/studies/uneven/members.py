@@ -86,7 +86,7 @@ METHODS: dict[str, Member] = {
 }
 PLAIN_SGD: Member = {
     "optim.name": "sgd",
-    "optim.learning_rate": 0.5,
+    "optim.learning_rate": 0.05,
     "optim.clip_norm": 0.0,
 }
 EQUAL = {
