@@ -41,7 +41,7 @@ from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
 from lm.data.whole import write_whole
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 5  # part of the fingerprint; raise it when rows are made or stored differently
+FORMAT = 6  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 

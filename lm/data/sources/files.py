@@ -1,6 +1,7 @@
 """Corpora of files: plain text, JSON lines and Parquet."""
 
 import functools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -104,11 +105,14 @@ def files_corpus(
 
     def documents(split: str) -> Iterator[Document]:
         chosen = {"train": files, "validation": held_out, "shifted": shifted}[split]
-        found = pieces(chosen or files)
+        chosen = chosen or files
+        # A key is a folder below the one that all files have in common: a corpus may move.
+        common = os.path.commonpath([file.parent for file in chosen])
+        found = pieces(chosen)
         if not held_out and split != "shifted":
             found = one_side(found, where(), split == "validation")
         for file, piece in found:
-            yield Document(piece.text, piece.name, str(file.parent))
+            yield Document(piece.text, piece.name, os.path.relpath(file.parent, common))
 
     bad = BadRecords(policy.on_bad_record)
     identity = {

@@ -311,3 +311,12 @@ def test_files_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch)
     files[0].write_text("another")
     digests()
     assert len(json.loads((cache / "digests.json").read_text())) == 2
+
+
+def test_the_key_of_a_document_is_its_folder_below_the_common_one(tmp_path):
+    names = "code/a.txt", "code/deep/b.txt", "prose/c.txt"
+    write(tmp_path / "corpus", {name: f"the text of {name}" for name in names})
+    write(tmp_path, {"held/d.txt": "held out"})
+    corpus = text_corpus(str(tmp_path / "corpus"), str(tmp_path / "held"), 0.5)
+    assert [d.key for d in corpus.documents("train")] == ["code", "code/deep", "prose"]
+    assert [d.key for d in corpus.documents("validation")] == ["."]
