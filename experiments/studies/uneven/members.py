@@ -70,8 +70,11 @@ AGAINST_POISON: dict[str, Member] = {
 }
 POISONED: dict[str, Member] = {
     "clean": {},
-    # What the bad text costs if it does no harm but takes the place of good text.
+    # What bad text costs if it does no harm but takes the place of good text; and what the
+    # remedies cost where nothing is bad.
     "clean, a fifth fewer steps": {"steps": 800},
+    "clean, filtered": FILTERED,
+    "clean, weighted": WEIGHTED,
 } | {
     f"{kind}; {remedy}": {"data.path": f"poison-{kind}"} | overrides
     for kind in POISONS
