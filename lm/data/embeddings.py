@@ -7,10 +7,11 @@ A token of the vocabulary is looked up by its own name, as a file written here h
 else by its text without the spaces around it: " self" finds the vector of "self".
 """
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -23,19 +24,25 @@ class Vectors(NamedTuple):
     vectors: np.ndarray  # float32[n, D]
 
 
-def digest(file: str) -> str:
-    """Return a hash of the content; ValueError if it cannot be read."""
+@contextlib.contextmanager
+def reading(file: str) -> Iterator[BinaryIO]:
+    """Open a file of vectors; ValueError if it cannot be read."""
     try:
         with pathlib.Path(file).expanduser().open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+            yield stream
     except OSError as error:
         raise ValueError(f"model.embeddings {file!r} cannot be read ({error})") from None
 
 
+def digest(file: str) -> str:
+    """Return a hash of the content; ValueError if it cannot be read."""
+    with reading(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
 def read_header(file: str, width: int) -> int:
     """Return the number of vectors; ValueError if their length is not `width`."""
-    digest(file)  # whether it can be read
-    with pathlib.Path(file).expanduser().open("rb") as stream:
+    with reading(file) as stream:
         line = stream.readline(200).decode("utf-8", "replace").split()
     if len(line) != 2 or not all(number.isdigit() for number in line):
         raise ValueError(
