@@ -31,12 +31,11 @@ from parallel.exchange.codec import (
     stateless,
     to_words,
 )
-from parallel.exchange.quantise import Digits, positive
+from parallel.exchange.quantise import PAIRS_OF_BITS, positive
 from parallel.exchange.sparse import largest, num_kept
 from parallel.program import Key, Params
 
 CHUNK = 4096  # elements: as many as 12 bits can tell apart
-FOURS = Digits(4, 4)
 
 
 def chunk_top_k(keep: float) -> Codec:
@@ -102,7 +101,7 @@ def decode(words_P: jax.Array, num_chunks: int, k: int) -> tuple[jax.Array, jax.
         x[: num_chunks * k].reshape(num_chunks, k)
         for x in (
             unpack_places(words_P[:places]),
-            FOURS.unpack(words_P[None, places : places + values])[0],
+            PAIRS_OF_BITS.unpack(words_P[None, places : places + values])[0],
         )
     )
     sizes_C2 = from_words(words_P[places + values :].reshape(num_chunks, 8), jnp.float32)
@@ -120,7 +119,7 @@ def mean_where(size_Ck: jax.Array, chosen_Ck: jax.Array) -> jax.Array:
 
 def packed(digits_Ck: jax.Array) -> jax.Array:
     num = digits_Ck.size
-    return FOURS.pack(jnp.pad(digits_Ck.ravel(), (0, -num % 4))[None])[0]
+    return PAIRS_OF_BITS.pack(jnp.pad(digits_Ck.ravel(), (0, -num % 4))[None])[0]
 
 
 def pack_places(places: jax.Array) -> jax.Array:

@@ -168,7 +168,7 @@ def whole_steps(
     return jnp.clip(jnp.floor(steps + noise), -levels, levels)
 
 
-BITS = Digits(2, 8)
+BITS, PAIRS_OF_BITS = Digits(2, 8), Digits(4, 4)
 
 
 def positive(x_RBS: jax.Array, key: Key) -> jax.Array:
@@ -197,7 +197,7 @@ def two_bits_code(block: int) -> Code:
         large_RBS = jnp.floor(digits_RBS / 2)
         return (2 * (digits_RBS - 2 * large_RBS) - 1) * (1 + 2 * large_RBS)
 
-    return scaled_code("int2", block, Digits(4, 4), quantise, value)
+    return scaled_code("int2", block, PAIRS_OF_BITS, quantise, value)
 
 
 def sign_code(block: int | None) -> Code:
