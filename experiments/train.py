@@ -82,6 +82,7 @@ def main() -> None:
         task, program = build(
             config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
         )
+        held.callback(program.close)
         run = Run(config, folder, data, task, program, clock)
         with user_errors(OSError, FloatingPointError):
             train(run, STOP_AT.value, profiled)
