@@ -154,7 +154,9 @@ class Session:
             else:
                 told[worker] = found
         self.desk = self.desk._replace(next=number + 1)
-        return self.update(version + 1, [told[w] for w in self.workers], [*self.workers], 1)
+        return self.update(
+            version + 1, [told[w] for w in self.workers], [*self.workers], 1.0
+        )
 
     def alone(self, version: int, rows: Rows) -> Metrics:
         """Wait for the next push, and make an update of it."""
@@ -165,12 +167,15 @@ class Session:
                 break
             self.desk = give_back(self.desk, worker)
             self.bare.add(worker)
-        staleness = version - self.orders[worker].version
-        inverse = self.config.weigh == "inverse"
-        factor = 1 / max(1, staleness) if inverse else 1
+        factor = self.factor(version + 1, worker)
         metrics = self.update(version + 1, [told], [worker], factor)
         self.desk = take(self.desk, worker)
         return metrics | {"worker": np.int32(worker)}
+
+    def factor(self, update: int, worker: int) -> float:
+        """Return by what the update of this worker's push is multiplied."""
+        staleness = update - 1 - self.orders[worker].version
+        return 1 / max(1, staleness) if self.config.weigh == "inverse" else 1.0
 
     def update(
         self, update: int, told: list[Told], workers: list[int], factor: float
@@ -255,6 +260,10 @@ class Forms:
             "private": stacked,
         }
         self.saved = self.placed_like(self.whole._replace(comm=comm))
+
+    def first(self, key: Key) -> TrainState:
+        init = self.parts.spread.learner.initial_state
+        return jax.jit(init, out_shardings=self.everywhere)(key)
 
     def placed_like(self, tree: Any) -> Any:
         return jax.tree.map(
@@ -347,8 +356,7 @@ def server_program(
         return TrainState(np.int32(state.step), (), (), session, session.scale)
 
     def init(key: Key) -> TrainState:
-        whole = jax.jit(learner.initial_state, out_shardings=forms.everywhere)
-        return begin(whole(key))
+        return begin(forms.first(key))
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         session: Session = state.comm

@@ -54,6 +54,7 @@ class Told(NamedTuple):
 
     sums: dict[str, np.ndarray]  # of its rows: loss, tokens, ...
     learning_rate: float  # of its own optimizer; NaN without one
+    seconds: float = 0.0  # that it computed; 0: not timed
 
 
 class Spread(NamedTuple):
