@@ -17,7 +17,7 @@ from experiments.processes import join, topology
 from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
-from experiments.run.build import check
+from experiments.run.build import check, check_compiles
 from experiments.run.explanation import explain
 
 join.define_flags()
@@ -31,6 +31,7 @@ def main() -> None:
         devices = start_devices(TOPOLOGY.value, config)
         # Without this, a cached program could name the line numbers of an older file.
         jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
+        check_compiles(config)
         mesh = check(config, devices)
     print(f"{config.parallel.strategy} over {dict(mesh.shape)}\n")
     with topology.compiler_errors(compiled(config, "tpu")):

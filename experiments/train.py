@@ -13,11 +13,19 @@ import contextlib
 
 from absl import flags
 
+from experiments.asynchronous.pool import pool_of
 from experiments.processes import join, topology
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
-from experiments.run.build import Run, build, check, check_data, given_vectors
+from experiments.run.build import (
+    Run,
+    build,
+    check,
+    check_compiles,
+    check_data,
+    given_vectors,
+)
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.log import Clock
@@ -58,6 +66,7 @@ def main() -> None:
             devices = start_devices(TOPOLOGY.value, config)
             mesh = check(config, devices)
             if folder is None:
+                check_compiles(config)
                 with topology.compiler_errors(compiled(config, "tpu")):
                     dry_run(config, mesh)
                 return
@@ -67,6 +76,7 @@ def main() -> None:
             check_data(config, data, mesh)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
+            new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
             change = new_end(folder, config, data)
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
@@ -80,8 +90,9 @@ def main() -> None:
             say(f"{len(given.ids)} of {whole} tokens begin with given vectors")
         num_rows = len(data.train.tokens)
         task, program = build(
-            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
+            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given, new_pool
         )
+        held.callback(program.close)
         run = Run(config, folder, data, task, program, clock)
         with user_errors(OSError, FloatingPointError):
             train(run, STOP_AT.value, profiled)

@@ -46,6 +46,19 @@ def same(state: TrainState) -> TrainState:
     return state
 
 
+def one_batch(batches: Callable[[int], Batch], number: int) -> Batch:
+    """Draw the batch of this number: a synchronous step takes one."""
+    return batches(number)
+
+
+def itself(batches: Callable[[int], Batch], number: int) -> Callable[[int], Batch]:
+    """Hand over the function: the step draws the numbers that it needs."""
+    return batches
+
+
+def nothing() -> None: ...
+
+
 class Program(NamedTuple):
     init: Callable[[Key], TrainState]  # already laid out on the mesh
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # jitted, donates
@@ -59,6 +72,11 @@ class Program(NamedTuple):
     portable: Callable[[TrainState], TrainState] = same
     adopt: Callable[[TrainState], TrainState] = same
     saved: TrainState | None = None  # like `abstract`, of `portable`; None: the same
+    # (a function from numbers to placed batches, the number of the step) -> what `step`
+    # takes. Number n names the rows [nB, (n + 1)B) of the training text, whatever draws it.
+    draw: Callable[[Callable[[int], Batch], int], Any] = one_batch
+    close: Callable[[], None] = nothing  # ends what the program has started
+    workers: int = 0  # of a parameter server
 
     @property
     def abstract_portable(self) -> TrainState:

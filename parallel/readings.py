@@ -16,6 +16,8 @@ from parallel.program import Metrics
 # Metrics that all replicas are told at a meeting, float32[W], zeros between meetings:
 SKIPPED = "skipped_by_replica"  # steps that each has skipped since it last told
 IN_A_ROW = "skipped_in_a_row_by_replica"  # the last of them, and those before, in a row
+# The pushes that an update was made of (parallel/server/program.py:Line); no numbers.
+APPLIED = "applied"
 
 
 class Reading(NamedTuple):
@@ -29,6 +31,7 @@ class Reading(NamedTuple):
 
 def read(metrics: Metrics) -> Reading:
     """Wait for a step's metrics and read them."""
+    metrics = {name: x for name, x in metrics.items() if name != APPLIED}
     own = {name for name, x in metrics.items() if x.ndim == 1} - {SKIPPED, IN_A_ROW}
     common = jax.device_get({name: x for name, x in metrics.items() if name not in own})
     skipped, in_a_row = common.pop(SKIPPED, ()), common.pop(IN_A_ROW, ())

@@ -3,6 +3,7 @@
 To add a strategy, write a constructor of a Program and enter a row in STRATEGIES.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -30,6 +31,8 @@ from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
+from parallel.server.config import ServerConfig
+from parallel.server.program import server_program
 from parallel.sharded import jit_program, whole_matrix_program, zero_program
 
 # Kinds of collectives, as compiled programs name them.
@@ -51,6 +54,7 @@ class Strategy(NamedTuple):
     kinds: Callable[["ParallelConfig"], set[str]]
     axes: tuple[str, ...] = (AXIS,)  # of its mesh, the axis with the slowest links first
     exchanges: bool = False  # gradients or moves cross devices through an Exchange
+    synchronous: bool = True  # one program on all devices; else workers push to a server
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
@@ -220,6 +224,37 @@ def pipeline(name: str, interleaves: bool = False) -> Strategy:
     )
 
 
+def parameter_server() -> Strategy:
+    """Return the row of workers that push to server shards, each at its own time."""
+
+    def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
+        return server_program(
+            learner, mesh, config.server, config.exchange, config.accumulation
+        )
+
+    def check(config: "ParallelConfig", mesh: Mesh) -> None:
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"strategy {config.strategy!r} runs in one process of JAX, and there are "
+                f"{jax.process_count()}; workers in processes of their own are those of "
+                "Ray: parallel.server.pool=ray"
+            )
+        config.server.validate(config.exchange)
+
+    return Strategy(
+        program,
+        lambda config, params, mesh, cut: None,
+        lambda config: set(),
+        exchanges=True,
+        synchronous=False,
+        exact=False,
+        traces=False,
+        inside=False,
+        ahead=False,
+        check=check,
+    )
+
+
 STRATEGIES = {
     "jit": sharded(jit_program, REPLICATED, closed_forms.jit_bytes, REDUCED, counts=True),
     # pmap takes arrays on its devices, and cannot be part of another program.
@@ -248,6 +283,7 @@ STRATEGIES = {
     "1f1b": pipeline("1f1b"),
     "interleaved": pipeline("interleaved", interleaves=True),
     **{name: local(name) for name in PLANS},
+    "parameter_server": parameter_server(),
 }
 EXACT = [name for name, row in STRATEGIES.items() if row.exact]
 
@@ -304,7 +340,11 @@ class ParallelConfig:
         default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
     )
     local: LocalConfig = field(
-        default_factory=LocalConfig, metadata={"only": where(exact=False)}
+        default_factory=LocalConfig,
+        metadata={"only": where(exact=False, synchronous=True)},
+    )
+    server: ServerConfig = field(
+        default_factory=ServerConfig, metadata={"only": where(synchronous=False)}
     )
 
     @property
@@ -365,7 +405,7 @@ class ParallelConfig:
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
-        if self.row.exchanges:
+        if self.row.exchanges and self.row.synchronous:
             self.exchange.validate(self.exchanging(mesh), self.accumulation)
         if is_absent(mesh) and not self.row.ahead:
             able = [name for name, row in STRATEGIES.items() if row.ahead]
@@ -384,12 +424,13 @@ class ParallelConfig:
 
     def validate_rows(self, rows: int, name: str, mesh: Mesh) -> None:
         """Raise ValueError if a batch of so many rows cannot be split; `name` names it."""
-        degree = batch_degree(mesh)
-        if rows % (degree * self.accumulation):
+        parts = {"data degree": batch_degree(mesh), "accumulation": self.accumulation}
+        if not self.row.synchronous and self.server.synchronous:
+            parts["parallel.server.workers"] = self.server.workers
+        if rows % (product := math.prod(parts.values())):
+            told = " x ".join(f"{part} {number}" for part, number in parts.items())
             raise ValueError(
-                f"{name} {rows} is not divisible by data degree {degree}"
-                f" x accumulation {self.accumulation} = {degree * self.accumulation}; "
-                "change one of them"
+                f"{name} {rows} is not divisible by {told} = {product}; change one of them"
             )
 
     def validate_layers(self, num_layers: int | None, mesh: Mesh) -> None:

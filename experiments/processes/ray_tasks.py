@@ -13,6 +13,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import ModuleType
 from typing import Any, TypeVar
 
 Piece = TypeVar("Piece")
@@ -20,6 +21,47 @@ Made = TypeVar("Made")
 
 AHEAD = 3  # pieces for each core that wait or are made, which bounds the memory
 ANSWER_SECONDS = 10.0
+
+
+def import_ray() -> ModuleType:
+    """Import Ray without its usage statistics; ValueError if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError(
+            f"Ray cannot be imported ({error}); pip install -r requirements-ray.txt"
+        ) from None
+    return ray
+
+
+def start_ray(
+    ray: ModuleType,
+    address: str,
+    num_cores: int,
+    code: Sequence[pathlib.Path],
+    store_bytes: int | None = None,
+) -> None:
+    """Start Ray here, or join a cluster; ValueError if none answers at the address.
+
+    `store_bytes` is the size of the object store of a Ray that is started here; None:
+    Ray's own choice.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        here = {"num_cpus": num_cores, "object_store_memory": store_bytes}
+        ray.init("local", include_dashboard=False, **here, **quiet)
+        return
+    shipped = {"py_modules": [str(folder) for folder in code]}
+    try:
+        answers(address)
+        ray.init(address, runtime_env=shipped, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster answers at {address!r} ({error}); give the address "
+            "that `ray start --head` printed, with its token in RAY_AUTH_TOKEN if it "
+            "has one; or none, and Ray is started on this machine"
+        ) from None
 
 
 class RayTasks:
@@ -31,33 +73,11 @@ class RayTasks:
         address: of a cluster, such as "auto" or "10.0.0.1:6379"; "": Ray is started here,
         on `num_cores` cores. code: folders of packages that a cluster's machines are sent.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
-        try:
-            import ray
-        except ImportError as error:
-            raise ValueError(
-                f"Ray cannot be imported ({error}); pip install -r requirements-ray.txt"
-            ) from None
-        self.ray, self.address = ray, address
+        self.ray, self.address = import_ray(), address
         self.num_cores, self.code = num_cores, code
 
     def __enter__(self) -> "RayTasks":
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not self.address:
-            self.ray.init(
-                "local", num_cpus=self.num_cores, include_dashboard=False, **quiet
-            )
-            return self
-        shipped = {"py_modules": [str(folder) for folder in self.code]}
-        try:
-            answers(self.address)
-            self.ray.init(self.address, runtime_env=shipped, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"no Ray cluster answers at {self.address!r} ({error}); give the address "
-                "that `ray start --head` printed, with its token in RAY_AUTH_TOKEN if it "
-                "has one; or none, and Ray is started on this machine"
-            ) from None
+        start_ray(self.ray, self.address, self.num_cores, self.code)
         return self
 
     def __exit__(self, *_) -> None:

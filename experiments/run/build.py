@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,10 @@ from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
-from parallel.strategies import STRATEGIES, build_program
+from parallel.server.parts import check_shards
+from parallel.server.pool import Pool
+from parallel.server.program import Parts, server_program
+from parallel.strategies import STRATEGIES, Having, build_program
 
 
 class Run(NamedTuple):
@@ -99,6 +102,38 @@ def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
     validate_tensor_dims(task.tensor_dims, mesh.shape.get(TENSOR, 1))
     config.parallel.validate_layers(task.stages and task.stages.num_layers, mesh)
     optimizer(config.optim, config.steps, task.hidden)
+    if not config.parallel.row.synchronous:
+        check_server(config, task)
+
+
+def check_server(config: Experiment, task: Task) -> None:
+    """Raise ValueError if a parameter server cannot train the model in this way."""
+    if config.model.trained_by != "gradient":
+        raise ValueError(
+            f"strategy {config.parallel.strategy!r} pushes gradients, but this "
+            f"{type(config.model).__name__} is trained by {config.model.trained_by}; "
+            f"choose one of {', '.join(Having(exact=True))}"
+        )
+    num_shards, optim = config.parallel.server.shards, config.optim
+    check_shards(jax.eval_shape(task.init, jax.random.key(0)), num_shards)
+    for name in ("clip_value", "clip_adaptive"):
+        if getattr(optim, name) and optim.clip_norm and num_shards > 1:
+            raise ValueError(
+                f"optim.{name} {getattr(optim, name)} changes the norm that "
+                f"optim.clip_norm {optim.clip_norm} is compared with, and each of "
+                f"parallel.server.shards {num_shards} sees a part of the gradient; set one "
+                "of the two clips to 0, or shards to 1"
+            )
+
+
+def check_compiles(config: Experiment) -> None:
+    """Raise ValueError if a step is not one program, whose costs could be read."""
+    if not config.parallel.row.synchronous:
+        raise ValueError(
+            f"a step of strategy {config.parallel.strategy!r} is not one program but those "
+            "of workers and shards, each with its own: nothing is known of it before it "
+            f"runs; choose one of {', '.join(Having(synchronous=True))}"
+        )
 
 
 def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
@@ -220,7 +255,8 @@ def check_optimizer(config: Experiment) -> None:
 def check_plateau(config: Experiment) -> None:
     """Raise ValueError if replicas that train apart could not follow one loss."""
     window, every = config.optim.window, config.parallel.local.every
-    if config.optim.schedule != "plateau" or config.parallel.row.exact:
+    row = config.parallel.row
+    if config.optim.schedule != "plateau" or row.exact or not row.synchronous:
         return
     if config.parallel.inner:
         raise ValueError(
@@ -275,11 +311,13 @@ def build(
     mesh: Mesh,
     num_rows: int = 0,
     given: Vectors | None = None,
+    new_pool: Callable[[Parts], Pool] | None = None,
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
     `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
-    vectors that rows of the embedding begin with.
+    vectors that rows of the embedding begin with. `new_pool` makes the pool of a parameter
+    server, if its workers are not in this process.
     """
     task = build_task(config, vocab_size)
     if given:
@@ -287,7 +325,21 @@ def build(
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
-    learner = Learner(
+    learner, parallel = build_learner(config, task), config.parallel
+    if new_pool:
+        return task, server_program(
+            learner,
+            mesh,
+            parallel.server,
+            parallel.exchange,
+            parallel.accumulation,
+            new_pool,
+        )
+    return task, build_program(parallel, learner, mesh)
+
+
+def build_learner(config: Experiment, task: Task) -> Learner:
+    return Learner(
         task=robust(task, config.robust),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
@@ -296,4 +348,3 @@ def build(
         num_steps=config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
-    return task, build_program(config.parallel, learner, mesh)

@@ -11,7 +11,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ from experiments.processes.messages import human, say
 from experiments.run.noise_scale import NoiseScale
 from lm.metrics import perplexity
 from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
-from parallel.readings import Reading, read
+from parallel.readings import APPLIED, Reading, read
+from parallel.server.program import Line
 
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
@@ -37,6 +38,8 @@ OF_GRADIENTS = (
     "row_loss_median",
     "row_loss_distance",
 )
+OF_PUSHES = ("number", "worker", "staleness")  # under a parameter server
+SCHEDULE = "schedule.jsonl"
 
 
 class Clock:
@@ -88,6 +91,7 @@ class Skipped(NamedTuple):
     in_a_row: int  # skipped steps up to and including this one
     where: str = "on every device"
     known_to_all: bool = True  # all processes learn of it at this step
+    number: int | None = None  # of the rows; None: that of the step
 
 
 def reason(loss: float, grad_norm: float) -> str:
@@ -137,6 +141,9 @@ class Log:
                 f"warning: {self.file} has no records of the steps after {known} up to "
                 f"{start}; tokens, skipped steps and spikes are counted without them"
             )
+        self.schedule = workdir / SCHEDULE if write else None
+        if write:
+            keep_until(self.schedule, start, OF_SCHEDULE)
         self.epochs = epochs
         self.skipped_in_a_row = 0  # in this process, so that all processes agree
         self.tokens = trained[-1]["tokens"] if trained else 0
@@ -164,9 +171,16 @@ class Log:
         which it waited for the batch. Returns the finished step if its update was
         skipped.
         """
+        self.write_schedule(metrics.get(APPLIED, ()))
         skipped = self.flush()
         self.pending = (step, metrics, began, waited)
         return skipped
+
+    def write_schedule(self, lines: Sequence[Line]) -> None:
+        """Write the pushes of an update; synchronous programs have none."""
+        if lines and self.schedule:
+            with self.schedule.open("a", encoding="utf-8") as stream:
+                stream.writelines(json_line(line._asdict()) for line in lines)
 
     def flush(self) -> Skipped | None:
         """Wait for the pending step and write its record."""
@@ -203,7 +217,7 @@ class Log:
                 "data_wait_seconds": waited,
                 **estimates,
                 **traced_norms(m),
-                **{name: m[name] for name in OF_GRADIENTS if name in m},
+                **{name: m[name] for name in OF_GRADIENTS + OF_PUSHES if name in m},
                 **({"mean_weight": weight / (m["tokens"] or 1)} if "weight" in m else {}),
                 "skipped": int(not finite),
                 "spike": int(self.spikes.add(loss)),
@@ -219,7 +233,8 @@ class Log:
             return skipped_apart(step, reading)
         if finite:
             return None
-        return Skipped(step, reason(loss, m["grad_norm"]), self.skipped_in_a_row)
+        why = reason(loss, m["grad_norm"])
+        return Skipped(step, why, self.skipped_in_a_row, number=m.get("number"))
 
     def write(self, record: dict[str, Any]) -> None:
         if self.board is None:
@@ -286,25 +301,35 @@ def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def keep_until(file: pathlib.Path, step: int) -> list[dict[str, Any]]:
+OF_METRICS, OF_SCHEDULE = ("step", "split"), ("update", "worker")
+
+
+def keep_until(
+    file: pathlib.Path, step: int, names: tuple[str, str] = OF_METRICS
+) -> list[dict[str, Any]]:
     """Drop the records after `step` (steps that will be taken again); return the rest."""
-    kept = read_metrics(file, step)
+    kept = read_metrics(file, step, names)
     if file.exists():
         write_whole(file, "".join(map(json_line, kept)))
     return kept
 
 
-def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(
+    file: pathlib.Path,
+    last_step: int | None = None,
+    names: tuple[str, str] = OF_METRICS,
+) -> list[dict[str, Any]]:
     """Read the records of a metrics.jsonl up to a step; none if there is no file.
 
-    A last line that a kill has cut is left out. ValueError for any other damage.
+    `names` are what each record has, first its step. A last line that a kill has cut is
+    left out. ValueError for any other damage.
     """
     lines = file.read_bytes().split(b"\n") if file.exists() else [b""]
     records = []
     for number, line in enumerate(lines[:-1], 1):
         try:
             record = json.loads(line)
-            step, _ = int(record["step"]), record["split"]
+            step, _ = int(record[names[0]]), record[names[1]]
         except (ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{file} is damaged: line {number} is no record; {REMOVE_METRICS}"

@@ -18,13 +18,13 @@ from experiments.run.log import Log, Skipped
 from experiments.run.steps import compile_steps, row_order
 from experiments.run.summary import summarize
 from lm.data.rows.growth import batch_sizes, rows_before
-from lm.data.rows.order import extra_arrays, step_rows, train_batches
+from lm.data.rows.order import Numbered, extra_arrays, step_rows
 from lm.data.rows.partition import ALIKE
 from lm.data.rows.parts import parts_told, strata_of
 from lm.data.rows.shards import shards_of
 from lm.task import num_parameters
 from parallel.mesh import process_rows
-from parallel.program import TrainState
+from parallel.program import Batch, TrainState
 
 # Up to here, repeated text is about as good as new text (Muennighoff et al. 2023).
 MAX_EPOCHS = 4
@@ -110,22 +110,19 @@ def loop(
     neither. The evaluation is None unless the last step of the config was reached here.
     """
     config, program, clock = run.config, run.program, run.clock
-    batches = iter(
-        train_batches(
-            run.data.train,
-            row_order(config),
-            start,
-            last,
-            *process_rows(program.mesh),
-        )
-    )
+    part = process_rows(program.mesh)
+    rows = Numbered(run.data.train, row_order(config), start, last, *part)
+
+    def batches(number: int) -> Batch:
+        return program.place(rows(number))
+
     val = score = None
     for step in range(start + 1, last + 1):
         if step == max(profiled.start, start + 1) and step in profiled:
             jax.profiler.start_trace(run.workdir / "profile")
         began = time.perf_counter()
         with clock("data"):
-            batch = program.place(next(batches))
+            batch = program.draw(batches, step - 1)
         waited = time.perf_counter() - began
         with clock("step"):
             state, metrics = program.step(state, batch)
@@ -179,10 +176,12 @@ def handle(skipped: Skipped | None, run: Run, log: Log) -> None:
     if skipped is None:
         return
     config, step = run.config, skipped.step
-    rows = step_rows(run.data.train, row_order(config), step - 1)
+    number = step - 1 if skipped.number is None else skipped.number
+    rows = step_rows(run.data.train, row_order(config), number)
     line = (
         f"step {step}: the loss or a gradient is not finite ({skipped.reason}); the update "
-        f"was skipped {skipped.where}. Rows of this step: {rows}"
+        f"was skipped {skipped.where}. "
+        f"Rows of {'this step' if skipped.number is None else f'number {number}'}: {rows}"
     )
     if not skipped.known_to_all:
         log.say(f"warning: {line}")

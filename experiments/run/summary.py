@@ -94,6 +94,7 @@ def summarize(
         "devices": program.mesh.size,
         "device_kind": program.mesh.devices.flat[0].device_kind,
         "processes": jax.process_count(),
+        "workers": program.workers,  # of a parameter server
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,

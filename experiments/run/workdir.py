@@ -3,6 +3,7 @@
 config.json      the resolved config, the family of its model, the fingerprint of its data
 tokenizer.json   so that a run can be evaluated without the data cache
 metrics.jsonl    one JSON object a line
+schedule.jsonl   the pushes to a parameter server in the order in which they were applied
 lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
@@ -39,6 +40,7 @@ FIRST_FILES = ("lock", "config.partial")
 # Files that a start makes; a failed start removes them in this order.
 OWN = (
     "metrics.jsonl",
+    "schedule.jsonl",
     "tensorboard",
     "checkpoints",
     "tokenizer.json",

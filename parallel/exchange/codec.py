@@ -49,6 +49,16 @@ class Across(NamedTuple):
     all_reduce: Callable[[jax.Array, Axes], jax.Array] = jax.lax.psum
 
 
+class Packing(NamedTuple):
+    """A codec between one sender and one receiver, who share a key.
+
+    The payload is an array, or a tuple of arrays, in as few bytes as the codec sends.
+    """
+
+    pack: Callable[[jax.Array, Key], Any]  # x_n -> payload
+    unpack: Callable[[Any, int, Key], jax.Array]  # payload, n -> x_n
+
+
 class Codec(NamedTuple):
     init: Callable[[Params], State]  # of params or their shapes; differs per replica later
     # (tree, state, key, across) -> (total, residual, state); the key differs from step to
@@ -57,6 +67,7 @@ class Codec(NamedTuple):
     sent_bytes: Callable[[Params, int], float]  # (params, degree): by a device, in a step
     algorithms: Collection[str]  # LINEAR, BY_OWNERS, ...
     no_feedback: str = ""  # why its losses must not be fed back; "": it contracts
+    packing: Packing | None = None  # None: it needs a collective
 
     @property
     def linear(self) -> bool:

@@ -27,6 +27,7 @@ from parallel.exchange.codec import (
     Across,
     Axes,
     Codec,
+    Packing,
     flatten,
     from_words,
     num_elements,
@@ -279,7 +280,20 @@ def by_owners(
         row = code.row_bytes(*blocks_of(code, num_elements(params), degree))
         return 2 * row * (degree - 1)
 
-    return Codec(stateless, total, sent_bytes, BY_OWNERS)
+    packing = packing_of(code) if merge is add else None
+    return Codec(stateless, total, sent_bytes, BY_OWNERS, packing=packing)
+
+
+def packing_of(code: Code) -> Packing:
+    def pack(x_n: jax.Array, key: Key) -> jax.Array:
+        num_blocks, size = blocks_of(code, x_n.size, 1)
+        padded = jnp.pad(x_n, (0, num_blocks * size - x_n.size))
+        return code.encode(padded.reshape(1, num_blocks, size), key)
+
+    def unpack(words_1P: jax.Array, num: int, key: Key) -> jax.Array:
+        return code.decode(words_1P, *blocks_of(code, num, 1)).ravel()[:num]
+
+    return Packing(pack, unpack)
 
 
 def sum_by_owners(

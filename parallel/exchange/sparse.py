@@ -19,6 +19,7 @@ from parallel.exchange.codec import (
     Across,
     Axes,
     Codec,
+    Packing,
     flatten,
     from_words,
     num_elements,
@@ -47,7 +48,17 @@ def top_k(keep: float) -> Codec:
         total_n = gather_and_add(x_n, indices_k, across.axes)
         return unflatten(total_n), unflatten(without(x_n, indices_k)), state
 
-    return Codec(stateless, total, partial(gathered_bytes, keep), BY_GATHERING)
+    def pack(x_n: jax.Array, key: Key) -> tuple[jax.Array, jax.Array]:
+        indices_k = largest(x_n, num_kept(x_n.size, keep))
+        return x_n[indices_k], indices_k.astype(index_type(x_n.size))
+
+    def unpack(payload: tuple[jax.Array, jax.Array], num: int, key: Key) -> jax.Array:
+        values_k, indices_k = payload
+        return jnp.zeros(num).at[indices_k].set(values_k, unique_indices=True)
+
+    sent_bytes = partial(gathered_bytes, keep)
+    packing = Packing(pack, unpack)
+    return Codec(stateless, total, sent_bytes, BY_GATHERING, packing=packing)
 
 
 def random_k(keep: float) -> Codec:
@@ -71,7 +82,15 @@ def random_k(keep: float) -> Codec:
     def sent_bytes(params: Params, degree: int) -> float:
         return ring_bytes(4 * num_kept(num_elements(params), keep), degree)
 
-    return Codec(stateless, total, sent_bytes, LINEAR)
+    def pack(x_n: jax.Array, key: Key) -> jax.Array:
+        indices_k = one_of_each_part(key, x_n.size, num_kept(x_n.size, keep))
+        return x_n[indices_k] + 0 * jnp.abs(x_n).max()
+
+    def unpack(values_k: jax.Array, num: int, key: Key) -> jax.Array:
+        indices_k = one_of_each_part(key, num, values_k.size)
+        return jnp.zeros(num).at[indices_k].set(values_k, unique_indices=True)
+
+    return Codec(stateless, total, sent_bytes, LINEAR, packing=Packing(pack, unpack))
 
 
 def deep_gradient_compression(

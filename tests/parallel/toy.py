@@ -146,8 +146,9 @@ def sgd_program(strategy: str, data: int, accumulation: int = 1, **learner) -> P
 def train(program: Program, num_steps: int = STEPS, batches=batches):
     """Take steps from key 1; return the state, the parameters and the losses."""
     state, losses = program.init(jax.random.key(1)), []
-    for batch in batches(num_steps):
-        state, metrics = program.step(state, program.place(batch))
+    drawn = [program.place(batch) for batch in batches(num_steps)]
+    for number in range(num_steps):
+        state, metrics = program.step(state, program.draw(drawn.__getitem__, number))
         values = read(metrics).values
         losses.append(values["loss"] / values.get("weight", values["tokens"]))
     return state, jax.device_get(program.params(state)), losses

@@ -126,15 +126,10 @@ def step_rows(rows: Rows, order: Order, step: int) -> list[int]:
     return [places(step, place).row for place in range(places.shape(step)[0])]
 
 
-def train_batches(
-    rows: Rows,
-    order: Order,
-    start: int,
-    stop: int,
-    process: int = 0,
-    num_processes: int = 1,
-) -> grain.IterDataset[dict[str, np.ndarray]]:
-    """Return this process's rows of the batches of steps start, ..., stop - 1.
+def batch_reader(
+    rows: Rows, order: Order, process: int = 0, num_processes: int = 1
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Return the function from a step, from 0, to this process's rows of its batch.
 
     A process loads only its own contiguous part of each global batch. `row` is the place of
     a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
@@ -171,8 +166,47 @@ def train_batches(
             batch["row"] = rows_of
         return batch
 
-    steps = grain.MapDataset.range(start, stop).map(batch)
+    return batch
+
+
+def train_batches(
+    rows: Rows,
+    order: Order,
+    start: int,
+    stop: int,
+    process: int = 0,
+    num_processes: int = 1,
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """Return this process's rows of the batches of steps start, ..., stop - 1."""
+    read = batch_reader(rows, order, process, num_processes)
+    steps = grain.MapDataset.range(start, stop).map(read)
     return steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+
+
+class Numbered:
+    """A function from numbers to batches: number n is the batch of step n, from 0.
+
+    Numbers that come in turn are read ahead of time. A number that is passed over is kept
+    for a while, and any other one is read when it is asked for.
+    """
+
+    AHEAD = 64
+
+    def __init__(self, rows: Rows, order: Order, start: int, stop: int, *part: int):
+        self.read = batch_reader(rows, order, *part)
+        self.batches = iter(train_batches(rows, order, start, stop, *part))
+        self.next, self.stop = start, stop
+        self.kept: dict[int, dict[str, np.ndarray]] = {}
+
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        if number in self.kept:
+            return self.kept.pop(number)
+        if not self.next <= number < min(self.next + self.AHEAD, self.stop):
+            return self.read(number)
+        while self.next <= number:
+            self.kept[self.next] = next(self.batches)
+            self.next += 1
+        return self.kept.pop(number)
 
 
 def validation_batches(

@@ -1,0 +1,96 @@
+"""What runs in the processes of Ray: a worker, and a server shard.
+
+Each builds its own part of the run from the config, on JAX devices of its own. Rows do not
+travel: a worker reads those of a number from the prepared data, which is in the cache of
+its machine, or is prepared there.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from configs.base import Experiment
+from experiments.processes.programs import use_cache
+from experiments.run.build import build_learner, build_task
+from experiments.run.steps import row_order
+from lm.data.prepare import prepare
+from lm.data.rows.order import batch_reader
+from parallel.server.pool import duration
+from parallel.server.program import Parts, build_parts
+from parallel.server.shard import Pulled, Push, Shard, Snapshot
+from parallel.server.worker import Order, Private, Worker
+
+
+class Setup(NamedTuple):
+    """What a process needs to know of the run."""
+
+    config: Experiment
+    vocab_size: int
+    devices: int  # of each worker
+    platform: str
+
+    def parts(self, devices: int) -> Parts:
+        """Start JAX on so many devices; return what this process computes with."""
+        jax.config.update("jax_platforms", self.platform)
+        if self.platform == "cpu":
+            jax.config.update("jax_num_cpu_devices", devices)
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
+        use_cache()
+        parallel = self.config.parallel
+        return build_parts(
+            build_learner(self.config, build_task(self.config, self.vocab_size)),
+            parallel.mesh(),
+            parallel.server,
+            parallel.exchange,
+            parallel.accumulation,
+        )
+
+
+class WorkerProcess:
+    def __init__(self, setup: Setup, index: int):
+        self.config = setup.config.parallel.server
+        self.worker = Worker(setup.parts(setup.devices).trade, index)
+        rows = prepare(setup.config.data).train
+        self.rows = batch_reader(rows, row_order(setup.config))
+        self.seed = setup.config.seed
+
+    def compute(
+        self, order: Order, private: Private, *pulled: Pulled | None
+    ) -> tuple[Any, ...]:
+        """Return what is told, what is kept, and each shard's payload.
+
+        It lasts as long as the config says: two cores can have four workers of known
+        speeds, if each sleeps for most of the time.
+        """
+        began = time.perf_counter()
+        told, kept, payloads = self.worker.compute(
+            order, pulled, self.rows(order.number), private
+        )
+        computed = time.perf_counter() - began
+        least = self.config.floor * duration(self.config, self.seed, order)
+        time.sleep(max(0.0, least - computed))
+        return told._replace(seconds=computed), kept, *payloads
+
+    def ping(self) -> None: ...
+
+
+class ShardProcess:
+    def __init__(self, setup: Setup, snapshot: Snapshot):
+        # A shard computes on one device: it adds and lets the optimizer act.
+        self.shard = Shard(setup.parts(1).arithmetic, snapshot)
+
+    def pull(self, worker: int, whole: bool) -> Pulled | None:
+        return self.shard.pull(worker, whole)
+
+    def merge(self, update: int, pushes: Sequence[Push], *payloads: Any) -> float:
+        return self.shard.merge(update, pushes, payloads)
+
+    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+        return self.shard.apply(update, square, factor, loss)
+
+    def snapshot(self) -> Snapshot:
+        return self.shard.snapshot()
+
+    def ping(self) -> None: ...

@@ -1,0 +1,211 @@
+"""The pool of a parameter server whose workers and shards are processes of Ray.
+
+The process that trains gives all commands, and values travel between the others without it.
+Ray runs the commands of one caller in their order, so all shards apply the same updates in
+the same order, and a pull or a snapshot sees all shards after the same ones.
+
+A worker has nothing that only it knows: what it keeps from push to push is returned with
+the push. If it dies, its number goes back and another process takes its place.
+
+A shard is a state machine (parallel/server/shard.py). The pool keeps the last snapshot of
+each shard, and all commands since the snapshots of all shards were whole, with their
+pushes. A shard that died begins from its snapshot and gets these commands again.
+"""
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+import configs
+import experiments
+import lm
+import parallel
+from configs.base import Experiment
+from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
+from experiments.processes.ray_tasks import import_ray, start_ray
+from experiments.run.build import whole_bytes
+from parallel.server.pool import Pool, Rows
+from parallel.server.program import Parts
+from parallel.server.shard import Push, Snapshot
+from parallel.server.worker import Order, Private, Told
+
+CODE = [pathlib.Path(module.__path__[0]) for module in (lm, parallel, configs, experiments)]
+STORE_BYTES = 128 << 20  # of the object store, and what it holds of the run
+Command = tuple  # the name of a shard's method, its arguments, what each shard gets besides
+
+
+class RayPool:
+    def __init__(self, setup: Setup):
+        """Raise ValueError if Ray is not installed; start nothing."""
+        self.ray, self.setup = import_ray(), setup
+        self.config = setup.config.parallel.server
+        self.began_ray = False
+
+    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
+        if not self.ray.is_initialized():
+            held = self.config.snapshot_every + 8 + 4 * self.config.workers
+            store = STORE_BYTES + 2 * held * whole_bytes([each.params for each in shards])
+            address = os.environ.get("RAY_ADDRESS", "")
+            start_ray(self.ray, address, self.config.workers, CODE, store)
+            self.began_ray = True
+        self.base = [self.ray.put(snapshot) for snapshot in shards]
+        self.log: list[Command] = []
+        self.saving: tuple[int, list[Any]] | None = None
+        self.shards = [self.new_shard(i) for i in range(len(shards))]
+        self.workers = [self.new_worker(w) for w in range(len(privates))]
+        self.private = [self.ray.put(private) for private in privates]
+        self.doing: dict[int, list[Any]] = {}  # worker -> what it will return
+        self.done: dict[int, list[Any]] = {}
+        self.merged: list[int] = []
+
+    def new_worker(self, index: int) -> Any:
+        actor = self.ray.remote(WorkerProcess)
+        return actor.options(num_cpus=0, scheduling_strategy="SPREAD").remote(
+            self.setup, index
+        )
+
+    def new_shard(self, index: int) -> Any:
+        actor = self.ray.remote(ShardProcess).options(num_cpus=0)
+        return actor.remote(self.setup, self.base[index])
+
+    def send(self, index: int, command: Command) -> Any:
+        """Send a command to a shard; return what stands for its answer."""
+        name, arguments, each = command
+        more = [values[index] for values in each]
+        return getattr(self.shards[index], name).remote(*arguments, *more)
+
+    def tell(self, name: str, *arguments: Any, each: Sequence[Sequence[Any]] = ()) -> list:
+        """Send a command to all shards, and remember it for those that die."""
+        command = (name, arguments, each)
+        self.log.append(command)
+        return [self.send(i, command) for i in range(len(self.shards))]
+
+    def answers(self, sent: Sequence[Any]) -> list[Any]:
+        """Return the answers of all shards to the last command."""
+        found = []
+        for index, answer in enumerate(sent):
+            while True:
+                try:
+                    found.append(self.ray.get(answer))
+                    break
+                except Exception as error:
+                    answer = self.revive(index, error)
+        return found
+
+    def revive(self, index: int, error: Exception) -> Any:
+        """Begin a dead shard again; return what stands for its last answer.
+
+        Any error but its death is raised.
+        """
+        if not self.is_death(error):
+            raise error
+        self.shards[index] = self.new_shard(index)
+        answer = None
+        for command in self.log:
+            answer = self.send(index, command)
+        return answer
+
+    def is_death(self, error: Exception) -> bool:
+        kinds = self.ray.exceptions
+        lost = (kinds.RayActorError, kinds.ObjectLostError, kinds.WorkerCrashedError)
+        return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
+
+    def launch(self, order: Order, rows: Rows) -> None:
+        worker = order.worker
+        pulled = self.tell("pull", worker, order.whole)
+        compute = self.workers[worker].compute.options(num_returns=2 + len(self.shards))
+        self.doing[worker] = compute.remote(order, self.private[worker], *pulled)
+
+    def finished(self) -> tuple[int, Told | None]:
+        told = {answers[0]: worker for worker, answers in self.doing.items()}
+        (first,), _ = self.ray.wait(list(told))
+        worker = told[first]
+        answers = self.doing.pop(worker)
+        try:
+            found = self.ray.get(first)
+        except Exception as error:
+            if not self.is_death(error):
+                raise
+            self.heal(worker)
+            return worker, None
+        self.done[worker] = answers[1:]
+        return worker, found
+
+    def heal(self, worker: int) -> None:
+        """Replace what is dead: this worker, or a shard that it pulled from."""
+        for index in range(len(self.shards)):
+            try:
+                self.ray.get(self.shards[index].ping.remote())
+            except Exception as error:
+                self.revive(index, error)
+        try:
+            self.ray.get(self.workers[worker].ping.remote())
+        except self.ray.exceptions.RayActorError:
+            self.workers[worker] = self.new_worker(worker)
+
+    def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
+        self.merged = [push.worker for push in pushes]
+        payloads = [self.done[worker][1:] for worker in self.merged]
+        return self.answers(self.tell("merge", update, list(pushes), each=payloads))
+
+    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+        rates = self.answers(self.tell("apply", update, square, factor, loss))
+        for worker in self.merged:
+            self.private[worker] = self.done.pop(worker)[0]
+        if update % self.config.snapshot_every == 0:
+            self.take_snapshots()
+        return rates[0]
+
+    def take_snapshots(self) -> None:
+        """Use the snapshots asked for last, once all are whole; then ask for new ones."""
+        if self.saving:
+            number, saved = self.saving
+            ready, _ = self.ray.wait(saved, num_returns=len(saved), timeout=0)
+            if len(ready) < len(saved):
+                return
+            try:
+                self.ray.get(saved)
+            except Exception as error:  # the next ones will do
+                if not self.is_death(error):
+                    raise
+            else:
+                self.base, self.log = saved, self.log[number:]
+        self.saving = len(self.log), [each.snapshot.remote() for each in self.shards]
+
+    def snapshots(self) -> list[Snapshot]:
+        found = []
+        for index in range(len(self.shards)):
+            while True:
+                try:
+                    found.append(self.ray.get(self.shards[index].snapshot.remote()))
+                    break
+                except Exception as error:
+                    self.revive(index, error)
+        return found
+
+    def privates(self) -> list[Private]:
+        return self.ray.get(self.private)
+
+    def close(self) -> None:
+        for actor in [*self.shards, *self.workers]:
+            self.ray.kill(actor)
+        if self.began_ray:
+            self.ray.shutdown()
+
+
+def pool_of(
+    config: Experiment, vocab_size: int, mesh: Mesh
+) -> Callable[[Parts], Pool] | None:
+    """Return what makes the pool that the config asks for; None: that of this process.
+
+    Raises ValueError if Ray is not installed.
+    """
+    if config.parallel.row.synchronous or config.parallel.server.pool == "here":
+        return None
+    import_ray()
+    platform = mesh.devices.flat[0].platform
+    setup = Setup(config, vocab_size, mesh.size, platform)
+    return lambda parts: RayPool(setup)

@@ -1,0 +1,116 @@
+"""The config of a parameter server."""
+
+from dataclasses import dataclass, field
+
+from parallel.exchange.config import CODECS, ExchangeConfig
+
+MODES = ("sync", "async", "ssp")
+MOST_WORKERS = 64  # a checkpoint has room for so many numbers that are out
+
+APART = {".mode": ("async", "ssp")}  # a push is an update
+FREE = {"decides": False}
+
+
+@dataclass
+class ServerConfig:
+    # sync: the pushes of all workers make one update; async: each push is an update, when
+    # it comes; ssp: async, but no worker runs ahead of the slowest by more than `staleness`
+    # pushes
+    mode: str = field(default="sync", metadata={"choices": MODES})
+    # number of workers, which compute gradients
+    workers: int = field(default=4, metadata={"at_least": 1, "at_most": MOST_WORKERS})
+    # number of server shards; each has some of the parameters and their optimizer state
+    shards: int = field(default=2, metadata={"at_least": 1})
+    # most pushes by which a worker may be ahead of the slowest one
+    staleness: int = field(default=2, metadata={"at_least": 0, "only": {".mode": ("ssp",)}})
+    # lambda of DC-ASGD, which corrects a late gradient to first order; 0: no correction
+    compensation: float = field(default=0.0, metadata={"at_least": 0, "only": APART})
+    # factor of an update; inverse: 1 / the number of updates since its worker pulled
+    weigh: str = field(
+        default="none", metadata={"choices": ("none", "inverse"), "only": APART}
+    )
+    # who has the optimizer state; server: shards apply pushed gradients; worker: each
+    # worker has its own, and pushes what its optimizer makes of a gradient
+    optimizer: str = field(default="server", metadata={"choices": ("server", "worker")})
+    # pulls are compressed too, as differences, by the codec of parallel.exchange
+    compress_pulls: bool = field(
+        default=False, metadata={"only": {"parallel.exchange.codec": CODECS}}
+    )
+    # where workers and shards run; here: in this process, in turn; ray: in processes of
+    # their own, on this machine or on the cluster of RAY_ADDRESS (requirements-ray.txt)
+    pool: str = field(default="here", metadata={"choices": ("here", "ray"), **FREE})
+    # how many times slower than the others each worker is, as in (1, 1, 1, 4); (): none is
+    slow: tuple = field(default=(), metadata=FREE)
+    # a step's duration varies by this standard deviation of its logarithm; seeded
+    jitter: float = field(default=0.0, metadata={"at_least": 0, **FREE})
+    # least duration of a worker's step, in seconds, times how slow it is
+    floor: float = field(
+        default=0.0, metadata={"at_least": 0, "only": {".pool": ("ray",)}, **FREE}
+    )
+    # updates between two snapshots of the shards, from which a dead shard comes back
+    snapshot_every: int = field(
+        default=20, metadata={"at_least": 1, "only": {".pool": ("ray",)}, **FREE}
+    )
+
+    @property
+    def synchronous(self) -> bool:
+        return self.mode == "sync"
+
+    @property
+    def slowness(self) -> tuple[float, ...]:
+        return self.slow or (1.0,) * self.workers
+
+    @property
+    def bound(self) -> int | None:
+        """The most pushes that a worker may be ahead; None: any number."""
+        return self.staleness if self.mode == "ssp" else None
+
+    def validate(self, exchange: ExchangeConfig) -> None:
+        """Raise ValueError for fields that do not fit together."""
+        if self.slow and len(self.slow) != self.workers:
+            raise ValueError(
+                f"parallel.server.slow has {len(self.slow)} numbers, but there are "
+                f"parallel.server.workers {self.workers}; give a number for each worker"
+            )
+        if any(
+            isinstance(each, bool) or not isinstance(each, int | float) or each < 1
+            for each in self.slow
+        ):
+            raise ValueError(
+                f"parallel.server.slow is {self.slow!r}; expected numbers of 1 and more, "
+                "the times by which each worker is slower"
+            )
+        if self.compensation and self.optimizer == "worker":
+            raise ValueError(
+                f"parallel.server.compensation {self.compensation} corrects gradients, but "
+                "with parallel.server.optimizer=worker updates are pushed; choose server, "
+                "or unset the compensation"
+            )
+        check_exchange(exchange)
+
+
+def check_exchange(exchange: ExchangeConfig) -> None:
+    """Raise ValueError for what an exchange between replicas has and a push has not."""
+    usual = ExchangeConfig()
+    for name, reason in {
+        "algorithm": "a push goes to the server shards",
+        "bucket_bytes": "a push has a part for each shard (parallel.server.shards)",
+        "every": "a worker pushes once for each number",
+        "delay": "the delay is that of the workers (parallel.server.mode=async)",
+        "compensation": "that of a server is parallel.server.compensation",
+        "clip": "a worker clips nothing; the shards clip the merged gradient",
+    }.items():
+        if (value := getattr(exchange, name)) != getattr(usual, name):
+            raise ValueError(
+                f"parallel.exchange.{name} is {value}, but has no effect under strategy "
+                f"'parameter_server': {reason}; unset it"
+            )
+    if exchange.codec == "none":
+        return
+    exchange.check_codec()
+    if CODECS[exchange.codec](exchange).packing is None:
+        able = [name for name, make in CODECS.items() if make(exchange).packing]
+        raise ValueError(
+            f"parallel.exchange.codec={exchange.codec} needs all replicas at once, and a "
+            f"push is of one worker; choose one of none, {', '.join(able)}"
+        )

@@ -1,0 +1,128 @@
+"""Workers and shards in this process, in turn: deterministic, and the seam for other pools.
+
+A pool runs what a session (parallel/server/program.py) orders. All shards get the same
+commands in the same order, so a pull sees all shards after the same updates, and so does a
+snapshot. Another pool has the same functions and its workers elsewhere (Pool).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from parallel.server.config import ServerConfig
+from parallel.server.shard import Push, Shard, Snapshot
+from parallel.server.worker import Order, Private, Told, Worker
+
+Rows = Callable[[int], dict[str, np.ndarray]]  # number -> its rows
+
+
+class Pool(Protocol):
+    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
+        """Begin from these states of the shards and of the workers."""
+
+    def launch(self, order: Order, rows: Rows) -> None:
+        """Let a worker pull, and then compute; return at once."""
+
+    def finished(self) -> tuple[int, Told | None]:
+        """Wait for a worker; None: it died, or a shard that it pulled from did.
+
+        What it worked on is lost, and it has no copy of the parameters any more.
+        """
+
+    def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
+        """Merge the last pushes of workers on all shards; return the squares."""
+
+    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+        """Apply what was merged on all shards; return the learning rate."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all shards after the last update, while workers go on."""
+
+    def privates(self) -> list[Private]:
+        """Return what each worker keeps, after its last push that was applied."""
+
+    def close(self) -> None: ...
+
+
+def duration(config: ServerConfig, seed: int, order: Order) -> float:
+    """Return how long a worker's step lasts, where that of the fastest is 1."""
+    slow = config.slowness[order.worker]
+    if not config.jitter:
+        return float(slow)
+    noise = np.random.default_rng((seed, order.worker, order.number)).standard_normal()
+    return slow * math.exp(config.jitter * noise)
+
+
+class Doing(NamedTuple):
+    end: float
+    order: Order
+    pulled: list
+    rows: Rows
+
+
+class LocalPool:
+    """Workers take turns as if each ran by itself and took the time that the config says.
+
+    Nothing is timed: `now` is a clock of whole steps, in the unit of the fastest worker.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        seed: int,
+        workers: Sequence[Worker],
+        new_shard: Callable[[Snapshot], Shard],
+    ):
+        self.config, self.seed = config, seed
+        self.workers, self.new_shard = workers, new_shard
+        self.now = 0.0
+
+    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
+        self.shards = [self.new_shard(snapshot) for snapshot in shards]
+        self.private = list(privates)
+        self.doing: dict[int, Doing] = {}
+        self.done: dict[int, tuple[Private, list[Any]]] = {}
+        self.merged: list[int] = []
+
+    def launch(self, order: Order, rows: Rows) -> None:
+        pulled = [shard.pull(order.worker, order.whole) for shard in self.shards]
+        end = self.now + duration(self.config, self.seed, order)
+        self.doing[order.worker] = Doing(end, order, pulled, rows)
+
+    def finished(self) -> tuple[int, Told | None]:
+        worker = min(self.doing, key=lambda worker: (self.doing[worker].end, worker))
+        return worker, self.finish(worker)
+
+    def finish(self, worker: int) -> Told:
+        """Let this worker be the next that finishes."""
+        end, order, pulled, rows = self.doing.pop(worker)
+        self.now = max(self.now, end)
+        told, private, payloads = self.workers[worker].compute(
+            order, pulled, rows(order.number), self.private[worker]
+        )
+        self.done[worker] = private, payloads
+        return told
+
+    def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
+        self.merged = [push.worker for push in pushes]
+        return [
+            shard.merge(update, pushes, [self.done[w][1][i] for w in self.merged])
+            for i, shard in enumerate(self.shards)
+        ]
+
+    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+        rates = [shard.apply(update, square, factor, loss) for shard in self.shards]
+        for worker in self.merged:
+            self.private[worker], _ = self.done.pop(worker)
+        return rates[0]
+
+    def snapshots(self) -> list[Snapshot]:
+        return [shard.snapshot() for shard in self.shards]
+
+    def privates(self) -> list[Private]:
+        return self.private
+
+    def close(self) -> None:
+        self.doing = {}
