@@ -132,11 +132,13 @@ def gradients(
     accumulation: int,
     reduce: Callable[[Params], Params] = lambda grads: grads,
     measure_noise: bool = False,
+    turns: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[Params, Metrics]:
     """Sum `scale` * gradient and the loss's sums over the batch, in microbatches.
 
     `reduce` is applied to the gradients of each microbatch before they are added up.
-    `measure_noise` adds the sums that `noise` needs; it needs whole gradients.
+    `measure_noise` adds the sums that `noise` needs; it needs whole gradients. `turns` are
+    the first of the microbatches that count and the one after the last; None: all count.
     """
 
     def scaled_loss(params: Params, microbatch: Batch):
@@ -153,15 +155,20 @@ def gradients(
             }
         return reduce(grads), sums
 
-    if accumulation == 1:
+    if accumulation == 1 and turns is None:
         return one(batch)
 
     def body(total, microbatch: Batch):
         return jax.tree.map(jnp.add, total, one(microbatch)), None
 
+    def turn(index: jax.Array, total):
+        return body(total, jax.tree.map(lambda x: x[index], microbatches))[0]
+
     microbatches = jax.tree.map(partial(split_rows, num=accumulation), batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
+    if turns is not None:
+        return jax.lax.fori_loop(*turns, turn, zeros)
     return jax.lax.scan(body, zeros, microbatches)[0]
 
 

@@ -18,6 +18,9 @@ SKIPPED = "skipped_by_replica"  # steps that each has skipped since it last told
 IN_A_ROW = "skipped_in_a_row_by_replica"  # the last of them, and those before, in a row
 # The pushes that an update was made of (parallel/server/program.py:Line); no numbers.
 APPLIED = "applied"
+# Seconds that each replica computed in the step, without waiting for others, float32[W];
+# all replicas know all of them.
+COMPUTE = "compute_seconds_by_replica"
 
 
 class Reading(NamedTuple):
@@ -27,14 +30,20 @@ class Reading(NamedTuple):
     values: dict[str, float]
     skipping: list[int]  # the known replicas that skipped this step by themselves
     told: dict[int, tuple[int, int]]  # replica -> skipped steps, those in a row; if any
+    seconds: list[float]  # that each replica computed; []: they were not measured
 
 
 def read(metrics: Metrics) -> Reading:
     """Wait for a step's metrics and read them."""
     metrics = {name: x for name, x in metrics.items() if name != APPLIED}
-    own = {name for name, x in metrics.items() if x.ndim == 1} - {SKIPPED, IN_A_ROW}
+    own = {name for name, x in metrics.items() if x.ndim == 1} - {
+        SKIPPED,
+        IN_A_ROW,
+        COMPUTE,
+    }
     common = jax.device_get({name: x for name, x in metrics.items() if name not in own})
     skipped, in_a_row = common.pop(SKIPPED, ()), common.pop(IN_A_ROW, ())
+    seconds = [float(x) for x in common.pop(COMPUTE, ())]
     told = {
         replica: (int(steps), int(row))
         for replica, (steps, row) in enumerate(zip(skipped, in_a_row, strict=True))
@@ -42,7 +51,7 @@ def read(metrics: Metrics) -> Reading:
     }
     values = {name: x.item() for name, x in common.items()}
     if not own:
-        return Reading(values, [], told)
+        return Reading(values, [], told, seconds)
     found = {name: of_each(metrics[name]) for name in own}
     skipping = [replica for replica, finite in found["finite"].items() if not finite]
     fine = sorted(found["finite"].keys() - set(skipping))
@@ -60,7 +69,7 @@ def read(metrics: Metrics) -> Reading:
     loss = sum(found["loss"][r] for r in fine) / fine_weight if fine else np.nan
     loss *= sums.get("weight", sums["tokens"]) or 1.0
     values |= sums | {"loss": loss, "finite": not skipping}
-    return Reading(values, skipping, told)
+    return Reading(values, skipping, told, seconds)
 
 
 def of_each(x: jax.Array) -> dict[int, float]:

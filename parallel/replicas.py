@@ -40,6 +40,7 @@ from parallel.program import (
     update,
 )
 from parallel.regroup import dealt, num_given
+from parallel.uneven import Deal
 
 ONCE, EACH = "once", "each"
 PLACEMENT = TrainState(step=ONCE, params=ONCE, opt=ONCE, comm=EACH, scale=ONCE)
@@ -55,13 +56,19 @@ def exchanged_gradients(
     every: int,
     axes: tuple[str, ...],
     measure_noise: bool,
+    deal: Deal | None = None,
 ) -> tuple[Params, Metrics, Any]:
     """Return the mean gradient, the sums over replicas, and the exchange's new state.
 
     The gradients of `every` microbatches are added up before they are exchanged (delayed
-    update, Ott et al. 2018, 3.2). `every` divides `accumulation`.
+    update, Ott et al. 2018, 3.2). `every` divides `accumulation`. With a `deal`, replicas
+    may take different numbers of microbatches, and exchange once.
     """
     key, scale = learner.step_key(state.step), state.scale.value
+    turns = None
+    if deal:
+        batch, turns = deal.begin(batch, axes)
+        accumulation = every = deal.num_microbatches
 
     def one(batch: Batch, comm: Any, index):
         grads, sums = gradients(
@@ -72,7 +79,9 @@ def exchanged_gradients(
             scale,
             every,
             measure_noise=measure_noise,
+            turns=turns,
         )
+        sums = deal.end(sums, axes) if deal else sums
         sums = psum_in_one(sums, axes)
         means, comm = exchange.update(
             grads,
@@ -114,15 +123,18 @@ def replica_step(
     every: int,
     axes: tuple[str, ...],
     measure_noise: bool,
+    deal: Deal | None = None,
 ) -> Step:
     """Return the step as one replica sees it, from its rows to the common update."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = learner.scaling.mark(state.scale, batch)
         means, sums, comm = exchanged_gradients(
-            learner, exchange, state, batch, accumulation, every, axes, measure_noise
-        )
+            learner, exchange, state, batch, accumulation, every, axes, measure_noise,
+            deal,
+        )  # fmt: skip
         new, metrics = update(learner, state, state.params, means, sums)
+        metrics = deal.learn(state.step, metrics) if deal else metrics
         # What a skipped step brought is not to be remembered.
         keep = partial(jnp.where, metrics["finite"])
         return new._replace(comm=jax.tree.map(keep, comm, state.comm)), metrics
@@ -137,10 +149,17 @@ def shard_map_program(
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
     measure_noise: bool = True,
+    deal: Deal | None = None,
 ) -> Program:
+    """Spread the step with shard_map.
+
+    `deal` says which microbatches each replica takes; None: `accumulation` of its own rows.
+    """
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=batch_axes(mesh)))
     every, axes = every or accumulation, batch_axes(mesh)
-    one_replica = replica_step(learner, exchange, accumulation, every, axes, measure_noise)
+    one_replica = replica_step(
+        learner, exchange, accumulation, every, axes, measure_noise, deal
+    )
     return Program(
         step=jax.jit(spread(one_replica, mesh, PLACEMENT), donate_argnums=0),
         params=lambda state: state.params,
@@ -186,12 +205,14 @@ def pmap_program(
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
     measure_noise: bool = True,
+    deal: Deal | None = None,
 ) -> Program:
+    """Spread the step with pmap; the arguments are those of shard_map_program."""
     (axis,) = batch_axes(mesh)
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
     every = every or accumulation
     one_replica = replica_step(
-        learner, exchange, accumulation, every, (axis,), measure_noise
+        learner, exchange, accumulation, every, (axis,), measure_noise, deal
     )
     return Program(
         step=spread_pmap(one_replica, mesh, PLACEMENT),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from parallel.balance.shares import check_speeds, shares
 from parallel.cost import closed_forms
 from parallel.cost.closed_forms import Cut
 from parallel.exchange.config import ExchangeConfig, build_exchange
@@ -34,6 +35,7 @@ from parallel.replicas import pmap_program, shard_map_program
 from parallel.server.config import ServerConfig
 from parallel.server.program import server_program
 from parallel.sharded import jit_program, whole_matrix_program, zero_program
+from parallel.uneven import Deal, Dealer
 
 # Kinds of collectives, as compiled programs name them.
 GATHERED = {"reduce-scatter", "all-gather"}
@@ -60,6 +62,7 @@ class Strategy(NamedTuple):
     counts: bool = False  # can also count tuples (parallel/counting)
     inside: bool = True  # can synchronise the devices of an island (parallel/islands)
     ahead: bool = True  # also compiles for devices that are absent
+    uneven: bool = False  # replicas may take different numbers of microbatches
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
@@ -80,18 +83,51 @@ def replicas(
             build_exchange(config.exchange, mesh),
             config.exchange.every,
             measure_noise=config.exchange.exact,
+            deal=config.deal(batch_degree(mesh)),
         )
+
+    def kinds(config: "ParallelConfig") -> set[str]:
+        rows = {"all-gather"} if config.deals else set()
+        return closed_forms.exchange_kinds(config) | rows
+
+    def check(config: "ParallelConfig", mesh: Mesh) -> None:
+        if config.deals:
+            check_deal(config, mesh)
 
     return Strategy(
         program,
-        closed_forms.replica_bytes,
-        closed_forms.exchange_kinds,
+        lambda config, *given: (
+            None
+            if config.deals  # the rows that all replicas gather are not in the closed form
+            else closed_forms.replica_bytes(config, *given)
+        ),
+        kinds,
         axes,
         exchanges=True,
         counts=True,
+        uneven=True,
+        check=check,
         ahead=ahead,
         inside=inside,
     )
+
+
+def check_deal(config: "ParallelConfig", mesh: Mesh) -> None:
+    """Raise ValueError if microbatches cannot be dealt as the config says."""
+    if config.speeds:
+        check_speeds(config.speeds, batch_degree(mesh), "parallel.speeds")
+    every = config.exchange.every
+    if every not in (0, config.accumulation):
+        raise ValueError(
+            f"parallel.exchange.every is {every}, but with parallel.speeds or "
+            "parallel.stragglers replicas exchange once in a step, after their different "
+            "numbers of microbatches; unset one of them"
+        )
+    if is_absent(mesh) and config.stragglers != "ignore":
+        raise ValueError(
+            f"parallel.stragglers is {config.stragglers!r}, but absent devices have no "
+            "host to measure on; set it to 'ignore'"
+        )
 
 
 def check_moves(strategy: str, exchange: ExchangeConfig) -> None:
@@ -336,6 +372,21 @@ class ParallelConfig:
     )
     # microbatches that a device splits its rows into, to save memory; gradients add up
     accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
+    # how fast each replica is, in any unit: a faster one takes more microbatches, of the
+    # accumulation x replicas of a step; (): all take the same number
+    speeds: tuple[float, ...] = field(
+        default=(), metadata={"only": where(uneven=True), "decides": False}
+    )
+    # replicas that compute for longer than others: ignore them; name: measure all, and name
+    # them in the log and the report; relieve: also move microbatches from them to others
+    stragglers: str = field(
+        default="ignore",
+        metadata={
+            "choices": ("ignore", "name", "relieve"),
+            "only": where(uneven=True),
+            "decides": False,
+        },
+    )
     exchange: ExchangeConfig = field(
         default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
     )
@@ -350,6 +401,21 @@ class ParallelConfig:
     @property
     def row(self) -> Strategy:
         return STRATEGIES[self.strategy]
+
+    @property
+    def deals(self) -> bool:
+        """Whether replicas may take different numbers of microbatches."""
+        return bool(self.speeds) or self.stragglers != "ignore"
+
+    def deal(self, num_replicas: int) -> Deal | None:
+        """Return which microbatches each replica takes; None: those of its own rows."""
+        if not self.deals:
+            return None
+        seconds = [1 / speed for speed in self.speeds or (1.0,) * num_replicas]
+        counts = tuple(shares(self.accumulation * num_replicas, seconds).tolist())
+        if self.stragglers == "ignore":
+            return Deal(counts)
+        return Deal(counts, Dealer(counts, moves=self.stragglers == "relieve"))
 
     @property
     def inner(self) -> "ParallelConfig | None":

@@ -38,7 +38,7 @@ from lm.decoding import (
 )
 from lm.task import Cache, Params, Task
 from lm.vocabulary import END_ID
-from parallel.balance import longest_first
+from parallel.balance.lists import longest_first
 from parallel.program import AXIS
 
 LENGTHS = 64  # slot lengths are multiples of this, so that calls share programs

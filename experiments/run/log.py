@@ -25,18 +25,20 @@ from experiments.processes.messages import human, say
 from experiments.run.noise_scale import NoiseScale
 from lm.metrics import perplexity
 from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
+from parallel.balance.stragglers import FACTOR, STEPS, Watch, watched
 from parallel.readings import APPLIED, Reading, read
 from parallel.server.program import Line
 
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
 
-OF_GRADIENTS = (
+OF_STEPS = (
     "grad_norm",
     "learning_rate",
     "loss_scale",
     "row_loss_median",
     "row_loss_distance",
+    "moved_microbatches",
 )
 OF_PUSHES = ("number", "worker", "staleness")  # under a parameter server
 SCHEDULE = "schedule.jsonl"
@@ -153,6 +155,9 @@ class Log:
             spike_sigmas, [r["loss"] for r in trained if r["loss"] is not None]
         )
         self.noise = NoiseScale(trained)
+        self.watch: Watch | None = None
+        for record in trained:
+            self.watched(record.get("compute_seconds", ()))
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
         self.last_done = 0.0
         self.stream = None  # opened by the first record: an empty file would be damage
@@ -204,6 +209,8 @@ class Log:
         estimates = {n: m[n] for n in ("grad_variance", "grad_square") if n in m}
         if estimates:
             estimates["noise_scale"] = self.noise.add(**estimates)
+        for replica, ratio in self.watched(reading.seconds).items():
+            self.say(straggler_told(step, replica, ratio))
         self.write(
             {
                 "split": "train",
@@ -217,7 +224,8 @@ class Log:
                 "data_wait_seconds": waited,
                 **estimates,
                 **traced_norms(m),
-                **{name: m[name] for name in OF_GRADIENTS + OF_PUSHES if name in m},
+                **{name: m[name] for name in OF_STEPS + OF_PUSHES if name in m},
+                **({"compute_seconds": reading.seconds} if reading.seconds else {}),
                 **({"mean_weight": weight / (m["tokens"] or 1)} if "weight" in m else {}),
                 "skipped": int(not finite),
                 "spike": int(self.spikes.add(loss)),
@@ -235,6 +243,15 @@ class Log:
             return None
         why = reason(loss, m["grad_norm"])
         return Skipped(step, why, self.skipped_in_a_row, number=m.get("number"))
+
+    def watched(self, seconds: Sequence[float]) -> dict[int, float]:
+        """Take in the seconds of each replica; return those that begin to straggle."""
+        if not seconds:
+            return {}
+        before = self.watch.stragglers if self.watch else {}
+        self.watch = watched(self.watch, seconds)
+        now = self.watch.stragglers
+        return {replica: now[replica] for replica in now.keys() - before.keys()}
 
     def write(self, record: dict[str, Any]) -> None:
         if self.board is None:
@@ -258,6 +275,13 @@ class Log:
             self.stream.close()
         if self.board is not None:
             self.board.close()
+
+
+def straggler_told(step: int, replica: int, ratio: float) -> str:
+    return (
+        f"step {step}: replica {replica} straggles: for {STEPS} steps its running mean of "
+        f"seconds of computing has been above {FACTOR} x the median, now {ratio:.2f} x"
+    )
 
 
 class Board:

@@ -27,10 +27,16 @@ def check_counting(config: Experiment) -> None:
             f"data.growth is {config.data.growth}, but counts do not depend on the size of "
             "a batch; unset it for a model of counts"
         )
-    if config.parallel.accumulation != 1 or config.parallel.exchange != ExchangeConfig():
+    parallel = config.parallel
+    if parallel.accumulation != 1 or parallel.exchange != ExchangeConfig():
         raise ValueError(
             "a model of counts sums integers: unset parallel.accumulation and "
             "parallel.exchange"
+        )
+    if parallel.deals:
+        raise ValueError(
+            "replicas of a model of counts all count the same number of rows: unset "
+            "parallel.speeds and parallel.stragglers"
         )
 
 

@@ -89,6 +89,8 @@ def summarize(
         "model_flops_per_token": model_flops(config, data.tokenizer.get_vocab_size()),
         **step_costs(run),
         "noise_scale": log.noise.value,
+        # replica -> the largest multiple of the median's seconds of computing; if measured
+        "stragglers": log.watch and log.watch.worst,
         "emulated": are_emulated(),
         "strategy": config.parallel.strategy,
         "devices": program.mesh.size,
@@ -151,6 +153,7 @@ seconds              {seconds}
 peak memory          {human(s["peak_memory_bytes"])}B
 strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
 skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
+{stragglers_line(s)}\
 sample
 {indent(s["sample"])}"""
     )
@@ -163,6 +166,19 @@ def epochs_seen(summary: dict[str, Any]) -> str:
 def sources_line(summary: dict[str, Any]) -> str:
     told = told_sources(summary)
     return f"  by source          {told}\n" if told else ""
+
+
+def stragglers_line(summary: dict[str, Any]) -> str:
+    told = told_stragglers(summary)
+    return f"stragglers           {told}\n" if told else ""
+
+
+def told_stragglers(summary: dict[str, Any]) -> str:
+    """Return words for the replicas that were slower than the others; "": none were."""
+    return ", ".join(
+        f"replica {replica} up to {ratio:.2f} x the median's seconds of computing"
+        for replica, ratio in (summary.get("stragglers") or {}).items()
+    )
 
 
 def shifted_line(summary: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from experiments.processes.messages import human
+from experiments.run.summary import told_stragglers
 from experiments.sweeps.advice import recommendation
 from experiments.sweeps.figures import FIGURES
 from experiments.sweeps.norm_figures import NORM_FIGURES
@@ -62,6 +63,9 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
         f"{len(rows)} complete runs on {kinds}; Python {versions['python']}, JAX "
         f"{versions['jax']}."
     ]
+    for row in rows:
+        if told := told_stragglers(row.summary):
+            said.append(f"{row.name} had stragglers: {told}.")
     if machine:
         said.append(
             f"The machine: {machine['cores']} cores, {machine['devices']} x "

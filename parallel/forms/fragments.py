@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.tree_util import DictKey
 
-from parallel.balance import balanced
+from parallel.balance.lists import balanced
 from parallel.pipeline.stacking import LAYERS, is_stacked
 from parallel.program import Params
 

@@ -6,7 +6,10 @@ import pytest
 
 from experiments.processes.messages import human
 from experiments.run.log import Log, Spikes, keep_until, read_metrics
+from experiments.run.summary import told_stragglers
 from lm.metrics import perplexity
+from parallel.balance.stragglers import STEPS
+from parallel.readings import COMPUTE
 
 
 def test_spikes_are_losses_far_above_the_recent_mean():
@@ -74,3 +77,25 @@ def test_a_weighted_loss_is_divided_by_the_weight(tmp_path):
     assert [r["tokens"] for r in records] == [4, 8] and not any(
         r["skipped"] for r in records
     )
+
+
+def test_a_straggler_is_named_once_and_remembered_by_a_run_that_goes_on(tmp_path, capsys):
+    def step(log, number, slow):
+        metrics = {"tokens": np.asarray(4.0), COMPUTE: np.array([0.1, 0.1, slow])}
+        log.train(number, metrics, 0.0, 0.0)
+
+    told = "replica 2 straggles"
+    with Log(tmp_path, 0, 40, 6.0, epochs=float, write=True) as log:
+        for number in range(1, STEPS + 6):
+            step(log, number, 0.3)
+        log.flush()
+    assert capsys.readouterr().err.count(told) == 1
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert records[0]["compute_seconds"] == pytest.approx([0.1, 0.1, 0.3])
+    with Log(tmp_path, STEPS + 5, 40, 6.0, epochs=float, write=True) as log:
+        assert log.watch.worst == pytest.approx({2: 3.0})
+        step(log, STEPS + 6, 0.3)
+        log.flush()
+    assert told not in capsys.readouterr().err
+    assert told_stragglers({"stragglers": {"2": 3.0}}).startswith("replica 2 up to 3.00 x")
+    assert told_stragglers({}) == told_stragglers({"stragglers": None}) == ""

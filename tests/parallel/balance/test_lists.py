@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from parallel.balance import balanced, longest_first
+from parallel.balance.lists import balanced, longest_first
 
 
 def most(work, chosen, num_workers):

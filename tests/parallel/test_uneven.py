@@ -1,0 +1,131 @@
+"""Replicas that take unequal parts of a batch train as one device does."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import io_callback
+
+from configs import fields
+from parallel.program import AXIS
+from parallel.readings import read
+from parallel.strategies import ParallelConfig
+from parallel.uneven import Dealer, moved_counts
+from tests.parallel.test_strategies import assert_trains_as_one_device
+from tests.parallel.toy import (
+    SGD,
+    assert_equal,
+    batches,
+    one_device,
+    toy_learner,
+    toy_program,
+    weighted_batches,
+)
+
+SPEEDS = (1.0, 4.0, 0.1, 2.9)
+SLOW = 2  # a replica
+
+
+def test_unequal_rows_are_exact():
+    """16 microbatches for 4 replicas: 2, 8, 0 and 6, of rows of unequal length.
+
+    Under pmap; the law below is under shard_map, with numbers that change.
+    """
+    learner = toy_learner(SGD, dropout=0.2)
+    config = {"data": 4, "accumulation": 4, "speeds": SPEEDS}
+    assert ParallelConfig(strategy="pmap", **config).deal(4).counts_W == (2, 8, 0, 6)
+    program = toy_program("pmap", learner, **config)
+    assert_trains_as_one_device(program, weighted_batches, dropout=0.2)
+
+
+def slowed(task):
+    """Let a microbatch take 40 ms on one replica and 10 ms on the others."""
+
+    def sleep(replica):
+        time.sleep(0.04 if replica == SLOW else 0.01)
+        return np.float32(0)
+
+    def loss(params, batch, key):
+        loss_sum, sums = task.loss(params, batch, key)
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return loss_sum + io_callback(sleep, shape, jax.lax.axis_index(AXIS)), sums
+
+    return task._replace(loss=loss)
+
+
+def test_microbatches_move_away_from_a_straggler():
+    """The losses stay. A sleep is a lower bound of the seconds on any busy machine."""
+    learner = toy_learner(SGD)
+    learner = learner._replace(task=slowed(learner.task))
+    config = {"data": 4, "accumulation": 4, "stragglers": "relieve"}
+    program = toy_program("shard_map", learner, **config)
+    state, losses, seconds, moved = program.init(jax.random.key(1)), [], [], 0
+    for batch in batches(5):
+        state, metrics = program.step(state, program.place(batch))
+        reading = read(metrics)
+        losses.append(reading.values["loss"] / reading.values["tokens"])
+        seconds.append(reading.seconds)
+        moved += reading.values["moved_microbatches"]
+    expected, expected_losses = one_device()
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert_equal(jax.device_get(state.params), expected)
+    assert (np.array(seconds[0]) >= 4 * np.array([0.01, 0.01, 0.04, 0.01])).all()
+    assert moved >= 2 and seconds[-1][SLOW] < seconds[0][SLOW]
+
+
+def test_the_dealer_learns_from_every_replica_once_a_step():
+    dealer = Dealer((4, 4), moves=True)
+    assert dealer.begin(1, None).tolist() == [4, 8]
+    assert dealer.end(1, None) >= 0
+    assert dealer.learn(0, [4.0, 40.0]) == dealer.learn(0, [4.0, 40.0]) == 3
+    assert dealer.counts_W.tolist() == [7, 1]
+    assert [dealer.begin(r, None).tolist() for r in range(2)] == [[0, 7], [7, 8]]
+    assert dealer.learn(1, [7.0, 10.0]) == 0  # 10 s a piece: none can move for the better
+    # The worker recovers, and half of what is new counts.
+    dealer.learn(2, [7.0, 1.0])
+    dealer.learn(3, [7.0, 1.0])
+    assert dealer.counts_W[1] > 1 and dealer.counts_W.sum() == 8
+    watching = Dealer((4, 4), moves=False)
+    assert watching.learn(0, [4.0, 40.0]) == 0 and watching.counts_W.tolist() == [4, 4]
+
+
+def test_each_replica_keeps_a_piece_and_small_differences_move_none():
+    seconds = np.array([1.0, 1.0, 100.0])
+    assert moved_counts(np.array([8, 8, 8]), seconds).tolist() == [12, 11, 1]
+    nearly = np.array([1.0, 1.0, 1.2])
+    assert moved_counts(np.array([8, 8, 8]), nearly).tolist() == [8, 8, 8]
+    assert moved_counts(np.array([0, 12, 12]), np.ones(3)).sum() == 24
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"speeds": (1.0, 2.0)}, "parallel.speeds has 2 speeds, and there are 4 workers"),
+        (
+            {"speeds": (1.0, 2.0, 0.0, 1.0)},
+            r"parallel.speeds\[2\] is 0.0; a speed is above",
+        ),
+        ({"speeds": (1.0, -2.0, 1.0, 1.0)}, r"parallel.speeds\[1\] is -2.0"),
+        (
+            {"speeds": ("fast",) * 4},
+            "speeds is .*; expected a value of type tuple of float",
+        ),
+        ({"speeds": (1.0,) * 4, "strategy": "zero1"}, "no effect .*'zero1'.*'shard_map'"),
+        ({"stragglers": "shoot"}, "choose one of ignore, name, relieve"),
+        ({"stragglers": "name", "strategy": "fsdp"}, "no effect .*'fsdp'"),
+    ],
+)
+def test_bad_speeds_are_refused(changes, words):
+    config = ParallelConfig(**{"data": 4, "strategy": "shard_map"} | changes)
+    with pytest.raises(ValueError, match=words):
+        fields.check(config, "parallel.")
+        config.validate(16, config.mesh())
+
+
+def test_a_deal_exchanges_once():
+    config = ParallelConfig(strategy="shard_map", data=4, accumulation=4, speeds=SPEEDS)
+    config.exchange.every = 2
+    with pytest.raises(ValueError, match="exchange.every is 2, but with parallel.speeds"):
+        config.validate(16, config.mesh())
