@@ -57,6 +57,7 @@ class Strategy(NamedTuple):
     inside: bool = True  # can synchronise the devices of an island (parallel/islands)
     ahead: bool = True  # also compiles for devices that are absent
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
+    layout: Layout = REPLICATED  # where the arrays of a replica's state lie
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
 
@@ -194,6 +195,7 @@ def sharded(
         lambda config: kinds,
         axes,
         counts=counts,
+        layout=layout,
     )
 
 
