@@ -64,6 +64,7 @@ class Strategy(NamedTuple):
     ahead: bool = True  # also compiles for devices that are absent
     uneven: bool = False  # replicas may take different numbers of microbatches
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
+    layout: Layout = REPLICATED  # where the arrays of a replica's state lie
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
 
@@ -234,6 +235,7 @@ def sharded(
         lambda config: kinds,
         axes,
         counts=counts,
+        layout=layout,
     )
 
 

@@ -26,7 +26,7 @@ ROOMS = (
     "asynchronous",
     "sweeps",
     "inspection",
-    "inspection",
+    "planning",
     "studies",
     "commands",
 )

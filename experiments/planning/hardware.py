@@ -1,0 +1,56 @@
+"""The machine that a plan is for: a name, or a file that experiments.calibrate writes."""
+
+import json
+import pathlib
+from typing import Any
+
+from experiments.processes.files import json_line, read_object, write_whole
+from parallel.cost.machine import Hardware, Link, Machine, parse
+
+FILE = "hardware.json"
+AGAIN = "python -m experiments.calibrate writes it anew"
+
+
+def hardware_of(text: str) -> Hardware:
+    """Return what --hardware names: NAME:SIZES, this[:N] or a file[:N]; else ValueError."""
+    name, _, sizes = text.partition(":")
+    file = pathlib.Path(FILE if name == "this" else name)
+    if name != "this" and file.suffix != ".json":
+        return parse(text)
+    if not file.is_file():
+        raise ValueError(
+            f"--hardware={text}: there is no {file}; python -m experiments.calibrate "
+            f"--out={file} measures this machine and writes it"
+        )
+    machine, number = read_machine(file)
+    return parse(f"this:{sizes or number}", machine)
+
+
+def read_machine(file: pathlib.Path) -> tuple[Machine, int]:
+    """Return a measured machine, and how many devices took part; ValueError if damaged."""
+    found = read_object(file, AGAIN)
+    try:
+        flops = {
+            dtype: tuple((float(size), float(rate)) for size, rate in table)
+            for dtype, table in found["flops"].items()
+        }
+        return Machine(
+            "this",
+            flops,
+            float(found["memory"]),
+            float(found["memory_bandwidth"]),
+            Link(float(found["bandwidth"]), float(found["latency"])),
+            None,
+            overlaps=bool(found["overlaps"]),
+            efficiency=1.0,
+        ), int(found["devices"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} lacks or has a wrong {error}; {AGAIN}") from None
+
+
+def write_machine(file: pathlib.Path, found: dict[str, Any]) -> None:
+    write_whole(file, json_line(found, indent=1))
+
+
+def shown(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=1)

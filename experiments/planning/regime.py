@@ -1,0 +1,72 @@
+"""Which regime a run is in: little text, enough text for one device's model, or more."""
+
+import pathlib
+from typing import NamedTuple
+
+from configs.base import Experiment
+from experiments.processes.messages import human, size
+from lm.data.sources.listing import list_files
+from lm.data.sources.stdlib import source_files, stdlib_folder
+from lm.task import num_parameters
+from parallel.cost.machine import Hardware
+from parallel.cost.memory import whole_bytes
+from parallel.cost.plan import Model
+
+BYTES_PER_TOKEN = 4.0  # of text, by a tokenizer of some 30,000 tokens: assumed
+TOKENS_PER_PARAMETER = 20  # for a given number of FLOPs (Hoffmann et al. 2022)
+GOOD_EPOCHS = 4  # repeated text is about as good as new (Muennighoff et al. 2023)
+
+
+class Regime(NamedTuple):
+    name: str  # small, medium or large
+    reason: str
+    flags: tuple[str, ...]  # the recommended config, beside the best candidate's flags
+
+
+def text_tokens(config: Experiment) -> float | None:
+    """Estimate the tokens of the text from the sizes of its files; None: not known."""
+    data = config.data
+    if data.source == "stdlib":
+        folder = stdlib_folder()
+        files = [folder / name for name in source_files()]
+    elif data.path and not data.sources:
+        files = list_files("data.path", data.path)
+    else:
+        return None
+    return sum(pathlib.Path(file).stat().st_size for file in files) / BYTES_PER_TOKEN
+
+
+def regime(model: Model, hardware: Hardware, tokens: float) -> Regime:
+    """Tell the regime from the tokens of the text, the parameters and a device's memory.
+
+    small: even four readings are fewer tokens than the model would learn from.
+    medium: the state and a gradient fit on one device. large: they do not.
+    """
+    count = num_parameters(model.params)
+    wanted = TOKENS_PER_PARAMETER * count
+    told = f"{human(tokens)} tokens of text for {human(count)} parameters"
+    if GOOD_EPOCHS * tokens < wanted:
+        return Regime(
+            "small",
+            f"{told}: {GOOD_EPOCHS} readings give {human(GOOD_EPOCHS * tokens)} tokens, "
+            f"and a model of this size learns from {human(wanted)}. More readings add "
+            "little, more devices only finish sooner: use one process, augmentation, a "
+            "smaller model or more text.",
+            ("--config.data.augment.kind=token_dropout", "--config.model.dropout=0.1"),
+        )
+    held = whole_bytes(model.params) * 2 + whole_bytes(model.opt)
+    limit = hardware.machine.memory
+    state = f"parameters, gradients and optimizer take {size(held)}"
+    if held < limit / 2:
+        return Regime(
+            "medium",
+            f"{told} are enough, and {state}, which one device of {size(limit)} holds "
+            "beside activations: replicas over processes, each with the whole model.",
+            ("--config.parallel.strategy=shard_map",),
+        )
+    return Regime(
+        "large",
+        f"{told} are enough, and {state}: more than half of a device's {size(limit)}, so "
+        "the state is split over devices.",
+        ("--config.parallel.strategy=fsdp",),
+    )

@@ -1,0 +1,231 @@
+"""The memory of a device, part by part, from shapes as numbers.
+
+The state (parameters, optimizer, exchange) is exact: the shapes and the Layout tell it. The
+temporaries of a step follow from what the programs of parallel/ keep, and from how XLA for
+TPUs compiles them; docs/planner.md has the errors. All sizes are bytes of one device.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from parallel.cost.saved import activation_bytes
+from parallel.exchange.config import build_exchange
+from parallel.layout import replicate, shard_axis, specs
+from parallel.local import PLANS
+from parallel.meetings import first_fragments
+from parallel.mesh import batch_degree
+from parallel.pipeline.schedules import promised_inputs
+from parallel.pipeline.stacking import LAYERS, STACK
+from parallel.program import STAGE, TENSOR
+
+PARTS = (
+    "parameters",
+    "optimizer",
+    "exchange",
+    "gradients",
+    "activations",
+    "gathered",
+    "logits",
+    "workspace",
+    "program",
+)
+
+
+def layers_in_flight(
+    schedule: str, num_layers: int, stages: int, microbatches: int, chunks: int = 1
+) -> float:
+    """Return the layers whose activations the first stage holds at once.
+
+    A layer counts as often as microbatches wait in it. gpipe: all microbatches; 1f1b: as
+    many as there are stages; interleaved: a little more (Narayanan et al. 2021b, 2.2;
+    Korthikanti et al. 2022, 4.2.3).
+    """
+    p, m, v = stages, microbatches, chunks
+    if schedule == "gpipe":
+        return num_layers / p * m
+    layers = num_layers / p * min(p, m)
+    return layers if schedule == "1f1b" else layers * (1 + (p - 1) / (p * v))
+
+
+def held_bytes(
+    tree: Any, specs: Any, degrees: Mapping[str, int], num_layers: int = 1
+) -> float:
+    """Return the bytes of a device's shards: shapes, and the PartitionSpec of each.
+
+    A leaf below "layers" counts `num_layers` times.
+    """
+    leaves, structure = jax.tree.flatten_with_path(tree)
+    total = 0.0
+    for (path, x), spec in zip(leaves, structure.flatten_up_to(specs), strict=True):
+        parts = math.prod(degrees.get(axis, 1) for axis in spec if axis)
+        times = num_layers if in_layers(path, LAYERS) else 1
+        total += times * x.size * x.dtype.itemsize / parts
+    return total
+
+
+def in_layers(path: tuple, *names: str) -> bool:
+    return any(getattr(entry, "key", None) in names for entry in path)
+
+
+def first_of_layers(tree: Any) -> Any:
+    """Return the tree with the first of its layers alone, if it has any."""
+
+    def has_layers(node: Any) -> bool:
+        return isinstance(node, dict) and LAYERS in node
+
+    def first(node: Any) -> Any:
+        return node | {LAYERS: {0: node[LAYERS][0]}} if has_layers(node) else node
+
+    return jax.tree.map(first, tree, is_leaf=has_layers)
+
+
+def state_bytes(model: Any, config: Any, mesh: Mesh) -> dict[str, float]:
+    """Return the bytes of the parts of the state on a device.
+
+    `model` is a Model (parallel/cost/plan.py), `config` a ParallelConfig.
+    """
+    layout = config.row.layout
+    held = {}
+    for name, tree, rule in (
+        ("parameters", model.params, layout.params),
+        ("optimizer", model.opt, layout.opt),
+    ):
+        if STAGE in mesh.shape:
+            held[name] = staged_bytes(tree, mesh.shape[STAGE])
+            continue
+        # All layers lie alike, so that one of them stands for all.
+        tree = first_of_layers(tree)
+        over = specs(rule, tree, mesh.shape, model.tensor_dims)
+        held[name] = held_bytes(tree, over, mesh.shape, model.num_layers)
+    held["exchange"] = exchange_state_bytes(model.params, config, mesh)
+    return held
+
+
+def staged_bytes(tree: Any, stages: int) -> float:
+    """Return the bytes of a stage: its share of the layers, and all that is outside."""
+    return sum(
+        x.size * x.dtype.itemsize / (stages if in_layers(path, LAYERS, STACK) else 1)
+        for path, x in jax.tree.leaves_with_path(tree)
+    )
+
+
+def exchange_state_bytes(params: Any, config: Any, mesh: Mesh) -> float:
+    """Return what a replica keeps of the exchange: residuals, late sums, agreed copies."""
+    if not config.row.exchanges:
+        return 0.0
+    exchange = build_exchange(config.exchange, config.exchanging(mesh))
+    if config.row.exact:
+        return whole_bytes(jax.eval_shape(exchange.init, params))
+    plan = PLANS[config.strategy](config.local)
+    return whole_bytes(jax.eval_shape(lambda x: first_fragments(x, exchange, plan), params))
+
+
+def whole_bytes(tree: Any) -> float:
+    return float(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)))
+
+
+def temporary_bytes(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str, float]:
+    """Return the bytes of what a step holds beside the state, at its fullest moment.
+
+    That is the backward pass of the loss: all activations are there, the logits of a chunk,
+    and the gradients of the microbatches before.
+    """
+    if STAGE in mesh.shape:
+        return staged_temporaries(model, config, mesh, remat)
+    tensor = mesh.shape.get(TENSOR, 1)
+    rows = model.rows / batch_degree(mesh) / config.accumulation
+    tokens = rows * model.seq_len
+    kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor)
+    # A gather waits for the gradient of its layer, so no layer runs beside the loss.
+    gathers = config.row.layout.params is not replicate
+    return {
+        "activations": kept + model.carry * tokens,
+        "logits": logits_bytes(model, rows, tensor),
+        "gradients": gradient_bytes(model, config, mesh, tensor),
+        "gathered": weight_bytes(model, config, mesh, tensor),
+        "workspace": 0.0 if gathers else workspace_bytes(model, tokens, tensor, remat),
+    }
+
+
+def compute_bytes(model: Any) -> int:
+    return 4 if model.compute == "float32" else 2
+
+
+def logits_bytes(model: Any, rows: float, tensor: int) -> float:
+    """Return the logits of a chunk of positions, in float32."""
+    return 4 * rows * model.loss_chunk * model.vocab_size / tensor
+
+
+def gradient_bytes(model: Any, config: Any, mesh: Mesh, tensor: int) -> float:
+    """Return the sums over microbatches, a microbatch's own, and their sum over devices.
+
+    The latter does not lie where its operand lay, unless layers are split over `tensor`.
+    """
+    layout, size = config.row.layout, compute_bytes(model)
+    whole, several = model.param_bytes / tensor, config.accumulation > 1
+    outer = (model.cut.outer if model.cut else 0.0) * size / 4 / tensor
+    n, devices = mesh.shape[shard_axis(mesh.shape)], batch_degree(mesh)
+    if layout.params is not replicate:  # scattered layer by layer
+        return whole / n * (1 + several + (devices > n and tensor == 1))
+    if layout.grads is not replicate:  # whole ones in the compute type, then scattered
+        return whole / n + whole * size / 4
+    apart = layout.opt is replicate and several and devices > 1 and tensor == 1
+    return whole * (1 + apart) + outer
+
+
+def weight_bytes(model: Any, config: Any, mesh: Mesh, tensor: int) -> float:
+    """Return the parameters in the compute type, or what FSDP holds of them.
+
+    FSDP has the head in the compute type and its gradient in both types. The barrier before
+    a gather copies a shard, in float32 and in the compute type.
+    """
+    size, whole = compute_bytes(model), model.param_bytes / tensor
+    if config.row.layout.params is replicate:
+        return 0.0 if size == 4 else whole * size / 4
+    if model.cut is None:
+        return whole * (1 + size / 4)
+    shards = whole / mesh.shape[shard_axis(mesh.shape)]
+    return shards * (1 + size / 4) + model.cut.outer / 4 * (2 * size + 4) / tensor
+
+
+def again(model: Any, remat: str) -> bool:
+    """Tell whether layers are computed again; the first policy is that of not doing so."""
+    return remat != next(iter(model.saved))
+
+
+def workspace_bytes(model: Any, tokens: float, tensor: int, remat: str) -> float:
+    """Return what a layer needs that is computed again: all that its backward pass reads,
+    and its widest array and that array's gradient in float32.
+    """
+    if not again(model, remat):
+        return 0.0
+    everything = next(iter(model.saved.values()))
+    return activation_bytes(everything, tokens, 1, tensor) + (
+        2 * 4 * model.wide * tokens / tensor
+    )
+
+
+def staged_temporaries(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str, float]:
+    """Return what a stage of a pipeline holds: the inputs of its chunks, and one chunk.
+
+    The backward pass of a chunk runs its forward pass again.
+    """
+    stages, size = mesh.shape[STAGE], compute_bytes(model)
+    chunks, num = config.num_chunks(mesh), config.accumulation
+    rows = model.rows / batch_degree(mesh) / num
+    tokens = rows * model.seq_len
+    inputs = promised_inputs(config.strategy, stages, num, chunks)
+    layers = model.num_layers / stages
+    kept = activation_bytes(model.saved[remat], tokens, layers / chunks, 1)
+    held = staged_bytes(model.params, stages)
+    return {
+        "activations": (inputs + 2) * model.carry * tokens + kept,
+        "logits": logits_bytes(model, rows, 1),
+        "gradients": 2 * held,
+        "gathered": held * size / 4 if size < 4 else 0.0,
+        "workspace": workspace_bytes(model, tokens, 1, remat),
+    }

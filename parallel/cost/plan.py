@@ -1,0 +1,252 @@
+"""Candidates for a run, each with its memory, its seconds and its bytes, best first.
+
+Nothing here is compiled: a `Model` holds shapes and numbers, and all else is arithmetic.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from jax.sharding import AbstractMesh
+
+from parallel.cost import memory
+from parallel.cost.closed_forms import Cut, num_bytes
+from parallel.cost.machine import Hardware, slowest
+from parallel.cost.saved import Saved, activation_bytes
+from parallel.cost.step_time import Product, collective_seconds, product_seconds
+from parallel.cost.traffic import traffic
+from parallel.pipeline.schedules import ideal_bubble
+from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR, TensorDims
+from parallel.strategies import STRATEGIES, ParallelConfig
+
+Degrees = dict[str, int]  # axis of the mesh -> degree, the slowest axis first
+
+
+class Model(NamedTuple):
+    """What must be known of a model and its batch."""
+
+    params: Any  # shapes
+    opt: Any  # shapes of the optimizer's state
+    tensor_dims: TensorDims
+    cut: Cut | None  # for all rows of a batch; None: it has no layers to cut
+    rows: int  # of a batch
+    seq_len: int
+    compute: str  # type of products and activations
+    # What a layer keeps under each policy of rematerialisation, the one without it first.
+    # A model without layers has one list, of the whole model.
+    saved: dict[str, list[Saved]]
+    carry: float  # bytes of a token between layers
+    wide: float  # elements of a token's widest array inside a layer
+    vocab_size: int
+    loss_chunk: int  # positions whose logits exist at once
+    layer: list[Product]  # of one layer, forward
+    outer: list[Product]  # of all that is not in layers
+    written: int = 1  # layers that the program writes out; 1: one, which runs in a loop
+
+    @property
+    def num_layers(self) -> int:
+        return self.cut.num_layers if self.cut else 1
+
+    @property
+    def param_bytes(self) -> float:
+        return self.cut.outer + self.cut.layers if self.cut else num_bytes(self.params)
+
+
+class Candidate(NamedTuple):
+    strategy: str
+    degrees: Degrees
+    chunks: int  # of layers on each stage
+    accumulation: int
+    remat: str
+    memory: dict[str, float]  # bytes of a device, by part
+    time: dict[str, float]  # seconds of a step, by part; `hidden` is not part of the sum
+    links: dict[str, str]  # part of `time` -> the axes that it crosses
+    sent_bytes: float  # of a device, in a step
+    collectives: float  # in a step
+    limit: float  # bytes that a program may have on a device
+
+    @property
+    def seconds(self) -> float:
+        return sum(value for name, value in self.time.items() if name != "hidden")
+
+    @property
+    def memory_bytes(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_bytes <= self.limit
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the seconds; for a collective, with its axes."""
+        named = {name: value for name, value in self.time.items() if name != "hidden"}
+        name = max(named, key=named.get)
+        return f"{name} over {self.links[name]}" if name in self.links else name
+
+
+def plan(
+    model: Model,
+    hardware: Hardware,
+    config: ParallelConfig,
+    strategies: Iterable[str],
+    accumulation: int | None = None,
+) -> list[Candidate]:
+    """Return all candidates, those that fit before those that do not, the fastest first.
+
+    `config` gives the exchange and the local steps. `accumulation` keeps the number of
+    microbatches; None: powers of two are tried.
+    """
+    found = []
+    for name in strategies:
+        for degrees in splits(STRATEGIES[name].axes, hardware):
+            if not suits(model, degrees):
+                continue
+            each = replace(config, strategy=name, **placed(degrees))
+            mesh = AbstractMesh(tuple(degrees.values()), tuple(degrees))
+            held = memory.state_bytes(model, each, mesh)
+            for number in microbatches(model.rows // parts(degrees), accumulation):
+                one = replace(each, accumulation=number)
+                if cuts(model, one, mesh):
+                    found += weigh(model, hardware, one, mesh, held)
+    return sorted(found, key=order)
+
+
+def order(candidate: Candidate) -> tuple[float, ...]:
+    """Among those that fit, the fastest first; among the others, the smallest."""
+    if candidate.fits:
+        return 0, candidate.seconds, candidate.memory_bytes
+    return 1, candidate.memory_bytes, candidate.seconds
+
+
+def placed(degrees: Degrees) -> Degrees:
+    return {axis: degrees.get(axis, 1) for axis in (SLICE, AXIS, FSDP, TENSOR, STAGE)}
+
+
+def cuts(model: Model, config: ParallelConfig, mesh: AbstractMesh) -> bool:
+    """Tell whether a pipeline can cut the layers and the microbatches so."""
+    if STAGE not in mesh.shape:
+        return True
+    stages = mesh.shape[STAGE]
+    parted = model.num_layers % (stages * config.num_chunks(mesh)) == 0
+    return parted and not (config.row.interleaves and config.accumulation % stages)
+
+
+def splits(axes: tuple[str, ...], hardware: Hardware) -> Iterator[Degrees]:
+    """Yield every way to share the devices out over the axes; each axis gets 2 or more.
+
+    The axis of the replicas may have one. The axis of slices is the hardware's own.
+    """
+    if SLICE in axes and hardware.slices == 1:
+        axes = tuple(axis for axis in axes if axis != SLICE)
+    fixed = {SLICE: hardware.slices} if SLICE in axes else {}
+    rest = hardware.num_devices // math.prod(fixed.values())
+    free = [axis for axis in axes if axis not in fixed]
+    for sizes in factorised(rest, len(free)):
+        degrees = dict(zip(free, sizes, strict=True))
+        alone = free == [AXIS, FSDP] and degrees[AXIS] == 1  # that is the strategy fsdp
+        if not alone and all(n > 1 for axis, n in degrees.items() if axis != AXIS):
+            yield fixed | degrees
+
+
+def factorised(number: int, count: int) -> Iterator[tuple[int, ...]]:
+    if count == 1:
+        yield (number,)
+        return
+    for first in range(1, number + 1):
+        if number % first == 0:
+            for others in factorised(number // first, count - 1):
+                yield first, *others
+
+
+def parts(degrees: Degrees) -> int:
+    return math.prod(degrees.get(axis, 1) for axis in (SLICE, AXIS, FSDP))
+
+
+def suits(model: Model, degrees: Degrees) -> bool:
+    """Tell whether rows, layers and dims can be split so."""
+    tensor, stages = degrees.get(TENSOR, 1), degrees.get(STAGE, 1)
+    if model.rows % parts(degrees) or (stages > 1 and model.cut is None):
+        return False
+    if tensor > 1 and not model.tensor_dims:
+        return False
+    return not any(name and size % tensor for _, _, size, name in model.tensor_dims)
+
+
+def microbatches(rows: int, wanted: int | None) -> list[int]:
+    """Return the powers of two that divide a device's rows, or the wanted number."""
+    numbers = [wanted] if wanted else [1 << bit for bit in range(rows.bit_length())]
+    return [number for number in numbers if rows % number == 0]
+
+
+def weigh(
+    model: Model,
+    hardware: Hardware,
+    config: ParallelConfig,
+    mesh: AbstractMesh,
+    held: dict[str, float],
+) -> Iterator[Candidate]:
+    """Yield a candidate for each policy of rematerialisation; `held` is the state."""
+    machine, degrees = hardware.machine, dict(mesh.shape)
+    sent = traffic(config, model.params, mesh, model.cut)
+    links = {one.name: slowest(hardware, degrees, one.axes) for one in sent}
+    waits = {one.name: collective_seconds(one, links[one.name]) for one in sent}
+    crossed = {
+        one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
+    }
+    hides = [one.name for one in sent if one.hides and machine.overlaps]
+    # The policies that keep equally much are one.
+    policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
+    for remat in reversed(policies.values()):
+        used = held | memory.temporary_bytes(model, config, mesh, remat)
+        used["program"] = machine.program * model.written
+        time = computing(model, hardware, config, degrees, remat)
+        time["optimizer"] = (
+            2 * (held["parameters"] + held["optimizer"]) + used["gradients"]
+        ) / machine.memory_bandwidth
+        hiding = sum(waits[name] for name in hides)
+        hidden = min(hiding, time["compute"])
+        shown = {name: waits[name] * (1 - hidden / hiding) for name in hides if hiding}
+        yield Candidate(
+            config.strategy, degrees, config.num_chunks(mesh) if STAGE in degrees else 1,
+            config.accumulation, remat, used, time | waits | shown | {"hidden": hidden},
+            crossed, sum(one.sent_bytes for one in sent), sum(one.count for one in sent),
+            machine.memory,
+        )  # fmt: skip
+
+
+def computing(
+    model: Model,
+    hardware: Hardware,
+    config: ParallelConfig,
+    degrees: Degrees,
+    remat: str,
+) -> dict[str, float]:
+    """Return the seconds of products, of reading and writing activations, and of bubbles.
+
+    A backward pass costs two forward passes, and a third if it runs the forward pass again.
+    """
+    machine, tensor, stages = (
+        hardware.machine,
+        degrees.get(TENSOR, 1),
+        degrees.get(STAGE, 1),
+    )
+    rows, times = model.rows / parts(degrees) / config.accumulation, config.accumulation
+    layer, outer = (
+        product_seconds(products, rows, tensor, machine, model.compute)
+        for products in (model.layer, model.outer)
+    )
+    again = memory.again(model, remat) or stages > 1
+    layers = model.num_layers / stages
+    layer *= layers * (4 if again else 3)
+    outer *= 4 if model.loss_chunk else 3
+    every = next(iter(model.saved.values()))
+    kept = activation_bytes(every, rows * model.seq_len, layers, tensor)
+    # Written once and read once forward; backward read, and a gradient written and read.
+    touched = (7 if again else 5) * kept / machine.memory_bandwidth
+    found = {"compute": times * (layer + outer), "activations": times * touched}
+    if stages > 1:
+        idle = ideal_bubble(stages, times, config.chunks)
+        found["bubble"] = (found["compute"] + found["activations"]) * idle / (1 - idle)
+    return found

@@ -1,0 +1,142 @@
+"""The planner beside the compiler of TPUs, and what the command writes and refuses."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+from jax.sharding import AbstractMesh
+
+from configs.sweeps.strategies import MEMBERS
+from experiments.planning.hardware import hardware_of, write_machine
+from experiments.planning.regime import regime
+from experiments.planning.search import kept_degrees, planned, strategies_of
+from experiments.planning.shapes import model_of
+from experiments.run.build import model_flops
+from experiments.run.startup import read_config_file
+from experiments.sweeps.results import read
+from parallel.cost.machine import parse
+from parallel.cost.memory import state_bytes, temporary_bytes
+from parallel.cost.step_time import product_flops
+from tests.experiments.runs import run
+from tests.test_structure import ROOT
+
+SPLASH = 17  # the lines before are of an attention that kept more
+
+
+def test_memory_is_near_what_the_compiler_of_tpus_says():
+    """The cells that were compiled with the code as it is; the others kept more."""
+    errors, models = [], {}
+    for line in read(ROOT / "results/tpu.jsonl")[SPLASH:]:
+        if "error" in line:
+            continue
+        config = read_config_file(f"configs/{line['model']}.py")
+        if line["model"] not in models:
+            models[line["model"]] = model_of(config, "tpu")
+        model, own = models[line["model"]], config.parallel
+        strategy = MEMBERS[line["member"]]["parallel.strategy"]
+        own = dataclasses.replace(own, strategy=strategy)
+        mesh = AbstractMesh((8,), ("data",))
+        held = state_bytes(model, own, mesh)
+        assert abs(sum(held.values()) - line["state_bytes"]) <= 64  # counters
+        expected = own.row.sent_bytes(own, model.params, mesh, model.cut)
+        assert expected == line["expected_bytes"]
+        used = temporary_bytes(model, own, mesh, config.model.remat)
+        errors.append(abs(sum(used.values()) / line["temporary_bytes"] - 1))
+    assert len(errors) == 5 and max(errors) < 0.15
+    assert statistics.median(errors) < 0.05
+
+
+def test_products_are_the_models_flops():
+    for name in ("tiny", "lstm"):
+        config = read_config_file(f"configs/{name}.py")
+        model = model_of(config, "cpu")
+        found = product_flops(model.layer) * model.num_layers + product_flops(model.outer)
+        expected = model_flops(config, config.data.vocab_size) * config.data.seq_len
+        assert 3 * found == expected, name
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = read_config_file("configs/tiny.py")
+    return config, model_of(config, "cpu")
+
+
+def test_what_cannot_be_planned_is_one_line(tiny, tmp_path):
+    config, model = tiny
+    names = strategies_of(None, config)
+    assert {"pmap", "diloco", "zero1_whole"}.isdisjoint(names)
+    with pytest.raises(ValueError, match="--only=zero9: there is no such strategy"):
+        strategies_of(["zero9"], config)
+    with pytest.raises(ValueError, match="data.batch_size 32 rows .* the 64 devices"):
+        planned(model, parse("h100:8x8"), config, ["fsdp"])
+    with pytest.raises(ValueError, match="parallel.fsdp 3 do not multiply to the 8"):
+        odd = dataclasses.replace(config.parallel, strategy="hsdp", data=2, fsdp=3)
+        found = planned(model, parse("h100:8"), config, ["hsdp"])
+        kept_degrees(found, dataclasses.replace(config, parallel=odd), parse("h100:8"))
+    with pytest.raises(ValueError, match="experiments.calibrate --out=.*absent.json"):
+        hardware_of(f"{tmp_path}/absent.json")
+    (tmp_path / "bad.json").write_text('{"flops": {}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks or has a wrong .*writes it anew"):
+        hardware_of(f"{tmp_path}/bad.json")
+    counting = read_config_file("configs/ngram.py")
+    with pytest.raises(ValueError, match="no gradients to plan for"):
+        model_of(counting, "cpu")
+
+
+def test_the_regime_follows_the_text_and_the_memory(tiny):
+    _, model = tiny
+    count = 1_067_000  # parameters
+    v5e = parse("tpu-v5e:2x4")
+    assert regime(model, v5e, 4 * count).name == "small"
+    assert regime(model, v5e, 6 * count).name == "medium"
+    little = v5e._replace(machine=v5e.machine._replace(memory=20e6))
+    assert regime(model, little, 6 * count).name == "large"
+
+
+def test_fit_takes_the_largest_microbatch_and_the_least_rematerialisation(tiny):
+    config, model = tiny
+    own = dataclasses.replace(config.parallel, strategy="fsdp")
+    config = dataclasses.replace(config, parallel=own)
+    roomy = parse("tpu-v5e:2x4")
+    found = kept_degrees(planned(model, roomy, config, ["fsdp"]), config, roomy)
+    assert (found[0].accumulation, found[0].remat) == (1, "none")
+    whole = found[0].memory_bytes
+    tight = roomy._replace(machine=roomy.machine._replace(memory=whole - 1))
+    found = kept_degrees(planned(model, tight, config, ["fsdp"]), config, tight)
+    assert (found[0].accumulation, found[0].remat) == (1, "full")
+
+
+def test_the_command_ranks_explains_and_writes(tmp_path):
+    machine = {
+        "devices": 2,
+        "flops": {"float32": [[0, 1e9], [512, 5e10]]},
+        "memory": 4e9,
+        "memory_bandwidth": 1e10,
+        "bandwidth": 5e8,
+        "latency": 1e-4,
+        "overlaps": False,
+    }
+    write_machine(tmp_path / "here.json", machine)
+    result = run(
+        "plan", "--config=configs/tiny.py", f"--hardware={tmp_path}/here.json",
+        f"--out={tmp_path}/plan", "--critical_batch=8192", "--top=3",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "The best: --config.parallel.strategy=" in result.stdout
+    assert "Regime small" not in result.stdout and "device-hours" in result.stdout
+    found = json.loads((tmp_path / "plan/plan.json").read_text(encoding="utf-8"))
+    seconds = [one["seconds"] for one in found["candidates"] if one["fits"]]
+    assert seconds == sorted(seconds) and len(seconds) > 10
+    for one in found["candidates"]:
+        assert sum(one["memory"].values()) == pytest.approx(one["memory_bytes"])
+        parts = {name: x for name, x in one["time"].items() if name != "hidden"}
+        assert sum(parts.values()) == pytest.approx(one["seconds"])
+        assert one["data"] * one["fsdp"] * one["tensor"] * one["stage"] == 2
+    assert "<img" in (tmp_path / "plan/plan.html").read_text(encoding="utf-8")
+
+    write_machine(tmp_path / "small.json", machine | {"memory": 1e6})
+    small = f"--hardware={tmp_path}/small.json"
+    result = run("plan", "--config=configs/tiny.py", small, check=False)
+    assert result.returncode == 2
+    assert "error: nothing fits on this:2: the nearest is" in result.stderr

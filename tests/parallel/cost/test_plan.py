@@ -1,0 +1,139 @@
+"""Plans: bytes are the closed forms, links are those of the hardware, nothing too large."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh
+
+from parallel.cost.closed_forms import Cut
+from parallel.cost.machine import GIB, MACHINES, Link, axis_links, parse
+from parallel.cost.memory import PARTS
+from parallel.cost.plan import Model, plan
+from parallel.cost.saved import Block, remat_saved
+from parallel.cost.step_time import Product, collective_seconds, product_seconds
+from parallel.cost.traffic import traffic
+from parallel.strategies import STRATEGIES, Having, ParallelConfig
+
+D, F, V, L, T, ROWS = 1024, 4096, 32_000, 8, 512, 64
+
+
+def made_up(loss_chunk: int = 128) -> Model:
+    """Return a model of matrices in layers, a tied embedding and AdamW."""
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    layer = {"attention": {"query": {"kernel": leaf(D, D)}}, "up": leaf(D, F)}
+    params = {"embedding": leaf(V, D), "layers": {i: layer for i in range(L)}}
+    inside, outside = 4.0 * L * (D * D + D * F), 4.0 * V * D
+    block = Block(D, 16, 16, F, T, gated=False, kernel="splash")
+    return Model(
+        params=params,
+        opt={"mu": params, "nu": params},
+        tensor_dims=(("query/kernel", -1, 16, "heads"), ("up$", -1, F, "hidden")),
+        cut=Cut(L, outside, inside, 4.0 * ROWS * T * D, 2 * outside, 0.5, ("layers",)),
+        rows=ROWS,
+        seq_len=T,
+        compute="bfloat16",
+        saved={remat: remat_saved(block, 2, remat) for remat in ("none", "full", "dots")},
+        carry=2.0 * D,
+        wide=F,
+        vocab_size=V,
+        loss_chunk=loss_chunk,
+        layer=[Product(2.0 * T * D * D, D, 2.0 * T * D, D * D)],
+        outer=[Product(2.0 * T * D * V, D, T * (D + V), V * D)],
+    )
+
+
+def test_hardware_is_read_and_refused_in_a_line():
+    v5e = parse("tpu-v5e:4x8")
+    assert (v5e.num_devices, v5e.machine.memory, v5e.name) == (
+        32,
+        15.75 * GIB,
+        "tpu-v5e:4x8",
+    )
+    assert parse("2*tpu-v5e:16x16").num_devices == 512
+    assert parse("h100:8x2").machine.platform == "gpu"
+    for text, words in {
+        "tpu-v9:2x2": "known are tpu-v5e, tpu-v5p",
+        "h100": "expected NAME:SIZES",
+        "h100:8xtwo": "expected NAME:SIZES",
+        "tpu-v5e:2x2x2": "3 sizes, and tpu-v5e is joined in 2 dims",
+        "2*h100:8": "only TPUs have slices",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            parse(text)
+
+
+def test_an_axis_has_the_links_that_it_lies_along():
+    line = MACHINES["tpu-v5e"].inner.bandwidth
+    # Both dims of a slice without rings; a whole pod has rings, with twice the bandwidth.
+    assert axis_links(parse("tpu-v5e:4x8"), {"data": 32})["data"].bandwidth == 2 * line
+    assert axis_links(parse("tpu-v5e:16x16"), {"data": 256})["data"].bandwidth == 4 * line
+    found = axis_links(parse("tpu-v5e:4x8"), {"data": 4, "tensor": 8})
+    assert found["data"].bandwidth == found["tensor"].bandwidth == line
+    found = axis_links(parse("2*tpu-v5e:4x8"), {"slice": 2, "data": 32})
+    assert found["slice"] == MACHINES["tpu-v5e"].outer
+    # Inside a host NVLink, between hosts InfiniBand.
+    h100 = MACHINES["h100"]
+    found = axis_links(parse("h100:8x2"), {"data": 2, "fsdp": 8})
+    assert found == {"fsdp": h100.inner, "data": h100.outer}
+    assert axis_links(parse("h100:8x2"), {"data": 16})["data"] == h100.outer
+
+
+@pytest.mark.parametrize("hardware", ["tpu-v5e:2x4", "h100:8x2"])
+def test_a_plan_sends_the_closed_forms_and_ranks_what_fits_first(hardware):
+    hardware, model = parse(hardware), made_up()
+    names = list(Having(exact=True))
+    found = plan(model, hardware, ParallelConfig(), names)
+    assert {one.strategy for one in found} == set(names)
+    assert sorted(found, key=lambda one: not one.fits) == found
+    for fits in (True, False):
+        seconds = [one.seconds for one in found if one.fits is fits]
+        key = seconds if fits else [one.memory_bytes for one in found if not one.fits]
+        assert key == sorted(key)
+    for one in found:
+        config = ParallelConfig(
+            strategy=one.strategy, accumulation=one.accumulation, chunks=one.chunks,
+            **one.degrees,
+        )  # fmt: skip
+        mesh = AbstractMesh(tuple(one.degrees.values()), tuple(one.degrees))
+        expected = config.row.sent_bytes(config, model.params, mesh, model.cut)
+        assert one.sent_bytes == pytest.approx(expected, rel=1e-12), one.strategy
+        parts = traffic(config, model.params, mesh, model.cut)
+        assert all(set(part.axes) <= set(mesh.shape) for part in parts)
+        assert mesh.size == hardware.num_devices and set(one.memory) == set(PARTS)
+        assert one.fits == (sum(one.memory.values()) <= hardware.machine.memory)
+        assert STRATEGIES[one.strategy].exact and one.seconds > 0
+
+
+def test_more_microbatches_and_rematerialisation_save_activations():
+    found = plan(made_up(), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])
+    assert {one.remat for one in found} == {"none", "full"}  # dots keeps as much as full
+    by = {(one.accumulation, one.remat): one for one in found}
+    for number in (1, 2, 4):
+        one, two = by[number, "none"], by[2 * number, "none"]
+        assert two.memory["activations"] == one.memory["activations"] / 2
+        assert two.memory["logits"] == one.memory["logits"] / 2
+        again = by[number, "full"]
+        assert again.memory["activations"] < one.memory["activations"] / 10
+        assert again.time["compute"] > one.time["compute"]
+    half = plan(made_up(64), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])
+    assert half[0].memory["logits"] * 2 == found[0].memory["logits"]
+
+
+def test_seconds_are_a_roofline_and_alpha_plus_beta():
+    machine = MACHINES["h100"]._replace(efficiency=1.0)
+    square = Product(2.0 * T * D * D, D, 2.0 * T * D, D * D)
+    many = product_seconds([square], 64, 1, machine, "bfloat16")
+    assert many == 64 * 2 * T * D * D / 989e12  # bound by FLOPs
+    thin = Product(2.0 * D * D, 1, 2.0 * D, D * D)  # a vector: bound by the weights
+    assert product_seconds([thin], 1, 1, machine, "bfloat16") == pytest.approx(
+        2 * (2 * D + D * D) / 3350e9
+    )
+    # A ring's all-reduce of b bytes: 2 (n-1) alpha + 2 (n-1)/n b beta.
+    mesh, size = AbstractMesh((8,), ("data",)), 4.0 * 1000
+    params = {"w": jax.ShapeDtypeStruct((1000,), jnp.float32)}
+    (one,) = traffic(ParallelConfig(strategy="shard_map"), params, mesh, None)
+    seconds = collective_seconds(one, Link(bandwidth=1e6, latency=1e-3))
+    assert seconds == pytest.approx(14 * 1e-3 + 2 * 7 / 8 * size / 1e6)
