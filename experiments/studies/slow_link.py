@@ -4,8 +4,8 @@ python -m experiments.studies.slow_link --config=configs/tiny.py \
     [--only=shard_map,int8,diloco-50]
 
 Needs Linux and root. Two processes, each with its own core and network namespace, take
-steps of each member while `tc tbf` limits the rate at which each sends. Adds lines to
-results/slow_link.jsonl. The number of steps to a loss does not depend on the link. This
+steps of each member while an emulated link limits the rate at which each sends. Adds lines
+to results/slow_link.jsonl. The number of steps to a loss does not depend on the link. This
 other command measures it:
 
 python -m experiments.studies.strategies --config=configs/tiny.py --devices=2 \
@@ -19,6 +19,7 @@ with and without a meeting are timed apart, and experiments/sweeps/link_tables.p
 them for the member's own H.
 """
 
+import math
 import pathlib
 import statistics
 
@@ -28,6 +29,7 @@ from configs.sweeps.strategies import MEMBERS
 from experiments.processes import namespaces
 from experiments.processes.linked import workers
 from experiments.processes.messages import say, user_errors
+from experiments.processes.network.emulator import network
 from experiments.run import startup
 from experiments.sweeps.link_tables import TIMED_EVERY, slow_link_table
 from experiments.sweeps.members import as_flags, known
@@ -67,12 +69,12 @@ def measure(member: str, rates: list[float]) -> list[Line]:
     config_flags = [f"--config={CONFIG.value}", *as_flags(overrides)]
     lines = []
     with (
-        namespaces.network(HOSTS),
+        network(HOSTS) as net,
         workers(HOSTS, config_flags) as (started, ledger_bytes),
     ):
         started.turn(TIMED_EVERY)
         for rate in rates:
-            namespaces.set_rate(HOSTS, rate or None)
+            net.set_rate(rate * 1e6 or math.inf)
             wire = ledger_bytes * 8 / (rate * 1e6) if rate else 0.0
             steps = max(1, min(MOST_STEPS, int(MOST_SECONDS / (wire + 0.3))))
             if every:  # whole rounds of H steps, the last step with a meeting
@@ -89,8 +91,7 @@ def measure(member: str, rates: list[float]) -> list[Line]:
 def main() -> None:
     file = pathlib.Path(RESULTS.value)
     with user_errors():
-        if not namespaces.available():
-            raise ValueError("network namespaces need Linux, root and the command ip")
+        namespaces.require()
         members, curves = known(ONLY.value), read(pathlib.Path(CURVES.value))
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), {"slow-link"})

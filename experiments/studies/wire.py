@@ -15,6 +15,7 @@ from configs.sweeps.strategies import MEMBERS
 from experiments.processes import namespaces
 from experiments.processes.linked import workers
 from experiments.processes.messages import user_errors
+from experiments.processes.network.emulator import network
 from experiments.run import startup
 from experiments.sweeps.link_tables import wire_table
 from experiments.sweeps.members import as_flags, known
@@ -40,7 +41,7 @@ WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds without a step
 def measure(member: str, num_hosts: int) -> dict:
     flags_of_config = [f"--config={CONFIG.value}", *as_flags(MEMBERS[member])]
     with (
-        namespaces.network(num_hosts),
+        network(num_hosts),
         workers(num_hosts, flags_of_config) as (started, ledger_bytes),
     ):
         started.turn(WARMUP)
@@ -62,8 +63,7 @@ def measure(member: str, num_hosts: int) -> dict:
 
 def main() -> None:
     with user_errors():
-        if not namespaces.available():
-            raise ValueError("network namespaces need Linux, root and the command ip")
+        namespaces.require()
         members, file = known(ONLY.value), pathlib.Path(RESULTS.value)
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), {"wire"})
