@@ -15,7 +15,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +76,7 @@ class Checkpoints:
             cleanup_tmp_directories=write,
         )
         self.pending: tuple[int, Any] | None = None
+        self.before_save: Callable[[int], None] = lambda step: None  # may raise OSError
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -105,6 +106,7 @@ class Checkpoints:
         metrics = score and score._asdict()
         parts = split_state(program.portable(state))
         try:
+            self.before_save(step)
             response = self.checkpointer.save_checkpointables_async(
                 step,
                 parts,
