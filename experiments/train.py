@@ -28,11 +28,14 @@ from experiments.run.build import (
 )
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
-from experiments.run.log import Clock
 from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
+from experiments.run.survival.clock import Clock
+from experiments.run.survival.injection import define_faults, read_faults
+from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
+from lm.data.rows.checked import CorruptRows
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -47,6 +50,7 @@ STOP_AT = flags.DEFINE_integer(
     "Save and end after this step; without it, the same command continues the run.",
     lower_bound=1,
 )
+FAULTS = define_faults()
 PROFILE = flags.DEFINE_string(
     "profile",
     None,
@@ -77,6 +81,7 @@ def main() -> None:
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
             new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
+            faults = read_faults(FAULTS.value, config, mesh, data)
             change = new_end(folder, config, data)
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
@@ -94,8 +99,11 @@ def main() -> None:
         )
         held.callback(program.close)
         run = Run(config, folder, data, task, program, clock)
-        with user_errors(OSError, FloatingPointError):
-            train(run, STOP_AT.value, profiled)
+        with (
+            user_errors(OSError, FloatingPointError, CorruptRows),
+            user_errors(Damage, code=DAMAGED),
+        ):
+            train(run, STOP_AT.value, profiled, faults)
 
 
 def profiled_steps(flag: str | None) -> range:

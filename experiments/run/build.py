@@ -13,9 +13,9 @@ from configs.base import FAMILIES, Experiment, embeddings_file
 from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
-from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
 from experiments.run.steps import at_its_largest, row_order
+from experiments.run.survival.clock import Clock
 from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES

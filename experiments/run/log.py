@@ -1,17 +1,16 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, the progress bar, and seconds by part.
+"""Logs of a run: metrics.jsonl, TensorBoard and the progress bar.
 
 The loop hands over each step's metrics as device arrays. The log reads them one step later,
 so that the host never waits for the step that it has just launched.
 """
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,21 +41,6 @@ OF_STEPS = (
 )
 OF_PUSHES = ("number", "worker", "staleness")  # under a parameter server
 SCHEDULE = "schedule.jsonl"
-
-
-class Clock:
-    """Counts wall-clock seconds, and CPU seconds of this process, by part of the run."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = collections.defaultdict(float)
-        self.core_seconds: dict[str, float] = collections.defaultdict(float)
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start, core_start = time.perf_counter(), time.process_time()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-        self.core_seconds[part] += time.process_time() - core_start
 
 
 class Spikes:
@@ -364,4 +348,3 @@ def read_metrics(
 
 
 REMOVE_METRICS = "put back a copy of it, or remove it to go on without earlier records"
-PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")  # of a run's seconds

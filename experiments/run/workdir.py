@@ -7,6 +7,9 @@ schedule.jsonl   the pushes to a parameter server in the order in which they wer
 lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
+time.jsonl       where the seconds go (experiments/run/survival/goodput.py)
+heartbeats/      the last sign of life of each process
+faults.jsonl     faults that were made to happen
 summary.json     the final block; the run is complete when it exists
 summary-N.json   the final block at step N, if a complete run was trained on
 """
@@ -43,6 +46,9 @@ OWN = (
     "schedule.jsonl",
     "tensorboard",
     "checkpoints",
+    "time.jsonl",
+    "heartbeats",
+    "faults.jsonl",
     "tokenizer.json",
     "config.json",
     "lock",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.processes.messages import size
-from experiments.run.log import PARTS
+from experiments.run.survival.clock import PARTS
 from experiments.sweeps.advice import critical_batch, noise_scale
 from experiments.sweeps.looks import (
     COLORS,
