@@ -271,6 +271,8 @@ def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
 def digest(tree: Any) -> jax.Array:
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
         words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
         # An odd factor for each leaf changes the sum if two leaves change places.
         total = total * jnp.uint32(3) + jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(
