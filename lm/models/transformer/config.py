@@ -41,6 +41,8 @@ class TransformerConfig:
     num_kv_heads: int = field(default=0, metadata={"at_least": 0})
     # most tokens that a token attends to, itself included: the last ones; 0: all before it
     window: int = field(default=0, metadata={"at_least": 0})
+    # the layers before this one attend to all before them, without the window
+    window_from: int = field(default=0, metadata={"at_least": 0})
     # F, width inside the MLP; 0: 4 D, or for swiglu 8/3 D rounded up to a multiple of 32
     mlp_width: int = field(default=0, metadata={"at_least": 0})
     # activation function of the MLP; swiglu has a gate
@@ -109,11 +111,12 @@ class TransformerConfig:
     def key_width(self) -> int:
         return self.head_width or self.width // self.num_heads
 
-    def has_bias(self, part: str) -> bool:
-        """Tell whether the "inputs" or the "output" of attention have a bias."""
+    @property
+    def biases(self) -> str:
+        """Which linear layers of attention have a bias: "none", "inputs" or "all"."""
         if self.attention_bias == "same":
-            return self.bias
-        return self.attention_bias in ("all", part)
+            return "all" if self.bias else "none"
+        return self.attention_bias
 
     def tensor_dims(self, vocab_size: int) -> tuple[tuple[str, int, int, str], ...]:
         """Return Task.tensor_dims, after Megatron-LM (Shoeybi et al. 2019, 3).
@@ -152,6 +155,12 @@ class TransformerConfig:
                 f"model.positions=rotary needs an even head width, not {self.key_width} "
                 f"(model.head_width {self.head_width}, or model.width {self.width} / "
                 f"model.num_heads {self.num_heads}); change one of them"
+            )
+        if self.window_from and self.window_from >= (self.num_layers if self.window else 0):
+            raise ValueError(
+                f"model.window_from is {self.window_from}, with model.window {self.window} "
+                f"and {self.num_layers} layers, so no layer has a window, or none is "
+                "before it; unset it, or set model.window and give a smaller number"
             )
         self.rotary_scaling.validate("model.rotary_scaling")
         self.validate_sizes(setting)

@@ -157,14 +157,15 @@ class Attention(nnx.Module):
         self.num_kv_heads = c.num_kv_heads or c.num_heads
         self.rotary_base = c.rotary_base if c.positions == "rotary" else None
         self.rotary_scaling = c.rotary_scaling
-        self.implementation, self.window = c.attention, c.window
+        self.implementation = c.attention
+        self.window, self.window_from = c.window, c.window_from
         all_width, kv_width = c.num_heads * c.key_width, self.num_kv_heads * c.key_width
 
-        has_bias = c.has_bias("inputs")
+        has_bias = c.biases != "none"
         self.query = linear(c, rngs, c.width, all_width, bias=has_bias)
         self.key = linear(c, rngs, c.width, kv_width, bias=has_bias)
         self.value = linear(c, rngs, c.width, kv_width, bias=has_bias)
-        self.out = linear(c, rngs, all_width, c.width, True, bias=c.has_bias("output"))
+        self.out = linear(c, rngs, all_width, c.width, True, bias=c.biases == "all")
         norms = [Norm(c.key_width, True, False, c.norm_epsilon) for _ in range(2)]
         self.query_norm, self.key_norm = norms if c.head_norm else (unchanged, unchanged)
 
@@ -179,13 +180,22 @@ class Attention(nnx.Module):
             q_BTNK, k_BTGK = rotate(q_BTNK, *given), rotate(k_BTGK, *given)
         return q_BTNK, k_BTGK, v_BTGK
 
-    def __call__(self, x_BTD, positions_BT, segments_BT) -> jax.Array:
-        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
-        how = self.implementation, self.window
-        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, *how)
+    def __call__(self, x_BTD, positions_BT, segments_BT, index=0) -> jax.Array:
+        """Return y_BTD, as layer number `index`, on which the window may depend."""
+
+        def within(window: int) -> Callable:
+            return lambda *qkv: attend(*qkv, segments_BT, self.implementation, window)
+
+        qkv = self.project(x_BTD, positions_BT)
+        if self.window_from:
+            y_BTNK = jax.lax.cond(
+                index < self.window_from, within(0), within(self.window), *qkv
+            )
+        else:
+            y_BTNK = within(self.window)(*qkv)
         return self.out(y_BTNK.reshape(*x_BTD.shape[:2], -1))
 
-    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
+    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array], index=0):
         """Attend to the cache k_BSGK, v_BSGK after writing these positions into it."""
         q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
         rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
@@ -193,7 +203,7 @@ class Attention(nnx.Module):
         v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
         # Slots after the position of a row are empty, or hold padding of its prompt.
         mask_BTS = jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None]
-        if self.window:
+        if self.window and index >= self.window_from:
             first_BT1 = positions_BT[:, :, None] - self.window + 1
             mask_BTS &= jnp.arange(k_BSGK.shape[1]) >= first_BT1
         y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_BTS[:, None])
@@ -227,8 +237,9 @@ class Block(nnx.Module):
         self.mlp_norm = norm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
-        y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
+    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B, index) -> jax.Array:
+        y_BTD = self.attention_norm(x_BTD)
+        y_BTD = self.attention(y_BTD, positions_BT, segments_BT, index)
         x_BTD = self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 0))
         y_BTD = self.mlp(self.mlp_norm(x_BTD))
         return self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 1))
@@ -236,9 +247,9 @@ class Block(nnx.Module):
     def join(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         return x_BTD + y_BTD if self.residual else y_BTD
 
-    def decode(self, x_BTD, positions_BT, cache):
+    def decode(self, x_BTD, positions_BT, cache, index: int):
         y_BTD, cache = self.attention.decode(
-            self.attention_norm(x_BTD), positions_BT, cache
+            self.attention_norm(x_BTD), positions_BT, cache, index
         )
         x_BTD = self.join(x_BTD, y_BTD)
         return self.join(x_BTD, self.mlp(self.mlp_norm(x_BTD))), cache
@@ -256,7 +267,7 @@ def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B)
     """Run layer number `index`; its dropout has a key for each row and layer."""
     if row_keys_B is not None:
         row_keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
-    return block(x_BTD, positions_BT, segments_BT, row_keys_B)
+    return block(x_BTD, positions_BT, segments_BT, row_keys_B, index)
 
 
 class Transformer(nnx.Module):
@@ -358,7 +369,7 @@ class Transformer(nnx.Module):
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT, positions_BT)
         new_cache = []
-        for block, layer_cache in zip(self.blocks(), cache, strict=True):
-            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
+        for index, block in enumerate(self.blocks()):
+            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, cache[index], index)
             new_cache.append(layer_cache)
         return self.head(self.final_norm(x_BTD)), new_cache

@@ -40,6 +40,7 @@ SHAPES = {
         "head_width": 6,
         "head_norm": True,
         "window": 4,
+        "window_from": 1,
         "attention_bias": "inputs",
         "bias": False,
         "vocab_rows": VOCAB + 3,
@@ -141,7 +142,7 @@ def oracle_logits(config, params, tokens):
                 key = norm(key, layer["attention"]["key_norm"])
             scores = spin(query) @ spin(key).T / np.sqrt(head_width)
             scores[np.triu_indices(len(tokens), 1)] = -np.inf
-            if config.window:
+            if config.window and i >= config.window_from:
                 scores[np.tril_indices(len(tokens), -config.window)] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
