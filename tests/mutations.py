@@ -292,8 +292,7 @@ FAULTS = [
     ),
     Fault(
         "a query sees the next key", "lm/models/attention.py",
-        "jnp.arange(start, end)[:, None] >= jnp.arange(end)",
-        "jnp.arange(start, end)[:, None] + 1 >= jnp.arange(end)",
+        "mask = query_T1 >= key_S", "mask = query_T1 + 1 >= key_S",
         "lm/models/test_attention.py blockwise",
     ),
     Fault(
@@ -307,7 +306,7 @@ FAULTS = [
         "lm/models/test_attention.py heads",
     ),
     Fault(
-        "positions do not restart", "lm/models/attention.py",
+        "positions do not restart", "lm/models/rotary.py",
         "return index_T - start_BT", "return index_T + 0 * start_BT",
         "lm/models/test_transformer.py packed or positions",
     ),

@@ -102,9 +102,12 @@ class Checkpoints:
         self, step: int, program: Program, state: TrainState, score: Score | None
     ) -> None:
         """Start to save. The arrays are copied to the host before this returns."""
+        self.save_parts(step, split_state(program.portable(state)), score)
+
+    def save_parts(self, step: int, parts: dict[str, Any], score: Score | None) -> None:
+        """Start to save parts of a state; a run can begin with `params` alone."""
         self.wait()
         metrics = score and score._asdict()
-        parts = split_state(program.portable(state))
         try:
             self.before_save(step)
             response = self.checkpointer.save_checkpointables_async(
@@ -146,8 +149,13 @@ class Checkpoints:
             f"the last complete one is {f'of step {whole[-1]}' if whole else 'none'}"
         )
 
-    def restore(self, program: Program) -> TrainState | None:
+    def restore(
+        self, program: Program, begin: Callable[[Any], TrainState] | None = None
+    ) -> TrainState | None:
         """Load the newest whole checkpoint into the program's layout; None if none.
+
+        `begin` makes a portable state of the parameters that a run begins with; None: it
+        is not one that began with parameters.
 
         Damaged ones after it are set aside under another name, never deleted. Raises
         OSError, with all left as they are, if there are checkpoints and none is whole.
@@ -155,7 +163,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                state = self.load_state(step, program)
+                state = self.load_state(step, program, begin)
             except OSError as error:
                 damaged[step] = str(error)
                 continue
@@ -170,15 +178,27 @@ class Checkpoints:
             )
         return None
 
-    def load_state(self, step: int, program: Program) -> TrainState:
+    def load_state(
+        self, step: int, program: Program, begin: Callable[[Any], TrainState] | None
+    ) -> TrainState:
         """Load a state; parts that only another strategy needs are left out."""
         like = program.abstract_portable
+        if begin and self.begins(step):
+            return begin(self.load(step, {"params": like.params})["params"])
         comm, remark = self.usable(step, like.comm, program)
         like = like._replace(comm=comm)
         state = join_state(self.load(step, split_state(like)), like)
         if remark:
             say(remark)
         return state
+
+    def begins(self, step: int) -> bool:
+        """Tell whether a checkpoint has only the parameters that a run begins with."""
+        try:
+            parts = self.checkpointer.checkpointables_metadata(step).metadata
+        except Exception:  # damaged: loading will report it
+            return False
+        return set(parts) == {"params"}
 
     def usable(self, step: int, comm: Any, program: Program) -> tuple[Any, str]:
         """Return the `comm` of a checkpoint that the program can use, and what to say.

@@ -10,7 +10,7 @@ import jax
 from configs.base import Experiment
 from experiments.processes.faults import Fault
 from experiments.processes.messages import human, is_main_process, say, size
-from experiments.run.build import Run
+from experiments.run.build import Run, beginning
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
@@ -66,7 +66,7 @@ def guarded_train(
         extra = extra_arrays(run.data.train, row_order(config))
         compiled = pool.submit(compile_steps, config, program, extra)
         with clock("checkpoint"):
-            state = checkpoints.restore(program)
+            state = checkpoints.restore(program, partial(beginning, run))
         start = int(state.step) if state else 0
         with clock("compile"):
             if state is None:

@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
-from experiments.run.build import build_task
+from experiments.run.build import build_task, plain_task
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.ngram_counts import config_counting, model_of, saved_counts
 from experiments.run.workdir import read_config, read_description, read_tokenizer
+from lm.compress.config import finished
 from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, rows_folder
 from lm.task import Params, Task
 from parallel.mesh import data_mesh
@@ -30,9 +31,10 @@ def define_checkpoint() -> flags.FlagHolder:
 def load_run(
     workdir: pathlib.Path, checkpoint: str
 ) -> tuple[Experiment, Task, Params, int, Mesh]:
-    """Load a checkpoint's parameters, whole on every device.
+    """Load a checkpoint's parameters, whole on every device, and the plain Task of them.
 
-    Raises ValueError if the run or the checkpoint is not there.
+    Compressed parameters are multiplied out and dequantised. Raises ValueError if the run
+    or the checkpoint is not there.
     """
     config = read_config(workdir)
     mesh = data_mesh(-1)
@@ -40,8 +42,8 @@ def load_run(
     folder = workdir / "checkpoints"
     if not folder.is_dir():  # Orbax would make it
         raise ValueError(f"{folder} holds no checkpoint yet")
-    task = build_task(config, vocab_size)
-    shapes, finish = saved_params(config, task, vocab_size, mesh)
+    task = plain_task(config, vocab_size)
+    shapes, finish = saved_params(config, vocab_size, mesh)
     replicated = NamedSharding(mesh, P())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
@@ -59,9 +61,10 @@ def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
     prepared again from the text; ValueError if that gives other data.
     """
     fingerprint = read_description(workdir)["fingerprint"]
-    data = load_prepared(config.data, fingerprint)
+    data = load_prepared(config.data, fingerprint) if fingerprint else None
     if data is None:
-        check_text(workdir, config, fingerprint)
+        if fingerprint:
+            check_text(workdir, config, fingerprint)
         data = prepare(config.data)
     if data.tokenizer.to_str() != read_tokenizer(workdir).to_str():
         raise ValueError(
@@ -89,11 +92,15 @@ def check_text(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> N
 
 
 def saved_params(
-    config: Experiment, task: Task, vocab_size: int, mesh: Mesh
+    config: Experiment, vocab_size: int, mesh: Mesh
 ) -> tuple[Params, Callable[[Params], Params]]:
     """Return the shapes in a checkpoint, and a function from its arrays to parameters."""
     if config.model.trained_by != "counts":
-        return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
+        task = build_task(config, vocab_size)
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        if not config.compress.changes_task:
+            return shapes, lambda params: params
+        return shapes, jax.jit(lambda params: finished(params, config.compress))
     counting = config_counting(config, vocab_size)
     return saved_counts(counting, mesh), partial(model_of, counting)
 
