@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.tree_util import DictKey
 
-from parallel.balance import balanced
+from parallel.balance.lists import balanced
 from parallel.forms.fragments import subtree
 from parallel.pipeline.stacking import OUTSIDE
 from parallel.program import Params
