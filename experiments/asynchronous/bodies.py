@@ -5,6 +5,7 @@ travel: a worker reads those of a number from the prepared data, which is in the
 its machine, or is prepared there.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -73,7 +74,8 @@ class WorkerProcess:
         time.sleep(max(0.0, least - computed))
         return told._replace(seconds=computed), kept, *payloads
 
-    def ping(self) -> None: ...
+    def ping(self) -> int:
+        return os.getpid()
 
 
 class ShardProcess:
@@ -93,4 +95,5 @@ class ShardProcess:
     def snapshot(self) -> Snapshot:
         return self.shard.snapshot()
 
-    def ping(self) -> None: ...
+    def ping(self) -> int:
+        return os.getpid()

@@ -34,6 +34,7 @@ from parallel.server.worker import Order, Private, Told
 
 CODE = [pathlib.Path(module.__path__[0]) for module in (lm, parallel, configs, experiments)]
 STORE_BYTES = 128 << 20  # of the object store, and what it holds of the run
+MOST_DEATHS = 20  # of workers and shards without an update between them
 Command = tuple  # the name of a shard's method, its arguments, what each shard gets besides
 
 
@@ -57,6 +58,9 @@ class RayPool:
         self.shards = [self.new_shard(i) for i in range(len(shards))]
         self.workers = [self.new_worker(w) for w in range(len(privates))]
         self.private = [self.ray.put(private) for private in privates]
+        # An error that each start would meet again shows here, and not as deaths.
+        self.ray.get([actor.ping.remote() for actor in [*self.shards, *self.workers]])
+        self.deaths = 0  # since the last update
         self.doing: dict[int, list[Any]] = {}  # worker -> what it will return
         self.done: dict[int, list[Any]] = {}
         self.merged: list[int] = []
@@ -98,15 +102,19 @@ class RayPool:
     def revive(self, index: int, error: Exception) -> Any:
         """Begin a dead shard again; return what stands for its last answer.
 
-        Any error but its death is raised.
+        Any error but its death is raised, and so is one death too many.
         """
-        if not self.is_death(error):
-            raise error
+        self.check_death(error)
         self.shards[index] = self.new_shard(index)
         answer = None
         for command in self.log:
             answer = self.send(index, command)
         return answer
+
+    def check_death(self, error: Exception) -> None:
+        self.deaths += 1
+        if not self.is_death(error) or self.deaths > MOST_DEATHS:
+            raise error
 
     def is_death(self, error: Exception) -> bool:
         kinds = self.ray.exceptions
@@ -127,8 +135,7 @@ class RayPool:
         try:
             found = self.ray.get(first)
         except Exception as error:
-            if not self.is_death(error):
-                raise
+            self.check_death(error)
             self.heal(worker)
             return worker, None
         self.done[worker] = answers[1:]
@@ -153,6 +160,7 @@ class RayPool:
 
     def apply(self, update: int, square: float, factor: float, loss: float) -> float:
         rates = self.answers(self.tell("apply", update, square, factor, loss))
+        self.deaths = 0
         for worker in self.merged:
             self.private[worker] = self.done.pop(worker)[0]
         if update % self.config.snapshot_every == 0:

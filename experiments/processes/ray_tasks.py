@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import socket
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -50,7 +51,9 @@ def start_ray(
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         here = {"num_cpus": num_cores, "object_store_memory": store_bytes}
-        ray.init("local", include_dashboard=False, **here, **quiet)
+        with warnings.catch_warnings():  # JAX warns of forks; Ray's children are others
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            ray.init("local", include_dashboard=False, **here, **quiet)
         return
     shipped = {"py_modules": [str(folder) for folder in code]}
     try:

@@ -118,7 +118,7 @@ class Session:
         step, snapshots = int(state.step), []
         for params in cut(state.params, self.config.shards):
             opt = part_of(state.opt, first_opt(self.parts.rules.optimizer, params))
-            snapshots.append(Snapshot(step, step, params, opt, {}, {}))
+            snapshots.append(Snapshot(step, step, params, jax.device_get(opt), {}, {}))
         self.pool.start(snapshots, privates)
 
     def launch(self, worker: int, number: int, version: int, rows: Rows) -> None:

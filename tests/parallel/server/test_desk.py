@@ -1,0 +1,93 @@
+"""The rules of numbers on random schedules: none lost, none repeated, no lag too large."""
+
+import random
+
+import pytest
+
+from parallel.server.desk import (
+    give_back,
+    hand,
+    join,
+    lag,
+    leave,
+    may_start,
+    open_desk,
+    take,
+)
+
+SCHEDULES, EVENTS = 100_000, 12
+
+
+def test_random_schedules_lose_and_repeat_nothing_and_keep_the_bound():
+    rng = random.Random(0)
+    seen = {"died": 0, "blocked": 0, "restored": 0, "left": 0, "at the bound": 0}
+    for _ in range(SCHEDULES):
+        run_schedule(rng, seen)
+    assert min(seen.values()) > 1000, seen
+
+
+def run_schedule(rng: random.Random, seen: dict[str, int]) -> None:
+    """Check a random run against sets of numbers and lists of pushes."""
+    workers, bound = list(range(rng.randint(1, 4))), rng.choice([None, 0, 1, 2, 3])
+    desk, applied, pushes = open_desk(workers), set(), dict.fromkeys(workers, 0)
+    most = len(workers)
+    for _ in range(EVENTS):
+        worker, event = rng.choice(workers), rng.random()
+        if worker not in desk.out:
+            ahead = pushes[worker] - min(pushes.values())
+            allowed = bound is None or ahead <= bound
+            assert may_start(desk, worker, bound, None) == allowed
+            assert lag(desk, worker) == ahead
+            if not allowed:
+                seen["blocked"] += 1
+                continue
+            seen["at the bound"] += ahead == bound
+            free = next(n for n in range(99) if n not in applied | set(desk.out.values()))
+            desk, number = hand(desk, worker)
+            assert number == free
+        elif event < 0.75:
+            number = desk.out[worker]
+            assert number not in applied
+            applied.add(number)
+            pushes[worker] += 1
+            desk = take(desk, worker)
+        elif event < 0.85:
+            seen["died"] += 1
+            desk = give_back(desk, worker)
+        elif event < 0.95 or len(workers) == 1:
+            seen["restored"] += 1  # the position is all that is left of numbers
+            clocks = desk.clocks
+            desk = open_desk(workers, desk.next, desk.missing)._replace(clocks=clocks)
+        else:
+            seen["left"] += 1
+            desk = join(leave(desk, worker), worker)
+            pushes[worker] = min(n for other, n in pushes.items() if other != worker)
+        assert set(range(desk.next)) - set(desk.missing) == applied
+        assert len(desk.missing) <= most
+
+
+def test_an_end_leaves_no_number_out():
+    desk, applied = open_desk(range(3)), []
+    while any(may_start(desk, w, None, 7) for w in range(3)) or desk.out:
+        for worker in range(3):
+            if may_start(desk, worker, None, 7):
+                desk, _ = hand(desk, worker)
+        worker = max(desk.out)
+        if desk.out[worker] == 3 and 3 not in applied and desk.clocks[worker] < 5:
+            applied.append(3)  # this once, the worker dies
+            desk = give_back(desk, worker)
+            assert may_start(desk, worker, None, 7)
+            desk, number = hand(desk, worker)
+            assert number == 3
+            applied.remove(3)
+        applied.append(desk.out[worker])
+        desk = take(desk, worker)
+    assert sorted(applied) == list(range(7)) and (desk.next, desk.missing) == (7, [])
+
+
+def test_what_cannot_be_is_refused():
+    desk, _ = hand(open_desk(range(2)), 0)
+    with pytest.raises(ValueError, match="worker 0 still works on number 0"):
+        hand(desk, 0)
+    with pytest.raises(ValueError, match="worker 1 has no number"):
+        take(desk, 1)

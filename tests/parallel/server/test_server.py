@@ -1,0 +1,179 @@
+"""Laws of the parameter server, against a textbook's loop over the same schedule."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from parallel.exchange.config import ExchangeConfig
+from parallel.mesh import data_mesh
+from parallel.server.config import ServerConfig
+from parallel.server.program import Line
+from parallel.server.replay import audit, by_update, replay
+from tests.parallel.server.line import (
+    assert_near,
+    assert_same,
+    learner,
+    mean_gradient,
+    program,
+    rows,
+    start,
+    take,
+)
+from tests.parallel.toy import assert_equal, one_device, sgd_program, train
+
+CLIPPED = optax.chain(optax.clip_by_global_norm(0.2), optax.adam(0.05))
+RATE = 0.5
+SLOW = (1, 1, 3)
+
+
+def minus(params, factor, grads):
+    return jax.tree.map(lambda w, g: w - factor * g, params, grads)
+
+
+def test_sync_equals_one_device_and_itself():
+    """On unequal token counts, with a clip over the leaves of both shards."""
+    server = sgd_program("parameter_server", 1, dropout=0.2)
+    _, params, losses = train(server)
+    expected, expected_losses = one_device(dropout=0.2)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    assert_equal(params, expected, rtol=2e-6)
+    _, again, _ = train(server)
+    assert_same(again, params)
+
+
+def test_clipping_by_the_global_norm_does_not_depend_on_the_shards():
+    whole, *others = [
+        take(p, p.init(jax.random.key(1)), 6)[1]
+        for p in (program(CLIPPED, workers=2, shards=n) for n in (1, 2, 3))
+    ]
+    unclipped = program(optax.adam(0.05), workers=2, shards=3)
+    assert not np.allclose(
+        take(unclipped, unclipped.init(jax.random.key(1)), 6)[1]["table"], whole["table"]
+    )
+    for other in others:
+        assert_near(other, whole, 2e-6)
+
+
+def by_hand(lines: list[Line], compensation: float, weigh: str):
+    """Apply a schedule with plain SGD, in NumPy, from the versions that it names."""
+    params, versions = start(), [start()]
+    for line in lines:
+        then = versions[line.version]
+        grads = jax.device_get(mean_gradient(then, rows(64)[line.number]))
+        late = jax.tree.map(
+            lambda g, w, old: g + compensation * g * g * (w - old), grads, params, then
+        )
+        staleness = line.update - 1 - line.version
+        factor = 1 / max(staleness, 1) if weigh == "inverse" else 1
+        params = minus(params, RATE * factor, late)
+        versions.append(params)
+    return params
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {},
+        {"compensation": 2.0},
+        {"weigh": "inverse"},
+        {"optimizer": "worker"},
+        {"mode": "ssp", "staleness": 1, "jitter": 0.5},
+    ],
+)
+def test_late_pushes_as_by_hand(server):
+    server = {"mode": "async", "workers": 3, "slow": SLOW} | server
+    p = program(optax.sgd(RATE), **server)
+    _, params, lines = take(p, p.init(jax.random.key(1)), 14)
+    compensation, weigh = server.get("compensation", 0.0), server.get("weigh", "none")
+    assert_near(params, by_hand(lines, compensation, weigh), 1e-5)
+    plain = by_hand(lines, 0.0, "none")
+    changed = compensation or weigh == "inverse"
+    assert changed != np.allclose(params["table"], plain["table"], rtol=1e-4)
+    assert max(line.update - 1 - line.version for line in lines) > 2
+    found = audit(lines, *position(p, lines), ServerConfig(**server))
+    assert (found.applied, found.lost, found.repeated) == (14, 0, 0)
+    assert found.max_lag == max(line.lag for line in lines)
+    if server["mode"] == "ssp":
+        assert found.max_lag == 1
+    else:
+        assert found.max_lag > 1
+
+
+def position(p, lines):
+    """Return the position that a list of pushes stands for."""
+    applied = {line.number for line in lines}
+    end = max(applied) + 1
+    return end, sorted(set(range(end)) - applied)
+
+
+def test_ssp_without_staleness_is_sync_with_a_part_of_the_rate():
+    """W numbers of a clock are one batch of sync; rows are full, so means are alike."""
+    num, clocks = 4, 3
+    numbers = rows(num * clocks, full=True)
+    joined = [
+        {name: np.concatenate([x[name] for x in numbers[i : i + num]]) for name in x0}
+        for i, x0 in ((i, numbers[i]) for i in range(0, num * clocks, num))
+    ]
+    server = {"workers": num, "shards": 2}
+    sync = program(optax.sgd(RATE), **server)
+    _, together, _ = take(sync, sync.init(jax.random.key(1)), clocks, joined)
+    apart = program(
+        optax.sgd(RATE / num), mode="ssp", staleness=0, slow=(1, 2, 1, 1), **server
+    )
+    _, one_by_one, lines = take(
+        apart, apart.init(jax.random.key(1)), num * clocks, [*numbers, *numbers]
+    )
+    assert_near(one_by_one, together, 2e-6)
+    assert {line.lag for line in lines} == {0}
+    expected = start()
+    for batch in joined:
+        expected = minus(expected, RATE, jax.device_get(mean_gradient(expected, batch)))
+    assert_near(together, expected, 2e-6)
+
+
+KEPT = [
+    {"exchange": {"codec": "top_k", "keep": 0.2}},
+    {"exchange": {"codec": "int8"}, "compress_pulls": True},
+    {"optimizer": "worker"},
+]
+
+
+@pytest.mark.parametrize("server", KEPT, ids=["top_k", "int8 both ways", "own optimizer"])
+def test_a_run_that_stops_goes_on_and_replays_to_the_bit(server):
+    """What was out is handed out first; residuals and workers' optimizers go on."""
+    exchange = server.get("exchange", {})
+    server = {k: x for k, x in server.items() if k != "exchange"}
+    server |= {"mode": "async", "workers": 3, "slow": SLOW}
+    p = program(CLIPPED, 16, exchange, **server)
+    state, _, lines = take(p, p.init(jax.random.key(1)), 7)
+    saved = jax.device_get(p.portable(state))
+    missing = [n for n in saved.comm["missing"].tolist() if n >= 0]
+    assert position(p, lines) != (saved.comm["next"], missing)  # some are out above
+    taken = {line.number for line in lines}
+    assert taken == set(range(int(saved.comm["next"]))) - set(missing) and missing
+    take(p, state, 2)  # workers run on, and what they do is lost
+    state, _, more = take(p, p.adopt(saved), 2)
+    assert {line.number for line in more} <= set(missing)
+    state, params, rest = take(p, state, 7)
+    lines = [*lines, *more, *rest]
+    config, exchange = ServerConfig(**server), ExchangeConfig(**exchange)
+    assert audit(lines, 16, [], config)[:3] == (16, 0, 0)
+    arguments = (learner(CLIPPED, 16), data_mesh(1), config, exchange, 1)
+    key, draw = jax.random.key(1), rows(64).__getitem__
+    assert_same(replay(*arguments, lines, draw, key), params)
+    other = [line._replace(number=line.number ^ 1) for line in lines]
+    assert not np.array_equal(
+        replay(*arguments, other, draw, key)["table"], params["table"]
+    )
+
+
+def test_an_audit_sees_what_is_lost_or_repeated():
+    lines = [Line(u, u % 2, n, 0, False, 0, 1) for u, n in enumerate([0, 1, 1, 3], 1)]
+    found = audit(lines, 5, [4], ServerConfig(mode="async", workers=2))
+    assert (found.applied, found.lost, found.repeated, found.max_staleness) == (4, 1, 1, 3)
+    both = [Line(1, w, 0, 0, True, 0, 1) for w in (0, 1)] + [Line(2, 0, 1, 1, False, 0, 1)]
+    found = audit(both, 2, [], ServerConfig(workers=2))
+    assert (found.lost, found.repeated) == (1, 0)
+    with pytest.raises(ValueError, match="no push of update 2"):
+        by_update([lines[0], lines[2]])
