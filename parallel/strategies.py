@@ -383,7 +383,7 @@ class ParallelConfig:
     accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
     # how fast each replica is, in any unit: a faster one takes more microbatches, of the
     # accumulation x replicas of a step; (): all take the same number
-    speeds: tuple[float, ...] = field(
+    speeds: tuple = field(
         default=(), metadata={"only": where(uneven=True), "decides": False}
     )
     # replicas that compute for longer than others: ignore them; name: measure all, and name

@@ -465,6 +465,51 @@ FAULTS = [
         'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
         "experiments/run/test_checkpoint.py every_strategy and fsdp",
     ),
+    Fault(
+        "a replica leaves out the last of its own microbatches", "parallel/program.py",
+        "jax.lax.fori_loop(*turns, turn, zeros)",
+        "jax.lax.fori_loop(turns[0], jnp.maximum(turns[0], turns[1] - 1), turn, zeros)",
+        "parallel/test_uneven.py exact",
+    ),
+    Fault(
+        "microbatches do not move", "parallel/uneven.py",
+        "self.counts_W = self.counts_W, moved_counts(self.counts_W, self.seconds_W)",
+        "self.counts_W = self.counts_W, self.counts_W",
+        "parallel/test_uneven.py dealer",
+    ),
+    Fault(
+        "a dead worker's pieces are forgotten", "parallel/balance/simulate.py",
+        "pool = tuple(sorted(self.left - taken))",
+        "pool = tuple(sorted(self.left - taken)) if not self.ran else ()",
+        "parallel/balance/test_simulate.py",
+    ),
+    Fault(
+        "sufferage takes the piece that suffers least", "parallel/balance/plans.py",
+        "np.argmax(two[:, 1] - two[:, 0])", "np.argmin(two[:, 1] - two[:, 0])",
+        "parallel/balance/test_policies.py papers",
+    ),
+    Fault(
+        "work moves at any difference", "parallel/balance/online.py",
+        "if ends_M[alive].max() <= (1 + START_MOVING) * mean:",
+        "if ends_M[alive].max() <= mean:",
+        "parallel/balance/test_policies.py far_out",
+    ),
+    Fault(
+        "a slow step is a straggler at once", "parallel/balance/stragglers.py",
+        "np.flatnonzero(self.above_W >= STEPS)", "np.flatnonzero(self.above_W)",
+        "parallel/balance/test_stragglers.py",
+    ),
+    Fault(
+        "halves are level, and quarters are not", "lm/data/rows/level.py",
+        "[half[level(tokens_B[half])] for half in halves]", "list(halves)",
+        "lm/data/test_level.py split",
+    ),
+    Fault(
+        "the optimum does not know of a slow worker",
+        "experiments/studies/balance/optimum.py",
+        "rows.append((worker, 1.0, share, at * (1 - share)))", "pass",
+        "experiments/studies/test_balance.py all_assignments",
+    ),
 ]  # fmt: skip
 
 

@@ -110,4 +110,5 @@ def row_order(config: Experiment) -> Order:
         data.lengths,
         data.source_len,
         data.spans if data.packing == "spans" else None,
+        data.level,
     )

@@ -70,6 +70,9 @@ class DataConfig(TextsConfig):
     # batches of rows of about the same length, cut to it: the shorter the rows, the more of
     # them, so that batch_size x seq_len positions are in each (pairs, or packing=none)
     equal_tokens: bool = False
+    # arrange the rows of a batch over the devices so that these have about the same number
+    # of tokens (pairs, or packing=none)
+    level: bool = field(default=False, metadata={"decides": False})
     # first_fit: documents share rows; concat: one stream, no mask; none: each has its own
     # rows, filled up with padding; spans: pairs of a text and runs taken out of it (T5)
     packing: str = field(
@@ -111,6 +114,7 @@ class DataConfig(TextsConfig):
         self.validate_sources()
         self.validate_strata()
         self.validate_equal_tokens()
+        self.validate_level()
         check_growth(self.batch_size, self.growth, self.shards)
         self.validate_source_len()
 
@@ -217,6 +221,20 @@ class DataConfig(TextsConfig):
             raise ValueError(
                 f"data.equal_tokens halves rows, but data.seq_len {self.seq_len} and "
                 f"data.source_len {self.source_len} cannot be halved; give even numbers"
+            )
+
+    def validate_level(self) -> None:
+        if not self.level:
+            return
+        if not self.pairs and self.packing != "none":
+            raise ValueError(
+                f"data.level is set, but data.packing is {self.packing!r}, which fills all "
+                "rows; set data.packing=none, or unset it"
+            )
+        if self.shards > 1:
+            raise ValueError(
+                f"data.level is set, but data.shards {self.shards} says which rows are on "
+                "which replica; unset one of them"
             )
 
     def validate_shards(self) -> None:

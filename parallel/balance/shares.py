@@ -17,10 +17,10 @@ def check_speeds(speeds: Sequence[float], num_workers: int, name: str) -> None:
             "one for each"
         )
     for worker, speed in enumerate(speeds):
-        if not 0 < speed < math.inf:
+        if not isinstance(speed, (int, float)) or not 0 < speed < math.inf:
             raise ValueError(
-                f"{name}[{worker}] is {speed}; a speed is above 0, in any unit, and only "
-                "the ratios of the speeds count"
+                f"{name}[{worker}] is {speed!r}; a speed is a number above 0, in any unit: "
+                "only the ratios of the speeds count"
             )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from lm.data.rows.augment import AugmentConfig, damaged
 from lm.data.rows.buckets import Buckets, cut
 from lm.data.rows.growth import Growth, rows_at, rows_before
+from lm.data.rows.level import level
 from lm.data.rows.parts import Part, parts_of, strata_of
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.spans import SpansConfig, another
@@ -37,6 +38,7 @@ class Order(NamedTuple):
     lengths: tuple[int, ...] = ()  # of rows in batches of equal tokens; (): all are whole
     source_len: int = 0  # of pairs
     spans: SpansConfig | None = None  # of pairs that are corrupted anew in each epoch
+    level: bool = False  # devices have about the same number of tokens
 
     def parts(self, rows: Rows) -> list[list[Part]]:
         return parts_of(rows, self.sampling, self.source_weights)
@@ -132,8 +134,8 @@ def batch_reader(
     """Return the function from a step, from 0, to this process's rows of its batch.
 
     A process loads only its own contiguous part of each global batch. `row` is the place of
-    a row in the global batch; dropout depends on it. `inputs`, if it is there, is what the
-    model reads instead of `tokens`.
+    a row in the global batch before rows are levelled; dropout depends on it. `inputs`, if
+    it is there, is what the model reads instead of `tokens`.
     """
     places, extra = places_of(rows, order), extra_arrays(rows, order)
     damages = [order.augment.acts_on(name) for name in strata_of(rows)[1]]
@@ -146,7 +148,11 @@ def batch_reader(
     def batch(step: int) -> dict[str, np.ndarray]:
         num_rows, length = places.shape(step)
         local = num_rows // num_processes
-        mine = np.arange(process * local, (process + 1) * local, dtype=np.int32)
+        every = np.arange(num_rows, dtype=np.int32)
+        if order.level:
+            index = [places(step, place).row for place in every.tolist()]
+            every = every[level(np.count_nonzero(rows.segments[index], axis=1))]
+        mine = every[process * local : (process + 1) * local]
         found = [places(step, place) for place in mine.tolist()]
         batch = read_batch(rows, [each.row for each in found], mine)
         if "weights" in extra:

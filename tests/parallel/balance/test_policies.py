@@ -237,7 +237,8 @@ def test_one_of_eight_workers_is_ten_times_slower():
 def test_wrong_speeds_and_names_are_refused():
     for speeds, error in [
         ((1, 2), "has 2 speeds, and there are 3 workers"),
-        ((1, 0, 2), r"speeds\[1\] is 0; a speed is above 0"),
+        ((1, 0, 2), r"speeds\[1\] is 0; a speed is a number above 0"),
+        (("fast", 1, 1), r"speeds\[0\] is 'fast'; a speed is a number"),
         ((1, 2, -1), r"speeds\[2\] is -1"),
         ((math.inf, 1, 1), r"speeds\[0\] is inf"),
         ((1, math.nan, 1), r"speeds\[1\] is nan"),
