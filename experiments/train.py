@@ -11,8 +11,15 @@ of devices and under any strategy. With larger --config.steps, a complete run tr
 
 import contextlib
 
+import jax
 from absl import flags
 
+from experiments.planning.out_of_memory import (
+    explained,
+    is_out_of_memory,
+    settled,
+    start_again,
+)
 from experiments.processes import join, topology
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
@@ -25,6 +32,7 @@ from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
+from parallel.mesh import batch_degree
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -33,6 +41,13 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print memory and bytes on the wire; train nothing."
 )
 TOPOLOGY = topology.define_flag()
+ON_OOM = flags.DEFINE_enum(
+    "on_oom",
+    "stop",
+    ["stop", "accumulate"],
+    "Without memory: stop with the part that is the largest, or start again with twice as "
+    "many microbatches, which gives the same losses.",
+)
 STOP_AT = flags.DEFINE_integer(
     "stop_at",
     None,
@@ -56,6 +71,7 @@ def main() -> None:
             if TOPOLOGY.value and not DRY_RUN.value:
                 raise ValueError("--topology compiles and runs nothing; add --dry_run")
             devices = start_devices(TOPOLOGY.value, config)
+            config = settled(config, devices)
             mesh = check(config, devices)
             if folder is None:
                 with topology.compiler_errors(compiled(config, "tpu")):
@@ -83,8 +99,19 @@ def main() -> None:
             config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
         )
         run = Run(config, folder, data, task, program, clock)
-        with user_errors(OSError, FloatingPointError):
-            train(run, STOP_AT.value, profiled)
+        try:
+            with user_errors(OSError, FloatingPointError):
+                train(run, STOP_AT.value, profiled)
+            return
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            message = explained(error, config, mesh)
+    # Here the workdir is free again.
+    with user_errors():
+        if ON_OOM.value == "accumulate":
+            start_again(config, batch_degree(mesh))
+        raise ValueError(message)
 
 
 def profiled_steps(flag: str | None) -> range:

@@ -119,12 +119,24 @@ def parse_flags(argv: list[str]) -> list[str]:
     with user_errors():
         config = named_config(argv)
         check_override_names(argv, config)
+        argv = numbers_for_words(argv, config)
         try:
             return flags.FLAGS(argv)
         except flags.IllegalFlagValueError as error:
             raise ValueError(explain_value(str(error), config)) from None
         except flags.Error as error:
             raise ValueError(str(error)) from None
+
+
+def numbers_for_words(argv: list[str], config: Experiment) -> list[str]:
+    """Replace words that stand for numbers, as in --config.parallel.accumulation=auto."""
+    words = {
+        f"{dashes}config.{field.name}={word}": f"--config.{field.name}={number}"
+        for field in fields.walk(config)
+        for word, number in field.metadata.get("words", {}).items()
+        for dashes in ("-", "--")
+    }
+    return [words.get(argument, argument) for argument in argv]
 
 
 def named_config(argv: list[str]) -> Experiment:

@@ -52,6 +52,8 @@ class Machine(NamedTuple):
     # Bytes of the compiled program, for each layer that it writes out; it lies in the
     # memory of a TPU. The mean over the cells of results/tpu.jsonl.
     program: float = 0.0
+    # Measured by kind of collective, where that is known; it stands for all links.
+    collectives: dict[str, Link] = {}
 
     @property
     def platform(self) -> str:

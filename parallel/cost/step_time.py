@@ -31,6 +31,7 @@ class Collective(NamedTuple):
     sent_bytes: float
     count: float  # collectives in a step
     sends: float  # sends of one collective that follow each other
+    kind: str = "all-reduce"
     hides: bool = False  # may run beside products
 
 
