@@ -92,8 +92,8 @@ def explained(error: Exception, config: Experiment, mesh: jax.sharding.Mesh) -> 
     return (
         f"out of memory: {said}. By the plan {named(one)} takes "
         f"{size(one.memory_bytes)} of a device's {size(one.limit)}; the largest part is "
-        f"{part}, {size(one.memory[part])}: {LOWERED_BY[part]}; --on_oom=accumulate starts again "
-        "with twice as many microbatches"
+        f"{part}, {size(one.memory[part])}: {LOWERED_BY[part]}; --on_oom=accumulate starts "
+        "again with twice as many microbatches"
     )
 
 

@@ -221,7 +221,14 @@ def weigh(
         one.name: machine.collectives.get(one.kind) or slowest(hardware, degrees, one.axes)
         for one in sent
     }
-    waits = {one.name: collective_seconds(one, links[one.name]) for one in sent}
+    half = memory.compute_bytes(model) < 4 and machine.platform != "cpu"
+    waits = {
+        one.name: collective_seconds(
+            one._replace(sent_bytes=one.sent_bytes / 2) if one.narrows and half else one,
+            links[one.name],
+        )
+        for one in sent
+    }
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }

@@ -76,7 +76,8 @@ def stream_part(config: Any, mesh: Mesh, cut: Cut) -> Collective:
     tensor, count = mesh.shape[TENSOR], 4 * cut.num_layers + 2
     sent = count * 2 * cut.carry / batch_degree(mesh) * (tensor - 1) / tensor
     times = config.accumulation * count
-    return Collective("stream", (TENSOR,), sent, times, 2 * (tensor - 1))
+    steps = 2 * (tensor - 1)
+    return Collective("stream", (TENSOR,), sent, times, steps, narrows=True)
 
 
 def pipeline_parts(config: Any, mesh: Mesh, cut: Cut) -> list[Collective]:
