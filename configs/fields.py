@@ -11,6 +11,7 @@ component writes this dict without importing this module:
                                    only if each of these other fields has one of its values;
                                    otherwise the field must keep its default; a name that
                                    begins with a dot is of the same config
+  words                            {word: number}: words that a flag may give instead
   decides                          False: the field does not decide the numbers of a run, so
                                    it may differ when the run continues
 """
@@ -31,7 +32,7 @@ BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "at_most": ("at most", lambda value, bound: value <= bound),
     "below": ("below", lambda value, bound: value < bound),
 }
-KEYS = {*BOUNDS, "choices", "only", "decides"}
+KEYS = {*BOUNDS, "choices", "only", "words", "decides"}
 
 
 class Field(NamedTuple):

@@ -13,6 +13,7 @@ hundredth of the bytes.
 
 import jax
 
+from experiments.planning.out_of_memory import settled
 from experiments.processes import join, topology
 from experiments.processes.messages import user_errors
 from experiments.run import startup
@@ -32,6 +33,7 @@ def main() -> None:
         # Without this, a cached program could name the line numbers of an older file.
         jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
         check_compiles(config)
+        config = settled(config, devices)
         mesh = check(config, devices)
     print(f"{config.parallel.strategy} over {dict(mesh.shape)}\n")
     with topology.compiler_errors(compiled(config, "tpu")):

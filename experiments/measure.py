@@ -37,6 +37,7 @@ from configs.base import Experiment
 from experiments.costs.duty_cycle import traced_duty_cycle
 from experiments.costs.machine import are_emulated, cores, peak_memory_bytes, product_limit
 from experiments.costs.step import absent_costs, compiled_costs
+from experiments.planning.out_of_memory import settled
 from experiments.processes import join, topology
 from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, user_errors
@@ -126,6 +127,7 @@ def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         devices = start_devices(TOPOLOGY.value, config)
+        config = settled(config, devices)
         mesh = check(config, devices)
     with topology.compiler_errors(compiled(config, "tpu")):
         figures = measure_absent(config, mesh) if devices else measure(config)

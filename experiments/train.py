@@ -11,9 +11,16 @@ of devices and under any strategy. With larger --config.steps, a complete run tr
 
 import contextlib
 
+import jax
 from absl import flags
 
 from experiments.asynchronous.pool import pool_of
+from experiments.planning.out_of_memory import (
+    explained,
+    is_out_of_memory,
+    settled,
+    start_again,
+)
 from experiments.processes import join, topology
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
@@ -36,6 +43,7 @@ from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
 from lm.data.rows.checked import CorruptRows
+from parallel.mesh import batch_degree
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -44,6 +52,13 @@ DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print memory and bytes on the wire; train nothing."
 )
 TOPOLOGY = topology.define_flag()
+ON_OOM = flags.DEFINE_enum(
+    "on_oom",
+    "stop",
+    ["stop", "accumulate"],
+    "Without memory: stop with the part that is the largest, or start again with twice as "
+    "many microbatches, which gives the same losses.",
+)
 STOP_AT = flags.DEFINE_integer(
     "stop_at",
     None,
@@ -68,6 +83,7 @@ def main() -> None:
             if TOPOLOGY.value and not DRY_RUN.value:
                 raise ValueError("--topology compiles and runs nothing; add --dry_run")
             devices = start_devices(TOPOLOGY.value, config)
+            config = settled(config, devices)
             mesh = check(config, devices)
             if folder is None:
                 check_compiles(config)
@@ -99,11 +115,22 @@ def main() -> None:
         )
         held.callback(program.close)
         run = Run(config, folder, data, task, program, clock)
-        with (
-            user_errors(OSError, FloatingPointError, CorruptRows),
-            user_errors(Damage, code=DAMAGED),
-        ):
-            train(run, STOP_AT.value, profiled, faults)
+        try:
+            with (
+                user_errors(OSError, FloatingPointError, CorruptRows),
+                user_errors(Damage, code=DAMAGED),
+            ):
+                train(run, STOP_AT.value, profiled, faults)
+            return
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            message = explained(error, config, mesh)
+    # Here the workdir is free again.
+    with user_errors():
+        if ON_OOM.value == "accumulate":
+            start_again(config, batch_degree(mesh))
+        raise ValueError(message)
 
 
 def profiled_steps(flag: str | None) -> range:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lm.optimizers import L2, MAXIMIZERS, OPTIMIZERS, Selection
+from lm.optimizers import L2, MAXIMIZERS, OPTIMIZERS, Selection, narrow_moments
 
 SCHEDULES = (
     "constant",
@@ -45,6 +45,7 @@ FALLING = {"optim.schedule": ("linear", "cosine", "wsd", "plateau")}
 ENDING = {"optim.schedule": ("linear", "cosine", "wsd")}
 STAIRS = {"optim.schedule": ("step", "exponential")}
 PLATEAU = {"optim.schedule": ("plateau",)}
+SMALLEST_CHANGE = 2**-8  # of a number in bfloat16, as a share of it
 NOT_NEGATIVE = {"at_least": 0}
 SHARE = {"at_least": 0, "at_most": 1}
 DECAY_RATE = {"at_least": 0, "below": 1}
@@ -67,6 +68,14 @@ class OptimConfig:
     # added to the root of the squared gradients, so that nothing is divided by 0
     eps: float = field(
         default=1e-8, metadata={"above": 0, "only": {"optim.name": WITH_EPS}}
+    )
+    # type in which the optimizer's state is kept between updates
+    moments: str = field(
+        default="float32",
+        metadata={
+            "choices": ("float32", "bfloat16"),
+            "only": {"optim.name": (*FIRST_MOMENT, "rmsprop")},
+        },
     )
     # use Nesterov's momentum
     nesterov: bool = field(default=False, metadata={"only": {"optim.name": ("momentum",)}})
@@ -122,6 +131,16 @@ class OptimConfig:
                 f"optim.warmup_steps {self.warmup_steps} is more than the {steps} steps of "
                 "the run; change one of them"
             )
+        slowest = max(
+            self.b1 if self.name in FIRST_MOMENT else 0.0,
+            self.b2 if self.name in SECOND_MOMENT else 0.0,
+        )
+        if self.moments == "bfloat16" and 1 - slowest < SMALLEST_CHANGE:
+            raise ValueError(
+                f"optim.moments=bfloat16 keeps 8 bits, and a moment that decays by "
+                f"{slowest} an update would never fall; give decay rates of at most "
+                f"{1 - SMALLEST_CHANGE}, or moments=float32"
+            )
 
 
 def optimizer(
@@ -150,8 +169,10 @@ def optimizer(
     decays = decay_mask(c, hidden)
     if c.name in L2:
         links.append(per_layer(optax.add_decayed_weights(c.weight_decay, decays)))
-    make = (OPTIMIZERS | MAXIMIZERS)[c.name]
-    links.append(per_layer(make(c, decays, hidden_matrices(hidden))))
+    update = (OPTIMIZERS | MAXIMIZERS)[c.name](c, decays, hidden_matrices(hidden))
+    if c.moments == "bfloat16":
+        update = narrow_moments(update)
+    links.append(per_layer(update))
     links.append(
         # inject_hyperparams keeps the current rate in the state, where the log reads it.
         optax.inject_hyperparams(optax.scale_by_learning_rate, static_args="flip_sign")(

@@ -53,6 +53,29 @@ L2 = ("sgd", "momentum", "adagrad", "rmsprop", "adam")  # their decay is not dec
 MAXIMIZERS = {"baum_welch": lambda c, decays, hidden: baum_welch(c.forgetting, c.smoothing)}
 
 
+def narrow_moments(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep the arrays of an optimizer's state in bfloat16; updates compute in float32.
+
+    bfloat16 has 8 bits: a moment that changes by less than a part in 512 stays as it is. So
+    the decay rates must be well below 1 (OptimConfig.validate).
+    """
+
+    def cast(tree, source, target):
+        return jax.tree.map(
+            lambda x: x.astype(target) if x.dtype == source and x.ndim else x, tree
+        )
+
+    def init(params: Params):
+        return cast(tx.init(params), jnp.float32, jnp.bfloat16)
+
+    def update(updates: Params, state, params: Params = None):
+        wide = cast(state, jnp.bfloat16, jnp.float32)
+        updates, wide = tx.update(updates, wide, params)
+        return updates, cast(wide, jnp.float32, jnp.bfloat16)
+
+    return optax.GradientTransformation(init, update)
+
+
 def adagrad(eps: float) -> optax.GradientTransformation:
     """Divide by the root of the sum of all squared gradients (Duchi et al. 2011, fig. 1).
 

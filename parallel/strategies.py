@@ -379,8 +379,11 @@ class ParallelConfig:
         default=2,
         metadata={"at_least": 1, "only": where(interleaves=True), "decides": False},
     )
-    # microbatches that a device splits its rows into, to save memory; gradients add up
-    accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
+    # microbatches that a device splits its rows into, to save memory; gradients add up;
+    # auto: the fewest that fit, by the plan (docs/planner.md)
+    accumulation: int = field(
+        default=1, metadata={"at_least": 0, "words": {"auto": 0}, "decides": False}
+    )
     # how fast each replica is, in any unit: a faster one takes more microbatches, of the
     # accumulation x replicas of a step; (): all take the same number
     speeds: tuple = field(
@@ -480,6 +483,11 @@ class ParallelConfig:
 
     def validate(self, batch_size: int, mesh: Mesh) -> None:
         """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
+        if not self.accumulation:
+            raise ValueError(
+                "parallel.accumulation is auto, which train, measure and explain turn into "
+                "a number; give a number here"
+            )
         if self.row.exchanges and self.row.synchronous:
             self.exchange.validate(self.exchanging(mesh), self.accumulation)
         if is_absent(mesh) and not self.row.ahead:

@@ -30,7 +30,8 @@ def step_flops(model: Model) -> float:
 def mfu(one: Candidate, model: Model, hardware: Hardware) -> float:
     """Return the model's FLOP/s as a share of the devices' largest (Chowdhery et al.)."""
     table = hardware.machine.flops
-    most = (table.get(model.compute) or table["float32"])[-1][1]
+    rates = table.get(model.compute) or table["float32"]
+    most = max(rate for _, rate in rates)
     return step_flops(model) / one.seconds / hardware.num_devices / most
 
 

@@ -34,15 +34,21 @@ def read_machine(file: pathlib.Path) -> tuple[Machine, int]:
             dtype: tuple((float(size), float(rate)) for size, rate in table)
             for dtype, table in found["flops"].items()
         }
+        links = {
+            kind: Link(float(link["bandwidth"]), float(link["latency"]))
+            for kind, link in found["collectives"].items()
+        }
         return Machine(
             "this",
             flops,
             float(found["memory"]),
             float(found["memory_bandwidth"]),
-            Link(float(found["bandwidth"]), float(found["latency"])),
+            # A single device sends to none.
+            links.get("all-reduce", Link(float("inf"), 0.0)),
             None,
             overlaps=bool(found["overlaps"]),
             efficiency=1.0,
+            collectives=links,
         ), int(found["devices"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} lacks or has a wrong {error}; {AGAIN}") from None

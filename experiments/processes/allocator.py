@@ -41,6 +41,29 @@ def preload() -> None:
         os.execve(sys.executable, sys.orig_argv, SETTINGS | os.environ | needed)
 
 
+def preallocate(share: float | None) -> None:
+    """Tell JAX how much of a GPU's memory to take at the start; None: leave it as it is."""
+    if share is None:
+        return
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if share else "false"
+    if share:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(share)
+
+
+def told(platform: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Name the allocator of a platform's memory, for the summary of a run."""
+    if platform == "cpu":
+        return "mimalloc" if is_loaded() else "system"
+    if platform != "gpu":
+        return "XLA's own"
+    if kind := environ.get("XLA_PYTHON_CLIENT_ALLOCATOR"):
+        return kind
+    if environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower() in ("false", "0"):
+        return "BFC, as needed"
+    share = float(environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+    return f"BFC, {share:.0%} of the memory taken at the start"
+
+
 def find_library() -> str | None:
     try:
         package = importlib.metadata.distribution("cmeel-mimalloc")

@@ -128,6 +128,7 @@ def parse_flags(usual: str, argv: list[str]) -> list[str]:
         argv = with_config(argv, usual)
         config = named_config(argv)
         check_override_names(argv, config)
+        argv = numbers_for_words(argv, config)
         try:
             return flags.FLAGS(argv)
         except flags.IllegalFlagValueError as error:
@@ -152,6 +153,15 @@ def flag_value(argv: list[str], name: str) -> str | None:
         if match := re.fullmatch(rf"--?{name}(=(.*))?", argument):
             return match[2] if match[1] else "".join(argv[index + 1 : index + 2])
     return None
+def numbers_for_words(argv: list[str], config: Experiment) -> list[str]:
+    """Replace words that stand for numbers, as in --config.parallel.accumulation=auto."""
+    words = {
+        f"{dashes}config.{field.name}={word}": f"--config.{field.name}={number}"
+        for field in fields.walk(config)
+        for word, number in field.metadata.get("words", {}).items()
+        for dashes in ("-", "--")
+    }
+    return [words.get(argument, argument) for argument in argv]
 
 
 def named_config(argv: list[str]) -> Experiment:

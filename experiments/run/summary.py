@@ -15,6 +15,7 @@ from configs.base import Experiment
 from experiments.costs.machine import are_emulated, cores, peak_memory_bytes
 from experiments.costs.step import compiled_costs
 from experiments.generation.prompts import Inputs, continuations, encode_inputs
+from experiments.processes import allocator
 from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
@@ -89,6 +90,7 @@ def summarize(
         / max(run.clock.seconds["step"], 1e-9)
         / cores(),
         "peak_memory_bytes": peak_memory_bytes(),
+        "allocator": allocator.told(jax.default_backend()),
         "model_flops_per_token": model_flops(config, data.tokenizer.get_vocab_size()),
         **step_costs(run),
         "noise_scale": log.noise.value,
@@ -154,13 +156,17 @@ tokens               {human(s["tokens"])} in {s["steps"]} steps{epochs_seen(s)},
 {human(s["tokens_per_second"])} a second
 seconds              {seconds}
 {goodput_line(s)}\
-peak memory          {human(s["peak_memory_bytes"])}B
+peak memory          {human(s["peak_memory_bytes"])}B{allocator_line(s)}
 strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
 skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
 {stragglers_line(s)}\
 sample
 {indent(s["sample"])}"""
     )
+
+
+def allocator_line(summary: dict[str, Any]) -> str:
+    return f" (allocator: {summary['allocator']})" if "allocator" in summary else ""
 
 
 def epochs_seen(summary: dict[str, Any]) -> str:

@@ -10,15 +10,17 @@ Sources:
   TPU v5e, v5p, v6e  cloud.google.com/tpu/docs/v5e, v5p, v6e; link by link in "How to Scale
                      Your Model" (Austin et al. 2025), chapter 2. Memory is what the
                      compiler lets a program have (experiments/costs/machine.py).
-                     Between slices: 2 x 100 Gb/s for a host of 8 v5e chips.
+                     Between slices a host of 8 chips has 2 x 100 Gb/s, 3.1 GB/s a chip;
+                     0.8 GB/s of a v5e chip is fitted, as is the efficiency.
   A100, H100, H200   NVIDIA's data sheets of the SXM modules with 80, 80 and 141 GB:
                      NVLink has 600 or 900 GB/s in both directions together. Between hosts:
                      a 200 or 400 Gb/s InfiniBand port for each GPU, as in DGX A100, H100.
   latency            of one send: 1 us on a TPU's links (the same book), 2.5 us over
                      NVLink, 5 us over InfiniBand, 30 us between slices: assumed, not
                      measured here.
-  efficiency         of the v5e: fitted to MaxText's published runs
-                     (experiments/studies/plan_accuracy); taken for the others too.
+  efficiency         of the v5e: fitted to four of MaxText's published runs
+                     (experiments/studies/plan_accuracy/maxtext.py), with the bandwidth
+                     between slices; taken for the others too.
 """
 
 import math
@@ -26,7 +28,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 GIB = 1 << 30
-EFFICIENCY = 0.88
+EFFICIENCY = 0.90
 
 
 class Link(NamedTuple):
@@ -52,6 +54,8 @@ class Machine(NamedTuple):
     # Bytes of the compiled program, for each layer that it writes out; it lies in the
     # memory of a TPU. The mean over the cells of results/tpu.jsonl.
     program: float = 0.0
+    # Measured by kind of collective, where that is known; it stands for all links.
+    collectives: dict[str, Link] = {}
 
     @property
     def platform(self) -> str:
@@ -90,7 +94,15 @@ def peak(*, half: float, single: float) -> dict[str, tuple[tuple[float, float], 
     return {dtype: ((0.0, rate),) for dtype, rate in rates.items()}
 
 
-def tpu(name: str, half: float, memory: float, bandwidth: float, link: float, **more):
+def tpu(
+    name: str,
+    half: float,
+    memory: float,
+    bandwidth: float,
+    link: float,
+    outer: float = 25e9 / 8,
+    **more,
+):
     # The MXU takes bfloat16. JAX's default precision rounds float32 operands to it.
     return Machine(
         f"tpu-{name}",
@@ -98,7 +110,7 @@ def tpu(name: str, half: float, memory: float, bandwidth: float, link: float, **
         memory * GIB,
         bandwidth,
         Link(link, 1e-6),
-        Link(25e9 / 8, 30e-6),
+        Link(outer, 30e-6),
         program=22e6,
         **more,
     )
@@ -127,7 +139,7 @@ def gpu(
 MACHINES = {
     machine.name: machine
     for machine in (
-        tpu("v5e", 197e12, 15.75, 819e9, 45e9, torus=2, ring=16),
+        tpu("v5e", 197e12, 15.75, 819e9, 45e9, 0.8e9, torus=2, ring=16),
         tpu("v5p", 459e12, 95.74, 2765e9, 90e9, torus=3, ring=4),
         tpu("v6e", 918e12, 31.25, 1640e9, 90e9, torus=2, ring=16),
         gpu("a100", 312e12, 156e12, 80e9, 2039e9, 300e9, 25e9),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
 from parallel.cost import memory
 from parallel.cost.closed_forms import Cut, num_bytes
@@ -16,6 +16,7 @@ from parallel.cost.machine import Hardware, slowest
 from parallel.cost.saved import Saved, activation_bytes
 from parallel.cost.step_time import Product, collective_seconds, product_seconds
 from parallel.cost.traffic import traffic
+from parallel.mesh import batch_degree
 from parallel.pipeline.schedules import ideal_bubble
 from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR, TensorDims
 from parallel.strategies import STRATEGIES, ParallelConfig
@@ -113,6 +114,32 @@ def plan(
     return sorted(found, key=order)
 
 
+def candidates(
+    model: Model,
+    hardware: Hardware,
+    config: ParallelConfig,
+    mesh: Mesh,
+    remat: str,
+) -> list[Candidate]:
+    """Return the candidates of one strategy, mesh and policy: the numbers of microbatches.
+
+    Powers of two, and the config's own number.
+    """
+    abstract = AbstractMesh(tuple(mesh.shape.values()), tuple(mesh.shape))
+    held = memory.state_bytes(model, config, mesh)
+    rows = model.rows // batch_degree(mesh)
+    numbers = {*microbatches(rows, None), *microbatches(rows, config.accumulation)}
+    # Without the others, one of which may keep as much and give its name.
+    names = dict.fromkeys((next(iter(model.saved)), remat))
+    model = model._replace(saved={name: model.saved[name] for name in names})
+    found = []
+    for number in sorted(numbers):
+        one = replace(config, accumulation=number)
+        if cuts(model, one, abstract):
+            found += weigh(model, hardware, one, abstract, held)
+    return [each for each in found if each.remat == remat]
+
+
 def order(candidate: Candidate) -> tuple[float, ...]:
     """Among those that fit, the fastest first; among the others, the smallest."""
     if candidate.fits:
@@ -190,8 +217,18 @@ def weigh(
     """Yield a candidate for each policy of rematerialisation; `held` is the state."""
     machine, degrees = hardware.machine, dict(mesh.shape)
     sent = traffic(config, model.params, mesh, model.cut)
-    links = {one.name: slowest(hardware, degrees, one.axes) for one in sent}
-    waits = {one.name: collective_seconds(one, links[one.name]) for one in sent}
+    links = {
+        one.name: machine.collectives.get(one.kind) or slowest(hardware, degrees, one.axes)
+        for one in sent
+    }
+    half = memory.compute_bytes(model) < 4 and machine.platform != "cpu"
+    waits = {
+        one.name: collective_seconds(
+            one._replace(sent_bytes=one.sent_bytes / 2) if one.narrows and half else one,
+            links[one.name],
+        )
+        for one in sent
+    }
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }

@@ -31,7 +31,10 @@ class Collective(NamedTuple):
     sent_bytes: float
     count: float  # collectives in a step
     sends: float  # sends of one collective that follow each other
+    kind: str = "all-reduce"
     hides: bool = False  # may run beside products
+    # The closed form counts float32, and compilers for accelerators send the compute type.
+    narrows: bool = False
 
 
 def product_seconds(

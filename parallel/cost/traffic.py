@@ -61,12 +61,14 @@ def gathering_parts(
     share = k / tensor * (n - 1) / n
     return [
         Collective(
-            "gathers", (axis,), gathers * share, k * (2 * layers + 2), n - 1, hides=True
+            "gathers", (axis,), gathers * share, k * (2 * layers + 2), n - 1,
+            "all-gather", hides=True,
         ),
         Collective(
-            "scatters", (axis,), scatters * share, k * (layers + 2), n - 1, hides=True
+            "scatters", (axis,), scatters * share, k * (layers + 2), n - 1,
+            "reduce-scatter", hides=True,
         ),
-    ]
+    ]  # fmt: skip
 
 
 def stream_part(config: Any, mesh: Mesh, cut: Cut) -> Collective:
@@ -74,7 +76,8 @@ def stream_part(config: Any, mesh: Mesh, cut: Cut) -> Collective:
     tensor, count = mesh.shape[TENSOR], 4 * cut.num_layers + 2
     sent = count * 2 * cut.carry / batch_degree(mesh) * (tensor - 1) / tensor
     times = config.accumulation * count
-    return Collective("stream", (TENSOR,), sent, times, 2 * (tensor - 1))
+    steps = 2 * (tensor - 1)
+    return Collective("stream", (TENSOR,), sent, times, steps, narrows=True)
 
 
 def pipeline_parts(config: Any, mesh: Mesh, cut: Cut) -> list[Collective]:
@@ -85,6 +88,9 @@ def pipeline_parts(config: Any, mesh: Mesh, cut: Cut) -> list[Collective]:
     outer = 2 * cut.outer * (mesh.size - 1) / mesh.size
     every = tuple(axis for axis in (SLICE, AXIS, STAGE) if axis in mesh.shape)
     return [
-        Collective("stages", (STAGE,), sent, 2 * config.accumulation * crossings, 1),
+        Collective(
+            "stages", (STAGE,), sent, 2 * config.accumulation * crossings, 1,
+            "collective-permute",
+        ),
         Collective("outer gradients", every, outer, 1, 2 * (mesh.size - 1)),
-    ]
+    ]  # fmt: skip

@@ -321,3 +321,37 @@ def test_clipping_by_norm_and_by_value_and_adaptive():
     )
     loose = clipped(clip_norm=1e9)
     np.testing.assert_allclose(loose["embedding"], -RATE * 3.0, rtol=1e-6)
+
+
+def test_moments_of_sixteen_bits_give_nearly_the_loss_in_half_the_bytes():
+    rng = np.random.default_rng(0)
+    x_BI, w_IO = rng.normal(size=(256, 32)), rng.normal(size=(32, 8))
+    y_BO = x_BI @ w_IO + 0.1 * rng.normal(size=(256, 8))
+    losses, sizes = {}, {}
+    for moments in ("float32", "bfloat16"):
+        config = OptimConfig(learning_rate=3e-2, moments=moments, weight_decay=0.0)
+        tx = optimizer(config, 200)
+        params = {"w": jnp.zeros((32, 8))}
+
+        def loss(params):
+            return jnp.mean((x_BI @ params["w"] - y_BO) ** 2)
+
+        @jax.jit
+        def train(params, tx=tx, loss=loss):
+            def step(carry, _):
+                params, state = carry
+                value, grads = jax.value_and_grad(loss)(params)
+                updates, state = tx.update(grads, state, params, value=value)
+                return (optax.apply_updates(params, updates), state), value
+
+            return jax.lax.scan(step, (params, tx.init(params)), None, 200)[1][-1]
+
+        losses[moments] = float(train(params))
+        state = jax.eval_shape(tx.init, params)
+        sizes[moments] = sum(
+            x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim
+        )
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert sizes["bfloat16"] == sizes["float32"] / 2
+    with pytest.raises(ValueError, match="decays by 0.999 an update would never fall"):
+        OptimConfig(moments="bfloat16", b2=0.999).validate(1)

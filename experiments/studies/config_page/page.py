@@ -71,6 +71,7 @@ def values(field: fields.Field) -> str:
     if parts := [each for each in typing.get_args(field.spec.type) if each is not ...]:
         names = " and ".join(each.__name__ for each in parts)
         return f"{field.spec.type.__name__} of {names}, in the file"
+    bounds += [f"`{word}`" for word in field.metadata.get("words", {})]
     return " and ".join(bounds) or f"any {field.spec.type.__name__}"
 
 

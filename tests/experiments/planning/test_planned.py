@@ -113,8 +113,7 @@ def test_the_command_ranks_explains_and_writes(tmp_path):
         "flops": {"float32": [[0, 1e9], [512, 5e10]]},
         "memory": 4e9,
         "memory_bandwidth": 1e10,
-        "bandwidth": 5e8,
-        "latency": 1e-4,
+        "collectives": {"all-reduce": {"bandwidth": 5e8, "latency": 1e-4}},
         "overlaps": False,
     }
     write_machine(tmp_path / "here.json", machine)

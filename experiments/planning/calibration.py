@@ -1,0 +1,144 @@
+"""The constants of the machine that a process runs on, measured in seconds."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.costs.machine import memory_bytes
+from parallel.mesh import data_mesh
+from parallel.program import AXIS
+
+WIDTHS = (32, 64, 128, 256, 512, 1024, 2048)
+ROWS = 4096  # of the left matrix: the tokens of a microbatch
+COPIED = 1 << 26  # bytes
+SENT = (1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)  # bytes of a device's array
+FEWEST = 3  # repetitions
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    """Measure everything, about `seconds` for each point; all processes call it together.
+
+    Returns what experiments/planning/hardware.py reads.
+    """
+    platform, mesh = jax.default_backend(), data_mesh(-1)
+    types = ("float32",) if platform == "cpu" else ("float32", "bfloat16")
+    found: dict[str, Any] = {
+        "platform": platform,
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "processes": jax.process_count(),
+        "flops": {dtype: product_rates(dtype, seconds) for dtype in types},
+        "memory": own_memory(mesh),
+        "memory_bandwidth": copy_bandwidth(seconds),
+        "overlaps": platform != "cpu",
+        "collectives": {},
+    }
+    if mesh.size > 1:
+        for kind, (run, sends, share) in collectives(mesh.size).items():
+            times = [(b, collective_time(run, mesh, b, seconds)) for b in SENT]
+            found["collectives"][kind] = fit_link(times, sends, share)
+    return found
+
+
+def own_memory(mesh) -> float:
+    """Return the memory that one device may use; CPU processes share the machine's."""
+    whole = memory_bytes(mesh)
+    shared = jax.process_count() if jax.default_backend() == "cpu" else 1
+    return whole / mesh.size / shared
+
+
+def repeated(run: Callable[[], Any], seconds: float) -> float:
+    """Return the median seconds of a call, which is warm."""
+    jax.block_until_ready(run())
+    times, began = [], time.perf_counter()
+    while len(times) < FEWEST or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def product_rates(dtype: str, seconds: float) -> list[tuple[float, float]]:
+    """Return (width, FLOP/s) of products [rows, width] x [width, width]."""
+    found = []
+    for width in WIDTHS:
+        left, right = jnp.ones((ROWS, width), dtype), jnp.ones((width, width), dtype)
+        multiply = jax.jit(jnp.matmul)
+        took = repeated(partial(multiply, left, right), seconds)
+        found.append((width, 2 * ROWS * width**2 / took))
+    return found
+
+
+def copy_bandwidth(seconds: float) -> float:
+    """Return the bytes/s of reading and writing arrays that no cache holds."""
+    x = jnp.ones(COPIED // 4)
+    took = repeated(partial(jax.jit(lambda x: x + 1), x), seconds)
+    return 2 * COPIED / took
+
+
+def collectives(n: int) -> dict[str, tuple[Callable, float, float]]:
+    """Return each kind's function of a device's flat array, its sends and bytes sent.
+
+    The bytes are those of a ring, as a share of the whole array's.
+    """
+    onwards = [(i, (i + 1) % n) for i in range(n)]
+    share = (n - 1) / n
+    return {
+        "all-reduce": (lambda x: jax.lax.psum(x, AXIS), 2 * (n - 1), 2 * share),
+        "all-gather": (
+            lambda x: jax.lax.all_gather(x[: x.size // n], AXIS, tiled=True),
+            n - 1,
+            share,
+        ),
+        "reduce-scatter": (
+            lambda x: jax.lax.psum_scatter(x, AXIS, tiled=True),
+            n - 1,
+            share,
+        ),
+        "collective-permute": (lambda x: jax.lax.ppermute(x, AXIS, onwards), 1, 1.0),
+    }
+
+
+def collective_time(run: Callable, mesh, num_bytes: int, seconds: float) -> float:
+    """Return the seconds of a collective; every process repeats it equally often."""
+    spread = jax.jit(
+        jax.shard_map(run, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
+    )
+    size = num_bytes // 4
+    x = jax.make_array_from_callback(
+        (mesh.size * size,),
+        NamedSharding(mesh, P(AXIS)),
+        lambda index: np.ones(size, np.float32),
+    )
+    jax.block_until_ready(spread(x))
+    # From the bytes alone, so that all processes take the same number of turns.
+    turns = max(FEWEST, int(200 * seconds / (1 + num_bytes / (1 << 20))))
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        jax.block_until_ready(spread(x))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def fit_link(
+    times: Iterable[tuple[float, float]], sends: float, share: float
+) -> dict[str, float]:
+    """Fit seconds = sends x latency + share x bytes / bandwidth, by relative errors.
+
+    `times` are (bytes of the array, seconds). A latency below 0 is taken as 0.
+    """
+    rows = np.array([(sends, share * size) for size, _ in times])
+    took = np.array([seconds for _, seconds in times])
+    latency, each = np.linalg.lstsq(rows / took[:, None], np.ones(len(took)), rcond=None)[0]
+    if latency < 0:
+        latency, each = 0.0, float(np.mean(took / rows[:, 1]))
+    return {"latency": float(latency), "bandwidth": 1 / max(float(each), 1e-15)}

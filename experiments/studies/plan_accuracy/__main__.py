@@ -1,0 +1,112 @@
+"""Measure how wrong plans are: bytes, memory, seconds, the choice, and published runs.
+
+python -m experiments.studies.plan_accuracy [--quick] [--parts=compiled,tpu,timed,maxtext]
+    [--hardware=hardware.json]
+
+compiled  100 small configs under ten strategies on eight emulated devices: bytes against
+          the ledger, state and temporaries against the compiled program
+tpu       the cells of results/tpu.jsonl: memory, and whether it fits
+timed     seconds of a step between two processes at four rates of the link, and how much
+          slower the planned choice is than the best; needs Linux, root, and the constants
+          that experiments.calibrate has measured
+maxtext   published runs on TPU v5e
+
+Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
+the command may be stopped and started again. Then fills in the tables of docs/planner.md.
+--quick takes one of ten cells of the parts that compile.
+"""
+
+import itertools
+import pathlib
+
+from absl import flags
+
+from experiments.planning.hardware import FILE, hardware_of
+from experiments.processes import join, namespaces
+from experiments.processes.messages import say, user_errors
+from experiments.run import startup
+from experiments.studies.plan_accuracy import maxtext
+from experiments.studies.plan_accuracy.cells import compiled, timed, tpu_lines
+from experiments.studies.plan_accuracy.grid import compiled_cells, timed_cells
+from experiments.studies.plan_accuracy.tables import NAMES, tables
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import Line, read, write
+from parallel.cost.machine import parse
+
+PARTS = ("compiled", "tpu", "timed", "maxtext")
+ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
+CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
+QUICK = flags.DEFINE_bool("quick", False, "Take one of ten cells.")
+HARDWARE = flags.DEFINE_string("hardware", FILE, "File of experiments.calibrate.")
+RESULTS = flags.DEFINE_string(
+    "results", "results/plan_accuracy.jsonl", "File to which lines of JSON are added."
+)
+TPU = flags.DEFINE_string("tpu", "results/tpu.jsonl", "Results of experiments.studies.tpu.")
+PAGE = define_page("docs/planner.md")
+FEW = 10
+
+
+def main() -> None:
+    file = pathlib.Path(RESULTS.value)
+    with user_errors():
+        for part in CHOSEN.value:
+            if part not in PARTS:
+                raise ValueError(f"--parts={part}: choose among {', '.join(PARTS)}")
+        if "timed" in CHOSEN.value:
+            if not namespaces.available():
+                raise ValueError("network namespaces need Linux, root and the command ip")
+            hardware_of(HARDWARE.value)
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), set(NAMES))
+    join.leave_libtpu()
+    join.use_eight_devices()
+    for part in CHOSEN.value:
+        measure(part, file)
+    if PAGE.value:
+        with user_errors():
+            fill(pathlib.Path(PAGE.value), tables(read(file)))
+
+
+def measure(part: str, file: pathlib.Path) -> None:
+    """Measure what is missing of a part."""
+    if part in ANEW:
+        others = [x for x in read(file) if x["part"] != part]
+        file.unlink(missing_ok=True)
+        lines = maxtext.lines() if part == "maxtext" else tpu()
+        for line in [*others, *lines]:
+            write(file, line)
+        return
+    cells = compiled_cells() if part == "compiled" else timed_cells()
+    missing = [
+        c for c in cells[:: FEW if QUICK.value else 1] if not is_there(c, read(file))
+    ]
+    if part == "compiled":
+        for cell in missing:
+            found = cell | compiled(cell)
+            write(file, found)
+            say(f"{cell}: sent {found['planned_sent'] / max(found['sent'], 1) - 1:+.2%}")
+        return
+    machine = hardware_of(HARDWARE.value).machine
+    key = lambda c: (c["shape"], c["strategy"], c["accumulation"])  # noqa: E731
+    for _, group in itertools.groupby(missing, key):
+        for cell, found in timed(list(group), machine):
+            write(file, cell | found)
+            say(f"{cell}: {found['seconds']:.3f} s, planned {found['planned_seconds']:.3f}")
+
+
+def tpu() -> list[Line]:
+    """Return the lines of the TPU cells of both slices."""
+    every = read(pathlib.Path(TPU.value))
+    found = []
+    for topology in dict.fromkeys(x["topology"] for x in every):
+        lines = {x["model"] + x["member"]: x for x in every if x["topology"] == topology}
+        found += tpu_lines(list(lines.values()), parse(topology))
+    return found
+
+
+def is_there(cell: Line, lines: list[Line]) -> bool:
+    return any(cell.items() <= line.items() for line in lines)
+
+
+if __name__ == "__main__":
+    startup.run(main)

@@ -1,0 +1,163 @@
+"""The tables of docs/planner.md, from the lines of the benchmark."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from experiments.studies.plan_accuracy.maxtext import FITTED
+from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
+
+NAMES = (
+    "plan-compiled",
+    "plan-tpu",
+    "plan-fits",
+    "plan-time",
+    "plan-regret",
+    "plan-maxtext",
+)
+SPREAD = 0.2  # between the best and the median plan of a case that counts
+METRICS = 2000  # bytes of the sums of metrics that no closed form counts
+NEAR = 0.15  # of the limit
+
+
+def tables(lines: list[Line]) -> dict[str, str]:
+    """Return the tables by name."""
+    by = {part: [x for x in lines if x["part"] == part]
+          for part in ("compiled", "tpu", "timed", "maxtext")}  # fmt: skip
+    return {
+        "plan-compiled": compiled_table(by["compiled"]),
+        "plan-tpu": tpu_table(by["tpu"]),
+        "plan-fits": fits_table(by["tpu"]),
+        "plan-time": time_table(by["timed"]),
+        "plan-regret": regret_table(by["timed"]),
+        "plan-maxtext": maxtext_table(by["maxtext"]),
+    }
+
+
+def errors(lines: Iterable[Line], planned: str, found: str) -> list[float]:
+    return [x[planned] / x[found] - 1 for x in lines if x.get(found)]
+
+
+def quantiles(found: list[float]) -> list[str]:
+    """Return the median, the 95th percentile and the largest of the sizes of errors."""
+    if not found:
+        return ["not measured"] * 3
+    sizes = np.abs(found)
+    return [f"{x:.1%}" for x in (np.median(sizes), np.quantile(sizes, 0.95), sizes.max())]
+
+
+HEAD = ("", "cells", "median error", "95th percentile", "largest")
+
+
+def compiled_table(lines: list[Line]) -> str:
+    exact = sum(0 <= x["sent"] - x["planned_sent"] <= METRICS for x in lines)
+    rows = [
+        [f"bytes sent ({exact} of {len(lines)} exact, but for metrics)", len(lines),
+         *quantiles(errors(lines, "planned_sent", "sent"))],
+        ["state", len(lines), *quantiles(errors(lines, "planned_state", "state"))],
+        ["temporaries on emulated CPUs", len(lines),
+         *quantiles(errors(lines, "planned_temporary", "temporary"))],
+    ]  # fmt: skip
+    return markdown(HEAD, rows)
+
+
+def tpu_table(lines: list[Line]) -> str:
+    groups: dict[str, list[Line]] = {"all": lines}
+    for line in lines:
+        groups.setdefault(line["model"], []).append(line)
+    rows = []
+    for name, group in groups.items():
+        found = [x for x in group if x["bytes"]]
+        rows.append([name, len(found), *quantiles(errors(found, "planned_bytes", "bytes"))])
+    return markdown(HEAD, rows)
+
+
+def fits_table(lines: list[Line]) -> str:
+    def row(name: str, group: list[Line]) -> list:
+        agree = sum(x["fits"] == x["planned_fits"] for x in group)
+        share = f"{agree / len(group):.0%}" if group else "not measured"
+        return [name, len(group), agree, share]
+
+    rows = [row("all", lines), row("near the limit", [x for x in lines if is_near(x)])]
+    return markdown(("cells", "number", "agree", "share"), rows)
+
+
+def is_near(line: Line) -> bool:
+    """Tell whether a cell lies near its chip's memory."""
+    return bool(line["bytes"]) and abs(line["bytes"] / line["limit"] - 1) <= NEAR
+
+
+def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, list[Line]]:
+    found: dict[tuple, list[Line]] = {}
+    for line in lines:
+        found.setdefault(key(line), []).append(line)
+    return found
+
+
+def same_program(x: Line) -> tuple:
+    return x["shape"], x["rate"], x["strategy"], x["accumulation"]
+
+
+def time_table(lines: list[Line]) -> str:
+    pairs = [g for g in cells_of(lines, same_program).values() if len(g) > 1]
+    noise = [
+        a["seconds"] / b["seconds"] - 1
+        for group in pairs
+        for a, b in itertools.combinations(group, 2)
+    ]
+    rows = [
+        ["planned seconds of a step", len(lines),
+         *quantiles(errors(lines, "planned_seconds", "seconds"))],
+        ["the same cell measured twice", len(noise), *quantiles(noise)],
+    ]  # fmt: skip
+    return markdown(HEAD, rows)
+
+
+def regret_table(lines: list[Line]) -> str:
+    """List the cases whose plans differ, and how much slower the chosen one is."""
+    rows, regrets = [], []
+    cases = cells_of(lines, lambda x: (x["shape"], x["rate"]))
+    for (shape, rate), group in cases.items():
+        programs = cells_of(group, same_program)
+        seconds = {key: min(x["seconds"] for x in g) for key, g in programs.items()}
+        best, middle = min(seconds.values()), statistics.median(seconds.values())
+        if middle / best - 1 <= SPREAD:
+            continue
+        chosen = min(programs, key=lambda key, p=programs: p[key][0]["planned_seconds"])
+        regrets.append(seconds[chosen] / best - 1)
+        fastest = min(seconds, key=seconds.get)
+        rows.append(
+            [
+                shape,
+                f"{rate:g}" if rate else "no limit",
+                len(seconds),
+                f"{middle / best - 1:.0%}",
+                f"{chosen[2]}, {chosen[3]}",
+                f"{fastest[2]}, {fastest[3]}",
+                f"{regrets[-1]:.1%}",
+            ]
+        )
+    if not rows:
+        return "not measured"
+    rows.append(["median", "", "", "", "", "", f"{statistics.median(regrets):.1%}"])
+    head = ("shape", "Mbit/s", "plans", "median over best", "chosen", "best", "regret")
+    return markdown(head, rows)
+
+
+def maxtext_table(lines: list[Line]) -> str:
+    head = ("model", *(f"{n} x 256 chips" for n in sorted({x["slices"] for x in lines})))
+    rows = []
+    for name, group in cells_of(lines, lambda x: (x["model"],)).items():
+        cells = [
+            f"{x['published']:.1%}, planned {x['predicted']:.1%} "
+            f"({x['predicted'] / x['published'] - 1:+.0%}{', fitted' * x['fitted']})"
+            for x in sorted(group, key=lambda x: x["slices"])
+        ]
+        rows.append([*name, *cells])
+    free = [x for x in lines if (x["model"], x["slices"]) not in FITTED]
+    middle, high, most = quantiles(errors(free, "predicted", "published"))
+    said = f"Of the {len(free)} cells that were not fitted, the error is {middle} in the "
+    return f"{markdown(head, rows)}\n\n{said}median and {most} at most."
