@@ -28,7 +28,9 @@ CONFIG = startup.define_config()
 WORKDIR = startup.define_workdir()
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the faults.", lower_bound=0)
 FAULTS = flags.DEFINE_integer("faults", 20, "How many faults happen.", lower_bound=1)
-ONLY = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults, equally often.")
+# The flip of a low bit of a gradient is not noticed: experiments.studies.flips has figures.
+USUAL = [kind for kind in KINDS if kind != "flipped_gradient"]
+ONLY = flags.DEFINE_list("kinds", USUAL, "Kinds of faults, equally often.")
 EVERY = flags.DEFINE_integer(
     "every", 30, "Steps between two faults, in the mean.", lower_bound=1
 )
@@ -52,7 +54,7 @@ def get_faults():
 def num_steps() -> int:
     """Return the steps of a run that meets all faults; what they hit changes no time."""
     spec = Drawn(tuple(ONLY.value), FAULTS.value, AtStep(EVERY.value), SEED.value)
-    return planned([spec], Setting(PROCESSES, PROCESSES, 1))[-1].at.step + AFTER
+    return planned([spec], Setting(PROCESSES, PROCESSES, 1, 1))[-1].at.step + AFTER
 
 
 def given_overrides() -> list[str]:

@@ -16,15 +16,22 @@ from experiments.processes.faults import (
     AtStep,
     CorruptRecord,
     FlippedCheckpoint,
+    FlippedGradient,
     FlippedParameter,
     Kill,
     ReadOnlyDisk,
     TornCheckpoint,
 )
 from experiments.run.survival import injection
-from experiments.run.survival.injection import Injector, Targets, logged, read_faults
+from experiments.run.survival.injection import (
+    Injector,
+    Targets,
+    gradient_flips,
+    logged,
+    read_faults,
+)
 from parallel.mesh import data_mesh
-from parallel.program import TrainState
+from parallel.program import Learner, TrainState
 
 
 @pytest.fixture
@@ -103,6 +110,21 @@ def test_only_its_target_acts(tmp_path, killed):
     injector(tmp_path, [Kill(AtStep(2), process=1)], index=1).before(2, None)
     assert killed
     assert logged(tmp_path) == [{"number": 0, "kind": "kill", "step": 2, "process": 1}]
+
+
+def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
+    plan = [FlippedGradient(AtStep(4), row=2, leaf=1, element=3, bit=30)]
+    (flip,) = gradient_flips(plan, tmp_path, seed=9)
+    # The step that takes the state of 3 steps to that of 4.
+    learner = SimpleNamespace(seed=9)
+    expected = Learner.step_key(learner, jnp.int32(3))
+    assert jnp.array_equal(jax.random.key_data(flip.key), jax.random.key_data(expected))
+    assert flip[1:] == (2, 1, 3, 30)
+    injector(tmp_path, plan).before(4, None)
+    assert gradient_flips(plan, tmp_path, seed=9) == []
+    data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
+    with pytest.raises(ValueError, match="under strategy 'jit' replicas exchange none"):
+        read_faults("flipped_gradient", Experiment(), data_mesh(-1), data)
 
 
 def test_the_flag_names_a_kind_or_a_file(tmp_path):
