@@ -38,7 +38,7 @@ from experiments.run.extension import new_end
 from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.survival.clock import Clock
-from experiments.run.survival.injection import define_faults, read_faults
+from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
@@ -106,13 +106,12 @@ def main() -> None:
                 return
         if change:
             say(change)
+        whole = data.tokenizer.get_vocab_size()
         if given:
-            whole = data.tokenizer.get_vocab_size()
             say(f"{len(given.ids)} of {whole} tokens begin with given vectors")
         num_rows = len(data.train.tokens)
-        task, program = build(
-            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given, new_pool
-        )
+        flips = gradient_flips(faults, folder, config.seed)
+        task, program = build(config, whole, mesh, num_rows, given, new_pool, flips)
         held.callback(program.close)
         run = Run(config, folder, data, task, program, clock)
         try:

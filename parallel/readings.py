@@ -6,6 +6,7 @@ process can read those of its own devices alone. No process can wait for the oth
 more: between meetings, that would be the exchange that local strategies leave out.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ APPLIED = "applied"
 # Seconds that each replica computed in the step, without waiting for others, float32[W];
 # all replicas know all of them.
 COMPUTE = "compute_seconds_by_replica"
+# The norm of each replica's own mean gradient, float32[W], known to all in every step.
+NORMS = "gradient_norm_by_replica"
 
 
 class Reading(NamedTuple):
@@ -30,7 +33,8 @@ class Reading(NamedTuple):
     values: dict[str, float]
     skipping: list[int]  # the known replicas that skipped this step by themselves
     told: dict[int, tuple[int, int]]  # replica -> skipped steps, those in a row; if any
-    seconds: list[float]  # that each replica computed; []: they were not measured
+    seconds: Sequence[float] = ()  # that each replica computed; (): were not measured
+    norms: Sequence[float] = ()  # of each replica's own gradient, where it is watched
 
 
 def read(metrics: Metrics) -> Reading:
@@ -40,6 +44,7 @@ def read(metrics: Metrics) -> Reading:
         SKIPPED,
         IN_A_ROW,
         COMPUTE,
+        NORMS,
     }
     common = jax.device_get({name: x for name, x in metrics.items() if name not in own})
     skipped, in_a_row = common.pop(SKIPPED, ()), common.pop(IN_A_ROW, ())
@@ -49,9 +54,10 @@ def read(metrics: Metrics) -> Reading:
         for replica, (steps, row) in enumerate(zip(skipped, in_a_row, strict=True))
         if steps
     }
+    norms = common.pop(NORMS, np.zeros(0)).tolist()
     values = {name: x.item() for name, x in common.items()}
     if not own:
-        return Reading(values, [], told, seconds)
+        return Reading(values, [], told, seconds, norms)
     found = {name: of_each(metrics[name]) for name in own}
     skipping = [replica for replica, finite in found["finite"].items() if not finite]
     fine = sorted(found["finite"].keys() - set(skipping))
@@ -69,7 +75,7 @@ def read(metrics: Metrics) -> Reading:
     loss = sum(found["loss"][r] for r in fine) / fine_weight if fine else np.nan
     loss *= sums.get("weight", sums["tokens"]) or 1.0
     values |= sums | {"loss": loss, "finite": not skipping}
-    return Reading(values, skipping, told, seconds)
+    return Reading(values, skipping, told, seconds, norms)
 
 
 def of_each(x: jax.Array) -> dict[int, float]:

@@ -34,11 +34,14 @@ from parallel.program import (
     Program,
     TrainState,
     divided,
+    divisor,
     gradients,
     split_rows,
     total_weight,
     update,
+    weight_of,
 )
+from parallel.readings import NORMS
 from parallel.regroup import dealt, num_given
 from parallel.uneven import Deal
 
@@ -57,8 +60,11 @@ def exchanged_gradients(
     axes: tuple[str, ...],
     measure_noise: bool,
     deal: Deal | None = None,
+    watch_norms: bool = False,
 ) -> tuple[Params, Metrics, Any]:
     """Return the mean gradient, the sums over replicas, and the exchange's new state.
+
+    `watch_norms` adds the norm of each replica's own gradient to the sums.
 
     The gradients of `every` microbatches are added up before they are exchanged (delayed
     update, Ott et al. 2018, 3.2). `every` divides `accumulation`. With a `deal`, replicas
@@ -82,6 +88,8 @@ def exchanged_gradients(
             turns=turns,
         )
         sums = deal.end(sums, axes) if deal else sums
+        if watch_norms:
+            sums |= {NORMS: own_norm(grads, sums, axes)}
         sums = psum_in_one(sums, axes)
         means, comm = exchange.update(
             grads,
@@ -116,6 +124,13 @@ def exchanged_gradients(
     return divided(total, total_weight(sums, state.scale)), sums, comm
 
 
+def own_norm(grads: Params, sums: Metrics, axes: tuple[str, ...]) -> jax.Array:
+    """Return float32[W], the norm of this replica's mean gradient in its own place."""
+    norm = optax.tree.norm(grads) / divisor(weight_of(sums))
+    places = jnp.arange(jax.lax.axis_size(axes))
+    return jnp.where(places == jax.lax.axis_index(axes), norm, 0.0)
+
+
 def replica_step(
     learner: Learner,
     exchange: Exchange,
@@ -124,6 +139,7 @@ def replica_step(
     axes: tuple[str, ...],
     measure_noise: bool,
     deal: Deal | None = None,
+    watch_norms: bool = False,
 ) -> Step:
     """Return the step as one replica sees it, from its rows to the common update."""
 
@@ -132,6 +148,7 @@ def replica_step(
         means, sums, comm = exchanged_gradients(
             learner, exchange, state, batch, accumulation, every, axes, measure_noise,
             deal,
+            watch_norms,
         )  # fmt: skip
         new, metrics = update(learner, state, state.params, means, sums)
         metrics = deal.learn(state.step, metrics) if deal else metrics
@@ -150,6 +167,7 @@ def shard_map_program(
     every: int = 0,
     measure_noise: bool = True,
     deal: Deal | None = None,
+    watch_norms: bool = False,
 ) -> Program:
     """Spread the step with shard_map.
 
@@ -158,7 +176,7 @@ def shard_map_program(
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=batch_axes(mesh)))
     every, axes = every or accumulation, batch_axes(mesh)
     one_replica = replica_step(
-        learner, exchange, accumulation, every, axes, measure_noise, deal
+        learner, exchange, accumulation, every, axes, measure_noise, deal, watch_norms
     )
     return Program(
         step=jax.jit(spread(one_replica, mesh, PLACEMENT), donate_argnums=0),
@@ -206,13 +224,14 @@ def pmap_program(
     every: int = 0,
     measure_noise: bool = True,
     deal: Deal | None = None,
+    watch_norms: bool = False,
 ) -> Program:
     """Spread the step with pmap; the arguments are those of shard_map_program."""
     (axis,) = batch_axes(mesh)
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
     every = every or accumulation
     one_replica = replica_step(
-        learner, exchange, accumulation, every, (axis,), measure_noise, deal
+        learner, exchange, accumulation, every, (axis,), measure_noise, deal, watch_norms
     )
     return Program(
         step=spread_pmap(one_replica, mesh, PLACEMENT),

@@ -86,6 +86,7 @@ def replicas(
             config.exchange.every,
             measure_noise=config.exchange.exact,
             deal=config.deal(batch_degree(mesh)),
+            watch_norms=config.outlier > 0,
         )
 
     def kinds(config: "ParallelConfig") -> set[str]:
@@ -396,6 +397,16 @@ class ParallelConfig:
         metadata={
             "choices": ("ignore", "name", "relieve"),
             "only": where(uneven=True),
+            "decides": False,
+        },
+    )
+    # a gradient of one replica whose norm is so many times the median of the others', or is
+    # not finite where theirs are, stops the run; 0: none does
+    outlier: float = field(
+        default=0.0,
+        metadata={
+            "at_least": 0,
+            "only": where(exchanges=True, exact=True),
             "decides": False,
         },
     )

@@ -120,6 +120,20 @@ class FlippedParameter:
     bit: int = 0
 
 
+@dataclass(frozen=True)
+class FlippedGradient:
+    """A bit of a gradient is flipped on the replica that sees a row, before the sum.
+
+    The numbers are taken modulo how many leaves, elements and bits there are.
+    """
+
+    at: AtStep
+    row: int = 0  # place in the global batch
+    leaf: int = 0
+    element: int = 0
+    bit: int = 0
+
+
 KINDS = {
     "kill": Kill,
     "stop": Stop,
@@ -130,10 +144,12 @@ KINDS = {
     "flipped_checkpoint": FlippedCheckpoint,
     "corrupt_record": CorruptRecord,
     "flipped_parameter": FlippedParameter,
+    "flipped_gradient": FlippedGradient,
 }
+IN_STEP = (FullDisk, ReadOnlyDisk, FlippedGradient)
 Fault = (
     Kill | Stop | Slow | FullDisk | ReadOnlyDisk | TornCheckpoint | FlippedCheckpoint
-    | CorruptRecord | FlippedParameter
+    | CorruptRecord | FlippedParameter | FlippedGradient
 )  # fmt: skip
 
 
@@ -155,7 +171,8 @@ class Setting(NamedTuple):
 
     num_processes: int
     num_devices: int
-    num_rows: int
+    num_records: int  # rows of training text
+    batch_size: int
 
 
 def kind_of(fault: Fault) -> str:
@@ -187,14 +204,15 @@ def check(fault: Fault, setting: Setting) -> None:
     """Raise ValueError for a time or a target that there is not."""
     if not isinstance(fault.at, AtStep | AtSeconds) or fault.at[0] <= 0:
         raise ValueError(f"{fault}: `at` must be AtStep or AtSeconds of a positive number")
-    if isinstance(fault, FullDisk | ReadOnlyDisk) and not isinstance(fault.at, AtStep):
+    if isinstance(fault, IN_STEP) and not isinstance(fault.at, AtStep):
         raise ValueError(
-            f"{fault}: all processes save together, so `at` must be AtStep, not AtSeconds"
+            f"{fault}: it happens in all processes, so `at` must be AtStep, not AtSeconds"
         )
     for name, number in (
         ("process", setting.num_processes),
         ("device", setting.num_devices),
-        ("record", setting.num_rows),
+        ("record", setting.num_records),
+        ("row", setting.batch_size),
     ):
         if not 0 <= getattr(fault, name, 0) < number:
             raise ValueError(
@@ -216,7 +234,8 @@ def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
         numbers = {
             "process": setting.num_processes,
             "device": setting.num_devices,
-            "record": setting.num_rows,
+            "record": setting.num_records,
+            "row": setting.batch_size,
             "leaf": LARGE,
             "element": LARGE,
             "bit": 64,

@@ -19,6 +19,7 @@ from experiments.processes.messages import size
 from experiments.run.ngram_counts import check_counting, config_counting
 from experiments.run.steps import at_its_largest, row_order
 from experiments.run.survival.clock import Clock
+from experiments.run.survival.flips import Flip, flipping
 from lm.compress.config import (
     CompressConfig,
     compressed,
@@ -362,18 +363,19 @@ def build(
     num_rows: int = 0,
     given: Vectors | None = None,
     new_pool: Callable[[Parts], Pool] | None = None,
+    flips: Sequence[Flip] = (),
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
     `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
     vectors that rows of the embedding begin with. `new_pool` makes the pool of a parameter
-    server, if its workers are not in this process.
+    server, if its workers are not in this process. `flips` will hit gradients.
     """
     task = build_task(config, vocab_size, given)
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
-    learner, parallel = build_learner(config, task), config.parallel
+    learner, parallel = build_learner(config, flipping(task, flips)), config.parallel
     if new_pool:
         return task, server_program(
             learner,

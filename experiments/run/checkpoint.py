@@ -254,6 +254,12 @@ class Checkpoints:
         self.checkpointer.reload()
 
 
+def saved_digests(workdir: pathlib.Path, step: int) -> dict[str, int]:
+    """Return the digests of the bits of each part of a checkpoint, as they were saved."""
+    with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as saved:
+        return saved.checkpointables_metadata(step).custom_metadata
+
+
 def split_state(state: TrainState) -> dict[str, Any]:
     """Name the parts that are saved apart, so that parameters can be loaded alone."""
     parts = {

@@ -143,6 +143,7 @@ class Log:
         for record in trained:
             self.watched(record.get("compute_seconds", ()))
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
+        self.norms: tuple[int, Sequence[float]] = 0, ()  # of the last finished step
         self.last_done = 0.0
         self.stream = None  # opened by the first record: an empty file would be damage
         self.board = Board(workdir / "tensorboard", start + 1) if write else None
@@ -179,6 +180,7 @@ class Log:
         self.pending = None
         reading = read(arrays)
         m = reading.values
+        self.norms = step, reading.norms
         now = time.perf_counter()
         seconds = now - max(self.last_done, began)
         self.last_done = now

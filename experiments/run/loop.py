@@ -150,7 +150,7 @@ def loop(
             if not alike(config):  # the noise scale is that of rows drawn from one text
                 metrics = {name: metrics[name] for name in metrics.keys() - NOISE}
             handle(log.train(step, metrics, began, waited), run, log)
-        guard.heart.step = step - 1
+        guard.finished(*log.norms)
 
         ends, val, score = step == last or stopped(step), None, None
         if step in profiled and (ends or step + 1 not in profiled):
@@ -162,7 +162,7 @@ def loop(
         if evaluates or saves:
             with clock("step"):
                 handle(log.flush(), run, log)
-            guard.heart.step = step
+            guard.finished(*log.norms)
         guard.check(step, state, saves)
         if evaluates:
             with clock("eval"):

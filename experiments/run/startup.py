@@ -153,6 +153,8 @@ def flag_value(argv: list[str], name: str) -> str | None:
         if match := re.fullmatch(rf"--?{name}(=(.*))?", argument):
             return match[2] if match[1] else "".join(argv[index + 1 : index + 2])
     return None
+
+
 def numbers_for_words(argv: list[str], config: Experiment) -> list[str]:
     """Replace words that stand for numbers, as in --config.parallel.accumulation=auto."""
     words = {

@@ -13,7 +13,7 @@ from experiments.run.survival.clock import Clock
 from experiments.run.survival.goodput import Journal
 from experiments.run.survival.heart import Heart
 from experiments.run.survival.injection import Injector, Targets
-from experiments.run.survival.replicas import agreement_check
+from experiments.run.survival.replicas import agreement_check, check_norms
 from lm.data.prepare import rows_folder
 from lm.data.rows.shards import shard_name
 from parallel.program import TrainState
@@ -26,12 +26,19 @@ class Guard(NamedTuple):
     agree: Callable[[int, TrainState], None]
     clock: Clock
     check_every: int  # 0: never
+    outlier: float  # 0: no gradient is one
 
     def begin(self, step: int) -> None:
         self.clock.been.clear()
         self.heart.step, self.heart.watches = step, True
         self.journal.begin(step)
         self.faults.begin()
+
+    def finished(self, step: int, norms: Sequence[float]) -> None:
+        """Take note of a finished step; raise Damage if a replica's gradient stands out."""
+        self.heart.step = max(step, self.heart.step)
+        if self.outlier:
+            check_norms(step, norms, self.outlier)
 
     def done(self, step: int) -> None:
         """All steps are taken and evaluated; what is left is each process's own."""
@@ -53,8 +60,9 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
     journal = Journal(workdir, clock, is_main_process())  # reads what Heart writes over
     injector = Injector(faults, workdir, index, targets(run))
     agree, every = agreement_check(run.program), config.check_every
+    outlier = config.parallel.outlier
     with Heart(workdir, clock, config.deadline, index, count) as heart:
-        guard = Guard(heart, journal, injector, agree, clock, every)
+        guard = Guard(heart, journal, injector, agree, clock, every, outlier)
         try:
             yield guard
         except BaseException:

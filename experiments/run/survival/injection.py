@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.processes.faults import (
+    IN_STEP,
     KINDS,
     AtSeconds,
     AtStep,
@@ -26,6 +27,7 @@ from experiments.processes.faults import (
     Drawn,
     Fault,
     FlippedCheckpoint,
+    FlippedGradient,
     FlippedParameter,
     FullDisk,
     Kill,
@@ -39,9 +41,11 @@ from experiments.processes.faults import (
     planned,
 )
 from experiments.run.python_file import call_function
+from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE, read
 from lm.data.prepare import Data
 from parallel.program import TrainState
+from parallel.strategies import where
 
 flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 
@@ -65,17 +69,38 @@ def read_faults(
     A kind is one fault, at a step that the seed chooses. Raises ValueError if it is
     neither.
     """
-    setting = Setting(jax.process_count(), mesh.size, len(data.train.tokens))
-    seed, steps = config.seed, config.steps
+    setting = Setting(
+        jax.process_count(), mesh.size, len(data.train.tokens), config.data.batch_size
+    )
+    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
     if not flag:
         return []
-    if not flag.endswith(".py"):
+    if flag.endswith(".py"):
+        faults = call_function(flag, "get_faults")
+        if not isinstance(faults, list | tuple):
+            raise ValueError(f"{flag}: get_faults() returns {faults!r}; expected a list")
+    else:
         check_kinds([flag])
-        return planned([Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)], setting)
-    faults = call_function(flag, "get_faults")
-    if not isinstance(faults, list | tuple):
-        raise ValueError(f"{flag}: get_faults() returns {faults!r}; expected a list")
-    return planned(faults, setting)
+        faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
+    plan = planned(faults, setting)
+    able = where(exchanges=True, exact=True)["parallel.strategy"]
+    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
+        raise ValueError(
+            f"--faults={flag} flips the gradient of one replica, and under strategy "
+            f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
+        )
+    return plan
+
+
+def gradient_flips(plan: Sequence[Fault], workdir: pathlib.Path, seed: int) -> list[Flip]:
+    """Return the flips that the steps are to be compiled with."""
+    done = {line["number"] for line in logged(workdir)}
+    key = jax.random.key(seed)
+    return [
+        Flip(jax.random.fold_in(key, f.at.step - 1), f.row, f.leaf, f.element, f.bit)
+        for number, f in enumerate(plan)
+        if isinstance(f, FlippedGradient) and number not in done
+    ]
 
 
 class Targets(NamedTuple):
@@ -148,7 +173,7 @@ class Injector:
         """Return the process in which the fault acts; None: in all of them."""
         if isinstance(fault, FlippedParameter):
             return self.mesh.devices.flat[fault.device].process_index
-        if isinstance(fault, FullDisk | ReadOnlyDisk):
+        if isinstance(fault, IN_STEP):
             return None
         return getattr(fault, "process", 0)
 
@@ -177,6 +202,8 @@ class Injector:
                 kill()
             case CorruptRecord(record=record, bit=bit):
                 flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+            case FlippedGradient():
+                pass  # the compiled step does it
             case FlippedParameter():
                 device = self.mesh.devices.flat[fault.device]
                 return state._replace(params=flip_in_tree(state.params, device, fault))

@@ -1,6 +1,8 @@
-"""The check that replicas have not parted, and how a run ends if they have."""
+"""Checks of replicas against each other, and how a run ends if one of them is wrong."""
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
 
 from parallel.agreement import Parting, find_parting
 from parallel.program import Program, TrainState
@@ -42,3 +44,32 @@ def told(parting: Parting) -> str:
     return f"replicas have parted in {parting.leaf}: {where}" + (
         f"; {more} more leaves differ" if more else ""
     )
+
+
+def outlying(norms: Sequence[float], factor: float) -> list[int]:
+    """Return the replicas whose gradient's norm stands out of those of the others.
+
+    It is more than `factor` times the median of the others, or is not finite where most of
+    the others are.
+    """
+    found = []
+    for replica, norm in enumerate(norms):
+        others = [x for i, x in enumerate(norms) if i != replica]
+        finite = [x for x in others if math.isfinite(x)]
+        if 2 * len(finite) <= len(others):
+            continue
+        if not math.isfinite(norm) or norm > factor * statistics.median(finite):
+            found.append(replica)
+    return found
+
+
+def check_norms(step: int, norms: Sequence[float], factor: float) -> None:
+    """Raise Damage if the gradient of a replica stands out."""
+    if found := outlying(norms, factor):
+        told = ", ".join(f"replica {i} ({norms[i]:.3g})" for i in found)
+        usual = statistics.median(norms)
+        raise Damage(
+            f"step {step}: the norm of the gradient of {told} stands out; the median of "
+            f"all {len(norms)} is {usual:.3g}, and parallel.outlier is {factor:g}. The "
+            "same command goes back to the last checkpoint"
+        )

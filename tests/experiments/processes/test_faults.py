@@ -11,6 +11,7 @@ from experiments.processes.faults import (
     AtStep,
     CorruptRecord,
     Drawn,
+    FlippedGradient,
     FlippedParameter,
     FullDisk,
     Kill,
@@ -19,7 +20,7 @@ from experiments.processes.faults import (
     planned,
 )
 
-SETTING = Setting(num_processes=3, num_devices=6, num_rows=50)
+SETTING = Setting(num_processes=3, num_devices=6, num_records=50, batch_size=8)
 
 
 def test_drawn_faults_are_a_function_of_the_seed():
@@ -56,6 +57,7 @@ def test_a_fault_that_cannot_be_is_refused():
         (CorruptRecord(AtStep(3), record=-1), "no record -1; the run has 50"),
         (Kill(AtStep(0)), "`at` must be AtStep or AtSeconds of a positive number"),
         (Kill(7), "`at` must be AtStep or AtSeconds"),
+        (FlippedGradient(AtStep(2), row=8), "no row 8; the run has 8"),
         (FullDisk(AtSeconds(3.0)), "so `at` must be AtStep, not AtSeconds"),
         (Drawn(("kill", "flood"), 3, AtStep(2), 0), "no kind of fault 'flood'; choose of"),
     ]:
