@@ -73,14 +73,8 @@ def make_smaller(
     source = read_config(workdir)
     _, _, plain, step, mesh = load_run(workdir, checkpoint)
     data = run_data(workdir, source)
-    if isinstance(source.model, TransformerConfig):
-        shrink = partial(narrowed, model=source.model, target=config.model)
-        narrow = jax.jit(shrink)(plain) if config.model != source.model else plain
-    else:
-        narrow = plain
-    params = jax.jit(lambda p: pruned_form(p, config))(narrow)
-    if calibration != "largest":
-        params = calibrate(config, params, data, mesh, calibration, num_batches)
+    given = source, config, plain, data, mesh, calibration, num_batches
+    params = smaller(*given)
     with claimed(to, config, data, write=is_main_process()):
         found = {
             "from": str(workdir.absolute()),
@@ -99,26 +93,33 @@ def make_smaller(
     return found
 
 
+def smaller(
+    source: Experiment,
+    config: Experiment,
+    plain: Params,
+    data: Data,
+    mesh: Mesh,
+    calibration: str = "largest",
+    num_batches: int = 8,
+) -> Params:
+    """Return the plain parameters of one config in the form that another one trains."""
+    if config.model != source.model:
+        shrink = partial(narrowed, model=source.model, target=config.model)
+        plain = jax.jit(shrink)(plain)
+    params = jax.jit(lambda p: pruned_form(p, config))(plain)
+    if calibration == "largest":
+        return params
+    quantise, importance = config.compress.quantise, None
+    if calibration == "loss":
+        importance = squared_gradients(config, params, data, mesh, num_batches)
+    return jax.jit(lambda p, i: calibrated(p, quantise, i))(params, importance)
+
+
 def pruned_form(plain: Params, config: Experiment) -> Params:
     """Return plain parameters in the form that is trained, with as many zeros as asked."""
     compress = config.compress
     form = factored(plain, compress.low_rank, jax.random.key(config.seed))
     return prune_now(form, compress.prune)
-
-
-def calibrate(
-    config: Experiment,
-    params: Params,
-    data: Data,
-    mesh: Mesh,
-    calibration: str,
-    num_batches: int,
-) -> Params:
-    """Clip the weights that are quantised, by the training text if it is asked for."""
-    quantise, importance = config.compress.quantise, None
-    if calibration == "loss":
-        importance = squared_gradients(config, params, data, mesh, num_batches)
-    return jax.jit(lambda p, i: calibrated(p, quantise, i))(params, importance)
 
 
 def squared_gradients(

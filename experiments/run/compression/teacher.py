@@ -69,30 +69,45 @@ def with_teacher(program: Program, config: Experiment) -> Program:
     distil = config.compress.distil
     if not distil.teacher:
         return program
-    teacher = Teacher(pathlib.Path(distil.teacher).expanduser(), distil, program.mesh)
-    return program._replace(
-        place=lambda rows: program.place(taught(rows, teacher(rows), distil))
-    )
+    folder, mesh = pathlib.Path(distil.teacher).expanduser(), teacher_mesh(program.mesh)
+    _, task, params, step = load_params(folder, "best", mesh, FSDP.params)
+    cache = None
+    if distil.cache:
+        name = f"{folder.absolute()} at step {step}"
+        cache = Cache(pathlib.Path(distil.cache).expanduser(), name)
+    vocab_size = read_tokenizer(folder).get_vocab_size()
+    return taught_by(Teacher(task, params, vocab_size, distil, mesh, cache), program)
+
+
+def taught_by(teacher: "Teacher", program: Program) -> Program:
+    def place(rows: dict[str, np.ndarray]) -> Batch:
+        return program.place(taught(rows, teacher(rows), teacher.config))
+
+    return program._replace(place=place)
+
+
+def teacher_mesh(mesh: Mesh) -> Mesh:
+    """Return a mesh of one axis over the same devices."""
+    return device_mesh({AXIS: -1}, list(mesh.devices.flat))
 
 
 class Teacher:
-    """A run's best checkpoint on the devices of a mesh; it tells the logits of rows."""
+    """A trained model on the devices of a mesh; it tells the logits of rows."""
 
-    def __init__(self, workdir: pathlib.Path, config: DistilConfig, mesh: Mesh):
-        """Raise ValueError if there is no such run, or the cache is another teacher's."""
-        self.mesh = device_mesh({AXIS: -1}, list(mesh.devices.flat))
-        _, task, self.params, step = load_params(workdir, "best", self.mesh, FSDP.params)
-        self.vocab_size = read_tokenizer(workdir).get_vocab_size()
-        self.cache = None
-        if config.cache:
-            name = f"{workdir.absolute()} at step {step}"
-            self.cache = Cache(pathlib.Path(config.cache).expanduser(), name)
+    def __init__(
+        self,
+        task: Task,
+        params: Params,
+        vocab_size: int,
+        config: DistilConfig,
+        mesh: Mesh,
+        cache: Cache | None = None,
+    ):
+        self.params, self.vocab_size, self.mesh = params, vocab_size, mesh
+        self.config, self.cache = config, cache
         self.shapes: dict[int, tuple[int, int]] = {}
-        self.top_k = config.top_k
-        self.tell = jax.jit(knowing(self.mesh, partial(self.top_logits, task)))
-
-    def top_logits(self, task: Task, params: Params, batch: Batch) -> Said:
-        return top_logits(task, params, batch, self.top_k)
+        tell = partial(top_logits, task, top_k=config.top_k)
+        self.tell = jax.jit(knowing(mesh, tell))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Said:
         if self.cache is None:
