@@ -33,6 +33,7 @@ from experiments.run.build import (
     check_data,
     given_vectors,
 )
+from experiments.run.compression.teacher import check_teacher, with_teacher
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.loop import train
@@ -94,6 +95,7 @@ def main() -> None:
                 data = prepare(config.data)
             # Checked here, before the workdir is claimed.
             check_data(config, data, mesh)
+            check_teacher(config, data)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
             new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
@@ -113,6 +115,7 @@ def main() -> None:
         flips = gradient_flips(faults, folder, config.seed)
         task, program = build(config, whole, mesh, num_rows, given, new_pool, flips)
         held.callback(program.close)
+        program = with_teacher(program, config)
         run = Run(config, folder, data, task, program, clock)
         try:
             with (

@@ -7,7 +7,6 @@ from functools import partial
 import jax
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
 from experiments.run.build import build_task, plain_task
@@ -17,6 +16,7 @@ from experiments.run.workdir import read_config, read_description, read_tokenize
 from lm.compress.config import finished
 from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, rows_folder
 from lm.task import Params, Task
+from parallel.layout import Rule, replicate, specs
 from parallel.mesh import data_mesh
 
 flags.disclaim_key_flags()  # --help then lists it as the command's own flag
@@ -31,27 +31,37 @@ def define_checkpoint() -> flags.FlagHolder:
 def load_run(
     workdir: pathlib.Path, checkpoint: str
 ) -> tuple[Experiment, Task, Params, int, Mesh]:
-    """Load a checkpoint's parameters, whole on every device, and the plain Task of them.
+    """Load a checkpoint's parameters, whole on every device; see `load_params`."""
+    mesh = data_mesh(-1)
+    return *load_params(workdir, checkpoint, mesh, replicate), mesh
+
+
+def load_params(
+    workdir: pathlib.Path, checkpoint: str, mesh: Mesh, rule: Rule
+) -> tuple[Experiment, Task, Params, int]:
+    """Load a checkpoint's parameters, split by the rule, the plain Task of them, the step.
 
     Compressed parameters are multiplied out and dequantised. Raises ValueError if the run
     or the checkpoint is not there.
     """
     config = read_config(workdir)
-    mesh = data_mesh(-1)
     vocab_size = read_tokenizer(workdir).get_vocab_size()
     folder = workdir / "checkpoints"
     if not folder.is_dir():  # Orbax would make it
         raise ValueError(f"{folder} holds no checkpoint yet")
     task = plain_task(config, vocab_size)
     shapes, finish = saved_params(config, vocab_size, mesh)
-    replicated = NamedSharding(mesh, P())
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        shapes,
+        specs(rule, shapes, mesh.shape),
     )
     with Checkpoints(folder, config.keep, write=False) as checkpoints:
         step = choose_step(checkpoints, checkpoint)
         params = finish(checkpoints.load(step, {"params": abstract})["params"])
-        return config, task, params, step, mesh
+        return config, task, params, step
 
 
 def run_data(workdir: pathlib.Path, config: Experiment) -> Data:

@@ -104,6 +104,13 @@ def num_nonzero(arrays: Arrays, told: dict[str, Any]) -> int:
 
 def write(file: pathlib.Path, params: Params, config: QuantiseConfig) -> dict[str, int]:
     """Write the file; return its bytes and how many parameters are not 0."""
+    data, nonzero = encoded(params, config)
+    file.write_bytes(data)
+    return {"bytes": len(data), "nonzero": nonzero}
+
+
+def encoded(params: Params, config: QuantiseConfig) -> tuple[bytes, int]:
+    """Return what the file holds, and how many parameters are not 0."""
     arrays, told = stored(params, config)
     header: dict[str, Any] = {"__metadata__": {"stored": json.dumps(told)}}
     names = {np.dtype(kind): name for name, kind in DTYPES.items()}
@@ -116,11 +123,8 @@ def write(file: pathlib.Path, params: Params, config: QuantiseConfig) -> dict[st
         end += x.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for x in arrays.values():
-            stream.write(np.ascontiguousarray(x).tobytes())
-    return {"bytes": file.stat().st_size, "nonzero": num_nonzero(arrays, told)}
+    parts = [len(text).to_bytes(8, "little"), text, *(x.tobytes() for x in arrays.values())]
+    return b"".join(parts), num_nonzero(arrays, told)
 
 
 def read(file: pathlib.Path) -> Params:
