@@ -43,7 +43,7 @@ from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
-from experiments.run.build import check, model_flops
+from experiments.run.build import check, check_compiles, model_flops
 from experiments.run.explanation import expected_bytes
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
@@ -128,6 +128,7 @@ def main() -> None:
         config = startup.load_config(CONFIG)
         devices = start_devices(TOPOLOGY.value, config)
         config = settled(config, devices)
+        check_compiles(config)
         mesh = check(config, devices)
     with topology.compiler_errors(compiled(config, "tpu")):
         figures = measure_absent(config, mesh) if devices else measure(config)

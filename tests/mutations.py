@@ -195,6 +195,36 @@ FAULTS = [
         "parallel/test_islands.py to_the_bit",
     ),
     Fault(
+        "a late push is corrected the wrong way", "parallel/server/shard.py",
+        "g * g * (now - then)", "g * g * (then - now)",
+        "parallel/server/test_server.py by_hand",
+    ),
+    Fault(
+        "a shard clips by its own norm", "parallel/server/shard.py",
+        "rest = square - optax.tree.norm(grads, squared=True)", "rest = 0.0 * square",
+        "parallel/server/test_server.py global_norm",
+    ),
+    Fault(
+        "the number of a dead worker is forgotten", "parallel/server/desk.py",
+        "returned=desk.returned | {number}", "returned=desk.returned",
+        "parallel/server/test_desk.py",
+    ),
+    Fault(
+        "a worker may run a push too far ahead", "parallel/server/desk.py",
+        "lag(desk, worker) > bound", "lag(desk, worker) > bound + 1",
+        "parallel/server/test_desk.py random",
+    ),
+    Fault(
+        "a worker forgets what a codec lost", "parallel/server/packing.py",
+        "tree = jax.tree.map(lambda x, r: x + self.feedback * r, tree, residual)", "pass",
+        "parallel/server/test_packing.py kept",
+    ),
+    Fault(
+        "a pull always carries everything", "parallel/server/shard.py",
+        "if not whole and self.seen[worker] == self.changed:", "if False:",
+        "parallel/server/test_packing.py newer",
+    ),
+    Fault(
         "a share is clipped to the norm of the whole", "parallel/exchange/transforms.py",
         "limit = max_norm * weight / jax.lax.axis_size(axes) ** 0.5",
         "limit = max_norm * weight",

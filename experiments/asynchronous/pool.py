@@ -25,6 +25,7 @@ import lm
 import parallel
 from configs.base import Experiment
 from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
+from experiments.processes.messages import say
 from experiments.processes.ray_tasks import import_ray, start_ray
 from experiments.run.build import whole_bytes
 from parallel.server.pool import Pool, Rows
@@ -105,6 +106,7 @@ class RayPool:
         Any error but its death is raised, and so is one death too many.
         """
         self.check_death(error)
+        say(f"server shard {index} died; another process takes over from its snapshot")
         self.shards[index] = self.new_shard(index)
         answer = None
         for command in self.log:
@@ -136,6 +138,7 @@ class RayPool:
             found = self.ray.get(first)
         except Exception as error:
             self.check_death(error)
+            say(f"the work of worker {worker} is lost; its number is handed out again")
             self.heal(worker)
             return worker, None
         self.done[worker] = answers[1:]

@@ -43,7 +43,7 @@ class ServerConfig:
     slow: tuple = field(default=(), metadata=FREE)
     # a step's duration varies by this standard deviation of its logarithm; seeded
     jitter: float = field(default=0.0, metadata={"at_least": 0, **FREE})
-    # least duration of a worker's step, in seconds, times how slow it is
+    # least seconds that a worker takes for a whole number, times how slow it is
     floor: float = field(
         default=0.0, metadata={"at_least": 0, "only": {".pool": ("ray",)}, **FREE}
     )

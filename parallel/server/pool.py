@@ -47,10 +47,13 @@ class Pool(Protocol):
 
 
 def duration(config: ServerConfig, seed: int, order: Order) -> float:
-    """Return how long a worker's step lasts, where that of the fastest is 1."""
-    slow = config.slowness[order.worker]
+    """Return how long a worker's step lasts, where a fast worker has 1 for a number.
+
+    Under `sync` a worker has a part of the number's rows, and takes as much less time.
+    """
+    slow = config.slowness[order.worker] / (config.workers if config.synchronous else 1)
     if not config.jitter:
-        return float(slow)
+        return slow
     noise = np.random.default_rng((seed, order.worker, order.number)).standard_normal()
     return slow * math.exp(config.jitter * noise)
 

@@ -11,6 +11,8 @@ import pytest
 
 from experiments.inspection.truth import planted_table
 from experiments.studies.balance.tables import balance_tables
+from experiments.studies.asynchronous.tables import speed_table, staleness_table
+from experiments.studies.deaths.tables import deaths_table
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
@@ -199,3 +201,13 @@ def test_the_tables_are_those_of_the_results():
     assert tables(page) == balance_tables(results["balance"])
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
+    page = ROOT / "docs/questions/how-do-parameter-servers-work.md"
+    assert tables(page) == {"deaths": deaths_table(results.get("deaths", []))}
+    page, found = (
+        ROOT / "docs/questions/how-does-asynchronous-training-work.md",
+        results.get("asynchronous", []),
+    )
+    assert tables(page) == {
+        "staleness": staleness_table(found),
+        "speed": speed_table(found),
+    }

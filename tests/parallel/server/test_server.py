@@ -168,6 +168,26 @@ def test_a_run_that_stops_goes_on_and_replays_to_the_bit(server):
     )
 
 
+def test_other_workers_and_shards_take_over_what_was_kept():
+    exchange = {"codec": "top_k", "keep": 0.2}
+    server = {"mode": "async", "shards": 1}
+    p = program(CLIPPED, 16, exchange, workers=3, slow=SLOW, **server)
+    state, params, lines = take(p, p.init(jax.random.key(1)), 7)
+    saved = jax.device_get(p.portable(state))
+    after = program(CLIPPED, 16, exchange, workers=2, **server | {"shards": 3})
+    state = after.adopt(saved)
+    assert_same(jax.device_get(after.params(state)), params)
+    again = jax.device_get(after.portable(state))
+    assert_same(again.opt, saved.opt)
+    old, new = saved.comm["private"].residual, again.comm["private"].residual
+    assert_near(
+        jax.tree.map(lambda x: x.sum(0), new), jax.tree.map(lambda x: x.sum(0), old)
+    )
+    assert np.abs(new["table"]).max() > 0
+    _, _, more = take(after, state, 9)
+    assert sorted(line.number for line in lines + more) == list(range(16))
+
+
 def test_an_audit_sees_what_is_lost_or_repeated():
     lines = [Line(u, u % 2, n, 0, False, 0, 1) for u, n in enumerate([0, 1, 1, 3], 1)]
     found = audit(lines, 5, [4], ServerConfig(mode="async", workers=2))
