@@ -7,7 +7,7 @@ import numpy as np
 from parallel.balance.view import Plan
 
 LEAST_GAIN = 1e-9  # of the seconds until all end; less is rounding
-NUM_KICKS, KICKED = 40, 4  # how often, and how many pieces
+NUM_KICKS, KICKED = 100, 4  # how often, and how many pieces
 
 
 def ends_of(workers_K: np.ndarray, seconds_KM: np.ndarray, ready_M: np.ndarray):
