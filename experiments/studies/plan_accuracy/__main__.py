@@ -13,7 +13,7 @@ maxtext   published runs on TPU v5e
 
 Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
 the command may be stopped and started again. Then fills in the tables of docs/planner.md.
---quick takes one of ten cells of the parts that compile.
+--quick takes one of seven cells.
 """
 
 import itertools
@@ -36,14 +36,14 @@ from parallel.cost.machine import parse
 PARTS = ("compiled", "tpu", "timed", "maxtext")
 ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
-QUICK = flags.DEFINE_bool("quick", False, "Take one of ten cells.")
+QUICK = flags.DEFINE_bool("quick", False, "Take one of seven cells.")
 HARDWARE = flags.DEFINE_string("hardware", FILE, "File of experiments.calibrate.")
 RESULTS = flags.DEFINE_string(
     "results", "results/plan_accuracy.jsonl", "File to which lines of JSON are added."
 )
 TPU = flags.DEFINE_string("tpu", "results/tpu.jsonl", "Results of experiments.studies.tpu.")
 PAGE = define_page("docs/planner.md")
-FEW = 10
+FEW = 7
 
 
 def main() -> None:
