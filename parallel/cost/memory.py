@@ -139,7 +139,8 @@ def temporary_bytes(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str
     tensor = mesh.shape.get(TENSOR, 1)
     rows = model.rows / batch_degree(mesh) / config.accumulation
     tokens = rows * model.seq_len
-    kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor)
+    looped = model.written < model.num_layers
+    kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor, looped)
     # A gather waits for the gradient of its layer, so no layer runs beside the loss.
     gathers = config.row.layout.params is not replicate
     return {
@@ -220,12 +221,13 @@ def staged_temporaries(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[
     tokens = rows * model.seq_len
     inputs = promised_inputs(config.strategy, stages, num, chunks)
     layers = model.num_layers / stages
-    kept = activation_bytes(model.saved[remat], tokens, layers / chunks, 1)
+    kept = activation_bytes(model.saved[remat], tokens, layers / chunks, 1, looped=True)
     held = staged_bytes(model.params, stages)
     return {
         "activations": (inputs + 2) * model.carry * tokens + kept,
-        "logits": logits_bytes(model, rows, 1),
+        # Inside the branch of the last stage, the gradient does not take their place.
+        "logits": 2 * logits_bytes(model, rows, 1),
         "gradients": 2 * held,
         "gathered": held * size / 4 if size < 4 else 0.0,
-        "workspace": workspace_bytes(model, tokens, 1, remat),
+        "workspace": 2 * 4 * model.wide * tokens + workspace_bytes(model, tokens, 1, remat),
     }

@@ -21,6 +21,7 @@ from parallel.pipeline.schedules import ideal_bubble
 from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR, TensorDims
 from parallel.strategies import STRATEGIES, ParallelConfig
 
+LARGE = 12e6  # bytes of a layer's parameters, from which its program has one size
 Degrees = dict[str, int]  # axis of the mesh -> degree, the slowest axis first
 
 
@@ -48,6 +49,12 @@ class Model(NamedTuple):
     @property
     def num_layers(self) -> int:
         return self.cut.num_layers if self.cut else 1
+
+    @property
+    def layer_share(self) -> float:
+        """The program of a layer as a share of that of a large layer."""
+        layer = self.cut.layers / self.num_layers if self.cut else self.param_bytes
+        return min(1.0, layer / LARGE)
 
     @property
     def param_bytes(self) -> float:
@@ -237,7 +244,7 @@ def weigh(
     policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
     for remat in reversed(policies.values()):
         used = held | memory.temporary_bytes(model, config, mesh, remat)
-        used["program"] = machine.program * model.written
+        used["program"] = machine.program * model.written * model.layer_share
         time = computing(model, hardware, config, degrees, remat)
         time["optimizer"] = (
             2 * (held["parameters"] + held["optimizer"]) + used["gradients"]

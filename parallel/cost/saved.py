@@ -142,8 +142,20 @@ def remat_saved(block: Block, itemsize: int, remat: str) -> list[Saved]:
 
 
 def activation_bytes(
-    saved: Iterable[Saved], tokens: float, layers: float, tensor: int = 1
+    saved: Iterable[Saved],
+    tokens: float,
+    layers: float,
+    tensor: int = 1,
+    looped: bool = False,
 ) -> float:
-    """Return the bytes of the kept arrays of so many layers, for `tokens` of a device."""
-    token = sum(x.bytes / (tensor if x.split else 1) for x in saved if x.kept)
+    """Return the bytes that so many layers keep, for `tokens` of a device.
+
+    `looped`: the layers run in a loop, and what autodiff saves crosses from the forward to
+    the backward loop, so that the compiler cannot compute it again.
+    """
+    token = sum(
+        x.bytes / (tensor if x.split else 1)
+        for x in saved
+        if (x.traced if looped else x.kept)
+    )
     return token * tokens * layers

@@ -10,9 +10,10 @@ import re
 import pytest
 
 from experiments.inspection.truth import planted_table
-from experiments.studies.balance.tables import balance_tables
 from experiments.studies.asynchronous.tables import speed_table, staleness_table
+from experiments.studies.balance.tables import balance_tables
 from experiments.studies.deaths.tables import deaths_table
+from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
@@ -195,6 +196,8 @@ def test_the_tables_are_those_of_the_results():
     assert tables(ROOT / "docs/strategies.md") == expected
     page = ROOT / "docs/questions/how-is-dirty-text-found.md"
     assert tables(page) == {"planted": planted_table(results["planted"])}
+    page = ROOT / "docs/planner.md"
+    assert tables(page) == plan_tables(read(ROOT / "results/plan_accuracy.jsonl"))
     page = ROOT / "docs/questions/will-it-run-on-my-tpu.md"
     assert tables(page) == tpu_tables(results.get("tpu", []))
     page = ROOT / "docs/balance.md"

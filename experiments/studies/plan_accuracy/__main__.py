@@ -1,7 +1,7 @@
 """Measure how wrong plans are: bytes, memory, seconds, the choice, and published runs.
 
-python -m experiments.studies.plan_accuracy [--quick] [--parts=compiled,tpu,timed,maxtext]
-    [--hardware=hardware.json]
+python -m experiments.studies.plan_accuracy [--quick] [--hardware=hardware.json]
+    [--parts=compiled,tpu,timed,absent,maxtext]
 
 compiled  100 small configs under ten strategies on eight emulated devices: bytes against
           the ledger, state and temporaries against the compiled program
@@ -9,41 +9,51 @@ tpu       the cells of results/tpu.jsonl: memory, and whether it fits
 timed     seconds of a step between two processes at four rates of the link, and how much
           slower the planned choice is than the best; needs Linux, root, and the constants
           that experiments.calibrate has measured
+absent    models of a few layers, compiled for eight absent TPU v5e chips; minutes a cell,
+          and needs requirements-aot.txt
 maxtext   published runs on TPU v5e
 
 Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
 the command may be stopped and started again. Then fills in the tables of docs/planner.md.
---quick takes one of ten cells of the parts that compile.
+--quick takes one of seven cells.
 """
 
 import itertools
 import pathlib
+import platform
+import sys
 
 from absl import flags
 
 from experiments.planning.hardware import FILE, hardware_of
 from experiments.processes import join, namespaces
 from experiments.processes.messages import say, user_errors
+from experiments.processes.topology import check_libtpu, check_machine
 from experiments.run import startup
 from experiments.studies.plan_accuracy import maxtext
-from experiments.studies.plan_accuracy.cells import compiled, timed, tpu_lines
-from experiments.studies.plan_accuracy.grid import compiled_cells, timed_cells
-from experiments.studies.plan_accuracy.tables import NAMES, tables
+from experiments.studies.plan_accuracy.cells import absent, compiled, timed, tpu_lines
+from experiments.studies.plan_accuracy.grid import (
+    absent_cells,
+    compiled_cells,
+    timed_cells,
+)
+from experiments.studies.plan_accuracy.tables import NAMES, PARTS, tables
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
 from parallel.cost.machine import parse
 
-PARTS = ("compiled", "tpu", "timed", "maxtext")
+CELLS = {"compiled": compiled_cells, "timed": timed_cells, "absent": absent_cells}
+ONE_BY_ONE = {"compiled": compiled, "absent": absent}
 ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
-QUICK = flags.DEFINE_bool("quick", False, "Take one of ten cells.")
+QUICK = flags.DEFINE_bool("quick", False, "Take one of seven cells.")
 HARDWARE = flags.DEFINE_string("hardware", FILE, "File of experiments.calibrate.")
 RESULTS = flags.DEFINE_string(
     "results", "results/plan_accuracy.jsonl", "File to which lines of JSON are added."
 )
 TPU = flags.DEFINE_string("tpu", "results/tpu.jsonl", "Results of experiments.studies.tpu.")
 PAGE = define_page("docs/planner.md")
-FEW = 10
+FEW = 7
 
 
 def main() -> None:
@@ -52,6 +62,9 @@ def main() -> None:
         for part in CHOSEN.value:
             if part not in PARTS:
                 raise ValueError(f"--parts={part}: choose among {', '.join(PARTS)}")
+        if "absent" in CHOSEN.value:
+            check_machine(sys.platform, platform.machine())
+            check_libtpu()
         if "timed" in CHOSEN.value:
             if not namespaces.available():
                 raise ValueError("network namespaces need Linux, root and the command ip")
@@ -76,15 +89,13 @@ def measure(part: str, file: pathlib.Path) -> None:
         for line in [*others, *lines]:
             write(file, line)
         return
-    cells = compiled_cells() if part == "compiled" else timed_cells()
-    missing = [
-        c for c in cells[:: FEW if QUICK.value else 1] if not is_there(c, read(file))
-    ]
-    if part == "compiled":
+    cells = CELLS[part]()[:: FEW if QUICK.value else 1]
+    missing = [cell for cell in cells if not is_there(cell, read(file))]
+    if part in ONE_BY_ONE:
         for cell in missing:
-            found = cell | compiled(cell)
-            write(file, found)
-            say(f"{cell}: sent {found['planned_sent'] / max(found['sent'], 1) - 1:+.2%}")
+            found = ONE_BY_ONE[part](cell)
+            write(file, cell | found)
+            say(f"{cell}: {found}")
         return
     machine = hardware_of(HARDWARE.value).machine
     key = lambda c: (c["shape"], c["strategy"], c["accumulation"])  # noqa: E731

@@ -1,7 +1,12 @@
 """What each cell of the benchmark predicts and measures."""
 
 import dataclasses
+import json
+import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +26,7 @@ from experiments.studies.plan_accuracy.grid import config_of, overrides
 from experiments.sweeps.members import as_flags
 from experiments.sweeps.results import Line
 from parallel.cost.ledger import step_ledger
-from parallel.cost.machine import Hardware, Link, Machine
+from parallel.cost.machine import Hardware, Link, Machine, parse
 from parallel.cost.plan import Candidate, Model, candidates
 from parallel.mesh import batch_degree
 
@@ -130,6 +135,49 @@ def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
             "fits": line.get("total_bytes", float("inf")) <= hardware.machine.memory,
             "limit": hardware.machine.memory,
         }  # fmt: skip
+
+
+def absent(cell: Line) -> Line:
+    """Compile a cell for absent TPUs, in a process of its own; give the plan beside it."""
+    changed = cell["overrides"] | {"precision.compute": "bfloat16"}
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder, "figures.json")
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "experiments.measure", f"--output={output}",
+                f"--config=configs/{cell['model']}.py", f"--topology={cell['topology']}",
+                *as_flags(changed),
+            ],
+            capture_output=True,
+            encoding="utf-8",
+        )  # fmt: skip
+        if ended.returncode:
+            last = ended.stderr.strip().splitlines()[-1:] or ["no message"]
+            return {"error": last[0].removeprefix("error: ")}
+        figures = json.loads(output.read_text(encoding="utf-8"))
+    return beside_plan(cell, figures)
+
+
+def beside_plan(cell: Line, figures: dict[str, Any]) -> Line:
+    """Return the compiler's memory and the plan's."""
+    config = fields.override(
+        read_config_file(f"configs/{cell['model']}.py"),
+        cell["overrides"] | {"precision.compute": "bfloat16"},
+    )
+    hardware = parse(cell["topology"])
+    mesh = absent_mesh(config, hardware.num_devices)
+    planned = of_mesh(model_of(config, "tpu"), config, mesh, hardware)
+    return {
+        "bytes": figures["total_bytes"],
+        "planned_bytes": planned.memory_bytes,
+        "state": figures["state_bytes"],
+        "planned_state": state_of(planned),
+        "sent": figures["sent_bytes"],
+        "planned_sent": planned.sent_bytes,
+        "fits": True,
+        "planned_fits": planned.fits,
+        "limit": hardware.machine.memory,
+    }
 
 
 def microbatches(member: dict[str, Any], config: Experiment) -> dict[str, Any]:

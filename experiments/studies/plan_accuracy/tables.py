@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from experiments.studies.plan_accuracy.grid import ABSENT, NUM_SEEN
 from experiments.studies.plan_accuracy.maxtext import FITTED
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
@@ -19,18 +20,19 @@ NAMES = (
     "plan-maxtext",
 )
 SPREAD = 0.2  # between the best and the median plan of a case that counts
-METRICS = 2000  # bytes of the sums of metrics that no closed form counts
+PARTS = ("compiled", "tpu", "timed", "absent", "maxtext")
 NEAR = 0.15  # of the limit
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
     """Return the tables by name."""
-    by = {part: [x for x in lines if x["part"] == part]
-          for part in ("compiled", "tpu", "timed", "maxtext")}  # fmt: skip
+    by: dict[str, list[Line]] = {part: [] for part in PARTS}
+    for line in lines:
+        by[line["part"]].append(line)
     return {
         "plan-compiled": compiled_table(by["compiled"]),
-        "plan-tpu": tpu_table(by["tpu"]),
-        "plan-fits": fits_table(by["tpu"]),
+        "plan-tpu": tpu_table(by["tpu"], by["absent"]),
+        "plan-fits": fits_table(by["tpu"] + by["absent"]),
         "plan-time": time_table(by["timed"]),
         "plan-regret": regret_table(by["timed"]),
         "plan-maxtext": maxtext_table(by["maxtext"]),
@@ -53,24 +55,30 @@ HEAD = ("", "cells", "median error", "95th percentile", "largest")
 
 
 def compiled_table(lines: list[Line]) -> str:
-    exact = sum(0 <= x["sent"] - x["planned_sent"] <= METRICS for x in lines)
-    rows = [
-        [f"bytes sent ({exact} of {len(lines)} exact, but for metrics)", len(lines),
-         *quantiles(errors(lines, "planned_sent", "sent"))],
-        ["state", len(lines), *quantiles(errors(lines, "planned_state", "state"))],
-        ["temporaries on emulated CPUs", len(lines),
-         *quantiles(errors(lines, "planned_temporary", "temporary"))],
-    ]  # fmt: skip
+    """Compare bytes by strategy, then state and temporaries of all cells."""
+    rows = []
+    for (name,), group in cells_of(lines, lambda x: (x["strategy"],)).items():
+        found = quantiles(errors(group, "planned_sent", "sent"))
+        rows.append([f"bytes sent, {name}", len(group), *found])
+    for name, key in {"state": "state", "temporaries": "temporary"}.items():
+        found = quantiles(errors(lines, f"planned_{key}", key))
+        rows.append([f"{name}, all strategies", len(lines), *found])
     return markdown(HEAD, rows)
 
 
-def tpu_table(lines: list[Line]) -> str:
-    groups: dict[str, list[Line]] = {"all": lines}
+def tpu_table(lines: list[Line], absent: list[Line]) -> str:
+    """Compare memory; `absent` are models of a few layers, some of them held out."""
+    groups: dict[str, list[Line]] = {"results/tpu.jsonl": lines}
     for line in lines:
         groups.setdefault(line["model"], []).append(line)
+    seen = [(model, overrides) for model, overrides in ABSENT[:NUM_SEEN]]
+    for line in absent:
+        known = (line["model"], line["overrides"]) in seen
+        name = "few layers, in sight" if known else "few layers, held out"
+        groups.setdefault(name, []).append(line)
     rows = []
     for name, group in groups.items():
-        found = [x for x in group if x["bytes"]]
+        found = [x for x in group if x.get("bytes")]
         rows.append([name, len(found), *quantiles(errors(found, "planned_bytes", "bytes"))])
     return markdown(HEAD, rows)
 
@@ -87,7 +95,7 @@ def fits_table(lines: list[Line]) -> str:
 
 def is_near(line: Line) -> bool:
     """Tell whether a cell lies near its chip's memory."""
-    return bool(line["bytes"]) and abs(line["bytes"] / line["limit"] - 1) <= NEAR
+    return bool(line.get("bytes")) and abs(line["bytes"] / line["limit"] - 1) <= NEAR
 
 
 def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, list[Line]]:
