@@ -130,7 +130,7 @@ def test_impossible_networks_are_refused(monkeypatch):
 @needs_network
 def test_a_congestion_control_that_is_not_there_is_refused():
     with (
-        pytest.raises(ValueError, match="congestion 'none' is not one of"),
+        pytest.raises(ValueError, match="congestion 'none': expected one of"),
         network(2, congestion="none"),
     ):
         pass
