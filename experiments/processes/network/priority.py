@@ -13,9 +13,11 @@ PR_SET_TIMERSLACK = 29
 def first_of_all() -> Iterator[None]:
     """Let this thread and those that it starts run as soon as they can.
 
-    For little work only: nobody else has the core meanwhile. Needs root.
+    For little work only: nobody else has the core meanwhile. A container may not allow it;
+    then a busy machine makes packets late, by what Network.lateness tells.
     """
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     libc().prctl(PR_SET_TIMERSLACK, 1)  # nanoseconds; 0 gives the usual 50,000 back
     try:
         yield
