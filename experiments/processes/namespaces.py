@@ -83,9 +83,9 @@ def hosts(num_hosts: int) -> Iterator[None]:
 def add_host(index: int) -> None:
     here = name(index)
     ip("netns", "add", here)
-    hosts = pathlib.Path("/etc/netns") / here / "hosts"
-    hosts.parent.mkdir(parents=True, exist_ok=True)
-    hosts.write_text(
+    names = pathlib.Path("/etc/netns") / here / "hosts"
+    names.parent.mkdir(parents=True, exist_ok=True)
+    names.write_text(
         f"127.0.0.1 localhost\n{address(index)} {socket.gethostname()}\n", encoding="utf-8"
     )
     ip("-n", here, "link", "set", "lo", "up")

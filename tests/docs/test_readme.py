@@ -13,8 +13,10 @@ from experiments.inspection.truth import planted_table
 from experiments.studies.asynchronous.tables import speed_table, staleness_table
 from experiments.studies.balance.tables import balance_tables
 from experiments.studies.deaths.tables import deaths_table
+from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
+from experiments.studies.transfer.tables import transfer_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
 from experiments.sweeps.pipeline_tables import pipeline_tables
@@ -194,6 +196,12 @@ def test_the_tables_are_those_of_the_results():
         "slow-link": slow_link_table(results["slow_link"], results["two_devices"]),
     }
     assert tables(ROOT / "docs/strategies.md") == expected
+    assert tables(ROOT / "docs/links.md") == {
+        **link_tables(results.get("links", []), results["two_devices"]),
+        "partition": partition_table(results.get("partition", [])),
+    }
+    page = ROOT / "docs/questions/how-are-bytes-sent.md"
+    assert tables(page) == transfer_tables(results.get("transfer", []))
     page = ROOT / "docs/questions/how-is-dirty-text-found.md"
     assert tables(page) == {"planted": planted_table(results["planted"])}
     page = ROOT / "docs/planner.md"

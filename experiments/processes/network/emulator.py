@@ -16,6 +16,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,9 @@ END_SECONDS = 10.0
 # The forwarder is never late by so many packets, so the kernel drops none.
 WAITING_PACKETS = 20_000
 MTUS = (576, 65_000)  # bytes: what every host of IPv4 takes, what a TUN device takes
-TCP_SETTINGS = pathlib.Path("/proc/sys/net/ipv4")  # of the namespace that reads it
+# Settings of the namespace of the thread that reads them.
+CONGESTION = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
 class Network:
@@ -38,6 +41,7 @@ class Network:
 
     def __init__(self, num_hosts: int, process: subprocess.Popen):
         self.num_hosts, self.process = num_hosts, process
+        self.lock = threading.Lock()  # any thread may ask
 
     def answer(self) -> Any:
         line = self.process.stdout.readline()
@@ -48,10 +52,11 @@ class Network:
         return json.loads(line)
 
     def tell(self, order: str, **details: Any) -> Any:
-        with contextlib.suppress(BrokenPipeError):  # the answer tells
-            self.process.stdin.write(json.dumps({"order": order, **details}) + "\n")
-            self.process.stdin.flush()
-        return self.answer()
+        with self.lock:
+            with contextlib.suppress(BrokenPipeError):  # the answer tells
+                self.process.stdin.write(json.dumps({"order": order, **details}) + "\n")
+                self.process.stdin.flush()
+            return self.answer()
 
     def check_host(self, host: int) -> None:
         if host not in range(self.num_hosts):
@@ -115,7 +120,9 @@ def network(
     `mtu`: bytes of the largest packet. `congestion`: how TCP controls it, such as cubic;
     empty: as on this machine. ValueError for what cannot be, before anything is made.
     """
-    check(num_hosts, seed, mtu, congestion)
+    check(num_hosts, seed, mtu)
+    congestion = congestion or machine_congestion()
+    check_congestion(congestion)
     with namespaces.hosts(num_hosts), forwarder(num_hosts, seed) as process:
         net = Network(num_hosts, process)
         net.answer()
@@ -126,7 +133,7 @@ def network(
         yield net
 
 
-def check(num_hosts: int, seed: int, mtu: int, congestion: str) -> None:
+def check(num_hosts: int, seed: int, mtu: int) -> None:
     if not 1 < num_hosts <= namespaces.MOST_HOSTS:
         raise ValueError(f"{num_hosts} hosts: expected 2 to {namespaces.MOST_HOSTS}")
     if not 0 <= seed < WORD:
@@ -134,12 +141,21 @@ def check(num_hosts: int, seed: int, mtu: int, congestion: str) -> None:
     if not MTUS[0] <= mtu <= MTUS[1]:
         raise ValueError(f"mtu {mtu}: expected {MTUS[0]} to {MTUS[1]} bytes")
     namespaces.require()
-    file = TCP_SETTINGS / "tcp_allowed_congestion_control"
-    if congestion and congestion not in file.read_text(encoding="utf-8").split():
+
+
+def check_congestion(congestion: str) -> None:
+    """Raise ValueError for a control that a namespace may not use."""
+    allowed = ALLOWED.read_text(encoding="utf-8").split()
+    if congestion not in allowed:
         raise ValueError(
-            f"congestion {congestion!r} is not one of those in {file}: "
-            f"{file.read_text(encoding='utf-8').strip()}"
+            f"congestion {congestion!r}: expected one of {', '.join(allowed)}, which "
+            f"{ALLOWED} allows"
         )
+
+
+def machine_congestion() -> str:
+    """Return how TCP controls congestion on this machine, such as cubic."""
+    return CONGESTION.read_text(encoding="utf-8").strip()
 
 
 @contextlib.contextmanager
@@ -167,10 +183,9 @@ def forwarder(num_hosts: int, seed: int) -> Iterator[subprocess.Popen]:
 def connect(host: int, mtu: int, congestion: str) -> None:
     """Give a host's interface its address and turn it on."""
     here, device = namespaces.name(host), ["dev", namespaces.INTERFACE]
-    if congestion:
+    if congestion != machine_congestion():
         with namespaces.entered(here):
-            file = TCP_SETTINGS / "tcp_congestion_control"
-            file.write_text(congestion, encoding="utf-8")
+            CONGESTION.write_text(congestion, encoding="utf-8")
     namespaces.ip("-n", here, "address", "add", f"{namespaces.address(host)}/24", *device)
     limits = ["mtu", str(mtu), "txqueuelen", str(WAITING_PACKETS)]
     namespaces.ip("-n", here, "link", "set", *device, *limits, "addrgenmode", "none", "up")

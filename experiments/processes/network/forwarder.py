@@ -13,6 +13,7 @@ import heapq
 import json
 import os
 import select
+import signal
 import struct
 import sys
 import time
@@ -21,13 +22,13 @@ from typing import Any
 from experiments.processes import namespaces
 from experiments.processes.network.direction import Direction, Transmitter
 from experiments.processes.network.link import Link
+from experiments.processes.network.priority import first_of_all
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 LONGEST = 1 << 16  # bytes of a packet
 BURST = 64  # packets to take from one host before the others have their turn
 LOOK_SECONDS = 1.0  # how often to look whether the parent lives
-PR_SET_TIMERSLACK = 29
 SUBNET = bytes(map(int, namespaces.SUBNET.split(".")))
 
 
@@ -77,19 +78,16 @@ class Forwarder:
                 packet = os.read(tun, LONGEST)
             except BlockingIOError:
                 return
-            now = time.monotonic()
             # Only IPv4 between the hosts; the kernel also sends multicasts.
             if packet[0] >> 4 != 4 or packet[16:19] != SUBNET:
                 continue
             receiver = packet[19] - 1
             direction = self.directions.get((host, receiver))
-            sent = self.interfaces[host].send(len(packet), now)
-            if direction is None or sent is None:
+            if direction is None:
                 continue
+            # The queue of a host has no end, so it drops nothing.
+            sent = self.interfaces[host].send(len(packet), time.monotonic())
             for arrival, changed in direction.take(packet, sent):
-                if arrival <= now:
-                    os.write(self.tuns[receiver], changed)
-                    continue
                 self.num_taken += 1  # keeps packets of one instant in order
                 event = (arrival, self.num_taken, self.tuns[receiver], changed)
                 heapq.heappush(self.waiting, event)
@@ -127,21 +125,16 @@ class Forwarder:
         return {}
 
 
-def first_of_all() -> None:
-    """Let this process run before all others, and wake it to the microsecond."""
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    namespaces.libc().prctl(PR_SET_TIMERSLACK, 1)
-    gc.disable()  # nothing here makes cycles
-
-
 def main() -> None:
     """Serve the network of the parent process; argv is the seed, then its namespaces."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, the parent decides
     seed, *hosts = sys.argv[1:]
     parent = os.getppid()
     forwarder = Forwarder(hosts, int(seed))
     print(json.dumps({}), flush=True)
     try:
-        first_of_all()
-        forwarder.run()
+        with first_of_all():
+            gc.disable()  # nothing here makes cycles
+            forwarder.run()
     finally:
         namespaces.remove(parent)

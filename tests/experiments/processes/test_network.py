@@ -13,6 +13,7 @@ import pytest
 
 from experiments.processes import namespaces
 from experiments.processes.linked import workers
+from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network
 from experiments.processes.network.link import Link, stream, uniform
 from experiments.processes.network.probe import arrivals, pair, round_trips, transfer
@@ -130,7 +131,7 @@ def test_impossible_networks_are_refused(monkeypatch):
 @needs_network
 def test_a_congestion_control_that_is_not_there_is_refused():
     with (
-        pytest.raises(ValueError, match="congestion 'none' is not one of"),
+        pytest.raises(ValueError, match="congestion 'none': expected one of"),
         network(2, congestion="none"),
     ):
         pass
@@ -208,3 +209,37 @@ def test_an_all_reduce_sends_what_the_ledger_says(tmp_path, monkeypatch):
     for host in turn:
         sent = (host["sent"] - idle * seconds) / 5
         assert 0.98 * ledger_bytes < sent < ledger_bytes * OVERHEAD * 1.02
+
+
+def test_impossible_changes_are_refused():
+    for made, said in [
+        (None, "returns None; expected a list"),
+        ([Link()], "is no Change of a Link"),
+        ([Change(Link(), after=-1)], "after -1 is not a number of seconds"),
+        ([Change(None, between=(1, 7))], r"no link between \(1, 7\); expected two of the"),
+        ([Change(None, between=(1, 1))], r"no link between \(1, 1\)"),
+        ([Change(None, one_way=True)], "one_way needs `between`"),
+    ]:
+        with pytest.raises(ValueError, match=f"links.py: .*{said}"):
+            check("links.py", made, 4)
+
+
+@needs_network
+def test_changes_are_made_when_their_time_comes(capfd):
+    changes = [
+        Change(Link(delay=0.004)),
+        Change(None, between=(0, 1), one_way=True),
+        Change(Link(), after=0.4, between=(0, 1)),
+        Change(None, after=60),
+    ]
+    with network(3) as net, played(net, check("links.py", changes, 3)):
+        assert numbers(2, silence=0.1) == [] and len(arrivals(1, 0, 2, silence=0.1)) == 2
+        assert min(round_trips(1, 2, 3)) > 0.008
+        deadline = time.monotonic() + 10
+        while not numbers(2, silence=0.1):
+            assert time.monotonic() < deadline
+    said = capfd.readouterr().err
+    assert "after 0 s, all links: delay 0.004\n" in said
+    assert "the link 0 to 1: cut\n" in said
+    assert "after 0.4 s, the link 0 and 1: as good as the machine allows\n" in said
+    assert "60" not in said

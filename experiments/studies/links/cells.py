@@ -1,0 +1,88 @@
+"""The grid of links, and who is timed over it."""
+
+import math
+from typing import NamedTuple
+
+from configs.sweeps.combine import Member
+from configs.sweeps.strategies import MEMBERS
+from experiments.processes.network.emulator import Network
+from experiments.processes.network.link import Link
+
+HOSTS = 4
+# Where a link is bad: everywhere, between two hosts, or between two groups of two.
+PAIRS = {
+    "all": [(a, b) for a in range(HOSTS) for b in range(a + 1, HOSTS)],
+    "one": [(0, 1)],
+    "between": [(0, 2), (0, 3), (1, 2), (1, 3)],
+}
+
+
+class Cell(NamedTuple):
+    """What the bad links are like; the others are as good as the machine allows."""
+
+    where: str
+    rtt: float  # milliseconds there and back
+    rate: float  # megabits a second; 0: no limit
+    loss: float  # percent of the packets, in each direction
+
+
+RTTS, RATES, LOSSES = (0, 1, 10, 50, 150), (0, 100, 10), (0, 0.1, 1)
+GRID = [
+    *(Cell("all", rtt, rate, loss) for loss in LOSSES for rate in RATES for rtt in RTTS),
+    *(Cell("one", rtt, 0, loss) for rtt in (0, 50) for loss in (1,)),
+    Cell("one", 50, 0, 0),
+    *(Cell("between", rtt, rate, 0) for rtt in (0, 50) for rate in (100, 10)),
+    Cell("between", 50, 0, 0),
+]
+QUICK = [
+    *(Cell("all", rtt, 0, 0) for rtt in RTTS),
+    *(Cell("all", rtt, 10, 0) for rtt in (0, 50)),
+    Cell("all", 50, 100, 0),
+    *(Cell("all", 50, 0, loss) for loss in (0.1, 1)),
+    Cell("one", 50, 0, 1),
+    Cell("between", 50, 100, 0),
+]
+
+# The time of a step is c + k x round trip + bytes x 8 / rate; these cells give c, k, bytes.
+FITTED = [Cell("all", rtt, rate, 0) for rtt in (0, 50) for rate in (0, 10)]
+
+TIMED: dict[str, Member] = {
+    **{
+        name: MEMBERS[name]
+        for name in ("shard_map", "ring", "tree", "halving_doubling", "p2p", "all_gather")
+    },
+    "hierarchical": {
+        **MEMBERS["shard_map"],
+        "parallel.exchange.algorithm": "hierarchical",
+        "parallel.slice": 2,
+    },
+    "buckets of 256 kB": {
+        **MEMBERS["shard_map"],
+        "parallel.exchange.bucket_bytes": 1 << 18,
+    },
+    **{
+        name: MEMBERS[name]
+        for name in ("fsdp", "int8", "top_k-1%", "power_sgd-4", "local_sgd-8", "diloco-50")
+    },
+}
+
+
+def check(where: str) -> None:
+    if where not in PAIRS:
+        raise ValueError(f"where {where!r}: choose among {', '.join(PAIRS)}")
+
+
+def apply(net: Network, cell: Cell) -> None:
+    """Give the network the links of a cell.
+
+    If all links have a rate, it is that of a host's interface, which its links share.
+    """
+    shared = cell.where == "all"
+    rate = cell.rate * 1e6 or math.inf
+    net.set_links(Link())
+    net.set_rate(rate if shared else math.inf)
+    bad = Link(
+        delay=cell.rtt / 2000, loss=cell.loss / 100, rate=math.inf if shared else rate
+    )
+    for a, b in PAIRS[cell.where]:
+        net.set_link(a, b, bad)
