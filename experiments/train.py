@@ -73,6 +73,7 @@ def main() -> None:
             given = given_vectors(config, data.tokenizer)
             faults = read_faults(FAULTS.value, config, mesh, data)
             change = new_end(folder, config, data)
+            held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
                 say(f"{folder} is complete; give more --config.steps to train on")
