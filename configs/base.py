@@ -44,8 +44,9 @@ class Experiment:
     eval_every: int = field(default=100, metadata=EVERY)
     # batches in an evaluation during the run; 0: all rows, as in the evaluation at the end
     eval_batches: int = field(default=8, metadata=EVERY)
-    # steps between checkpoints; 0: only at the end
-    save_every: int = field(default=100, metadata=EVERY)
+    # steps between checkpoints; 0: only at the end; -1: as many as lose the least, by the
+    # seconds that a save takes and the faults that the run has met (Daly 2006)
+    save_every: int = field(default=100, metadata={"at_least": -1, "decides": False})
     # number of latest checkpoints that are kept; the best one is kept too
     keep: int = field(default=2, metadata={"at_least": 1, "decides": False})
     # steps between comparisons of the replicas' copies of the state, by a sum of bits; the

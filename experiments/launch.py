@@ -142,9 +142,12 @@ def run_job(count: int, arguments: list[str], terminated: list[int]) -> Ended:
             raise SystemExit(130) from None
         if failed is None:
             return Ended(None)
-        code = processes[failed].returncode
         end(processes, GRACE_SECONDS)
-        is_new = failed and processes[0].returncode != code
+        codes = [process.returncode for process in processes]
+        # One that says what is wrong is the cause; others then fail for want of it.
+        failed = codes.index(WRONG_USE) if WRONG_USE in codes else failed
+        code = codes[failed]
+        is_new = failed and codes[0] != code
         log = files[failed].read_text(encoding="utf-8", errors="replace") if is_new else ""
         return Ended(failed, code, log)
 

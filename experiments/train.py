@@ -101,6 +101,7 @@ def main() -> None:
             new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
             faults = read_faults(FAULTS.value, config, mesh, data)
             change = new_end(folder, config, data)
+            held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
                 say(f"{folder} is complete; give more --config.steps to train on")

@@ -158,7 +158,7 @@ def loop(
             jax.profiler.stop_trace()
             log.say(f"the trace is in {run.workdir / 'profile'}")
         evaluates = step == config.steps or is_due(step, config.eval_every)
-        saves = ends or is_due(step, config.save_every)
+        saves = ends or guard.saves.due(step)
         if evaluates or saves:
             with clock("step"):
                 handle(log.flush(), run, log)
@@ -172,7 +172,7 @@ def loop(
         if saves:
             with clock("checkpoint"):
                 checkpoints.save(step, program, state, score)
-            guard.journal.mark("saved", step)
+            guard.saved(step)
         if ends:
             break
     return state, val if int(state.step) == config.steps else None

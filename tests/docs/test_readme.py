@@ -16,6 +16,7 @@ from experiments.studies.deaths.tables import deaths_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
+from experiments.studies.soak.table import soak_table
 from experiments.studies.transfer.tables import transfer_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
@@ -222,3 +223,5 @@ def test_the_tables_are_those_of_the_results():
         "staleness": staleness_table(found),
         "speed": speed_table(found),
     }
+    page = ROOT / "docs/questions/how-are-failures-survived.md"
+    assert tables(page) == {"soak": soak_table(results["soak"]).strip()}

@@ -14,6 +14,7 @@ from experiments.run.survival.goodput import Journal
 from experiments.run.survival.heart import Heart
 from experiments.run.survival.injection import Injector, Targets
 from experiments.run.survival.replicas import agreement_check, check_norms
+from experiments.run.survival.saving import Saves
 from lm.data.prepare import rows_folder
 from lm.data.rows.shards import shard_name
 from parallel.program import TrainState
@@ -23,6 +24,7 @@ class Guard(NamedTuple):
     heart: Heart
     journal: Journal
     faults: Injector
+    saves: Saves
     agree: Callable[[int, TrainState], None]
     clock: Clock
     check_every: int  # 0: never
@@ -31,6 +33,7 @@ class Guard(NamedTuple):
     def begin(self, step: int) -> None:
         self.clock.been.clear()
         self.heart.step, self.heart.watches = step, True
+        self.saves.begin(step)
         self.journal.begin(step)
         self.faults.begin()
 
@@ -39,6 +42,11 @@ class Guard(NamedTuple):
         self.heart.step = max(step, self.heart.step)
         if self.outlier:
             check_norms(step, norms, self.outlier)
+
+    def saved(self, step: int) -> None:
+        """The state of this step is on its way to the disk."""
+        self.journal.mark("saved", step)
+        self.saves.saved(step)
 
     def done(self, step: int) -> None:
         """All steps are taken and evaluated; what is left is each process's own."""
@@ -59,10 +67,11 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
     index, count = jax.process_index(), jax.process_count()
     journal = Journal(workdir, clock, is_main_process())  # reads what Heart writes over
     injector = Injector(faults, workdir, index, targets(run))
+    saves = Saves(config.save_every, workdir, clock)
     agree, every = agreement_check(run.program), config.check_every
     outlier = config.parallel.outlier
     with Heart(workdir, clock, config.deadline, index, count) as heart:
-        guard = Guard(heart, journal, injector, agree, clock, every, outlier)
+        guard = Guard(heart, journal, injector, saves, agree, clock, every, outlier)
         try:
             yield guard
         except BaseException:

@@ -12,6 +12,7 @@ with the same bits, the seconds of recovery, and the goodput beside Daly's predi
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -21,8 +22,10 @@ from experiments.processes.faults import KINDS, AtStep, Drawn, Setting, check_ki
 from experiments.processes.files import write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
+from experiments.studies.soak.table import soak_table
 from experiments.studies.soak.tell import tell
-from experiments.sweeps.results import write
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import read, write
 
 CONFIG = startup.define_config()
 WORKDIR = startup.define_workdir()
@@ -37,6 +40,7 @@ EVERY = flags.DEFINE_integer(
 RESULTS = flags.DEFINE_string(
     "results", "", "File of results, to which a line of JSON is added; empty: none."
 )
+PAGE = define_page("")
 PROCESSES = 2
 CHECK_EVERY = 5
 DEADLINE = 20  # seconds
@@ -73,7 +77,11 @@ def launch(workdir: pathlib.Path, cache: pathlib.Path, steps: int, *more: str) -
     ]
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with output_of(workdir).open("ab") as out:
-        return subprocess.run(command, stdout=out, stderr=subprocess.STDOUT).returncode
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            return process.wait()
+        finally:
+            process.terminate()  # if this command was interrupted
 
 
 def output_of(workdir: pathlib.Path) -> pathlib.Path:
@@ -100,6 +108,9 @@ def main() -> None:
         folder = startup.workdir(WORKDIR)
         check_kinds(ONLY.value)
         steps = num_steps()
+        if PAGE.value:
+            check_names(pathlib.Path(PAGE.value), {"soak"})
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder.mkdir(parents=True, exist_ok=True)
     spec = folder / "get_faults.py"
     values = {"kinds": tuple(ONLY.value), "number": FAULTS.value, "every": EVERY.value}
@@ -116,6 +127,9 @@ def main() -> None:
     write_whole(folder / "soak.json", json.dumps(found, indent=2) + "\n")
     if RESULTS.value:
         write(pathlib.Path(RESULTS.value), found)
+    if PAGE.value:
+        lines = read(pathlib.Path(RESULTS.value)) if RESULTS.value else [found]
+        fill(pathlib.Path(PAGE.value), {"soak": soak_table(lines)})
     print(json.dumps(found, indent=2))
 
 

@@ -1,6 +1,7 @@
 """What a soak has shown, read from the files of its two runs."""
 
 import pathlib
+import re
 import statistics
 from collections import Counter
 from typing import Any
@@ -9,6 +10,8 @@ from experiments.run.checkpoint import saved_digests
 from experiments.run.log import read_metrics
 from experiments.run.survival import daly, goodput
 from experiments.run.survival.injection import logged
+
+DAMAGED = re.compile(r"warning: the checkpoint at step \d+ is damaged")
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
@@ -40,7 +43,7 @@ def named(output: str) -> dict[str, int]:
     """Count what the runs have said of faults, in their own words."""
     return {
         "parted": output.count(": replicas have parted in "),
-        "damaged_checkpoint": output.count("warning: the checkpoint at step "),
+        "damaged_checkpoint": len(DAMAGED.findall(output)),
         "corrupt_record": output.count("is damaged: its CRC-32C is not"),
         "stuck": output.count(" has waited "),
         "killed": output.count(" was killed by SIGKILL"),

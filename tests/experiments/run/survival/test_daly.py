@@ -3,6 +3,8 @@
 import numpy as np
 
 from experiments.run.survival import daly
+from experiments.run.survival.clock import Clock
+from experiments.run.survival.saving import AUTO, DAY, Saves, between_faults, steps_between
 
 
 def drawn_share(work, save, between, restart, rng, segments=4000):
@@ -38,3 +40,30 @@ def test_the_interval_loses_the_least():
         ours = daly.efficiency(daly.interval(save, between), save, between, 10.0)
         assert ours > 0.995 * max(shares)
     assert daly.interval(10.0, 5.0) == 5.0
+
+
+def test_a_run_saves_by_what_saves_cost_and_faults_it_met(tmp_path):
+    # 100 steps in 22 s, of which two saves of 1 s each; a fault in 101 s.
+    steps = steps_between(22.0, 2.0, 100, 2, 101.0)
+    assert steps == round(daly.interval(1.0, 101.0) / 0.2)
+    assert steps_between(1.0, 1.0, 0, 1, 1e9) > 0
+    assert steps_between(50.0, 45.0, 5, 1, 1.0) == 1
+
+    def event(name, wall, elapsed):
+        return {
+            "event": name, "step": 0, "wall": wall, "elapsed": elapsed, "seconds": {}
+        }  # fmt: skip
+
+    lives = [event("start", 0.0, 1.0), event("last", 0.0, 50.0), event("start", 60.0, 2.0)]
+    assert between_faults(lives) == (DAY + 62.0) / 2
+    assert between_faults(lives[:1]) == DAY + 1.0
+
+    saves = Saves(AUTO, tmp_path, Clock())
+    saves.begin(20)
+    assert [step for step in range(21, 35) if saves.due(step)] == [30, 31, 32, 33, 34]
+    saves.saved(30)
+    assert not saves.due(30) and saves.next > 30  # as no fault was met, much later
+    assert [step for step in range(1, 10) if Saves(3, tmp_path, Clock()).due(step)] == [
+        3, 6, 9
+    ]  # fmt: skip
+    assert not any(Saves(0, tmp_path, Clock()).due(step) for step in range(1, 10))
