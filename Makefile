@@ -1,5 +1,6 @@
 # make train: from nothing to a trained model.  make test: from nothing to passing tests.
 # make notebooks: the notebooks of docs/, which take minutes.
+# make accelerator: the tests that need a GPU or TPU, on it.
 # make tpu: compiles every strategy for absent TPUs, which takes minutes.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ CONFIG ?= configs/tiny.py
 FLAGS ?=
 TESTS ?=
 
-.PHONY: train test notebooks tpu lint
+.PHONY: train test notebooks accelerator tpu lint
 
 train: $(VENV)/installed
 	$(VENV)/bin/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) --devices=8 $(FLAGS)
@@ -18,6 +19,9 @@ test: $(VENV)/installed-dev
 
 notebooks: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -q -n 2 tests/docs/test_notebooks.py
+
+accelerator: $(VENV)/installed-dev
+	JAX_PLATFORMS= $(VENV)/bin/python -m pytest -q tests/test_accelerator.py
 
 # libtpu lies apart from the environment, so that `make test` stays short.
 tpu: $(VENV)/installed-dev

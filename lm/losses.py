@@ -37,7 +37,9 @@ def cross_entropy(
             return jnp.sum(jnp.where(mask_BC, weighted_BC, 0.0))
 
         logits_BCV = head(x_BCD).astype(jnp.float32)
-        label_logits_BC = jnp.take_along_axis(logits_BCV, labels_BC[..., None], -1)[..., 0]
+        # Not a gather: its gradient is a scatter into an array as large as the logits.
+        is_label_BCV = labels_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
+        label_logits_BC = jnp.sum(jnp.where(is_label_BCV, logits_BCV, 0.0), -1)
         losses_BC = jax.nn.logsumexp(logits_BCV, -1) - label_logits_BC
         loss = total(losses_BC)
         if not smoothing:

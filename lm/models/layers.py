@@ -56,6 +56,16 @@ def matmul_backward(dtype: DTypeLike | None, saved, dy_xO: jax.Array):
 matmul.defvjp(matmul_forward, matmul_backward)
 
 
+def lookup(table: nnx.Param, index: jax.Array) -> jax.Array:
+    """Return the rows of the table at the index, in the table's type.
+
+    The gradient of a row is a sum over all places where its token stands, so it is added up
+    in float32. In bfloat16 such a sum stops growing at 256 times its addends.
+    """
+    table_VD = table[...]
+    return table_VD.astype(jnp.float32)[index].astype(table_VD.dtype)
+
+
 def vocabulary_logits(
     x_BTD: jax.Array, embedding: nnx.Param, output: nnx.Linear | None
 ) -> jax.Array:

@@ -30,6 +30,7 @@ from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
     dropout,
+    lookup,
     matmul,
     vocabulary_logits,
 )
@@ -244,7 +245,7 @@ class Recurrent(nnx.Module):
         )
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.embedding[tokens_BT] * embedding_scale(self.config.width)
+        return lookup(self.embedding, tokens_BT) * embedding_scale(self.config.width)
 
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> jax.Array:
         """Return x_BTD, the input of the first layer."""

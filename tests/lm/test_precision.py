@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.nnx import Param
 
+from lm.models.layers import lookup
 from lm.models.recurrent import RecurrentConfig
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.setting import Setting
@@ -26,14 +28,14 @@ def make(compute):
     return mixed_precision(task, PrecisionConfig(compute=compute))
 
 
-def products(jaxpr):
-    """Yield the matrix products of a program, also those inside its inner programs."""
+def operations(jaxpr, name: str):
+    """Yield these operations of a program, also those inside its inner programs."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        if equation.primitive.name == name:
             yield equation
         for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
             if hasattr(value, "eqns"):
-                yield from products(value)
+                yield from operations(value, name)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
@@ -42,9 +44,8 @@ def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     params = jax.jit(task.init)(jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     program = jax.make_jaxpr(lambda p: task.loss(p, BATCH, None))(params)
-    operands = [
-        {str(x.aval.dtype) for x in equation.invars} for equation in products(program.jaxpr)
-    ]
+    products = operations(program.jaxpr, "dot_general")
+    operands = [{str(x.aval.dtype) for x in equation.invars} for equation in products]
     # Four of attention's layers, its two products, two of the MLP, and the head. On a CPU
     # attention's two are in float32.
     assert len(operands) == 9
@@ -95,6 +96,26 @@ def test_logits_are_sums_in_float32_whoever_asks(name):
     labels = np.asarray(BATCH["tokens"])[:, -wide.shape[1] :, None]
     losses = np.log(np.exp(wide).sum(-1)) - np.take_along_axis(wide, labels, -1)[..., 0]
     np.testing.assert_allclose(sums["loss"], losses.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_rows_of_a_table_add_up_in_float32(name):
+    task = mixed_precision(MODELS[name](), PrecisionConfig(compute="bfloat16"))
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    program = jax.make_jaxpr(jax.grad(lambda p: task.loss(p, BATCH, None)[0]))(params)
+    found = [x.invars[0].aval for x in operations(program.jaxpr, "scatter-add")]
+    found = [x for x in found if x.ndim == 2]  # tables
+    assert {x.shape for x in found} >= {(VOCAB, 16)}
+    assert {x.dtype for x in found} == {jnp.dtype("float32")}
+
+
+def test_a_row_of_a_table_gets_the_gradients_of_all_its_places():
+    def total(table):
+        return jnp.sum(lookup(Param(table), jnp.zeros(4096, int)).astype(jnp.float32))
+
+    table = jnp.zeros((3, 2), jnp.bfloat16)
+    grads = jax.jit(jax.grad(total))(table)
+    np.testing.assert_array_equal(grads, jnp.zeros_like(table).at[0].set(4096))
 
 
 def test_scale_halves_on_overflow_and_doubles_after_the_interval():

@@ -1,7 +1,8 @@
 """Tokens per second of Lockstep, bare JAX and nanoGPT on the same cores, in turns.
 
 python -m experiments.studies.benchmark --shape=small --rounds=9
-    [--nanogpt=FOLDER --pytorch_python=venv/bin/python] [--only=lockstep,bare]
+    [--compute=bfloat16] [--only=lockstep,bare]
+    [--nanogpt=FOLDER --pytorch_python=venv/bin/python]
 
 Prints a table. Each side is its own process and trains the same GPT-2 on the same random
 tokens. In a round, one side after the other takes a few steps. The figures are medians over
@@ -26,6 +27,9 @@ from experiments.studies.benchmark.shapes import SHAPES, Shape
 SHAPE = flags.DEFINE_enum(
     "shape", "small", list(SHAPES), "Shape of the model and the batch."
 )
+COMPUTE = flags.DEFINE_enum(
+    "compute", "float32", ["float32", "bfloat16"], "Type that the models compute in."
+)
 ROUNDS = flags.DEFINE_integer(
     "rounds", 9, "Number of rounds in which all sides take turns.", lower_bound=1
 )
@@ -43,7 +47,8 @@ ONLY = flags.DEFINE_list("only", None, "Names of the sides to run; default: all.
 
 def ours(contender: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "experiments.studies.benchmark.contender"]
-    return [*command, f"--shape={SHAPE.value}", f"--contender={contender}", *arguments]
+    shape = [f"--shape={SHAPE.value}", f"--compute={COMPUTE.value}"]
+    return [*command, *shape, f"--contender={contender}", *arguments]
 
 
 def sides(shape: Shape) -> dict[str, list[list[str]]]:
@@ -86,7 +91,10 @@ def sides(shape: Shape) -> dict[str, list[list[str]]]:
         ]
         for variant in ("eager", "fused", "compiled"):
             found[f"nanogpt-{variant}"] = [
-                [PYTORCH_PYTHON.value, script, NANOGPT.value, variant, *map(str, numbers)]
+                [
+                    *(PYTORCH_PYTHON.value, script, NANOGPT.value, variant),
+                    *(COMPUTE.value, *map(str, numbers)),
+                ]
             ]
     return found
 

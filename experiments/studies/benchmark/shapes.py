@@ -18,6 +18,7 @@ class Shape:
 SHAPES = {
     "small": Shape(256, 256, 6, 8, 256, 16),
     "large": Shape(8192, 512, 8, 8, 512, 8),
+    "gpt2": Shape(50304, 768, 12, 12, 1024, 16),  # for accelerators
 }
 LOADER_ROWS, LOADER_BATCHES = 50_000, 500  # rows on the disk, batches in a step of `loader`
 PRODUCT = 4096  # the width of the square matrices of `products`

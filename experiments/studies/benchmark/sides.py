@@ -24,11 +24,12 @@ from lm.data.rows.order import Order, train_batches
 from lm.data.rows.store import Rows
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
+from lm.precision import PrecisionConfig
 from parallel.mesh import data_mesh
 from parallel.strategies import ParallelConfig
 
 
-def experiment(shape: Shape, strategy: str) -> Experiment:
+def experiment(shape: Shape, strategy: str, compute: str) -> Experiment:
     return Experiment(
         data=DataConfig(
             seq_len=shape.seq_len, batch_size=shape.batch_size, packing="concat"
@@ -37,6 +38,7 @@ def experiment(shape: Shape, strategy: str) -> Experiment:
             width=shape.width, num_layers=shape.num_layers, num_heads=shape.num_heads
         ),
         optim=OptimConfig(learning_rate=3e-4, schedule="constant", warmup_steps=0),
+        precision=PrecisionConfig(compute=compute),
         parallel=ParallelConfig(strategy=strategy),
     )
 
@@ -48,9 +50,11 @@ def random_tokens(shape: Shape) -> np.ndarray:
     )
 
 
-def lockstep(shape: Shape, strategy: str) -> Callable[[], float]:
+def lockstep(shape: Shape, strategy: str, compute: str) -> Callable[[], float]:
     """Return a step of the program that experiments.train runs; it returns the loss."""
-    trial = build_trial(experiment(shape, strategy), shape.vocab_size, data_mesh(-1))
+    trial = build_trial(
+        experiment(shape, strategy, compute), shape.vocab_size, data_mesh(-1)
+    )
     state, batch = trial.begin(), trial.place(random_tokens(shape))
 
     def step() -> float:
@@ -88,13 +92,13 @@ def bare_loss(params: dict, tokens: jax.Array, num_heads: int) -> jax.Array:
         x = x + linear(y, attention["out"])
         h = norm(x, layer["mlp_norm"])
         x = x + linear(jax.nn.gelu(linear(h, mlp["up"])), mlp["down"])
-    logits = norm(x, params["final_norm"]) @ params["embedding"].T
+    logits = (norm(x, params["final_norm"]) @ params["embedding"].T).astype(jnp.float32)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def bare(shape: Shape) -> Callable[[], float]:
+def bare(shape: Shape, compute: str) -> Callable[[], float]:
     """Return a step of the plain program: jit and optax, from Lockstep's parameters."""
-    config = experiment(shape, "jit")
+    config = experiment(shape, "jit", compute)
     optim = config.optim
     tx = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm),
@@ -111,7 +115,12 @@ def bare(shape: Shape) -> Callable[[], float]:
     @partial(jax.jit, donate_argnums=0)
     def update(state, tokens):
         params, opt = state
-        loss, grads = jax.value_and_grad(bare_loss)(params, tokens, shape.num_heads)
+
+        def mean_loss(params):
+            rounded = jax.tree.map(lambda x: x.astype(compute), params)
+            return bare_loss(rounded, tokens, shape.num_heads)
+
+        loss, grads = jax.value_and_grad(mean_loss)(params)
         updates, opt = tx.update(grads, opt, params)
         return (optax.apply_updates(params, updates), opt), loss
 
@@ -154,8 +163,8 @@ def loader(shape: Shape, workers: int) -> Callable[[], float]:
     return step
 
 
-def products(shape: Shape) -> Callable[[], float]:
+def products(shape: Shape, compute: str) -> Callable[[], float]:
     """Return a step that multiplies two large matrices: the machine's own limit."""
-    a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
+    a = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT), compute)
     multiply = jax.jit(jnp.matmul)
     return lambda: float(multiply(a, a)[0, 0])

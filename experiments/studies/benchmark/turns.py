@@ -12,11 +12,16 @@ import time
 from collections.abc import Callable
 
 
-def serve(step: Callable[[], float]) -> None:
+def peak_of_process() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(step: Callable[[], float], peak: Callable[[], int] = peak_of_process) -> None:
     """Take the first step; then, for each line of input, as many as it asks for.
 
     One step that is not timed comes before those of each line, because the system may have
-    taken memory pages from a process that waited for its turn. `step` returns the loss.
+    taken memory pages from a process that waited for its turn. `step` returns the loss,
+    `peak` the most bytes of memory held so far.
     """
     print(json.dumps({"ready": True, "loss": step()}), flush=True)
     for line in sys.stdin:
@@ -25,6 +30,5 @@ def serve(step: Callable[[], float]) -> None:
         for _ in range(int(line)):
             loss = step()
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        finite = math.isfinite(loss)
-        print(json.dumps({"seconds": seconds, "peak": peak, "finite": finite}), flush=True)
+        told = {"seconds": seconds, "peak": peak(), "finite": math.isfinite(loss)}
+        print(json.dumps(told), flush=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.models.layers import dropout, vocabulary_logits
+from lm.models.layers import dropout, lookup, vocabulary_logits
 from lm.models.recurrence import Carry, output
 from lm.models.recurrent import Layer, RecurrentConfig, embedding_scale
 from lm.models.seq2seq.transformer import Streams, source_mask
@@ -110,7 +110,7 @@ class RecurrentSeq2Seq(nnx.Module):
         )
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        return self.embedding[tokens_BT] * embedding_scale(self.config.width)
+        return lookup(self.embedding, tokens_BT) * embedding_scale(self.config.width)
 
     def enter(self, tokens_BT: jax.Array, row_keys_B) -> Streams:
         """Return the input of the first pair of layers."""

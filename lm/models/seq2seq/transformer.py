@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.models.attention import attend_cached
-from lm.models.layers import dropout, vocabulary_logits
+from lm.models.layers import dropout, lookup, vocabulary_logits
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import MLP, Attention, linear, norm
@@ -139,7 +139,9 @@ class TransformerSeq2Seq(nnx.Module):
         """Return the output of the encoder, x_BSD."""
         c = self.config
         mask_B11S = source_mask(source_BS)[:, None, None]
-        x_BSD = dropout(self.embedding[source_BS], c.dropout, row_keys_B, 2 * c.num_layers)
+        x_BSD = dropout(
+            lookup(self.embedding, source_BS), c.dropout, row_keys_B, 2 * c.num_layers
+        )
         positions_BS = every_position(x_BSD)
         for index, block in enumerate(self.encoder):
             x_BSD = block(x_BSD, positions_BS, mask_B11S, layer_keys(row_keys_B, index))
@@ -151,7 +153,7 @@ class TransformerSeq2Seq(nnx.Module):
         source = self.setting.source_part(tokens_BT.shape[1])
         source_BS, target_BT = jnp.split(tokens_BT, [source], axis=1)
         site = 2 * c.num_layers + 1  # after the keys of all layers
-        x_BTD = dropout(self.embedding[target_BT], c.dropout, row_keys_B, site)
+        x_BTD = dropout(lookup(self.embedding, target_BT), c.dropout, row_keys_B, site)
         return self.read(source_BS, row_keys_B), x_BTD
 
     def leave(self, streams: Streams, mask_BS: jax.Array) -> jax.Array:
@@ -192,7 +194,7 @@ class TransformerSeq2Seq(nnx.Module):
         """Return logits_BTV and the cache; the tokens of a row begin at start_B."""
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         mask_B11S = cache["mask"][:, None, None]
-        x_BTD, target = self.embedding[tokens_BT], []
+        x_BTD, target = lookup(self.embedding, tokens_BT), []
         layers = zip(self.layers, cache["target"], cache["source"], strict=True)
         for block, past, memory in layers:
             x_BTD, past = block.decode(x_BTD, positions_BT, past, memory, mask_B11S)

@@ -29,6 +29,7 @@ from lm.models.layers import (
     MORE_ACTIVATIONS,
     Norm,
     dropout,
+    lookup,
     matmul,
     one_core_a_device,
     platform,
@@ -307,9 +308,9 @@ class Transformer(nnx.Module):
         )
 
     def embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        x_BTD = self.embedding[tokens_BT]
+        x_BTD = lookup(self.embedding, tokens_BT)
         if self.position_embedding is not None:
-            x_BTD += self.position_embedding[positions_BT]
+            x_BTD += lookup(self.position_embedding, positions_BT)
         return x_BTD
 
     def enter(self, tokens_BT, segments_BT, row_keys_B) -> jax.Array:
