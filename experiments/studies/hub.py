@@ -27,7 +27,7 @@ from lm.decoding import Sampling, generate, until_end
 from lm.models.hub.arrays import check_tensors, places, read_params, tensors_of
 from lm.models.hub.fields import find_shape, fitting, from_theirs, whole
 from lm.models.hub.shapes import Shape
-from lm.models.hub.tensors import DTYPES, open_tensors, read_json, write_tensors
+from lm.models.hub.tensors import DTYPES, find_tensors, read_json, write_tensors
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Params, Task, num_parameters
@@ -66,7 +66,7 @@ def load(folder: pathlib.Path, **given: object) -> Model:
         jax.eval_shape(task.init, jax.random.key(0)),
     )
     wanted = places(shape, abstract)
-    stored = check_tensors(shape, wanted, open_tensors(folder), config.tied)
+    stored = check_tensors(shape, wanted, find_tensors(folder), config.tied)
     params = read_params(shape, abstract, stored, values["eos_token_id"])
     return Model(values, shape, config, task, params, values["eos_token_id"])
 
