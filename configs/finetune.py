@@ -2,7 +2,7 @@
 
 Command:  python -m experiments.import_hf --model=FOLDER --workdir=runs/x
           python -m experiments.train --workdir=runs/x --config.data.path='notes/*.txt' \
-              --config.data.source=files
+              --config.data.source=text
 Cost:     200 steps of 8 rows of at most 512 tokens; the model decides the rest
 Expected: nothing yet: the model and the tokenizer are those of FOLDER.
 """

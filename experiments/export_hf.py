@@ -55,7 +55,7 @@ ROWS, LENGTH = 2, 64  # of the batch whose logits are compared
 
 
 def main() -> None:
-    with user_errors(OSError):
+    with user_errors():
         workdir, folder = startup.workdir(WORKDIR), given_folder()
         shape, values = shape_of(workdir, read_config(workdir))
         dtype = DTYPE.value or values.get("dtype") or values.get("torch_dtype")

@@ -63,7 +63,7 @@ USUAL = pathlib.Path(configs.__file__).with_name("finetune.py")
 
 
 def main() -> None:
-    with user_errors(OSError):
+    with user_errors():
         workdir, folder = startup.workdir(WORKDIR), given_folder()
         source = str(folder / "config.json")
         values = read_json(folder / "config.json")

@@ -3,11 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
@@ -33,11 +31,11 @@ from lm.optim import learning_rate, optimizer
 from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.robust import RobustConfig, robust, robust_scaling
-from lm.task import Params, Task, with_embeddings
+from lm.task import Task, with_embeddings
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
-from parallel.program import TENSOR, Learner, Program, TrainState, no_metrics
+from parallel.program import TENSOR, Learner, Program, no_metrics
 from parallel.strategies import STRATEGIES, build_program
 
 
@@ -348,22 +346,3 @@ def learner_of(config: Experiment, task: Task) -> Learner:
         num_steps=config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
-
-
-def beginning(run: Run, params: Params) -> TrainState:
-    """Return the portable state before the first step, with these parameters.
-
-    They lie as those of the program's portable state do, and so do the other parts.
-    """
-    learner, like = learner_of(run.config, run.task), run.program.abstract_portable
-    parts = {"step": like.step, "opt": like.opt, "scale": like.scale}
-
-    @partial(jax.jit, out_shardings=jax.tree.map(lambda x: x.sharding, parts))
-    def others(params: Params) -> dict[str, Any]:
-        return {
-            "step": jnp.int32(0),
-            "opt": learner.optimizer.init(params),
-            "scale": learner.scaling.init(),
-        }
-
-    return TrainState(params=params, comm=(), **others(params))

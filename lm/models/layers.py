@@ -110,11 +110,10 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": gelu,
-    "gelu_exact": exact_gelu,
-    "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }
+MORE_ACTIVATIONS = {"gelu_exact": exact_gelu, "swish": jax.nn.silu}
 INITIALIZERS = {  # for a matrix [I, O] that sums over its inputs
     "naive": nnx.initializers.normal(0.01),  # ignores the width
     "xavier": nnx.initializers.xavier_uniform(),  # Glorot and Bengio 2010

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 
 from lm.models.attention import choose_kernel
-from lm.models.layers import ACTIVATIONS, INITIALIZERS, platform
+from lm.models.layers import ACTIVATIONS, INITIALIZERS, MORE_ACTIVATIONS, platform
 from lm.models.rotary import RotaryScaling
 from lm.models.setting import Setting, check_chunk
 from lm.task import Task
@@ -45,8 +45,11 @@ class TransformerConfig:
     window_from: int = field(default=0, metadata={"at_least": 0})
     # F, width inside the MLP; 0: 4 D, or for swiglu 8/3 D rounded up to a multiple of 32
     mlp_width: int = field(default=0, metadata={"at_least": 0})
-    # activation function of the MLP; swiglu has a gate
-    activation: str = field(default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu")})
+    # activation function of the MLP; gelu: by tanh; gelu_exact: by the normal distribution;
+    # swiglu: swish with a gate
+    activation: str = field(
+        default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu", *MORE_ACTIVATIONS)}
+    )
     # norm before attention, before the MLP and before the head
     norm: str = field(default="layernorm", metadata={"choices": NORMS})
     # what a norm adds to the variance; 0: 1e-5, or for rmsnorm 1e-6

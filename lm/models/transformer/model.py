@@ -26,6 +26,7 @@ from lm.models.attention import (
 from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
+    MORE_ACTIVATIONS,
     Norm,
     dropout,
     lookup,
@@ -226,7 +227,7 @@ class MLP(nnx.Module):
         if self.gate is not None:
             h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
         else:
-            h_BTF = ACTIVATIONS[self.activation](h_BTF)
+            h_BTF = (ACTIVATIONS | MORE_ACTIVATIONS)[self.activation](h_BTF)
         return self.down(h_BTF)
 
 

@@ -70,7 +70,8 @@ def logits_of(read: Read, tokens: np.ndarray, segments: np.ndarray) -> np.ndarra
         "segments": np.pad(segments, ((0, 0), (0, 1))),
     }
     logits = jax.jit(read.task.logits)(read.params, batch)
-    return np.asarray(logits)[..., ours(np.arange(logits.shape[-1]), read.end_id)]
+    order = ours(np.arange(logits.shape[-1]), read.end_id)
+    return np.ascontiguousarray(np.asarray(logits)[..., order])
 
 
 def compare(read: Read, folder: pathlib.Path) -> float:
