@@ -31,12 +31,13 @@ def folder(tmp_path_factory):
 def test_a_compressed_run_has_the_loss_and_bytes_that_are_told_and_trains_on(folder):
     a, b = folder / "a", folder / "b"
     run(
-        "compress", f"--workdir={a}", f"--to={b}", "--config.compress.quantise.bits=4",
-        "--config.compress.prune.kind=n_m", "--config.compress.prune.straight_through=true",
+        "compress", f"--workdir={a}", f"--to={b}",
+        "--config.compress.quantise.weights=int4", "--config.compress.prune.kind=n_m",
+        "--config.compress.prune.straight_through=true",
         "--config.model.num_heads=1", "--config.model.mlp_width=64", "--calibration=loss",
     )  # fmt: skip
     told = json.loads((b / "compression.json").read_text())
-    file = b / "model.safetensors"
+    file = b / "compressed.safetensors"
     assert told["after"]["bytes"] == file.stat().st_size < told["before"]["bytes"] / 3
     assert told["after"]["nonzero"] < 0.75 * told["after"]["parameters"]
     assert losses(a, "eval")[4] == pytest.approx(told["before"]["loss"], rel=1e-5)

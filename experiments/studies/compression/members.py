@@ -24,8 +24,8 @@ class Way(NamedTuple):
     taught: bool = False  # by the plain model
 
 
-def bits(number: int, **more: int) -> Member:
-    return {"compress.quantise.bits": number} | {
+def quantise(weights: str, **more: int) -> Member:
+    return {"compress.quantise.weights": weights} | {
         f"compress.quantise.{name}": value for name, value in more.items()
     }
 
@@ -41,13 +41,13 @@ HALVED: Member = {"model.num_heads": 2, "model.mlp_width": 176}
 
 MEMBERS: dict[str, Way] = {
     PLAIN: Way({}),
-    "int8, after training": Way(bits(8), after=True),
-    "int4, after training": Way(bits(4), after=True),
-    "int4 in groups of 32, after training": Way(bits(4, group=32), after=True),
-    "int4, calibrated by the error": Way(bits(4), after=True, calibration="error"),
-    "int4, calibrated by the loss": Way(bits(4), after=True, calibration="loss"),
-    "int8, aware": Way(bits(8)),
-    "int4, aware": Way(bits(4)),
+    "int8, after training": Way(quantise("int8"), after=True),
+    "int4, after training": Way(quantise("int4"), after=True),
+    "int4 in groups of 32, after training": Way(quantise("int4", group=32), after=True),
+    "int4, calibrated by the error": Way(quantise("int4"), after=True, calibration="error"),
+    "int4, calibrated by the loss": Way(quantise("int4"), after=True, calibration="loss"),
+    "int8, aware": Way(quantise("int8")),
+    "int4, aware": Way(quantise("int4")),
     **{
         f"{share:.0%} pruned, {told}": Way(prune(kind, sparsity=share, **more))
         for share in (0.5, 0.8)

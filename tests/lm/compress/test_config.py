@@ -14,9 +14,9 @@ from tests.lm.compress.model import tree
 
 WRONG = {  # overrides, as in a shell -> what the message must say
     "quantise.activations=live": "would differ from device to device",
-    "quantise.bits=8 quantise.group=5": "quantise.group 5 does not divide the 16 inputs",
-    "quantise.bits=4 quantise.matrices=kernal": "matches no matrix of this model; it has",
-    "quantise.bits=4 quantise.matrices=(": "no regular expression",
+    "quantise.weights=int8 quantise.group=5": "quantise.group 5 does not divide the 16",
+    "quantise.weights=int4 quantise.matrices=kernal": "matches no matrix of this model",
+    "quantise.weights=int4 quantise.matrices=(": "no regular expression",
     "prune.kind=n_m prune.keep=4": "keep 4 is not less than compress.prune.group 4",
     "prune.kind=n_m prune.group=5": "prune.group 5 does not divide the 16 inputs of",
     "prune.kind=magnitude prune.begin=9 prune.end=9": "end 9 is not after compress.prune",
@@ -30,7 +30,7 @@ BOUNDS = {  # refused by the walk over the fields
     "prune.kind=magnitude prune.sparsity=-0.1": "sparsity is -0.1",
     "prune.sparsity=0.6": "no effect where compress.prune.kind is 'none'",
     "low_rank.kind=svd low_rank.rank=0": "low_rank.rank is 0; it must be at least 1",
-    "quantise.bits=5": "quantise.bits is 5; choose one of 0, 8, 4",
+    "quantise.weights=int5": "weights is 'int5'; choose one of none, int8, int4",
     "distil.temperature=0.0": "distil.temperature is 0.0; it must be above 0",
 }
 
