@@ -11,8 +11,8 @@ The config is that of runs/a with these changes. config.compress changes the num
 fewer heads or narrower MLPs take away the smallest of each layer. --merge unsets all of
 config.compress: factors are multiplied out, codes become float32.
 
-Writes into runs/b the model at its compressed size (compressed.safetensors), its loss, bytes
-and parameters that are not 0, before and after (compression.json), and the checkpoint at
+Writes into runs/b the model at its compressed size (compressed.safetensors), what that cost
+and saved (compression.json: loss, bytes, parameters that are not 0), and the checkpoint at
 step 0 of a run, with which evaluate, generate and export_hf go on, and train:
 
 python -m experiments.train --workdir=runs/b --config.steps=100
