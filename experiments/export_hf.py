@@ -34,7 +34,7 @@ from lm.data.pretrained import found_in
 from lm.models.hub.arrays import check_tensors, places, read_params, tensors_of
 from lm.models.hub.fields import find_shape, fitting, whole
 from lm.models.hub.shapes import Shape
-from lm.models.hub.tensors import DTYPES, open_tensors, read_json, write_tensors
+from lm.models.hub.tensors import DTYPES, find_tensors, read_json, write_tensors
 from lm.models.transformer.config import TransformerConfig
 from lm.precision import PrecisionConfig
 from lm.task import Params
@@ -156,7 +156,7 @@ def compared(
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), params
     )
-    stored = open_tensors(folder)
+    stored = find_tensors(folder)
     stored = check_tensors(shape, places(shape, abstract), stored, config.model.tied)
     theirs = jax.device_get(logits(read_params(shape, abstract, stored, end_id), batch))
     return float(jnp.max(jnp.abs(ours - theirs)))

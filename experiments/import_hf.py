@@ -19,6 +19,7 @@ from dataclasses import replace
 import jax
 from absl import flags
 from jax.sharding import NamedSharding
+from orbax.checkpoint import v1 as ocp
 
 import configs
 from configs.base import Experiment
@@ -33,7 +34,7 @@ from lm.data.pretrained import Found, found_in, pretrained_tokenizer
 from lm.models.hub.arrays import check_tensors, places, read_params
 from lm.models.hub.fields import find_shape, from_theirs
 from lm.models.hub.shapes import Shape
-from lm.models.hub.tensors import Stored, open_tensors, read_json
+from lm.models.hub.tensors import Stored, find_tensors, read_json
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Params, Task, num_parameters
 from parallel.layout import FSDP, specs
@@ -46,6 +47,7 @@ MODEL = flags.DEFINE_string("model", None, "Folder of the model.")
 END_TOKEN = flags.DEFINE_string(
     "end_token", "", "The token that ends a text, where the folder does not say it."
 )
+COPIED = 1 << 26  # bytes, or one array
 HUB = "hub"  # the folder's small files, in the workdir
 KEPT = (
     "config.json",
@@ -68,7 +70,7 @@ def main() -> None:
         source = str(folder / "config.json")
         values = read_json(folder / "config.json")
         shape = find_shape(values, source)
-        stored = open_tensors(folder)
+        stored = find_tensors(folder)
         found = read_tokenizer(folder, values)
         config = imported(startup.load_config(CONFIG), shape, values, found, workdir)
         config.validate()
@@ -159,7 +161,14 @@ def read_sharded(
 
 def save(workdir: pathlib.Path, config: Experiment, params: Params) -> None:
     folder = workdir / "checkpoints"
-    with Checkpoints(folder, config.keep, write=True) as checkpoints:
+    # Few copies of arrays at once: there may be no room for another whole model.
+    limits = ocp.options.MemoryOptions(
+        transfer_concurrent_bytes=COPIED, write_concurrent_bytes=COPIED
+    )
+    with (
+        ocp.Context(memory_options=limits),
+        Checkpoints(folder, config.keep, write=True) as checkpoints,
+    ):
         checkpoints.save_parts(0, {"params": params}, None)
         checkpoints.wait()
         if 0 not in checkpoints.steps:

@@ -99,10 +99,12 @@ def is_embedding(shape: Shape, stored: Mapping[str, Stored], head: Stored) -> bo
     table = stored.get(shape.tensors["embedding"].name)
     if table is None or table.shape != head.shape:
         return False
-    step = max(1, (1 << 24) // head.shape[1])
+    rows, width = head.shape
+    step = max(1, (1 << 24) // width)
+    parts = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
     return all(
-        np.array_equal(*(read_slice(x, (slice(i, i + step),)) for x in (table, head)))
-        for i in range(0, head.shape[0], step)
+        np.array_equal(*(read_slice(x, (part, slice(0, width))) for x in (table, head)))
+        for part in parts
     )
 
 

@@ -74,7 +74,7 @@ def check_only(shape: Shape, values: dict[str, Any], source: str) -> None:
 
 def one_value(name: str, key: Key, values: dict[str, Any], source: str) -> Any:
     value = values.get(name, key.default)
-    if value is REQUIRED:
+    if value is REQUIRED or (value is None and key.default is REQUIRED):
         raise ValueError(f"{source} has no field {name}; it is not the config of a model")
     if key.values is not None:
         if value not in key.values:

@@ -25,34 +25,41 @@ DTYPES = {
 
 
 class Stored(NamedTuple):
-    """A tensor in a file that is open: nothing of it has been read."""
+    """A tensor in a file, of which nothing has been read."""
 
     file: pathlib.Path
-    part: Any  # of safetensors; indexing it reads
+    name: str  # in the file
     shape: tuple[int, ...]
     dtype: str
 
 
-def open_tensors(folder: pathlib.Path) -> dict[str, Stored]:
+def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
     """Return all tensors of a folder by name; ValueError if it does not hold any, whole."""
     found: dict[str, Stored] = {}
     for file in tensor_files(folder):
         try:
-            opened = safe_open(file, framework="np")
-            parts = {name: opened.get_slice(name) for name in opened.keys()}
+            with safe_open(file, framework="np") as opened:
+                parts = {name: opened.get_slice(name) for name in opened.keys()}
+                there = [
+                    Stored(file, name, tuple(part.get_shape()), part.get_dtype())
+                    for name, part in parts.items()
+                ]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}; get it again") from None
-        for name, part in parts.items():
-            if name in found:
-                raise ValueError(f"{name} is both in {found[name].file} and in {file}")
-            stored = Stored(file, part, tuple(part.get_shape()), part.get_dtype())
-            if stored.dtype not in TYPES:
-                raise ValueError(
-                    f"{name} in {file} is of the type {stored.dtype}; those that can be "
-                    f"read are {', '.join(TYPES)}"
-                )
-            found[name] = stored
+        for each in there:
+            check_stored(each, found)
+            found[each.name] = each
     return found
+
+
+def check_stored(stored: Stored, others: dict[str, Stored]) -> None:
+    if other := others.get(stored.name):
+        raise ValueError(f"{stored.name} is both in {other.file} and in {stored.file}")
+    if stored.dtype not in TYPES:
+        raise ValueError(
+            f"{stored.name} in {stored.file} is of the type {stored.dtype}; those that can "
+            f"be read are {', '.join(TYPES)}"
+        )
 
 
 def tensor_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -92,9 +99,13 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def read_slice(stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
-    """Read a slice as float32."""
+    """Read a slice as float32.
+
+    The file is opened for it alone: of an open file, all that was read stays in memory.
+    """
     try:
-        return np.asarray(stored.part[index], np.float32)
+        with safe_open(stored.file, framework="np") as opened:
+            return np.asarray(opened.get_slice(stored.name)[index], np.float32)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} cannot be read: {error}; get it again") from None
 

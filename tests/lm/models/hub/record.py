@@ -10,8 +10,8 @@ python3.11 -m venv /tmp/hub && /tmp/hub/bin/pip install torch transformers
 `make` writes `num` models of each shape, with random sizes and weights; half of them in
 bfloat16, and one in several files. Beside each is expected.safetensors: prompts, their
 logits at some positions (of the padded batch, in float32), and what greedy decoding
-adds. `load` loads what experiments.export_hf or check.py wrote, and compares the logits in
-FOLDER/ours.safetensors.
+adds. `load` loads what experiments.export_hf or experiments.studies.hub wrote, and compares
+the logits in FOLDER/ours.safetensors.
 """
 
 import argparse
