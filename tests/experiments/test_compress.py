@@ -65,7 +65,7 @@ def test_a_teacher_has_the_tokenizer_and_the_rows_of_its_student(folder):
     check_teacher(config, SimpleNamespace(tokenizer=tokenizer))
     other = Tokenizer.from_str(tokenizer.to_str())
     other.add_tokens(["another"])
-    with pytest.raises(ValueError, match=r"another tokenizer, of 2\d\d tokens, than this"):
+    with pytest.raises(ValueError, match="of 300 tokens, than this run, of 301"):
         check_teacher(config, SimpleNamespace(tokenizer=other))
     config.data.seq_len = 64
     with pytest.raises(ValueError, match="reads rows of 32 tokens, but data.seq_len is 64"):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from configs import fields, tiny
 from configs.base import Experiment
 from configs.sweeps.combine import Member
+from lm.compress.structure import narrower
 
 PLAIN = "plain"
 RISE = (0.25, 0.75)  # shares of a run between which the sparsity rises
@@ -97,6 +98,7 @@ def way_config(way: Way, seed: int, steps: int) -> Experiment:
     """Return the config that a member trains with, last."""
     config = fields.override(base_config(seed, steps), way.overrides)
     if way.after:
+        config.model = narrower(tiny.get_config().model, config.model)
         config.steps = way.steps or config.steps
     kind = config.compress.prune.kind
     if kind != "none" and not way.after:
