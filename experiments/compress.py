@@ -1,7 +1,7 @@
 """Make a trained model smaller: a new run that begins with the compressed parameters.
 
 python -m experiments.compress --workdir=runs/a --to=runs/b
-    [--config.compress.quantise.bits=8] [--calibration=largest|error|loss]
+    [--config.compress.quantise.weights=int8] [--calibration=largest|error|loss]
     [--checkpoint=best|latest|STEP]
     [--config.compress.prune.kind=magnitude --config.compress.prune.sparsity=0.5 ...]
     [--config.compress.low_rank.kind=svd --config.compress.low_rank.rank=32 ...]
@@ -11,9 +11,9 @@ The config is that of runs/a with these changes. config.compress changes the num
 fewer heads or narrower MLPs take away the smallest of each layer. --merge unsets all of
 config.compress: factors are multiplied out, codes become float32.
 
-Writes into runs/b model.safetensors, the model at its compressed size, compression.json
-(loss, bytes, parameters that are not 0, before and after), and the checkpoint at step 0 of
-a run, with which evaluate, generate and export_hf go on, and train:
+Writes into runs/b the model at its compressed size (compressed.safetensors), what that cost
+and saved (compression.json: loss, bytes, parameters that are not 0), and the checkpoint at
+step 0 of a run, with which evaluate, generate and export_hf go on, and train:
 
 python -m experiments.train --workdir=runs/b --config.steps=100
 """
@@ -61,7 +61,7 @@ def main() -> None:
         if CALIBRATION.value != "largest" and not config.compress.quantise.bits:
             raise ValueError(
                 f"--calibration={CALIBRATION.value} has no effect without "
-                "--config.compress.quantise.bits; unset it, or give 8 or 4 bits"
+                "--config.compress.quantise.weights; unset it, or give int8 or int4"
             )
         join.start_jax()
         found = make_smaller(

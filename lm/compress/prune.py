@@ -40,6 +40,7 @@ KINDS = ("none", "magnitude", "random", "n_m")
 SCOPES = ("global", "layer")
 PRUNES = {"compress.prune.kind": KINDS[1:]}
 BY_SHARE = {"compress.prune.kind": ("magnitude", "random")}
+THROUGH = {"compress.prune.straight_through": (True,)}
 BY_GROUP = {"compress.prune.kind": ("n_m",)}
 
 
@@ -68,7 +69,7 @@ class PruneConfig:
     # decay of weights in the background, added to the gradient of the mean loss
     decay: float = field(
         default=2e-4,
-        metadata={"at_least": 0, "only": {"compress.prune.straight_through": (True,)}},
+        metadata={"at_least": 0, "only": PRUNES | THROUGH},
     )
     # regular expression of the names, inside a layer or outside, of what is pruned
     matrices: str = field(default="kernel$", metadata={"only": PRUNES})

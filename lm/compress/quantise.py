@@ -27,22 +27,28 @@ import qwix
 from lm.compress.leaves import Names, changed, check_pattern
 from lm.task import Params
 
+BITS = {"int8": 8, "int4": 4}
 TYPES = {8: jnp.int8, 4: jnp.int4}
-QUANTISED = {"compress.quantise.bits": tuple(TYPES)}
+QUANTISED = {"compress.quantise.weights": tuple(BITS)}
 # Tried as the largest weight that is kept, as shares of the largest there is.
 CLIPS = np.linspace(0.5, 1.0, 26)
 
 
 @dataclass
 class QuantiseConfig:
-    # bits of a weight in the forward pass and on disk; 0: float32
-    bits: int = field(default=0, metadata={"choices": (0, *TYPES)})
+    # type of weights in the forward pass and on disk; none: float32
+    weights: str = field(default="none", metadata={"choices": ("none", *BITS)})
     # inputs of a matrix that share a scale, for each output; 0: all
     group: int = field(default=0, metadata={"at_least": 0, "only": QUANTISED})
     # regular expression of the names, inside a layer or outside, of what is quantised
     matrices: str = field(default=r"(kernel|embedding)$", metadata={"only": QUANTISED})
     # scales of activations; live, from the rows at hand, is refused: it depends on devices
     activations: str = field(default="none", metadata={"choices": ("none", "live")})
+
+    @property
+    def bits(self) -> int:
+        """Return the bits of a weight; 0: it is not quantised."""
+        return BITS.get(self.weights, 0)
 
     def validate(self, params: Params) -> None:
         """Raise ValueError for what does not fit the parameters, or their shapes."""

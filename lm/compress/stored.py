@@ -1,6 +1,6 @@
 """A model on disk at its compressed size: codes, masks and factors in one safetensors file.
 
-Each array has the smallest of these forms that gives it back bit by bit:
+Each array has the smallest of these forms, and none loses anything:
 
   values          the numbers themselves, float32
   codes, scale    a quantised matrix; two codes of 4 bits share a byte

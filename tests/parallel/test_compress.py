@@ -33,12 +33,12 @@ CONFIGS = {
         prune=PruneConfig(kind="magnitude", sparsity=0.6, begin=2, end=4, every=1)
     ),
     "straight_through": CompressConfig(
-        quantise=QuantiseConfig(bits=8, group=8),
+        quantise=QuantiseConfig(weights="int8", group=8),
         prune=PruneConfig(kind="n_m", straight_through=True),
     ),
     "svd": CompressConfig(low_rank=LowRankConfig(kind="svd", rank=4)),
     "lora": CompressConfig(
-        quantise=QuantiseConfig(bits=4), low_rank=LowRankConfig(kind="lora", rank=2)
+        quantise=QuantiseConfig(weights="int4"), low_rank=LowRankConfig(kind="lora", rank=2)
     ),
 }
 

@@ -33,7 +33,7 @@ from parallel.mesh import place_rows
 from parallel.strategies import ParallelConfig
 
 CALIBRATIONS = ("largest", "error", "loss")
-MODEL, RECORD = "model.safetensors", "compression.json"
+MODEL, RECORD = "compressed.safetensors", "compression.json"
 # What may differ from the run that is compressed; the rest is that of its parameters.
 FREE = ("compress.", "optim.", "parallel.", "steps", *(f"model.{name}" for name in SIZES))
 

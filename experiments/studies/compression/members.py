@@ -10,6 +10,7 @@ from typing import NamedTuple
 from configs import fields, tiny
 from configs.base import Experiment
 from configs.sweeps.combine import Member
+from lm.compress.structure import narrower
 
 PLAIN = "plain"
 RISE = (0.25, 0.75)  # shares of a run between which the sparsity rises
@@ -24,8 +25,8 @@ class Way(NamedTuple):
     taught: bool = False  # by the plain model
 
 
-def bits(number: int, **more: int) -> Member:
-    return {"compress.quantise.bits": number} | {
+def quantise(weights: str, **more: int) -> Member:
+    return {"compress.quantise.weights": weights} | {
         f"compress.quantise.{name}": value for name, value in more.items()
     }
 
@@ -41,13 +42,13 @@ HALVED: Member = {"model.num_heads": 2, "model.mlp_width": 176}
 
 MEMBERS: dict[str, Way] = {
     PLAIN: Way({}),
-    "int8, after training": Way(bits(8), after=True),
-    "int4, after training": Way(bits(4), after=True),
-    "int4 in groups of 32, after training": Way(bits(4, group=32), after=True),
-    "int4, calibrated by the error": Way(bits(4), after=True, calibration="error"),
-    "int4, calibrated by the loss": Way(bits(4), after=True, calibration="loss"),
-    "int8, aware": Way(bits(8)),
-    "int4, aware": Way(bits(4)),
+    "int8, after training": Way(quantise("int8"), after=True),
+    "int4, after training": Way(quantise("int4"), after=True),
+    "int4 in groups of 32, after training": Way(quantise("int4", group=32), after=True),
+    "int4, calibrated by the error": Way(quantise("int4"), after=True, calibration="error"),
+    "int4, calibrated by the loss": Way(quantise("int4"), after=True, calibration="loss"),
+    "int8, aware": Way(quantise("int8")),
+    "int4, aware": Way(quantise("int4")),
     **{
         f"{share:.0%} pruned, {told}": Way(prune(kind, sparsity=share, **more))
         for share in (0.5, 0.8)
@@ -97,6 +98,7 @@ def way_config(way: Way, seed: int, steps: int) -> Experiment:
     """Return the config that a member trains with, last."""
     config = fields.override(base_config(seed, steps), way.overrides)
     if way.after:
+        config.model = narrower(tiny.get_config().model, config.model)
         config.steps = way.steps or config.steps
     kind = config.compress.prune.kind
     if kind != "none" and not way.after:

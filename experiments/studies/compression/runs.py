@@ -9,11 +9,10 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.generation.rate import generation_rate
-from experiments.run.build import Run, beginning, build, build_task, check, plain_task
+from experiments.run.build import build, build_learner, build_task, check, plain_task
 from experiments.run.compression.make import measured, smaller
 from experiments.run.compression.teacher import Teacher, taught_by
 from experiments.run.evaluation import Evaluator
-from experiments.run.log import Clock
 from experiments.run.steps import compile_step, row_order
 from experiments.studies.compression.members import (
     MEMBERS,
@@ -31,6 +30,7 @@ from lm.data.prepare import Data, prepare
 from lm.data.rows.order import train_batches
 from lm.task import Params
 from parallel.cost.ledger import step_ledger
+from parallel.program import begin
 
 CALIBRATION_BATCHES = 8
 
@@ -97,11 +97,10 @@ def train(
     if teacher:
         program = taught_by(teacher, program)
     step = compile_step(config, program)
-    run = Run(config, pathlib.Path(), data, task, program, Clock())
     if params is None:
         state = program.init(jax.random.key(config.seed))
     else:
-        state = program.adopt(beginning(run, params))
+        state = program.adopt(begin(build_learner(config, task), program, params))
     for batch in train_batches(data.train, row_order(config), 0, config.steps):
         state, metrics = step(state, program.place(batch))
         jax.block_until_ready(metrics)

@@ -41,7 +41,7 @@ def both(kind: str, rank: int):
 
 def test_lora_begins_as_the_base_and_trains_nothing_else():
     config = CompressConfig(
-        quantise=QuantiseConfig(bits=8), low_rank=LowRankConfig(kind="lora", rank=2)
+        quantise=QuantiseConfig(weights="int8"), low_rank=LowRankConfig(kind="lora", rank=2)
     )
     plain = toy_task()
     task = compressed(plain, config)
@@ -79,7 +79,7 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
 def test_a_merged_task_is_the_trained_one():
     """Its loss, logits and decoding see the parameters that are exported."""
     config = CompressConfig(
-        quantise=QuantiseConfig(bits=4), low_rank=LowRankConfig(kind="svd", rank=4)
+        quantise=QuantiseConfig(weights="int4"), low_rank=LowRankConfig(kind="svd", rank=4)
     )
     plain = toy_task()
     task, batch = compressed(plain, config), batches(1)[0]

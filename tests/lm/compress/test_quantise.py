@@ -28,7 +28,7 @@ def oracle(x: np.ndarray, bits: int, group: int, dim: int) -> tuple[np.ndarray, 
 def test_codes_equal_the_formula_and_err_by_half_a_step():
     params = tree()
     for bits, group in itertools.product((8, 4), (0, 4)):
-        config = QuantiseConfig(bits=bits, group=group)
+        config = QuantiseConfig(weights=f"int{bits}", group=group)
         seen = flat(jax.jit(lambda: quantised(params, config))())  # noqa: B023
         for keys, x in flat(params).items():
             if keys[-1] in ("scale", "bias"):
@@ -42,7 +42,7 @@ def test_codes_equal_the_formula_and_err_by_half_a_step():
 
 
 def test_a_pattern_chooses_and_the_gradient_passes_through():
-    params, config = tree(), QuantiseConfig(bits=4, matrices="mlp/.*kernel$")
+    params, config = tree(), QuantiseConfig(weights="int4", matrices="mlp/.*kernel$")
 
     def squares(params):
         seen = quantised(params, config)
@@ -59,7 +59,7 @@ def test_calibration_lowers_the_error_that_it_weighs():
     params = tree()
     rng = np.random.default_rng(3)
     weights = jax.tree.map(lambda x: jnp.asarray(rng.exponential(size=x.shape)), params)
-    config = QuantiseConfig(bits=4)
+    config = QuantiseConfig(weights="int4")
 
     @jax.jit
     def error(given, weights):
@@ -80,7 +80,8 @@ def test_a_file_gives_back_what_the_model_sees_and_is_as_small_as_told(tmp_path)
     file = tmp_path / "model.safetensors"
     matrices = sum(x.size for keys, x in flat(tree()).items() if keys[-1] == "kernel")
     for bits, sparsity in itertools.product((0, 8, 4), (0.0, 0.8)):
-        config, params = QuantiseConfig(bits=bits), tree()
+        config = QuantiseConfig(weights=f"int{bits}" if bits else "none")
+        params = tree()
         if sparsity:
             params = prune_now(params, PruneConfig(kind="magnitude", sparsity=sparsity))
         found, seen = stored.write(file, params, config), quantised(params, config)
