@@ -26,13 +26,14 @@ from experiments.processes import join
 from experiments.processes.files import json_line
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import build_learner, build_task, check
+from experiments.run.build import build_learner, build_task, check, given_vectors
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.log import OF_SCHEDULE, SCHEDULE, read_metrics
 from experiments.run.restore import run_data
 from experiments.run.steps import row_order
 from experiments.run.workdir import read_config, read_tokenizer
 from lm.data.rows.order import batch_reader
+from lm.task import with_embeddings
 from parallel.program import Learner, Params, TrainState
 from parallel.server.program import Line
 from parallel.server.replay import audit, replay
@@ -54,8 +55,11 @@ def main() -> None:
             )
         join.start_jax()
         mesh = check(config)
-        vocab_size = read_tokenizer(folder).get_vocab_size()
-        learner = build_learner(config, build_task(config, vocab_size))
+        tokenizer = read_tokenizer(folder)
+        task = build_task(config, tokenizer.get_vocab_size())
+        if given := given_vectors(config, tokenizer):
+            task = with_embeddings(task, *given)
+        learner = build_learner(config, task)
         state = last_state(folder, config, learner, mesh)
         records = read_metrics(folder / SCHEDULE, int(state.step), OF_SCHEDULE)
         lines = [Line(**record) for record in records]

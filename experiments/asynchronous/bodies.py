@@ -72,7 +72,7 @@ class WorkerProcess:
         computed = time.perf_counter() - began
         least = self.config.floor * duration(self.config, self.seed, order)
         time.sleep(max(0.0, least - computed))
-        return told._replace(seconds=computed), kept, *payloads
+        return told._replace(filled=least and computed / least), kept, *payloads
 
     def ping(self) -> int:
         return os.getpid()

@@ -208,7 +208,7 @@ class Session:
             ),
             "number": np.int32(orders[0].number),
             "staleness": np.int32(update - 1 - orders[0].version),
-            "compute_seconds": np.float32(max(each.seconds for each in told)),
+            "filled": np.float32(max(each.filled for each in told)),
             APPLIED: lines,
         }
 

@@ -54,7 +54,7 @@ class Told(NamedTuple):
 
     sums: dict[str, np.ndarray]  # of its rows: loss, tokens, ...
     learning_rate: float  # of its own optimizer; NaN without one
-    seconds: float = 0.0  # that it computed; 0: not timed
+    filled: float = 0.0  # share of its least duration in which it computed; 0: has none
 
 
 class Spread(NamedTuple):

@@ -48,6 +48,7 @@ join.define_flags()
 PARTS = flags.DEFINE_list("parts", ["staleness", "speed"], "Parts of the study.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds of each member: 0, 1, ...", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 400, "Updates of a run.", lower_bound=20)
+ONLY = flags.DEFINE_list("only", [], "Names of members, as the results have them; all.")
 FLOOR = flags.DEFINE_float("floor", 0.5, "Seconds of a fast worker for a number.")
 RESULTS = flags.DEFINE_string(
     "results", "results/asynchronous.jsonl", "File of results, to which lines are added."
@@ -63,7 +64,7 @@ def heads() -> list[Line]:
         for staleness in STALENESS:
             for method in METHODS:
                 found += [
-                    {"part": "staleness", "member": f"{method}, {staleness}, {rate}"}
+                    {"part": "staleness", "member": f"{method} {staleness} {rate}"}
                     | {"method": method, "staleness": staleness, "rate": rate}
                     | {"seed": seed, "steps": STEPS.value}
                     for rate in RATES
@@ -73,7 +74,8 @@ def heads() -> list[Line]:
             | {"seed": seed, "steps": STEPS.value}
             for mode in MODES
         ]
-    return [head for head in found if head["part"] in PARTS.value]
+    chosen = [head for head in found if head["part"] in PARTS.value]
+    return [x for x in chosen if not ONLY.value or x["member"] in ONLY.value]
 
 
 def member_config(head: Line) -> Experiment:
@@ -100,7 +102,7 @@ def measure(head: Line) -> Line:
                 began = time.perf_counter()
             state, metrics = program.step(state, program.draw(rows, step))
             if step >= WARM_UP:
-                most = max(most, float(metrics["compute_seconds"]))
+                most = max(most, float(metrics["filled"]))
         seconds = time.perf_counter() - began
         params = program.params(state)
     finally:
@@ -110,7 +112,7 @@ def measure(head: Line) -> Line:
     line = {"loss": evaluate(params)["loss"]}
     if head["part"] == "speed":
         line["numbers_per_second"] = (config.steps - WARM_UP) / seconds
-        line["most_compute"] = most
+        line["most_filled"] = most
     return line
 
 

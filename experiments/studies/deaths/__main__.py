@@ -20,9 +20,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 from absl import flags
 
+from experiments.processes.children import die_with_parent
 from experiments.processes.files import json_line
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
@@ -86,10 +88,11 @@ def killing(
 ) -> dict[str, int]:
     """Train, and kill at these updates; return how many of which kind were killed."""
     killed: Counter[str] = Counter()
-    driver = subprocess.Popen(command)
+    ends_with_us = partial(die_with_parent, signal.SIGKILL)
+    driver = subprocess.Popen(command, preexec_fn=ends_with_us)
     while driver.poll() is None or driver.returncode < 0:
         if driver.returncode is not None:
-            driver = subprocess.Popen(command)
+            driver = subprocess.Popen(command, preexec_fn=ends_with_us)
         time.sleep(POLL_SECONDS)
         if not instants or last_update(folder) < instants[0]:
             continue

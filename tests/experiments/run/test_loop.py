@@ -10,7 +10,9 @@ from configs.base import Experiment
 from experiments.run.build import check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
+from experiments.run.steps import row_order
 from lm.data.config import DataConfig
+from lm.data.rows.order import step_rows
 from lm.data.rows.store import Rows
 from lm.optim import OptimConfig
 from parallel.exchange.config import ExchangeConfig
@@ -72,6 +74,10 @@ def test_skipping_ends_after_so_many_steps_in_a_row():
         "the rows of step 7, the first",
     ):
         assert words in str(ended.value)
+    # A parameter server may apply another number in this step; its rows are the ones.
+    handle(Skipped(9, reason(math.nan, math.nan), 1, number=2), run, log)
+    rows = step_rows(run.data.train, row_order(run.config), 2)
+    assert f"Rows of number 2: {rows}" in said[-1]
     stopping = run_of(20, 4, on_nonfinite="stop")
     with pytest.raises(FloatingPointError, match="on_nonfinite=stop ends the run here"):
         handle(Skipped(9, reason(math.nan, 1.0), 1), stopping, log)

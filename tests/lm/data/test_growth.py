@@ -7,7 +7,7 @@ from configs import fields
 from configs.base import Experiment
 from lm.data.config import DataConfig
 from lm.data.rows.growth import rows_at, rows_before
-from lm.data.rows.order import Order, Places, step_rows, train_batches
+from lm.data.rows.order import Numbered, Order, Places, step_rows, train_batches
 from lm.data.rows.store import Rows
 
 GROWTH = ((3, 8), (4, 12), (9, 40))
@@ -53,6 +53,16 @@ def test_processes_have_equal_parts_of_each_batch():
         for name, array in batch.items():
             joined = np.concatenate([half[name] for half in halves])
             np.testing.assert_array_equal(joined, array)
+
+
+def test_numbers_out_of_turn_name_the_same_rows():
+    whole = list(train_batches(rows(23), GROWS, 0, 12))
+    numbered = Numbered(rows(23), GROWS, 3, 10)
+    for number in [3, 4, 7, 5, 1, 9, 8, 11, 6, 6]:  # before, passed over, beyond, again
+        found = numbered(number)
+        for name, array in whole[number].items():
+            np.testing.assert_array_equal(found[name], array)
+    assert not numbered.kept
 
 
 def test_schedules_that_do_not_grow_are_refused():

@@ -15,7 +15,7 @@ from parallel.server.desk import (
     take,
 )
 
-SCHEDULES, EVENTS = 100_000, 12
+SCHEDULES, EVENTS = 100_000, 9
 
 
 def test_random_schedules_lose_and_repeat_nothing_and_keep_the_bound():

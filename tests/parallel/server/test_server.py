@@ -7,6 +7,7 @@ import pytest
 
 from parallel.exchange.config import ExchangeConfig
 from parallel.mesh import data_mesh
+from parallel.server import desk
 from parallel.server.config import ServerConfig
 from parallel.server.program import Line
 from parallel.server.replay import audit, by_update, replay
@@ -107,14 +108,19 @@ def position(p, lines):
     return end, sorted(set(range(end)) - applied)
 
 
+def joined_by(num: int, numbers):
+    """Return batches of the rows of `num` numbers each."""
+    return [
+        {k: np.concatenate([x[k] for x in numbers[i : i + num]]) for k in numbers[0]}
+        for i in range(0, len(numbers), num)
+    ]
+
+
 def test_ssp_without_staleness_is_sync_with_a_part_of_the_rate():
     """W numbers of a clock are one batch of sync; rows are full, so means are alike."""
     num, clocks = 4, 3
     numbers = rows(num * clocks, full=True)
-    joined = [
-        {name: np.concatenate([x[name] for x in numbers[i : i + num]]) for name in x0}
-        for i, x0 in ((i, numbers[i]) for i in range(0, num * clocks, num))
-    ]
+    joined = joined_by(num, numbers)
     server = {"workers": num, "shards": 2}
     sync = program(optax.sgd(RATE), **server)
     _, together, _ = take(sync, sync.init(jax.random.key(1)), clocks, joined)
@@ -130,6 +136,24 @@ def test_ssp_without_staleness_is_sync_with_a_part_of_the_rate():
     for batch in joined:
         expected = minus(expected, RATE, jax.device_get(mean_gradient(expected, batch)))
     assert_near(together, expected, 2e-6)
+
+
+def test_pushes_of_a_clock_that_are_applied_together_are_sync_for_any_optimizer():
+    """On unequal token counts: pushes are weighted by them."""
+    num, clocks = 4, 3
+    server, numbers = {"workers": num, "shards": 2}, rows(num * clocks)
+    joined = joined_by(num, numbers)
+    sync = program(CLIPPED, **server)
+    _, together, _ = take(sync, sync.init(jax.random.key(1)), clocks, joined)
+    p = program(CLIPPED, mode="ssp", staleness=0, **server)
+    session = p.init(jax.random.key(1)).comm
+    for clock in range(clocks):
+        session.hand_out(clock, numbers.__getitem__)
+        told = [session.pool.finish(worker) for worker in range(num)]
+        session.update(clock + 1, told, [*range(num)], 1.0)
+        for worker in range(num):
+            session.desk = desk.take(session.desk, worker)
+    assert_near(session.params(together), together, 2e-6)
 
 
 KEPT = [

@@ -1,0 +1,42 @@
+"""A run of the command, stopped and continued, whose schedule is audited and replayed."""
+
+import json
+
+from tests.experiments.runs import run, small, write_corpus
+
+
+def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    overrides = {
+        "data.seq_len": 16, "data.batch_size": 4, "model.width": 16,
+        "parallel.strategy": "parameter_server", "parallel.server.mode": "async",
+        "parallel.server.workers": 3, "parallel.server.slow": "(1,1,4)",
+        "parallel.exchange.codec": "int8", "eval_every": 0,
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    flags = [*small(tmp_path, **overrides), f"--workdir={workdir}", "--devices=1"]
+    run("train", *flags, "--stop_at=7")
+    # What a killed run leaves after its last checkpoint.
+    with (workdir / "schedule.jsonl").open("a") as stream:
+        stream.write('{"update": 8, "worker": 0, "number": 99}\n{"upd')
+    run("train", *flags)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    trained = [r for r in records if r["split"] == "train"]
+    assert sorted(r["number"] for r in trained) == list(range(12))
+    assert {r["worker"] for r in trained} == {0, 1, 2}
+    lines = [json.loads(line) for line in (workdir / "schedule.jsonl").open()]
+    assert [(x["update"], x["number"]) for x in lines] == [
+        (r["step"], r["number"]) for r in trained
+    ]
+    staleness = [r["staleness"] for r in trained]
+    assert staleness == [x["update"] - 1 - x["version"] for x in lines]
+    assert json.loads((workdir / "summary.json").read_text())["workers"] == 3
+    found = json.loads(run("audit", f"--workdir={workdir}", "--replay").stdout)
+    counted = {"applied": 12, "lost": 0, "repeated": 0, "max_staleness": max(staleness)}
+    assert found | counted | {"replay_equal": True} == found
+    lines[3]["number"] = lines[4]["number"]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (workdir / "schedule.jsonl").write_text(text)
+    bad = run("audit", f"--workdir={workdir}", check=False)
+    assert bad.returncode == 1
+    assert json.loads(bad.stdout) | {"lost": 1, "repeated": 1} == json.loads(bad.stdout)
