@@ -26,7 +26,7 @@ from experiments.processes import join
 from experiments.processes.files import json_line
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import build_learner, build_task, check, given_vectors
+from experiments.run.build import build_task, check, given_vectors, learner_of
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.log import OF_SCHEDULE, SCHEDULE, read_metrics
 from experiments.run.restore import run_data
@@ -59,7 +59,7 @@ def main() -> None:
         task = build_task(config, tokenizer.get_vocab_size())
         if given := given_vectors(config, tokenizer):
             task = with_embeddings(task, *given)
-        learner = build_learner(config, task)
+        learner = learner_of(config, task)
         state = last_state(folder, config, learner, mesh)
         records = read_metrics(folder / SCHEDULE, int(state.step), OF_SCHEDULE)
         lines = [Line(**record) for record in records]

@@ -14,7 +14,7 @@ import jax
 
 from configs.base import Experiment
 from experiments.processes.programs import use_cache
-from experiments.run.build import build_learner, build_task
+from experiments.run.build import build_task, learner_of
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare
 from lm.data.rows.order import batch_reader
@@ -41,7 +41,7 @@ class Setup(NamedTuple):
         use_cache()
         parallel = self.config.parallel
         return build_parts(
-            build_learner(self.config, build_task(self.config, self.vocab_size)),
+            learner_of(self.config, build_task(self.config, self.vocab_size)),
             parallel.mesh(),
             parallel.server,
             parallel.exchange,

@@ -373,7 +373,7 @@ def build(
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
-    learner, parallel = build_learner(config, flipping(task, flips)), config.parallel
+    learner, parallel = learner_of(config, flipping(task, flips)), config.parallel
     if new_pool:
         return task, server_program(
             learner,
@@ -386,7 +386,8 @@ def build(
     return task, build_program(parallel, learner, mesh)
 
 
-def build_learner(config: Experiment, task: Task) -> Learner:
+def learner_of(config: Experiment, task: Task) -> Learner:
+    """Return what a strategy spreads."""
     return Learner(
         task=robust(task, config.robust),
         optimizer=build_optimizer(config, task),

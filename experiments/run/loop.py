@@ -10,7 +10,7 @@ import jax
 from configs.base import Experiment
 from experiments.processes.faults import Fault
 from experiments.processes.messages import human, is_main_process, say, size
-from experiments.run.build import Run, build_learner
+from experiments.run.build import Run, learner_of
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
@@ -66,7 +66,7 @@ def guarded_train(
         extra = extra_arrays(run.data.train, row_order(config))
         compiled = pool.submit(compile_steps, config, program, extra)
         with clock("checkpoint"):
-            learner = build_learner(config, run.task)
+            learner = learner_of(config, run.task)
             state = checkpoints.restore(program, partial(begin, learner, program))
         start = int(state.step) if state else 0
         with clock("compile"):

@@ -66,7 +66,7 @@ def main() -> None:
     file = pathlib.Path(RESULTS.value)
     with user_errors():
         if page:
-            check_names(page, {"kinds", "conditions", "optimum", "lengths"})
+            check_names(page, {"kinds", "conditions", "optimum", "live", "lengths"})
     measure_missing(file, heads(), measure)
     if page:
         with user_errors():

@@ -7,7 +7,7 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 from parallel.balance.policies import POLICIES
 
-SCORE, LENGTHS = "score", "lengths"
+SCORE, LENGTHS, LIVE = "score", "lengths", "live"  # studies
 
 
 def balance_tables(lines: list[Line]) -> dict[str, str]:
@@ -20,6 +20,7 @@ def balance_tables(lines: list[Line]) -> dict[str, str]:
         "kinds": ratios_table(by_kind),
         "conditions": ratios_table(by_condition),
         "optimum": optimum_table(scores),
+        "live": live_table(lines),
         "lengths": lengths_table([x for x in lines if x["study"] == LENGTHS]),
     }
 
@@ -85,4 +86,22 @@ def lengths_table(lines: list[Line]) -> str:
     head = ["rows", "as they come", "worst step", "`data.level`", "worst step"]
     last = {line["member"]: line for line in lines}
     rows = [[m, *(f"{x[name]:.3f}" for name in names)] for m, x in last.items()]
+    return markdown(head, rows)
+
+
+def live_table(lines: list[Line]) -> str:
+    """Tabulate seconds of a step in real processes beside simulated ones.
+
+    A run in which some loop computed for longer than its floor says nothing of the deal.
+    """
+    head = ["deal", "processes", "slower", "simulated", "live", "ratio", "to ideal", "loss"]
+    rows = []
+    for x in (line for line in lines if line["study"] == LIVE):
+        cells = [x["member"], x["workers"], f"{x['slow']:g} x", f"{x['simulated']:.2f} s"]
+        if x["late"]:
+            rows.append([*cells, "computed past its floor", "", "", ""])
+            continue
+        ratio, ideal = x["live"] / x["simulated"], x["live"] / x["ideal"]
+        told = f"{x['live']:.2f} s", f"{ratio:.3f}", f"{ideal:.2f}", f"{x['loss']:.5f}"
+        rows.append([*cells, *told])
     return markdown(head, rows)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.generation.rate import generation_rate
-from experiments.run.build import build, build_learner, build_task, check, plain_task
+from experiments.run.build import build, build_task, check, learner_of, plain_task
 from experiments.run.compression.make import measured, smaller
 from experiments.run.compression.teacher import Teacher, taught_by
 from experiments.run.evaluation import Evaluator
@@ -100,7 +100,7 @@ def train(
     if params is None:
         state = program.init(jax.random.key(config.seed))
     else:
-        state = program.adopt(begin(build_learner(config, task), program, params))
+        state = program.adopt(begin(learner_of(config, task), program, params))
     for batch in train_batches(data.train, row_order(config), 0, config.steps):
         state, metrics = step(state, program.place(batch))
         jax.block_until_ready(metrics)

@@ -12,7 +12,7 @@ from configs.base import Experiment
 from configs.tiny import get_config
 from experiments.asynchronous.bodies import Setup
 from experiments.asynchronous.pool import RayPool
-from experiments.run.build import build_learner, build_task
+from experiments.run.build import build_task, learner_of
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare
 from lm.data.rows.order import batch_reader
@@ -56,7 +56,7 @@ def check_deaths(corpus: pathlib.Path) -> None:
     config.validate()
     data = prepare(config.data)
     vocab_size = data.tokenizer.get_vocab_size()
-    learner = build_learner(config, build_task(config, vocab_size))
+    learner = learner_of(config, build_task(config, vocab_size))
     pools: list[RayPool] = []
 
     def new_pool(parts) -> RayPool:

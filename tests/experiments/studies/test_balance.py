@@ -1,6 +1,7 @@
 """The optimum by trying all assignments; instances as they are described; the tables."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from experiments.studies.balance.instances import (
     instance,
     seconds_of,
 )
+from experiments.studies.balance.live import DEALS, Paced, expected
 from experiments.studies.balance.optimum import fractional, optimum
 from experiments.studies.balance.score import score
-from experiments.studies.balance.tables import SCORE, balance_tables
+from experiments.studies.balance.tables import LIVE, SCORE, balance_tables, live_table
 from parallel.balance.policies import POLICIES
 from parallel.balance.simulate import Trouble
 from tests.parallel.balance.test_simulate import clairvoyant
@@ -66,3 +68,31 @@ def test_a_line_has_every_policy_and_fills_the_tables():
     assert "9.000 (9.50)" in tables["kinds"] and tables["kinds"].count("\n") == 16
     assert "| as told | 8 on 3 | 4 | 2 |" in tables["optimum"]
     assert f"**{line['best']:.3f}**" in tables["conditions"]
+
+
+def test_deals_at_set_speeds_are_as_worked_by_hand():
+    """4 workers, the last 4 times slower: 16 microbatches; cut ones would take 4.92 s."""
+    found = {deal: expected(deal, 4, 4.0, 1.0) for deal in DEALS}
+    assert {x.ideal for x in found.values()} == {16 / 3.25}
+    counts = {deal: (x.counts, x.simulated) for deal, x in found.items()}
+    assert counts == {
+        "equal": ([4, 4, 4, 4], 16.0),
+        "by speed": ([5, 5, 5, 1], 5.0),
+        "by wrong speeds": ([1, 5, 5, 5], 20.0),
+        "as measured": ([4, 4, 4, 4], 5.0),
+    }
+    assert [x.moves for x in found.values()] == [False, False, False, True]
+
+
+def test_a_paced_loop_lasts_at_least_its_floor():
+    paced = Paced((2, 1), False, np.array([0.01, 0.02]))
+    for replica in range(2):
+        paced.begin(replica, None)
+        assert paced.end(replica, None) >= 0.02
+    paced.begin(0, None)
+    time.sleep(0.021)
+    assert paced.end(0, None) >= 0.021 and paced.late == 1
+    line = {"study": LIVE, "member": "equal", "workers": 2, "slow": 4.0, "simulated": 2.0}
+    line |= {"live": 2.1, "ideal": 1.5, "late": 0, "loss": 3.0}
+    assert "| 2.10 s | 1.050 | 1.40 | 3.00000 |" in live_table([line])
+    assert "past its floor" in live_table([line | {"late": 1}])
