@@ -32,6 +32,38 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "a plan's activations are not split over a layer's devices",
+        "parallel/cost/saved.py",
+        "x.bytes / (tensor if x.split else 1)", "x.bytes / tensor",
+        "parallel/cost/test_memory.py megatron",
+    ),
+    Fault(
+        "a plan forgets the arrays of a norm", "parallel/cost/saved.py",
+        "    found += norm_saved(block, itemsize, \"mlp\")\n", "",
+        "parallel/cost/test_memory.py blocks",
+    ),
+    Fault(
+        "a plan holds the optimizer's state whole", "parallel/cost/memory.py",
+        "(\"optimizer\", model.opt, layout.opt),", "(\"optimizer\", model.opt, replicate),",
+        "parallel/cost/test_memory.py state",
+    ),
+    Fault(
+        "a plan proposes what does not fit", "parallel/cost/plan.py",
+        "return self.memory_bytes <= self.limit", "return True",
+        "experiments/planning/test_planned.py fit",
+    ),
+    Fault(
+        "a ring's sends follow each other once", "parallel/cost/step_time.py",
+        '"psum": 2 * (n - 1),', '"psum": n - 1,',
+        "parallel/cost/test_plan.py alpha",
+    ),
+    Fault(
+        "a run without memory starts again as it was",
+        "experiments/planning/out_of_memory.py",
+        "= 2 * config.parallel.accumulation", "= config.parallel.accumulation",
+        "experiments/planning/test_out_of_memory.py doubles",
+    ),
+    Fault(
         "gradients are not summed over replicas", "parallel/collectives.py",
         "return unflatten(jax.lax.psum(flat, axes))", "return unflatten(flat)",
         "parallel/test_strategies.py shard_map and parameters",

@@ -5,6 +5,7 @@ from experiments.processes.messages import human, size
 from parallel.cost.machine import Hardware
 from parallel.cost.plan import Candidate
 
+ERROR = 0.1  # of most plans' memory, against the compiler (docs/planner.md)
 LOWERED_BY = {  # the part of the memory -> what makes it smaller
     "parameters": "--config.parallel.strategy=fsdp splits the parameters",
     "optimizer": "--config.parallel.strategy=zero1 splits the optimizer's state",
@@ -56,6 +57,12 @@ def reasons(found: list[Candidate]) -> list[str]:
             f"{share:.0%} of it {best.bound}; it takes {size(best.memory_bytes)} of a "
             f"device's {size(best.limit)}, most of it {largest_part(best)}."
         )
+        if best.memory_bytes > (1 - ERROR) * best.limit:
+            said.append(
+                f"That is within {ERROR:.0%} of the limit, and plans are as wrong as that "
+                "(docs/planner.md): let the compiler check it, with --topology or "
+                "experiments.train --dry_run."
+            )
         if best.time["hidden"]:
             said.append(
                 f"{duration(best.time['hidden'])} of its communication runs beside the "

@@ -1,6 +1,12 @@
 """Candidates checked by a compiler: what they really hold and send."""
 
 import copy
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +17,7 @@ from experiments.costs.step import absent_costs, compiled_costs
 from experiments.planning.advice import flags_of, named
 from experiments.run.build import check
 from experiments.run.trial import build_trial
+from experiments.sweeps.members import as_flags
 from parallel.cost.ledger import step_ledger
 from parallel.cost.plan import Candidate
 from parallel.mesh import is_absent
@@ -57,3 +64,27 @@ def compile_candidate(
         "compiled_bytes": found,
         "compiled_sent": costs["sent_bytes"],
     }
+
+
+def measure_absent(
+    model: str, topology: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Compile configs/MODEL.py for absent TPUs, in a process of its own; it takes minutes.
+
+    Returns the figures of experiments.measure, or {"error": what it said}.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = pathlib.Path(folder, "figures.json")
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "experiments.measure", f"--output={output}",
+                f"--config=configs/{model}.py", f"--topology={topology}",
+                *as_flags({"precision.compute": "bfloat16", **overrides}),
+            ],
+            capture_output=True,
+            encoding="utf-8",
+        )  # fmt: skip
+        if ended.returncode == 0:
+            return json.loads(output.read_text(encoding="utf-8"))
+    last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
+    return {"error": last[0].removeprefix("error: ")}

@@ -9,7 +9,13 @@ import jax
 
 from configs.base import Experiment
 from experiments.costs.machine import memory_bytes
-from experiments.planning.advice import LOWERED_BY, largest_part, named, nothing_fits
+from experiments.planning.advice import (
+    ERROR,
+    LOWERED_BY,
+    largest_part,
+    named,
+    nothing_fits,
+)
 from experiments.planning.shapes import model_of
 from experiments.processes.messages import say, size
 from parallel.cost.machine import Hardware, Link, Machine
@@ -17,7 +23,6 @@ from parallel.cost.plan import Candidate, Model, candidates
 from parallel.mesh import is_absent
 
 FLAG = "--config.parallel.accumulation"
-ROOM = 0.9  # of the memory, so that the plan may be wrong by a tenth
 EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
@@ -42,7 +47,7 @@ def settled(config: Experiment, devices: Sequence[jax.Device] | None = None) -> 
             f"parallel.accumulation=auto: data.batch_size {model.rows} cannot be split "
             f"over the mesh {dict(mesh.shape)}; change one of them"
         )
-    fitting = [each for each in found if each.memory_bytes <= ROOM * each.limit]
+    fitting = [each for each in found if each.memory_bytes <= (1 - ERROR) * each.limit]
     if not fitting:
         found.sort(key=lambda each: each.memory_bytes)
         raise ValueError(f"parallel.accumulation=auto: {nothing_fits(found, hardware)}")

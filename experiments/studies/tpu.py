@@ -10,23 +10,21 @@ results/tpu.jsonl as it goes. A cell that is there is not compiled again, except
 docs/questions/will-it-run-on-my-tpu.md.
 """
 
-import json
 import pathlib
 import platform
-import subprocess
 import sys
-import tempfile
 
 import jax
 from absl import flags
 
 from configs.sweeps.combine import Member
 from configs.sweeps.strategies import MEMBERS
+from experiments.planning.compiled import measure_absent
 from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.processes.topology import check_libtpu, check_machine, topology_name
 from experiments.run import startup
-from experiments.sweeps.members import as_flags, known
+from experiments.sweeps.members import known
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
 from experiments.sweeps.tpu_tables import (
@@ -66,25 +64,6 @@ def overrides(cell: Line) -> Member:
     return member | {MICROBATCHES: max(own, member.get(MICROBATCHES, 1))}
 
 
-def compile_cell(cell: Line) -> Line:
-    """Return the compiler's figures, or what it said instead."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = pathlib.Path(folder, "figures.json")
-        ended = subprocess.run(
-            [
-                sys.executable, "-m", "experiments.measure", f"--output={output}",
-                f"--config=configs/{cell['model']}.py", f"--topology={cell['topology']}",
-                *as_flags({"precision.compute": "bfloat16"} | overrides(cell)),
-            ],
-            capture_output=True,
-            encoding="utf-8",
-        )  # fmt: skip
-        if ended.returncode == 0:
-            return json.loads(output.read_text(encoding="utf-8"))
-    last = ended.stderr.strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
-    return {"error": last[0].removeprefix("error: ")}
-
-
 def main() -> None:
     file = pathlib.Path(RESULTS.value)
     with user_errors():
@@ -102,7 +81,7 @@ def main() -> None:
     for cell in cells():
         key = (cell["topology"], cell["model"], cell["member"])
         if AGAIN.value or there.get(key, {}).get("jax") != cell["jax"]:
-            line = compile_cell(cell)
+            line = measure_absent(cell["model"], cell["topology"], overrides(cell))
             write(file, cell | line)
             say(f"{' '.join(key)}: {shown(line)}")
     if PAGE.value:

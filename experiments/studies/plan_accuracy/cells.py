@@ -1,12 +1,7 @@
 """What each cell of the benchmark predicts and measures."""
 
 import dataclasses
-import json
-import pathlib
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +11,7 @@ from configs import fields
 from configs.base import Experiment
 from configs.sweeps.strategies import MEMBERS
 from experiments.costs.step import compiled_costs
+from experiments.planning.compiled import measure_absent
 from experiments.planning.shapes import model_of
 from experiments.processes import namespaces
 from experiments.processes.linked import workers
@@ -138,24 +134,9 @@ def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
 
 
 def absent(cell: Line) -> Line:
-    """Compile a cell for absent TPUs, in a process of its own; give the plan beside it."""
-    changed = cell["overrides"] | {"precision.compute": "bfloat16"}
-    with tempfile.TemporaryDirectory() as folder:
-        output = pathlib.Path(folder, "figures.json")
-        ended = subprocess.run(
-            [
-                sys.executable, "-m", "experiments.measure", f"--output={output}",
-                f"--config=configs/{cell['model']}.py", f"--topology={cell['topology']}",
-                *as_flags(changed),
-            ],
-            capture_output=True,
-            encoding="utf-8",
-        )  # fmt: skip
-        if ended.returncode:
-            last = ended.stderr.strip().splitlines()[-1:] or ["no message"]
-            return {"error": last[0].removeprefix("error: ")}
-        figures = json.loads(output.read_text(encoding="utf-8"))
-    return beside_plan(cell, figures)
+    """Compile a cell for absent TPUs; give the plan beside the compiler's figures."""
+    figures = measure_absent(cell["model"], cell["topology"], cell["overrides"])
+    return figures if "error" in figures else beside_plan(cell, figures)
 
 
 def beside_plan(cell: Line, figures: dict[str, Any]) -> Line:

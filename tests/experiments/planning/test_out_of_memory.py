@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from experiments.planning import out_of_memory
-from experiments.planning.calibration import fit_link
 from experiments.planning.out_of_memory import explained, next_command, settled, these
 from experiments.processes import allocator
 from experiments.run.startup import numbers_for_words, read_config_file
@@ -87,13 +86,6 @@ def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):
     assert found == sorted(found) and found[0] < found[-1] <= 16
     with pytest.raises(ValueError, match="accumulation=auto: nothing fits on this:2"):
         little(1e6)
-
-
-def test_a_link_is_fitted_to_latency_and_bandwidth():
-    times = [(size, 14 * 2e-5 + 1.75 * size / 3e8) for size in (4e3, 1e5, 1e6, 3e7)]
-    found = fit_link(times, sends=14, share=1.75)
-    assert found == pytest.approx({"latency": 2e-5, "bandwidth": 3e8})
-    assert fit_link([(1e3, 1e-9), (1e6, 1e-2)], 1, 1)["latency"] == 0
 
 
 def test_the_allocator_is_told(monkeypatch):

@@ -1,0 +1,31 @@
+"""The constants of this machine: fitted as made up, and read back as written."""
+
+import pytest
+
+from experiments.planning import calibration
+from experiments.planning.calibration import fit_link
+from experiments.planning.hardware import hardware_of, write_machine
+
+
+def test_a_link_is_fitted_to_latency_and_bandwidth():
+    times = [(size, 14 * 2e-5 + 1.75 * size / 3e8) for size in (4e3, 1e5, 1e6, 3e7)]
+    found = fit_link(times, sends=14, share=1.75)
+    assert found == pytest.approx({"latency": 2e-5, "bandwidth": 3e8})
+    assert fit_link([(1e3, 1e-9), (1e6, 1e-2)], 1, 1)["latency"] == 0
+
+
+def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
+    monkeypatch.setattr(calibration, "WIDTHS", (32, 64))
+    monkeypatch.setattr(calibration, "COPIED", 1 << 20)
+    monkeypatch.setattr(calibration, "SENT", (1 << 10, 1 << 14))
+    found = calibration.measure(0.0)
+    kinds = {"all-reduce", "all-gather", "reduce-scatter", "collective-permute"}
+    assert found["devices"] == 8 and set(found["collectives"]) == kinds
+    write_machine(tmp_path / "here.json", found)
+    hardware = hardware_of(f"{tmp_path}/here.json:4")
+    assert hardware.num_devices == 4 and not hardware.machine.overlaps
+    slow, fast = dict(found["flops"]["float32"])[32], hardware.machine.rate("float32", 63)
+    assert fast == slow > 0  # a product between two widths has the rate of the smaller
+    assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
+    for link in found["collectives"].values():
+        assert link["bandwidth"] > 0 and link["latency"] >= 0
