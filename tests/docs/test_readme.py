@@ -13,6 +13,7 @@ from experiments.inspection.truth import planted_table
 from experiments.studies.asynchronous.tables import speed_table, staleness_table
 from experiments.studies.balance.tables import balance_tables
 from experiments.studies.deaths.tables import deaths_table
+from experiments.studies.flips.shares import flips_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
@@ -224,4 +225,7 @@ def test_the_tables_are_those_of_the_results():
         "speed": speed_table(found),
     }
     page = ROOT / "docs/questions/how-are-failures-survived.md"
-    assert tables(page) == {"soak": soak_table(results["soak"]).strip()}
+    assert tables(page) == {
+        "flips": flips_table(results["flips"]).strip(),
+        "soak": soak_table(results["soak"]).strip(),
+    }
