@@ -59,8 +59,9 @@ def prediction_sums(
         "bin_confidence": by_bin(confidence_BT),
     }
     if classes_BT is not None:
-        predicted_BT = jnp.asarray(class_of_V)[best_BT]
-        predicted_BT = jnp.where(predicts_BT, predicted_BT, num_classes)
+        # A row of the vocabulary that is no token has no class.
+        known_BT = predicts_BT & (best_BT < len(class_of_V))
+        predicted_BT = jnp.where(known_BT, jnp.asarray(class_of_V)[best_BT], num_classes)
         none = jnp.zeros((num_classes, num_classes + 1), jnp.int32)
         sums["confusion"] = none.at[classes_BT, predicted_BT].add(mask_BT)
     return sums

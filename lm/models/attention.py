@@ -1,7 +1,8 @@
-"""Attention as functions: kernels by platform, rotary positions, positions in segments.
+"""Attention as functions: kernels by platform, with or without a sliding window.
 
 Shapes: B batch, T queries, S keys, N heads, G key/value heads, R = N / G heads that share a
-key/value head, K head width.
+key/value head, K head width. With a window W, a query sees the last W keys up to its own
+position; a window of 0 is all of them.
 """
 
 from functools import partial
@@ -26,26 +27,35 @@ HEADS_AXIS = "tensor"  # heads are split over this axis of the mesh, if it has t
 MASKED = -1e30  # finite: the gradient of an infinity is not a number
 
 
-def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str) -> jax.Array:
+def attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, wanted: str, window: int = 0) -> jax.Array:
     """Return y_BTNK: causal attention, inside the segments of each row."""
     num_queries, _, width = q_BTNK.shape[1:]
     kernel = choose_kernel(wanted, q_BTNK.dtype, width, num_queries, platform())
     if kernel == "blockwise":
-        return blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+        return blockwise_attention(window, q_BTNK, k_BTGK, v_BTGK, segments_BT)
     if kernel == "splash":
-        return split_rows_and_heads(splash_attention)(q_BTNK, k_BTGK, v_BTGK, segments_BT)
-    whole = partial(library_attention, kernel)
+        whole = split_rows_and_heads(partial(splash_attention, window))
+        return whole(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+    whole = partial(library_attention, kernel, window)
     if kernel == "cudnn" and HEADS_AXIS in axes_left_to_the_compiler():
         whole = split_rows_and_heads(whole)
     return whole(q_BTNK, k_BTGK, v_BTGK, segments_BT)
 
 
-def library_attention(kernel: str, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+def library_attention(
+    kernel: str, window: int, q_BTNK, k_BTGK, v_BTGK, segments_BT
+) -> jax.Array:
     mask_B1TT = None
     if segments_BT is not None:
         mask_B1TT = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNK, k_BTGK, v_BTGK, mask=mask_B1TT, is_causal=True, implementation=kernel
+        q_BTNK,
+        k_BTGK,
+        v_BTGK,
+        mask=mask_B1TT,
+        is_causal=True,
+        local_window_size=(window - 1, 0) if window else None,
+        implementation=kernel,
     )
 
 
@@ -80,11 +90,14 @@ def choose_kernel(
     return wanted
 
 
-def splash_rows(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+def splash_rows(window: int, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     """Return y_BTNK by JAX's Pallas kernel for TPUs; on a CPU it is interpreted."""
     num_queries, num_heads, width = q_BTNK.shape[1:]
     block = next(b for b in (512, 256, LANES) if num_queries % b == 0)
-    mask = splash_masks.CausalMask((num_queries, num_queries))
+    shape = num_queries, num_queries
+    mask = splash_masks.CausalMask(shape)
+    if window:
+        mask = splash_masks.LocalMask(shape, (window - 1, 0), offset=0)
     kernel = splash.make_splash_mha(
         splash_masks.MultiHeadMask([mask] * num_heads),
         head_shards=1,
@@ -110,19 +123,19 @@ def splash_rows(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     return jax.vmap(one_row)(scaled_BTNK, k_BTGK, v_BTGK, segments_BT)
 
 
-@jax.custom_vjp
-def splash_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def splash_attention(window: int, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     """Return y_BTNK as `splash_rows` does, once the small arrays that it saves are there.
 
     Splash writes each logarithm of a softmax's sum 128 times, and saves one of them. The
     compiler for TPUs sometimes cut that one out just before the backward pass, and kept all
     128 until then: at head width 64 in bfloat16, four times as much as the output.
     """
-    return splash_rows(q_BTNK, k_BTGK, v_BTGK, segments_BT)
+    return splash_rows(window, q_BTNK, k_BTGK, v_BTGK, segments_BT)
 
 
-def splash_forward(*arrays):
-    y_BTNK, pull = jax.vjp(splash_rows, *arrays)
+def splash_forward(window: int, *arrays):
+    y_BTNK, pull = jax.vjp(partial(splash_rows, window), *arrays)
     saved, structure = jax.tree.flatten(pull)
     small = [i for i, x in enumerate(saved) if x.size < y_BTNK.size]
     y_BTNK, *held = jax.lax.optimization_barrier((y_BTNK, *(saved[i] for i in small)))
@@ -131,7 +144,7 @@ def splash_forward(*arrays):
     return y_BTNK, structure.unflatten(saved)
 
 
-def splash_backward(pull, dy_BTNK: jax.Array):
+def splash_backward(window: int, pull, dy_BTNK: jax.Array):
     return pull(dy_BTNK)
 
 
@@ -193,16 +206,17 @@ def attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS) -> jax.Array:
     ).astype(dtype)
 
 
-@jax.custom_vjp
-def blockwise_attention(q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def blockwise_attention(window: int, q_BTNK, k_BTGK, v_BTGK, segments_BT) -> jax.Array:
     """Return y_BTNK, one block of queries at a time, computed in float32.
 
     A block of queries sees only the keys up to its own end, so that half of the products of
-    full attention are left out. No T x T array outlives its block: the forward pass keeps
-    only the logarithms of the softmax's sums, and the backward pass computes the
-    probabilities again from them (Dao 2023, FlashAttention-2, 3.1).
+    full attention are left out; a window leaves out earlier keys too. No T x T array
+    outlives its block: the forward pass keeps only the logarithms of the softmax's sums,
+    and the backward pass computes the probabilities again from them (Dao 2023,
+    FlashAttention-2, 3.1).
     """
-    return forward(q_BTNK, k_BTGK, v_BTGK, segments_BT)[0]
+    return forward(window, q_BTNK, k_BTGK, v_BTGK, segments_BT)[0]
 
 
 def query_blocks(num_queries: int) -> list[tuple[int, int]]:
@@ -210,14 +224,22 @@ def query_blocks(num_queries: int) -> list[tuple[int, int]]:
     return [(i, min(i + size, num_queries)) for i in range(0, num_queries, size)]
 
 
-def scores(q_BGRTK, k_BGSK, segments_BT, start: int, end: int) -> jax.Array:
-    """Return s_BGRTS of the queries start..end, which see the keys 0..end."""
-    s_BGRTS = jnp.einsum(
-        "bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, start:end], k_BGSK[:, :, :end]
-    )
-    mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+def keys_seen(start: int, end: int, window: int) -> slice:
+    """Return the keys that any of the queries start..end sees."""
+    return slice(max(start - window + 1, 0) if window else 0, end)
+
+
+def scores(q_BGRTK, k_BGSK, segments_BT, block: slice, window: int) -> jax.Array:
+    """Return s_BGRTS of a block of queries and the keys that any of them sees."""
+    keys = keys_seen(block.start, block.stop, window)
+    s_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, block], k_BGSK[:, :, keys])
+    query_T1, key_S = (jnp.arange(x.start, x.stop) for x in (block, keys))
+    query_T1 = query_T1[:, None]
+    mask = query_T1 >= key_S
+    if window:
+        mask &= query_T1 - key_S < window
     if segments_BT is not None:
-        same_BTS = segments_BT[:, start:end, None] == segments_BT[:, None, :end]
+        same_BTS = segments_BT[:, block, None] == segments_BT[:, None, keys]
         mask = (mask & same_BTS)[:, None, None]
     return jnp.where(mask, s_BGRTS, MASKED)
 
@@ -228,7 +250,7 @@ def heads_first(x_BTNK: jax.Array, num_kv_heads: int) -> jax.Array:
     return x_BTGRK.transpose(0, 2, 3, 1, 4)
 
 
-def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
+def forward(window: int, q_BTNK, k_BTGK, v_BTGK, segments_BT):
     num_kv_heads, width = k_BTGK.shape[2:]
     q_BGRTK = heads_first(q_BTNK, num_kv_heads) * width**-0.5
     k_BGSK = heads_first(k_BTGK, num_kv_heads)[:, :, 0]
@@ -237,12 +259,13 @@ def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
     # subtracted first, so that no exponential overflows.
     ys, logs = [], []
     for start, end in query_blocks(q_BTNK.shape[1]):
-        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
+        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, slice(start, end), window)
+        keys = keys_seen(start, end, window)
         max_BGRT1 = jnp.max(s_BGRTS, -1, keepdims=True)
         e_BGRTS = jnp.exp(s_BGRTS - max_BGRT1)
         sum_BGRT1 = jnp.sum(e_BGRTS, -1, keepdims=True)
         # Divide after the product: that is K divisions a query instead of S.
-        y_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", e_BGRTS, v_BGSK[:, :, :end])
+        y_BGRTK = jnp.einsum("bgrts,bgsk->bgrtk", e_BGRTS, v_BGSK[:, :, keys])
         ys.append(y_BGRTK / sum_BGRT1)
         logs.append(max_BGRT1 + jnp.log(sum_BGRT1))
     y_BTNK = jnp.concatenate(ys, 3).transpose(0, 3, 1, 2, 4).reshape(q_BTNK.shape)
@@ -250,7 +273,7 @@ def forward(q_BTNK, k_BTGK, v_BTGK, segments_BT):
     return y_BTNK, (q_BGRTK, k_BGSK, v_BGSK, y_BTNK, logs, segments_BT)
 
 
-def backward(saved, dy_BTNK: jax.Array):
+def backward(window: int, saved, dy_BTNK: jax.Array):
     q_BGRTK, k_BGSK, v_BGSK, y_BTNK, logs, segments_BT = saved
     batch, num_kv_heads, _, time, width = q_BGRTK.shape
     dtype = dy_BTNK.dtype
@@ -267,15 +290,15 @@ def backward(saved, dy_BTNK: jax.Array):
     dk_BGKS = jnp.zeros((batch, num_kv_heads, width, time))
     dv_BGKS = dk_BGKS
     for (start, end), log_BGRT1 in zip(query_blocks(time), logs, strict=True):
-        block = slice(start, end)
+        block, keys = slice(start, end), keys_seen(start, end, window)
         q, dy = q_BGRTK[:, :, :, block], dy_BGRTK[:, :, :, block]
-        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, start, end)
+        s_BGRTS = scores(q_BGRTK, k_BGSK, segments_BT, block, window)
         p_BGRTS = jnp.exp(s_BGRTS - log_BGRT1)  # the probabilities again
-        dp_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", dy, v_BGSK[:, :, :end])
+        dp_BGRTS = jnp.einsum("bgrtk,bgsk->bgrts", dy, v_BGSK[:, :, keys])
         ds_BGRTS = p_BGRTS * (dp_BGRTS - dot_BGRT1[:, :, :, block])
-        dqs.append(jnp.einsum("bgrts,bgsk->bgrtk", ds_BGRTS, k_BGSK[:, :, :end]))
-        dk_BGKS = dk_BGKS.at[..., :end].add(jnp.einsum("bgrtk,bgrts->bgks", q, ds_BGRTS))
-        dv_BGKS = dv_BGKS.at[..., :end].add(jnp.einsum("bgrtk,bgrts->bgks", dy, p_BGRTS))
+        dqs.append(jnp.einsum("bgrts,bgsk->bgrtk", ds_BGRTS, k_BGSK[:, :, keys]))
+        dk_BGKS = dk_BGKS.at[..., keys].add(jnp.einsum("bgrtk,bgrts->bgks", q, ds_BGRTS))
+        dv_BGKS = dv_BGKS.at[..., keys].add(jnp.einsum("bgrtk,bgrts->bgks", dy, p_BGRTS))
     dq_BGRTK = jnp.concatenate(dqs, 3) * width**-0.5
     dq_BTNK = dq_BGRTK.transpose(0, 3, 1, 2, 4).reshape(dy_BTNK.shape)
     dk_BTGK, dv_BTGK = (x.transpose(0, 3, 1, 2) for x in (dk_BGKS, dv_BGKS))
@@ -283,24 +306,3 @@ def backward(saved, dy_BTNK: jax.Array):
 
 
 blockwise_attention.defvjp(forward, backward)
-
-
-def rotate(x_BTNK: jax.Array, positions_BT: jax.Array, base: float) -> jax.Array:
-    """Apply rotary position embedding (Su et al. 2021), with halves paired as in Llama."""
-    half = x_BTNK.shape[-1] // 2
-    frequency_K = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1K = positions_BT[:, :, None, None] * frequency_K
-    sin, cos = jnp.sin(angle_BT1K), jnp.cos(angle_BT1K)
-    a, b = jnp.split(x_BTNK.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return rotated.astype(x_BTNK.dtype)
-
-
-def positions_in_segment(tokens_BT: jax.Array, segments_BT) -> jax.Array:
-    """Return the position of each token in its segment (None: the row is one segment)."""
-    index_T = jnp.arange(tokens_BT.shape[1])
-    if segments_BT is None:
-        return jnp.broadcast_to(index_T, tokens_BT.shape)
-    first_BT = segments_BT != jnp.pad(segments_BT, ((0, 0), (1, 0)))[:, :-1]
-    start_BT = jax.lax.cummax(jnp.where(first_BT, index_T, 0), axis=1)
-    return index_T - start_BT

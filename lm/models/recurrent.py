@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lm.models.attention import positions_in_segment
 from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
@@ -36,6 +35,7 @@ from lm.models.layers import (
     vocabulary_logits,
 )
 from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_step
+from lm.models.rotary import positions_in_segment
 from lm.models.setting import Setting, check_chunk
 from lm.task import (
     Stages,

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax
 
 from lm.models.attention import choose_kernel
-from lm.models.layers import ACTIVATIONS, INITIALIZERS, platform
+from lm.models.layers import ACTIVATIONS, INITIALIZERS, MORE_ACTIVATIONS, platform
+from lm.models.rotary import RotaryScaling
 from lm.models.setting import Setting, check_chunk
 from lm.task import Task
 
@@ -21,6 +22,8 @@ SAVEABLE = {  # what the backward pass may keep; None: everything
         DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
     ),
 }
+BIASES = ("same", "none", "inputs", "all")
+ROTARY = {"only": {"model.positions": ("rotary",)}}
 ATTENTION = ("auto", "blockwise", "xla", "cudnn", "splash")
 
 
@@ -30,24 +33,42 @@ class TransformerConfig:
     width: int = field(default=256, metadata={"at_least": 1})
     # number of blocks; each has attention and an MLP
     num_layers: int = field(default=4, metadata={"at_least": 1, "at_most": 10_000})
-    # N, attention heads in a block; each is width / num_heads wide
+    # N, attention heads in a block
     num_heads: int = field(default=4, metadata={"at_least": 1})
+    # K, elements of a head; 0: width / num_heads
+    head_width: int = field(default=0, metadata={"at_least": 0})
     # G, key/value heads, each shared by num_heads / G heads; 0: as many as heads
     num_kv_heads: int = field(default=0, metadata={"at_least": 0})
+    # most tokens that a token attends to, itself included: the last ones; 0: all before it
+    window: int = field(default=0, metadata={"at_least": 0})
+    # the layers before this one attend to all before them, without the window
+    window_from: int = field(default=0, metadata={"at_least": 0})
     # F, width inside the MLP; 0: 4 D, or for swiglu 8/3 D rounded up to a multiple of 32
     mlp_width: int = field(default=0, metadata={"at_least": 0})
-    # activation function of the MLP; swiglu has a gate
-    activation: str = field(default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu")})
+    # activation function of the MLP; gelu: by tanh; gelu_exact: by the normal distribution;
+    # swiglu: swish with a gate
+    activation: str = field(
+        default="gelu", metadata={"choices": (*ACTIVATIONS, "swiglu", *MORE_ACTIVATIONS)}
+    )
     # norm before attention, before the MLP and before the head
     norm: str = field(default="layernorm", metadata={"choices": NORMS})
+    # what a norm adds to the variance; 0: 1e-5, or for rmsnorm 1e-6
+    norm_epsilon: float = field(default=0.0, metadata={"at_least": 0})
+    # RMSNorm of each query and each key over its head, before they are rotated
+    head_norm: bool = False
     # add the input of attention and of the MLP to its output
     residual: bool = True
-    # how positions enter; learned: a table of seq_len rows; rotary: rotated queries, keys
+    # how positions enter; learned: a row of a table; rotary: rotated queries and keys
     positions: str = field(default="learned", metadata={"choices": POSITIONS})
     # base of the rotary frequencies; the longest wavelength is about 2 pi base tokens
-    rotary_base: float = field(
-        default=10_000.0, metadata={"above": 0, "only": {"model.positions": ("rotary",)}}
-    )
+    rotary_base: float = field(default=10_000.0, metadata={"above": 0} | ROTARY)
+    # changed frequencies, for texts longer than those of the first training
+    rotary_scaling: RotaryScaling = field(default_factory=RotaryScaling, metadata=ROTARY)
+    # most tokens that a text may have when it is continued, and the rows of the table of
+    # learned positions; 0: data.seq_len
+    context: int = field(default=0, metadata={"at_least": 0})
+    # rows of the embedding and of the head, more than there are tokens; 0: as many
+    vocab_rows: int = field(default=0, metadata={"at_least": 0})
     # file of word vectors, in word2vec's text format, that rows of the embedding begin
     # with; its content may not change, its place may; "": none
     embeddings: str = field(default="", metadata={"decides": False})
@@ -55,6 +76,9 @@ class TransformerConfig:
     tied: bool = True
     # give linear layers and LayerNorm a bias
     bias: bool = True
+    # linear layers of attention with a bias; inputs: those of queries, keys and values;
+    # same: as model.bias says
+    attention_bias: str = field(default="same", metadata={"choices": BIASES})
     # share of elements that dropout zeroes in the outputs of attention, MLP and embedding
     dropout: float = field(default=0.0, metadata={"at_least": 0, "below": 1})
     # initialiser of matrices; gpt2: standard deviation 0.02, less for those whose product
@@ -86,6 +110,17 @@ class TransformerConfig:
         gated = self.activation == "swiglu"
         return -(-8 * self.width // 96) * 32 if gated else 4 * self.width
 
+    @property
+    def key_width(self) -> int:
+        return self.head_width or self.width // self.num_heads
+
+    @property
+    def biases(self) -> str:
+        """Which linear layers of attention have a bias: "none", "inputs" or "all"."""
+        if self.attention_bias == "same":
+            return "all" if self.bias else "none"
+        return self.attention_bias
+
     def tensor_dims(self, vocab_size: int) -> tuple[tuple[str, int, int, str], ...]:
         """Return Task.tensor_dims, after Megatron-LM (Shoeybi et al. 2019, 3).
 
@@ -108,30 +143,50 @@ class TransformerConfig:
 
     def validate(self, setting: Setting) -> None:
         """Raise ValueError for fields that do not fit together, or not the platform."""
-        if self.width % self.num_heads:
+        if not self.head_width and self.width % self.num_heads:
             raise ValueError(
                 f"model.num_heads {self.num_heads} does not divide model.width "
-                f"{self.width}; change one of them"
+                f"{self.width}; change one of them, or set model.head_width"
             )
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"model.num_kv_heads {self.num_kv_heads} does not divide "
                 f"model.num_heads {self.num_heads}; change one of them"
             )
-        if self.positions == "rotary" and (self.width // self.num_heads) % 2:
+        if self.positions == "rotary" and self.key_width % 2:
             raise ValueError(
-                f"model.positions=rotary needs an even head width, not "
-                f"{self.width // self.num_heads} (model.width {self.width} / "
+                f"model.positions=rotary needs an even head width, not {self.key_width} "
+                f"(model.head_width {self.head_width}, or model.width {self.width} / "
                 f"model.num_heads {self.num_heads}); change one of them"
             )
+        if self.window_from and self.window_from >= (self.num_layers if self.window else 0):
+            raise ValueError(
+                f"model.window_from is {self.window_from}, with model.window {self.window} "
+                f"and {self.num_layers} layers, so no layer has a window, or none is "
+                "before it; unset it, or set model.window and give a smaller number"
+            )
+        self.rotary_scaling.validate("model.rotary_scaling")
+        self.validate_sizes(setting)
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
         self.kernel(setting, platform())
 
+    def validate_sizes(self, setting: Setting) -> None:
+        """Raise ValueError if the tables are smaller than the data."""
+        if self.context and self.context < setting.seq_len:
+            raise ValueError(
+                f"model.context {self.context} is less than data.seq_len "
+                f"{setting.seq_len}; change one of them"
+            )
+        if self.vocab_rows and self.vocab_rows < setting.vocab_size:
+            raise ValueError(
+                f"model.vocab_rows {self.vocab_rows} is less than the "
+                f"{setting.vocab_size} tokens of the vocabulary; change one of them"
+            )
+
     def kernel(self, setting: Setting, platform: str) -> str:
         """Return the attention kernel on a platform; ValueError if it does not suit."""
-        head_width = self.width // self.num_heads
         dtype, seq_len = setting.compute, setting.seq_len
-        return choose_kernel(self.attention, dtype, head_width, seq_len, platform)
+        return choose_kernel(self.attention, dtype, self.key_width, seq_len, platform)
 
     def task(self, setting: Setting) -> Task:
         # Imported here, because the modules of the layers import this config.

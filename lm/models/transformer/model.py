@@ -22,12 +22,11 @@ from lm.models.attention import (
     attend,
     attend_cached,
     is_split_twice,
-    positions_in_segment,
-    rotate,
 )
 from lm.models.layers import (
     ACTIVATIONS,
     INITIALIZERS,
+    MORE_ACTIVATIONS,
     Norm,
     dropout,
     lookup,
@@ -36,6 +35,7 @@ from lm.models.layers import (
     platform,
     vocabulary_logits,
 )
+from lm.models.rotary import positions_in_segment, rotate
 from lm.models.setting import Setting
 from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import (
@@ -59,9 +59,9 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     task = next_token_task(build, config.loss_chunk, trace_norms=setting.trace_norms)
     return task._replace(
         stages=transformer_stages(config, setting, build),
-        tensor_dims=config.tensor_dims(setting.vocab_size),
+        tensor_dims=config.tensor_dims(config.vocab_rows or setting.vocab_size),
         hidden=("layers", "scanned_layers"),
-        context=setting.seq_len,
+        context=config.context or setting.seq_len,
     )
 
 
@@ -129,11 +129,13 @@ def linear(
     num_in: int,
     num_out: int,
     residual: bool = False,
+    bias: bool | None = None,
 ) -> nnx.Linear:
+    """Return a linear layer, with a bias if `bias` says so; None: if the config does."""
     return nnx.Linear(
         num_in,
         num_out,
-        use_bias=config.bias,
+        use_bias=config.bias if bias is None else bias,
         kernel_init=initializer(config, residual),
         dot_general=lambda x, w, *_, **__: matmul(x, w),
         rngs=rngs,
@@ -147,7 +149,7 @@ def unchanged(x_BTD: jax.Array) -> jax.Array:
 def norm(config: TransformerConfig) -> Callable[[jax.Array], jax.Array]:
     if config.norm == "none":
         return unchanged
-    return Norm(config.width, config.norm == "rmsnorm", config.bias)
+    return Norm(config.width, config.norm == "rmsnorm", config.bias, config.norm_epsilon)
 
 
 class Attention(nnx.Module):
@@ -155,41 +157,59 @@ class Attention(nnx.Module):
         c = config
         self.num_heads = c.num_heads
         self.num_kv_heads = c.num_kv_heads or c.num_heads
-        self.head_width = c.width // c.num_heads
         self.rotary_base = c.rotary_base if c.positions == "rotary" else None
+        self.rotary_scaling = c.rotary_scaling
         self.implementation = c.attention
-        kv_width = self.num_kv_heads * self.head_width
+        self.window, self.window_from = c.window, c.window_from
+        all_width, kv_width = c.num_heads * c.key_width, self.num_kv_heads * c.key_width
 
-        self.query = linear(c, rngs, c.width, c.width)
-        self.key = linear(c, rngs, c.width, kv_width)
-        self.value = linear(c, rngs, c.width, kv_width)
-        self.out = linear(c, rngs, c.width, c.width, residual=True)
+        has_bias = c.biases != "none"
+        self.query = linear(c, rngs, c.width, all_width, bias=has_bias)
+        self.key = linear(c, rngs, c.width, kv_width, bias=has_bias)
+        self.value = linear(c, rngs, c.width, kv_width, bias=has_bias)
+        self.out = linear(c, rngs, all_width, c.width, True, bias=c.biases == "all")
+        norms = [Norm(c.key_width, True, False, c.norm_epsilon) for _ in range(2)]
+        self.query_norm, self.key_norm = norms if c.head_norm else (unchanged, unchanged)
 
     def project(self, x_BTD: jax.Array, positions_BT: jax.Array):
         batch, time, _ = x_BTD.shape
         q_BTNK = self.query(x_BTD).reshape(batch, time, self.num_heads, -1)
         k_BTGK = self.key(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
         v_BTGK = self.value(x_BTD).reshape(batch, time, self.num_kv_heads, -1)
+        q_BTNK, k_BTGK = self.query_norm(q_BTNK), self.key_norm(k_BTGK)
         if self.rotary_base is not None:
-            q_BTNK = rotate(q_BTNK, positions_BT, self.rotary_base)
-            k_BTGK = rotate(k_BTGK, positions_BT, self.rotary_base)
+            given = positions_BT, self.rotary_base, self.rotary_scaling
+            q_BTNK, k_BTGK = rotate(q_BTNK, *given), rotate(k_BTGK, *given)
         return q_BTNK, k_BTGK, v_BTGK
 
-    def __call__(self, x_BTD, positions_BT, segments_BT) -> jax.Array:
-        q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
-        y_BTNK = attend(q_BTNK, k_BTGK, v_BTGK, segments_BT, self.implementation)
-        return self.out(y_BTNK.reshape(x_BTD.shape))
+    def __call__(self, x_BTD, positions_BT, segments_BT, index=0) -> jax.Array:
+        """Return y_BTD, as layer number `index`, on which the window may depend."""
 
-    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array]):
+        def within(window: int) -> Callable:
+            return lambda *qkv: attend(*qkv, segments_BT, self.implementation, window)
+
+        qkv = self.project(x_BTD, positions_BT)
+        if self.window_from:
+            y_BTNK = jax.lax.cond(
+                index < self.window_from, within(0), within(self.window), *qkv
+            )
+        else:
+            y_BTNK = within(self.window)(*qkv)
+        return self.out(y_BTNK.reshape(*x_BTD.shape[:2], -1))
+
+    def decode(self, x_BTD, positions_BT, cache: tuple[jax.Array, jax.Array], index=0):
         """Attend to the cache k_BSGK, v_BSGK after writing these positions into it."""
         q_BTNK, k_BTGK, v_BTGK = self.project(x_BTD, positions_BT)
         rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
         k_BSGK = cache[0].at[rows_B1, positions_BT].set(k_BTGK.astype(cache[0].dtype))
         v_BSGK = cache[1].at[rows_B1, positions_BT].set(v_BTGK.astype(cache[1].dtype))
         # Slots after the position of a row are empty, or hold padding of its prompt.
-        mask_B1TS = (jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None])[:, None]
-        y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_B1TS)
-        return self.out(y_BTNK.reshape(x_BTD.shape)), (k_BSGK, v_BSGK)
+        mask_BTS = jnp.arange(k_BSGK.shape[1]) <= positions_BT[:, :, None]
+        if self.window and index >= self.window_from:
+            first_BT1 = positions_BT[:, :, None] - self.window + 1
+            mask_BTS &= jnp.arange(k_BSGK.shape[1]) >= first_BT1
+        y_BTNK = attend_cached(q_BTNK, k_BSGK, v_BSGK, mask_BTS[:, None])
+        return self.out(y_BTNK.reshape(*x_BTD.shape[:2], -1)), (k_BSGK, v_BSGK)
 
 
 class MLP(nnx.Module):
@@ -207,7 +227,7 @@ class MLP(nnx.Module):
         if self.gate is not None:
             h_BTF = jax.nn.silu(self.gate(x_BTD)) * h_BTF
         else:
-            h_BTF = ACTIVATIONS[self.activation](h_BTF)
+            h_BTF = (ACTIVATIONS | MORE_ACTIVATIONS)[self.activation](h_BTF)
         return self.down(h_BTF)
 
 
@@ -219,8 +239,9 @@ class Block(nnx.Module):
         self.mlp_norm = norm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B) -> jax.Array:
-        y_BTD = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT)
+    def __call__(self, x_BTD, positions_BT, segments_BT, row_keys_B, index) -> jax.Array:
+        y_BTD = self.attention_norm(x_BTD)
+        y_BTD = self.attention(y_BTD, positions_BT, segments_BT, index)
         x_BTD = self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 0))
         y_BTD = self.mlp(self.mlp_norm(x_BTD))
         return self.join(x_BTD, dropout(y_BTD, self.dropout, row_keys_B, 1))
@@ -228,9 +249,9 @@ class Block(nnx.Module):
     def join(self, x_BTD: jax.Array, y_BTD: jax.Array) -> jax.Array:
         return x_BTD + y_BTD if self.residual else y_BTD
 
-    def decode(self, x_BTD, positions_BT, cache):
+    def decode(self, x_BTD, positions_BT, cache, index: int):
         y_BTD, cache = self.attention.decode(
-            self.attention_norm(x_BTD), positions_BT, cache
+            self.attention_norm(x_BTD), positions_BT, cache, index
         )
         x_BTD = self.join(x_BTD, y_BTD)
         return self.join(x_BTD, self.mlp(self.mlp_norm(x_BTD))), cache
@@ -248,7 +269,7 @@ def run_block(x_BTD, block: Block, index, positions_BT, segments_BT, row_keys_B)
     """Run layer number `index`; its dropout has a key for each row and layer."""
     if row_keys_B is not None:
         row_keys_B = jax.vmap(jax.random.fold_in, (0, None))(row_keys_B, index)
-    return block(x_BTD, positions_BT, segments_BT, row_keys_B)
+    return block(x_BTD, positions_BT, segments_BT, row_keys_B, index)
 
 
 class Transformer(nnx.Module):
@@ -258,14 +279,14 @@ class Transformer(nnx.Module):
         setting: Setting,
         rngs: nnx.Rngs,
     ):
-        c, vocab_size, seq_len = config, setting.vocab_size, setting.seq_len
+        c, vocab_size = config, config.vocab_rows or setting.vocab_size
         self.config, self.packed = c, setting.packed
         # He and Xavier suit matrices that sum over inputs; a table only looks up rows.
         table_init = nnx.initializers.normal(0.02)
         # Not nnx.Embed, which casts its table back to the type that it was made with.
         self.embedding = nnx.Param(table_init(rngs.params(), (vocab_size, c.width)))
         self.position_embedding = (
-            nnx.Param(table_init(rngs.params(), (seq_len, c.width)))
+            nnx.Param(table_init(rngs.params(), (c.context or setting.seq_len, c.width)))
             if c.positions == "learned"
             else None
         )
@@ -342,7 +363,7 @@ class Transformer(nnx.Module):
 
     def cache(self, batch_size: int, length: int):
         c = self.config
-        shape = (batch_size, length, c.num_kv_heads or c.num_heads, c.width // c.num_heads)
+        shape = (batch_size, length, c.num_kv_heads or c.num_heads, c.key_width)
         return [(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(c.num_layers)]
 
     def decode(self, cache, tokens_BT: jax.Array, start_B: jax.Array):
@@ -350,7 +371,7 @@ class Transformer(nnx.Module):
         positions_BT = start_B[:, None] + jnp.arange(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT, positions_BT)
         new_cache = []
-        for block, layer_cache in zip(self.blocks(), cache, strict=True):
-            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, layer_cache)
+        for index, block in enumerate(self.blocks()):
+            x_BTD, layer_cache = block.decode(x_BTD, positions_BT, cache[index], index)
             new_cache.append(layer_cache)
         return self.head(self.final_norm(x_BTD)), new_cache

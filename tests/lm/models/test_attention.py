@@ -17,10 +17,10 @@ def inputs(time, heads=4, kv_heads=4, width=8, dtype=jnp.float32):
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
-def values_and_gradients(kernel, q, k, v, dy, segments):
+def values_and_gradients(kernel, q, k, v, dy, segments, window=0):
     def run(q, k, v, dy):
         # A function of its own, like a layer: nothing of its trace may leave it.
-        y, pull = jax.vjp(jax.jit(lambda *x: attend(*x, segments, kernel)), q, k, v)
+        y, pull = jax.vjp(jax.jit(lambda *x: attend(*x, segments, kernel, window)), q, k, v)
         return y, *pull(dy)
 
     return jax.jit(run)(q, k, v, dy)
@@ -32,27 +32,37 @@ def segments_of(time):
     return jnp.stack([row + 1, jnp.where(jnp.arange(time) < time - 3, 1, 0)])
 
 
-def assert_equal_to_full(kernel, time, segmented, kv_heads):
+def assert_equal_to_full(kernel, time, segmented, kv_heads, window):
     q, k, v, dy = inputs(time, kv_heads=kv_heads)
     segments = segments_of(time) if segmented else None
-    ours = values_and_gradients(kernel, q, k, v, dy, segments)
-    full = values_and_gradients("xla", q, k, v, dy, segments)
+    ours = values_and_gradients(kernel, q, k, v, dy, segments, window)
+    full = values_and_gradients("xla", q, k, v, dy, segments, window)
     for a, b in zip(ours, full, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize(
-    "time, segmented, kv_heads",
-    [(12, False, 4), (64, True, 2), (130, True, 1), (130, False, 2)],
+    "time, segmented, kv_heads, window",
+    [(12, False, 4, 0), (64, True, 2, 5), (130, True, 1, 0), (330, False, 2, 70)],
 )
-def test_blockwise_equals_full(time, segmented, kv_heads):
-    assert_equal_to_full("blockwise", time, segmented, kv_heads)
+def test_blockwise_equals_full(time, segmented, kv_heads, window):
+    assert_equal_to_full("blockwise", time, segmented, kv_heads, window)
 
 
 # Interpreted, a kernel is slow: one block, then three with segments and shared keys.
-@pytest.mark.parametrize("time, segmented, kv_heads", [(128, False, 4), (384, True, 2)])
-def test_splash_equals_full(time, segmented, kv_heads):
-    assert_equal_to_full("splash", time, segmented, kv_heads)
+@pytest.mark.parametrize(
+    "time, segmented, kv_heads, window", [(128, False, 4, 0), (384, True, 2, 100)]
+)
+def test_splash_equals_full(time, segmented, kv_heads, window):
+    assert_equal_to_full("splash", time, segmented, kv_heads, window)
+
+
+def test_a_window_is_the_last_keys():
+    q, k, v, _ = inputs(5, heads=1, kv_heads=1)
+    y = jax.jit(lambda *x: attend(*x, None, "xla", 2))(q, k, v)
+    last = (x[:, 3:] for x in (q, k, v))
+    pair = jax.jit(lambda *x: attend(*x, None, "xla"))(*last)
+    np.testing.assert_allclose(y[:, 4], pair[:, 1], rtol=1e-6)
 
 
 def test_splash_is_split_by_rows_where_the_compiler_would_have_to():

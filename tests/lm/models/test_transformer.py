@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from lm.models.attention import positions_in_segment, rotate
+from lm.models.rotary import RotaryScaling, positions_in_segment, rotate
 from lm.models.setting import Setting
 from lm.models.transformer import model as transformer
 from lm.models.transformer.config import TransformerConfig
@@ -28,6 +29,25 @@ SHAPES = {
     },
     "relu_he": {"activation": "relu", "init": "he", "num_kv_heads": 1},
     "scanned": {"scan_layers": True, "num_kv_heads": 2},
+    "windowed": {
+        "norm": "rmsnorm",
+        "norm_epsilon": 0.1,
+        "activation": "gelu_exact",
+        "positions": "rotary",
+        # Wavelengths of 6, 29 and 136 tokens: kept, between, and lowered whole.
+        "rotary_base": 100.0,
+        "rotary_scaling": RotaryScaling("llama3", 4.0, 1.0, 4.0, 64),
+        "head_width": 6,
+        "head_norm": True,
+        "window": 4,
+        "window_from": 1,
+        "attention_bias": "inputs",
+        "bias": False,
+        "vocab_rows": VOCAB + 3,
+        "context": 2 * SEQ_LEN,
+        "scan_layers": True,
+        "num_kv_heads": 2,
+    },
 }
 
 
@@ -62,10 +82,24 @@ def one_of(stack, index):
     return jax.tree.map(lambda x: x[index], stack)
 
 
+def lowered(frequency, scaling):
+    """Return a frequency as the configs of Llama 3 say it: by three ranges of lengths."""
+    length = 2 * np.pi / frequency
+    if length < scaling.context / scaling.fastest:
+        return frequency
+    if length > scaling.context / scaling.slowest:
+        return frequency / scaling.factor
+    kept = (scaling.context / length - scaling.slowest) / (
+        scaling.fastest - scaling.slowest
+    )
+    return (1 - kept) * frequency / scaling.factor + kept * frequency
+
+
 def oracle_logits(config, params, tokens):
     """Compute one document's logits in NumPy, position by position, head by head."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    heads, head_width = config.num_heads, config.width // config.num_heads
+    heads = config.num_heads
+    head_width = config.head_width or config.width // heads
     groups = config.num_kv_heads or heads
 
     def linear(x, w):
@@ -73,7 +107,8 @@ def oracle_logits(config, params, tokens):
 
     def norm(x, w):
         if config.norm == "rmsnorm":
-            return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w["scale"]
+            epsilon = config.norm_epsilon or 1e-6
+            return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w["scale"]
         centred = x - x.mean(-1, keepdims=True)
         y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         return y * w["scale"] + w.get("bias", 0.0)
@@ -84,6 +119,8 @@ def oracle_logits(config, params, tokens):
         half = head_width // 2
         z = x[..., :half] + 1j * x[..., half:]
         frequency = config.rotary_base ** (-np.arange(half) / half)
+        if config.rotary_scaling.kind == "llama3":
+            frequency = np.array([lowered(f, config.rotary_scaling) for f in frequency])
         z *= np.exp(1j * np.arange(len(x))[:, None] * frequency)
         return np.concatenate([z.real, z.imag], -1)
 
@@ -99,8 +136,14 @@ def oracle_logits(config, params, tokens):
             own = slice(head * head_width, (head + 1) * head_width)
             group = head // (heads // groups)
             shared = slice(group * head_width, (group + 1) * head_width)
-            scores = spin(q[:, own]) @ spin(k[:, shared]).T / np.sqrt(head_width)
+            query, key = q[:, own], k[:, shared]
+            if config.head_norm:
+                query = norm(query, layer["attention"]["query_norm"])
+                key = norm(key, layer["attention"]["key_norm"])
+            scores = spin(query) @ spin(key).T / np.sqrt(head_width)
             scores[np.triu_indices(len(tokens), 1)] = -np.inf
+            if config.window and i >= config.window_from:
+                scores[np.tril_indices(len(tokens), -config.window)] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
             outputs.append(weights @ v[:, shared])
@@ -112,6 +155,8 @@ def oracle_logits(config, params, tokens):
             up = gate / (1 + np.exp(-gate)) * up
         elif config.activation == "relu":
             up = np.maximum(up, 0)
+        elif config.activation == "gelu_exact":
+            up = up * scipy.stats.norm.cdf(up)
         else:
             up = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
         x = x + linear(up, layer["mlp"]["down"])
