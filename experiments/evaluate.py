@@ -66,6 +66,7 @@ def main() -> None:
                 baseline["bigram_loss"] = data.meta["bigram_loss"]
         else:
             fingerprint = read_description(workdir)["fingerprint"]
+            fingerprint = fingerprint or run_data(workdir, config).meta["fingerprint"]
             rows, usual = file_rows(config.data, tokenizer, fingerprint, ON.value)
     result = {"step": step, "on": ON.value}
     result |= score(task, params, tokenizer, rows, usual, mesh) | baseline

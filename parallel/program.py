@@ -105,6 +105,28 @@ class Learner(NamedTuple):
         return self.step_key(jnp.uint32(2**31) + step.astype(jnp.uint32))
 
 
+def begin(learner: Learner, program: Program, params: Params) -> TrainState:
+    """Return a portable state before the first step, with parameters from elsewhere.
+
+    They are ordinary ones, and lie as those of the program's portable state do. The other
+    parts are made where they belong.
+    """
+    like = program.abstract_portable
+    places = jax.tree.map(lambda x: x.sharding, like._replace(params=(), comm=()))
+
+    @partial(jax.jit, out_shardings=places)
+    def others(params: Params) -> TrainState:
+        return TrainState(
+            step=jnp.int32(0),
+            params=(),
+            opt=learner.optimizer.init(params),
+            comm=(),
+            scale=learner.scaling.init(),
+        )
+
+    return others(params)._replace(params=params)
+
+
 def gradients(
     loss: Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]],
     params: Params,

@@ -53,6 +53,7 @@ def encode_inputs(
     data = config.data
     context = data.seq_len - data.source_len
     if not data.source_len:
+        context = getattr(config.model, "context", 0) or context
         return Inputs(encode_prompts(tokenizer, prompts, num_new, context), None, num_new)
     source_BS = encode_sources(tokenizer, prompts, data.source_len)
     # A target begins with the end-of-text mark, which takes one token of the context.

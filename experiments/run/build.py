@@ -287,7 +287,11 @@ def build(
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
-    learner = Learner(
+    return task, build_program(config.parallel, learner_of(config, task), mesh)
+
+
+def learner_of(config: Experiment, task: Task) -> Learner:
+    return Learner(
         task=robust(task, config.robust),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
@@ -296,4 +300,3 @@ def build(
         num_steps=config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )
-    return task, build_program(config.parallel, learner, mesh)

@@ -15,7 +15,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,16 +102,19 @@ class Checkpoints:
         self, step: int, program: Program, state: TrainState, score: Score | None
     ) -> None:
         """Start to save. The arrays are copied to the host before this returns."""
+        self.save_parts(step, split_state(program.portable(state)), score)
+
+    def save_parts(self, step: int, parts: dict[str, Any], score: Score | None) -> None:
+        """Start to save parts of a state; a run can begin with `params` alone."""
         self.wait()
         metrics = score and score._asdict()
-        parts = split_state(program.portable(state))
         try:
             response = self.checkpointer.save_checkpointables_async(
                 step,
                 parts,
                 force=True,
                 metrics=metrics,
-                custom_metadata={name: int(d) for name, d in digests(parts).items()},
+                custom_metadata=digests(parts),
             )
         except Exception as error:  # Orbax raises many kinds for a full disk
             self.say_failed(step, error)
@@ -145,8 +148,13 @@ class Checkpoints:
             f"the last complete one is {f'of step {whole[-1]}' if whole else 'none'}"
         )
 
-    def restore(self, program: Program) -> TrainState | None:
+    def restore(
+        self, program: Program, begin: Callable[[Any], TrainState] | None = None
+    ) -> TrainState | None:
         """Load the newest whole checkpoint into the program's layout; None if none.
+
+        `begin` makes a portable state of the parameters that a run begins with; None: it
+        is not one that began with parameters.
 
         Damaged ones after it are set aside under another name, never deleted. Raises
         OSError, with all left as they are, if there are checkpoints and none is whole.
@@ -154,7 +162,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps):
             try:
-                state = self.load_state(step, program)
+                state = self.load_state(step, program, begin)
             except OSError as error:
                 damaged[step] = str(error)
                 continue
@@ -169,15 +177,27 @@ class Checkpoints:
             )
         return None
 
-    def load_state(self, step: int, program: Program) -> TrainState:
+    def load_state(
+        self, step: int, program: Program, begin: Callable[[Any], TrainState] | None
+    ) -> TrainState:
         """Load a state; parts that only another strategy needs are left out."""
         like = program.abstract_portable
+        if begin and self.begins(step):
+            return begin(self.load(step, {"params": like.params})["params"])
         comm, remark = self.usable(step, like.comm, program)
         like = like._replace(comm=comm)
         state = join_state(self.load(step, split_state(like)), like)
         if remark:
             say(remark)
         return state
+
+    def begins(self, step: int) -> bool:
+        """Tell whether a checkpoint has only the parameters that a run begins with."""
+        try:
+            parts = self.checkpointer.checkpointables_metadata(step).metadata
+        except Exception:  # damaged: loading will report it
+            return False
+        return set(parts) == {"params"}
 
     def usable(self, step: int, comm: Any, program: Program) -> tuple[Any, str]:
         """Return the `comm` of a checkpoint that the program can use, and what to say.
@@ -217,7 +237,7 @@ class Checkpoints:
             reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
             raise OSError(f"the checkpoint at step {step} is damaged: {reason}") from error
         for name, value in digests(loaded).items():
-            if int(value) != metadata[name]:
+            if value != metadata[name]:
                 raise OSError(
                     f"the checkpoint at step {step} is damaged: its {name} are not the "
                     "ones that were saved"
@@ -262,18 +282,23 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-@jax.jit
-def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
-    """Return for each part uint32[], a sum of its bits, the same for every sharding."""
+def digests(parts: dict[str, Any]) -> dict[str, int]:
+    """Return for each part a sum of its bits, the same for every sharding."""
     return {name: digest(part) for name, part in parts.items()}
 
 
-def digest(tree: Any) -> jax.Array:
-    total = jnp.uint32(0)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
-        words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
+def digest(tree: Any) -> int:
+    """Return a number of 32 bits. One program for all leaves would copy all at once."""
+    total = 0
+    for index, words in enumerate(
+        jax.device_get([sum_bits(x) for x in jax.tree.leaves(tree)])
+    ):
         # An odd factor for each leaf changes the sum if two leaves change places.
-        total = total * jnp.uint32(3) + jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(
-            2 * index + 1
-        )
+        total = (total * 3 + int(words) * (2 * index + 1)) % 2**32
     return total
+
+
+@jax.jit
+def sum_bits(leaf: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
+    return jnp.sum(words, dtype=jnp.uint32)

@@ -11,7 +11,7 @@ import jax
 
 from configs.base import Experiment
 from experiments.processes.messages import human, is_main_process, say, size
-from experiments.run.build import Run
+from experiments.run.build import Run, learner_of
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
@@ -24,7 +24,7 @@ from lm.data.rows.parts import parts_told, strata_of
 from lm.data.rows.shards import shards_of
 from lm.task import num_parameters
 from parallel.mesh import process_rows
-from parallel.program import TrainState
+from parallel.program import TrainState, begin
 
 # Up to here, repeated text is about as good as new text (Muennighoff et al. 2023).
 MAX_EPOCHS = 4
@@ -50,7 +50,8 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         extra = extra_arrays(run.data.train, row_order(config))
         compiled = pool.submit(compile_steps, config, program, extra)
         with clock("checkpoint"):
-            state = checkpoints.restore(program)
+            learner = learner_of(config, run.task)
+            state = checkpoints.restore(program, partial(begin, learner, program))
         start = int(state.step) if state else 0
         with clock("compile"):
             if state is None:

@@ -59,9 +59,10 @@ def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
     prepared again from the text; ValueError if that gives other data.
     """
     fingerprint = read_description(workdir)["fingerprint"]
-    data = load_prepared(config.data, fingerprint)
+    data = load_prepared(config.data, fingerprint) if fingerprint else None
     if data is None:
-        check_text(workdir, config, fingerprint)
+        if fingerprint:
+            check_text(workdir, config, fingerprint)
         data = prepare(config.data)
     if data.tokenizer.to_str() != read_tokenizer(workdir).to_str():
         raise ValueError(

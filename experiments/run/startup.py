@@ -11,6 +11,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from absl import app, flags, logging
@@ -20,6 +21,7 @@ from configs import fields
 from configs.base import FAMILIES, Experiment
 from experiments.processes.messages import user_errors
 from experiments.run.python_file import call_function
+from experiments.run.workdir import read_config
 
 flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
@@ -46,6 +48,8 @@ def read_config_file(file: str) -> Experiment:
     """Return a copy of the config of a file; ValueError, in a line, if it has none."""
     if not file:
         raise ValueError("no --config given; for example --config=configs/tiny.py")
+    if pathlib.Path(file).name == "config.json":
+        return read_config(pathlib.Path(file).parent)
     config = call_function(file, "get_config")
     if not isinstance(config, Experiment):
         raise ValueError(
@@ -66,12 +70,16 @@ def define_workdir() -> flags.FlagHolder:
 
 
 def run(
-    main: Callable[..., None], argument: str | None = None, several: bool = False
+    main: Callable[..., None],
+    argument: str | None = None,
+    several: bool = False,
+    config: str = "",
 ) -> None:
     """Parse the flags and call `main`, turning errors of use into exit code 2.
 
     `argument` describes the argument of `main` besides the flags, if it has one; with
-    `several`, it may be given more than once.
+    `several`, it may be given more than once. `config` is the config file where no --config
+    is given, and the workdir has none either.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -89,7 +97,7 @@ def run(
                 raise ValueError(f"give {argument}")
         main(*argv[1:])
 
-    app.run(guarded, flags_parser=parse_flags)
+    app.run(guarded, flags_parser=partial(parse_flags, config))
 
 
 def print_everything() -> None:
@@ -115,8 +123,9 @@ def quiet_readers() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(usual: str, argv: list[str]) -> list[str]:
     with user_errors():
+        argv = with_config(argv, usual)
         config = named_config(argv)
         check_override_names(argv, config)
         try:
@@ -127,14 +136,28 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise ValueError(str(error)) from None
 
 
+def with_config(argv: list[str], usual: str) -> list[str]:
+    """Add --config where it is not given: that of the run in the workdir, or the usual."""
+    if "config" not in flags.FLAGS or flag_value(argv, "config") is not None:
+        return argv
+    folder = flag_value(argv, "workdir") if "workdir" in flags.FLAGS else None
+    own = folder and pathlib.Path(folder, "config.json")
+    file = str(own) if own and own.exists() else usual
+    return [argv[0], f"--config={file}", *argv[1:]] if file else argv
+
+
+def flag_value(argv: list[str], name: str) -> str | None:
+    """Return the value of a flag before flags are parsed; None if it is not given."""
+    for index, argument in enumerate(argv[1:], 1):
+        if match := re.fullmatch(rf"--?{name}(=(.*))?", argument):
+            return match[2] if match[1] else "".join(argv[index + 1 : index + 2])
+    return None
+
+
 def named_config(argv: list[str]) -> Experiment:
     """Return the config that --config names, without its overrides; else the default."""
-    for index, argument in enumerate(argv[1:], 1):
-        match = re.fullmatch(r"--?config(=(.*))?", argument)
-        if match and "config" in flags.FLAGS:
-            path = match[2] if match[1] else "".join(argv[index + 1 : index + 2])
-            return read_config_file(path)
-    return Experiment()
+    path = flag_value(argv, "config") if "config" in flags.FLAGS else None
+    return Experiment() if path is None else read_config_file(path)
 
 
 def field_types(config: Any, prefix: str = "") -> dict[str, type]:

@@ -46,6 +46,9 @@ OWN = (
     "lock",
 )
 
+# Fields that a folder of parameters without any training has decided already.
+GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size")
+
 PUT_BACK = "put back a copy of it, or give another --workdir"
 REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
 
@@ -100,9 +103,12 @@ def check_free(workdir: pathlib.Path) -> None:
 
 def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
     """Check that the run in the workdir is this one, and that its files are whole."""
-    there, here = read_description(workdir), described(config, data)
+    there = read_description(workdir)
+    here = described(config, data.meta["fingerprint"])
     differing = differences(read_config(workdir), config)
-    if there["fingerprint"] != here["fingerprint"] and not differing:
+    if not there["fingerprint"]:  # nothing has been trained on any text
+        differing = [line for line in differing if line.startswith(GIVEN)]
+    elif there["fingerprint"] != here["fingerprint"] and not differing:
         differing = [
             f"its prepared data is {there['fingerprint']} and that of data.* is "
             f"{here['fingerprint']} now, so the text or the version of what prepares it "
@@ -142,8 +148,12 @@ def differences(there: Experiment, here: Experiment) -> list[str]:
     ]
 
 
-def described(config: Experiment, data: Data) -> dict[str, Any]:
-    """Return the contents of config.json, with absolute paths."""
+def described(config: Experiment, fingerprint: str) -> dict[str, Any]:
+    """Return the contents of config.json, with absolute paths.
+
+    The fingerprint is that of the prepared data; "": the run begins with parameters that
+    come from elsewhere, and has not been trained yet.
+    """
     sources = tuple(map(with_whole_paths, config.data.sources))
     data_config = dataclasses.replace(with_whole_paths(config.data), sources=sources)
     config = dataclasses.replace(config, data=data_config)
@@ -154,7 +164,7 @@ def described(config: Experiment, data: Data) -> dict[str, Any]:
     return dataclasses.asdict(config) | {
         "family": family_name(config),
         "embeddings": file and digest(file),
-        "fingerprint": data.meta["fingerprint"],
+        "fingerprint": fingerprint,
     }
 
 
@@ -172,11 +182,14 @@ def absolute(path: str) -> str:
 
 
 def write_files(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
-    write_whole(
-        workdir / "config.json", json.dumps(described(config, data), indent=2) + "\n"
-    )
+    write_description(workdir, config, data.meta["fingerprint"])
     if not (workdir / "tokenizer.json").exists():
         write_whole(workdir / "tokenizer.json", data.tokenizer.to_str())
+
+
+def write_description(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> None:
+    text = json.dumps(described(config, fingerprint), indent=2) + "\n"
+    write_whole(workdir / "config.json", text)
 
 
 def has_begun(workdir: pathlib.Path) -> bool:
@@ -223,7 +236,7 @@ def check_tokenizer(workdir: pathlib.Path, data: Data) -> None:
 
 def check_records(workdir: pathlib.Path) -> None:
     file, saved = workdir / "metrics.jsonl", saved_steps(workdir)
-    if file.exists() and not read_metrics(file) and saved:
+    if file.exists() and not read_metrics(file) and any(saved):
         raise ValueError(
             f"{file} is empty, but there is a checkpoint of step {saved[-1]}; "
             f"{REMOVE_METRICS}"

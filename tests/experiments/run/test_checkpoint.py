@@ -12,6 +12,7 @@ from experiments.run.checkpoint import Checkpoints, KeepBest, Score, best_step
 from lm.robust import RobustConfig, robust, robust_scaling
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
+from parallel.program import begin
 from parallel.readings import read
 from parallel.strategies import STRATEGIES
 from tests.parallel.toy import batches, toy_learner, toy_program
@@ -44,6 +45,20 @@ def save_and_restore(folder, before, state, after):
         return checkpoints.restore(after)
 
 
+def assert_begins_with_parameters(program):
+    """The state before the first step is that of its parameters, wherever they are from."""
+    first = program.init(jax.random.key(1))
+    like = program.abstract_portable.params
+    given = jax.tree.map(
+        lambda x, like: jax.device_put(np.asarray(x), like.sharding),
+        program.params(first), like,
+    )  # fmt: skip
+    began = program.adopt(begin(toy_learner(ADAM), program, given))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(jax.device_get(x) for x in (began, first))
+    )
+
+
 def assert_goes_on(folder, before):
     state, _ = take(before, before.init(jax.random.key(1)), 0, STOP)
     restored = save_and_restore(folder, before, state, before)
@@ -55,8 +70,10 @@ def assert_goes_on(folder, before):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_goes_on(tmp_path, strategy):
-    assert_goes_on(tmp_path, program(strategy))
+def test_every_strategy_begins_and_goes_on(tmp_path, strategy):
+    chosen = program(strategy)
+    assert_begins_with_parameters(chosen)
+    assert_goes_on(tmp_path, chosen)
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
