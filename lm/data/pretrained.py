@@ -7,6 +7,7 @@ its token 0 change places; all other ids stay.
 import hashlib
 import json
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -39,6 +40,34 @@ def pretrained_tokenizer(path: str, end_token: str, vocab_size: int) -> Tokenize
     tokenizer = with_end_first(made, ids, end_token or find_end(file, made))
     check_round_trip(file, tokenizer)
     return tokenizer
+
+
+class Found(NamedTuple):
+    end_token: str
+    end_id: int  # before it changes places with token 0
+    size: int
+
+
+def found_in(path: pathlib.Path, end_token: str, end_id: int | None) -> Found:
+    """Return what a tokenizer.json has; ValueError if its end token is not known.
+
+    The end token is the one given, or that of `find_end`, or the one that has `end_id`.
+    """
+    made = read_json(path)
+    try:
+        ids = Tokenizer.from_str(json.dumps(made)).get_vocab()
+    except Exception as error:  # the library raises plain Exceptions
+        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
+    named = [token for token, index in ids.items() if index == end_id]
+    try:
+        end_token = end_token or find_end(path, made)
+    except ValueError:
+        if not named:
+            raise
+        (end_token,) = named
+    if end_token not in ids:
+        raise ValueError(f"the end token {end_token!r} is not in {path}")
+    return Found(end_token, ids[end_token], max(ids.values()) + 1)
 
 
 def tokenizer_identity(path: str, end_token: str) -> dict[str, str]:
