@@ -25,9 +25,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
 from experiments.processes import join
-from experiments.processes.messages import is_main_process, say, user_errors
+from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import plain_task
+from experiments.run.build import build_task
 from experiments.run.restore import define_checkpoint, load_run
 from experiments.run.workdir import family_name, read_config, read_tokenizer
 from lm.data.pretrained import found_in
@@ -74,8 +74,9 @@ def main() -> None:
             write_json(folder / "config.json", values)
             write_tokenizer(workdir, folder, config)
         difference = compared(config, shape, params, folder, end_id, mesh)
-    say(f"step {step} of {workdir} as a {shape.architecture}, {dtype}, in {folder}")
-    say(f"max_logit_difference {difference:.3g}")
+    if is_main_process():
+        print(f"step {step} of {workdir} as a {shape.architecture}, {dtype}, in {folder}")
+        print(f"max_logit_difference {difference:.3g}")
 
 
 def given_folder() -> pathlib.Path:
@@ -145,7 +146,7 @@ def compared(
 ) -> float:
     """Return the largest difference of a logit, in float32, to what the folder holds."""
     vocab_size = params["embedding"].shape[0]
-    task = plain_task(replace(config, precision=PrecisionConfig()), vocab_size)
+    task = build_task(replace(config, precision=PrecisionConfig()), vocab_size)
     rng = np.random.default_rng(0)
     shape_BT = ROWS, min(LENGTH, config.data.seq_len) + 1
     tokens_BT = rng.integers(0, vocab_size, shape_BT, np.int32)

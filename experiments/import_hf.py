@@ -47,7 +47,6 @@ MODEL = flags.DEFINE_string("model", None, "Folder of the model.")
 END_TOKEN = flags.DEFINE_string(
     "end_token", "", "The token that ends a text, where the folder does not say it."
 )
-COPIED = 1 << 26  # bytes, or one array
 HUB = "hub"  # the folder's small files, in the workdir
 KEPT = (
     "config.json",
@@ -161,14 +160,13 @@ def read_sharded(
 
 def save(workdir: pathlib.Path, config: Experiment, params: Params) -> None:
     folder = workdir / "checkpoints"
-    # Few copies of arrays at once: there may be no room for another whole model.
-    limits = ocp.options.MemoryOptions(
-        transfer_concurrent_bytes=COPIED, write_concurrent_bytes=COPIED
-    )
-    with (
-        ocp.Context(memory_options=limits),
-        Checkpoints(folder, config.keep, write=True) as checkpoints,
-    ):
+    # One copy of the largest array at once: there may be no room for another whole model.
+    largest = 1 + max(x.nbytes for x in jax.tree.leaves(params))
+    context = ocp.Context()
+    context.memory.transfer_concurrent_bytes = largest
+    context.memory.write_concurrent_bytes = largest
+    context.array.saving.use_compression = False
+    with context, Checkpoints(folder, config.keep, write=True) as checkpoints:
         checkpoints.save_parts(0, {"params": params}, None)
         checkpoints.wait()
         if 0 not in checkpoints.steps:

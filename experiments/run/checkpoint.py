@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -115,7 +114,7 @@ class Checkpoints:
                 parts,
                 force=True,
                 metrics=metrics,
-                custom_metadata={name: int(d) for name, d in digests(parts).items()},
+                custom_metadata=digests(parts),
             )
         except Exception as error:  # Orbax raises many kinds for a full disk
             self.say_failed(step, error)
@@ -238,7 +237,7 @@ class Checkpoints:
             reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
             raise OSError(f"the checkpoint at step {step} is damaged: {reason}") from error
         for name, value in digests(loaded).items():
-            if int(value) != metadata[name]:
+            if value != metadata[name]:
                 raise OSError(
                     f"the checkpoint at step {step} is damaged: its {name} are not the "
                     "ones that were saved"
@@ -289,15 +288,20 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-@jax.jit
-def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
-    """Return for each part uint32[], a sum of its bits, the same for every sharding."""
+def digests(parts: dict[str, Any]) -> dict[str, int]:
+    """Return for each part a sum of its bits, the same for every sharding."""
     return {name: digest(part) for name, part in parts.items()}
 
 
-def digest(tree: Any) -> jax.Array:
-    total = jnp.uint32(0)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
+def digest(tree: Any) -> int:
+    """Return a number of 32 bits. One program for all leaves would copy all at once."""
+    total = 0
+    for index, words in enumerate(
+        jax.device_get([sum_bits(x) for x in jax.tree.leaves(tree)])
+    ):
         # An odd factor for each leaf changes the sum if two leaves change places.
-        total = total * jnp.uint32(3) + bit_sum(leaf) * jnp.uint32(2 * index + 1)
+        total = (total * 3 + int(words) * (2 * index + 1)) % 2**32
     return total
+
+
+sum_bits = jax.jit(bit_sum)

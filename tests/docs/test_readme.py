@@ -14,6 +14,7 @@ from experiments.studies.asynchronous.tables import speed_table, staleness_table
 from experiments.studies.balance.tables import balance_tables
 from experiments.studies.deaths.tables import deaths_table
 from experiments.studies.flips.shares import flips_table
+from experiments.studies.hub.compare import table as hub_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
@@ -212,6 +213,8 @@ def test_the_tables_are_those_of_the_results():
     assert tables(page) == tpu_tables(results.get("tpu", []))
     page = ROOT / "docs/balance.md"
     assert tables(page) == balance_tables(results["balance"])
+    page = ROOT / "docs/questions/how-do-models-come-from-hugging-face.md"
+    assert tables(page) == {"hub": hub_table(results["hub"])}
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
     page = ROOT / "docs/questions/how-do-parameter-servers-work.md"

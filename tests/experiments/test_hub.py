@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.run.restore import load_run
-from experiments.studies.hub import load, logits_of, tensors
+from experiments.studies.hub.compare import load, logits_of, tensors
 from tests.experiments.runs import ROOT, run, small, write_corpus
 
 RECORDED = ROOT / "tests/lm/models/hub/recorded"

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from configs.gpt2_small import get_config as gpt2_small
 from configs.llama_1b import get_config as llama_1b
 from configs.tiny import get_config as tiny
-from experiments.studies.hub import (
+from experiments.studies.hub.compare import (
     continues_alike,
     load,
     logit_difference,
