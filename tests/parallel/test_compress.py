@@ -36,7 +36,6 @@ CONFIGS = {
         quantise=QuantiseConfig(weights="int8", group=8),
         prune=PruneConfig(kind="n_m", straight_through=True),
     ),
-    "svd": CompressConfig(low_rank=LowRankConfig(kind="svd", rank=4)),
     "lora": CompressConfig(
         quantise=QuantiseConfig(weights="int4"), low_rank=LowRankConfig(kind="lora", rank=2)
     ),
@@ -78,8 +77,7 @@ def one_device(name: str, num_layers: int):
         ("prune", "shard_map", {"data": 4}),
         ("prune", "fsdp", {"data": 8}),
         ("straight_through", "zero1", {"data": 8}),
-        ("svd", "fsdp", {"data": 4, "accumulation": 2}),
-        ("lora", "zero2", {"data": 4}),
+        ("lora", "fsdp", {"data": 4, "accumulation": 2}),
     ],
 )
 def test_compressed_training_equals_one_device(name, strategy, degrees):

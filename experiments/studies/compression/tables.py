@@ -10,6 +10,7 @@ from experiments.sweeps.tables import markdown
 
 Lines = dict[str, dict[int, Line]]  # member -> seed -> its last line
 STUDENT, TAUGHT = "quarter-size student", "quarter-size student, taught"
+MISSING = "Not measured yet."
 # 97.5 % quantiles of Student's t, by the number of seeds.
 QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 
@@ -58,6 +59,8 @@ def to_plain(seeds: dict[int, Line], plain: dict[int, Line]) -> str:
 
 
 def ways_table(ways: Lines) -> str:
+    if not ways:
+        return MISSING
     head = ["way", "loss", "to plain", "on disk", "not zero", "generates", "seeds"]
     plain = ways.get(PLAIN, {})
     rows = [
@@ -78,7 +81,7 @@ def ways_table(ways: Lines) -> str:
 def gap_line(ways: Lines) -> str:
     """Say which part of the gap between student and teacher the teacher closes."""
     if not {PLAIN, STUDENT, TAUGHT} <= ways.keys():
-        return "Not measured yet."
+        return MISSING
     both = set.intersection(*(set(ways[name]) for name in (PLAIN, STUDENT, TAUGHT)))
     plain, alone, taught = (
         statistics.fmean(ways[name][seed]["loss"] for seed in both)
@@ -118,7 +121,7 @@ def frontier_bytes(lines: list[Line]) -> str:
     """
     plain = [x for x in lines if x["model"] == PLAIN and x["devices"] == max(DEGREES)]
     if not plain:
-        return "Not measured yet."
+        return MISSING
     budget = plain[0]["sent_bytes"] * plain[0]["steps"] / 2
 
     def loss_of(line: Line) -> float | None:
@@ -149,4 +152,4 @@ def frontier_seconds(lines: list[Line], timed: list[Line]) -> str:
 
         table = markdown(head_of(), cells(lines, loss_of))
         parts.append(f"Links of {rate:g} Mbit/s, {budget:.0f} s of training:\n\n{table}")
-    return "\n\n".join(parts) or "Not measured yet."
+    return "\n\n".join(parts) or MISSING

@@ -43,9 +43,7 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
     config = CompressConfig(
         quantise=QuantiseConfig(weights="int8"), low_rank=LowRankConfig(kind="lora", rank=2)
     )
-    plain = toy_task()
-    task = compressed(plain, config)
-    base = jax.jit(plain.init)(KEY)
+    base = tree()
     params = jax.jit(lambda p: factored(p, config.low_rank, KEY))(base)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -61,7 +59,9 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
 
     @jax.jit
     def step(params, state):
-        grads = jax.grad(lambda p: task.loss(p, batches(1)[0], None)[0])(params)
+        grads = jax.grad(lambda p: sum(map(squares, jax.tree.leaves(finished(p, config)))))(
+            params
+        )
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -73,11 +73,15 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
     for keys in matrices(base, "kernel$"):
         name = (*keys[:-1], f"{keys[-1]}_lora")
         product = flat(moved)[*name, "left"] @ flat(moved)[*name, "right"]
-        np.testing.assert_allclose(seen[keys], frozen[keys] + product, atol=1e-6)
+        np.testing.assert_allclose(seen[keys], frozen[keys] + product, 1e-5, 1e-5)
+
+
+def squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(x**2)
 
 
 def test_a_merged_task_is_the_trained_one():
-    """Its loss, logits and decoding see the parameters that are exported."""
+    """Its logits and its decoding see the parameters that are exported."""
     config = CompressConfig(
         quantise=QuantiseConfig(weights="int4"), low_rank=LowRankConfig(kind="svd", rank=4)
     )
@@ -90,7 +94,7 @@ def test_a_merged_task_is_the_trained_one():
     def found(of, params):
         cache = of.cache(2, 4)
         decoded, _ = of.decode(params, cache, batch["tokens"][:2, :3], jnp.zeros(2, int))
-        return of.loss(params, batch, None)[1], of.logits(params, batch), decoded
+        return of.logits(params, batch), decoded
 
     assert_equal(found(Held(task), params), found(Held(plain), given), rtol=1e-5)
 
@@ -99,5 +103,4 @@ class Held:
     """A task that jit can hash."""
 
     def __init__(self, task):
-        self.cache, self.decode = task.cache, task.decode
-        self.loss, self.logits = task.loss, task.logits
+        self.cache, self.decode, self.logits = task.cache, task.decode, task.logits
