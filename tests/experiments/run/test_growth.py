@@ -8,8 +8,8 @@ import pytest
 
 from configs.base import Experiment
 from experiments.run.build import Run, build, check
-from experiments.run.log import Clock
 from experiments.run.loop import train
+from experiments.run.survival.clock import Clock
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
 from lm.data.rows.order import Order, step_rows
