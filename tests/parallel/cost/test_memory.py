@@ -114,11 +114,10 @@ def residual_bytes(config: TransformerConfig, setting: Setting, compute: str) ->
 @pytest.mark.parametrize("kernel", ["splash", "blockwise", "xla"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_our_blocks_keep_what_the_list_says(name, kernel):
-    for compute, remat, dropout in (
-        ("float32", "none", 0.0),
-        ("bfloat16", "none", 0.1),
-        ("bfloat16", "full" if name == "gpt" else "dots", 0.0),
-    ):
+    cases = [("float32", "none", 0.0), ("bfloat16", "none", 0.1)]
+    if kernel == "splash":  # the policies keep no array of a kernel
+        cases.append(("bfloat16", "full" if name == "gpt" else "dots", 0.0))
+    for compute, remat, dropout in cases:
         config = TransformerConfig(
             width=64, num_heads=4, num_layers=1, attention=kernel, remat=remat,
             dropout=dropout, **BLOCKS[name],
