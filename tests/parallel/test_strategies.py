@@ -110,6 +110,26 @@ def test_the_models_own_initialisers_draw_the_same_everywhere(strategy, degrees)
     assert_equal(jax.device_get(params), expected)
 
 
+@pytest.mark.parametrize(
+    "strategy, degrees",
+    [
+        ("hybrid", {"data": 2, "fsdp": 2, "tensor": 2}),
+        ("1f1b", {"data": 2, "stage": 2, "accumulation": 2}),
+    ],
+)
+def test_a_model_of_the_hub_trains_as_on_one_device(strategy, degrees):
+    """Heads of their own width, with norms, and a window in the second layer alone."""
+    model = dict(
+        num_layers=2, head_width=12, head_norm=True, window=3, window_from=1,
+        attention_bias="inputs", vocab_rows=VOCAB + 4,
+    )  # fmt: skip
+    program, one = (
+        toy_program(name, toy_learner(SGD, **model), **size)
+        for name, size in ((strategy, degrees), ("jit", {"data": 1}))
+    )
+    assert_equal(train(program, 2)[1], train(one, 2)[1])
+
+
 def test_fsdp_keeps_the_rematerialisation_of_the_model():
     """Its own recomputation, of gathers, must not replace the model's."""
     assert_trains_as_one_device(sgd_program("fsdp", 4, remat="full"))
