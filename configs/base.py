@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from configs import fields
+from lm.compress.config import CompressConfig
 from lm.data.config import DataConfig
 from lm.models.hmm import HmmConfig
 from lm.models.ngram.model import NgramConfig
@@ -66,6 +67,7 @@ class Experiment:
     model: Family = field(default_factory=TransformerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     # rows are judged by the loss of all replicas together
     robust: RobustConfig = field(
         default_factory=RobustConfig, metadata={"only": where(exact=True)}

@@ -27,7 +27,7 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import build_task
+from experiments.run.build import plain_task
 from experiments.run.restore import define_checkpoint, load_run
 from experiments.run.workdir import family_name, read_config, read_tokenizer
 from lm.data.pretrained import found_in
@@ -146,7 +146,7 @@ def compared(
 ) -> float:
     """Return the largest difference of a logit, in float32, to what the folder holds."""
     vocab_size = params["embedding"].shape[0]
-    task = build_task(replace(config, precision=PrecisionConfig()), vocab_size)
+    task = plain_task(replace(config, precision=PrecisionConfig()), vocab_size)
     rng = np.random.default_rng(0)
     shape_BT = ROWS, min(LENGTH, config.data.seq_len) + 1
     tokens_BT = rng.integers(0, vocab_size, shape_BT, np.int32)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm.task import Batch, Sums, Task
+from lm.task import Batch, Sums, Task, with_params
 
 DTYPES = {
     "float32": jnp.float32,
@@ -100,24 +100,7 @@ def mixed_precision(task: Task, config: PrecisionConfig) -> Task:
 
         return jax.tree.map(leaf, tree)
 
-    stages = task.stages and task.stages._replace(
-        embed=lambda outer, batch, key: task.stages.embed(cast(outer), batch, key),
-        layer=lambda layer, carry, batch, index, key: task.stages.layer(
-            cast(layer), carry, batch, index, key
-        ),
-        loss=lambda outer, carry, batch: task.stages.loss(cast(outer), carry, batch),
-    )
-    encode = task.encode and (
-        lambda params, cache, source: task.encode(cast(params), cache, source)
-    )
-    return task._replace(
-        stages=stages,
-        encode=encode,
+    return with_params(task, cast)._replace(
         cast=cast,
-        loss=lambda params, batch, key: task.loss(cast(params), batch, key),
-        logits=lambda params, batch: task.logits(cast(params), batch),
         cache=lambda batch_size, length: cast(task.cache(batch_size, length)),
-        decode=lambda params, cache, tokens, start: task.decode(
-            cast(params), cache, tokens, start
-        ),
     )

@@ -13,6 +13,9 @@ A batch may have `weights`, one for each token as a target. Then every term of t
 of `sums["loss"]`, is multiplied by the weight of its token, and `sums["weight"]`, the sum
 of the weights, is the divisor. `sums["tokens"]` stays a count.
 
+A batch may have the logits of a teacher (lm/compress/distil.py). Then the returned loss is
+a mixture with the divergence from them; `sums["loss"]` stays that of the targets.
+
 Shapes: B batch, T time, D model width, V vocabulary, S cache length.
 """
 
@@ -25,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.losses import cross_entropy
+from lm.losses import Teacher, cross_entropy
 from lm.norms import activation_squares, square
 
 Params = Any  # nested dict of arrays
@@ -144,6 +147,33 @@ def next_token_task(
     return Task(init, loss, logits, cache, decode, encode if encodes else None)
 
 
+def with_params(task: Task, change: Callable[[Params], Params]) -> Task:
+    """Let every function of a task see `change` of the parameters that it is given.
+
+    A piece of the task (`Stages`) is given a part of them: one layer's, or the outer ones.
+    So `change` takes any part, and treats a leaf by its place inside its layer.
+    """
+    stages = task.stages and task.stages._replace(
+        embed=lambda outer, batch, key: task.stages.embed(change(outer), batch, key),
+        layer=lambda layer, carry, batch, index, key: task.stages.layer(
+            change(layer), carry, batch, index, key
+        ),
+        loss=lambda outer, carry, batch: task.stages.loss(change(outer), carry, batch),
+    )
+    encode = task.encode and (
+        lambda params, cache, source: task.encode(change(params), cache, source)
+    )
+    return task._replace(
+        stages=stages,
+        encode=encode,
+        loss=lambda params, batch, key: task.loss(change(params), batch, key),
+        logits=lambda params, batch: task.logits(change(params), batch),
+        decode=lambda params, cache, tokens, start: task.decode(
+            change(params), cache, tokens, start
+        ),
+    )
+
+
 def with_embeddings(task: Task, ids: np.ndarray, vectors: np.ndarray) -> Task:
     """Let rows `ids` of the embedding begin as `vectors` [n, D], the others as usual.
 
@@ -200,7 +230,18 @@ def next_token_loss(
     last = slice(-x_BTD.shape[1], None)
     labels_BT, mask_BT = batch["tokens"][:, last], targets_mask(batch)[:, last]
     weights_BT = batch["weights"][:, last] if "weights" in batch else None
-    return cross_entropy(x_BTD, head, labels_BT, mask_BT, loss_chunk, smoothing, weights_BT)
+    return cross_entropy(
+        x_BTD, head, labels_BT, mask_BT, loss_chunk, smoothing, weights_BT,
+        teacher_of(batch, x_BTD.shape[1]),
+    )  # fmt: skip
+
+
+def teacher_of(batch: Batch, num_positions: int) -> Teacher | None:
+    """Return what a teacher says of the last positions; None without a teacher."""
+    if "teacher_ids" not in batch:
+        return None
+    said = (batch[name][:, -num_positions:] for name in ("teacher_ids", "teacher_logits"))
+    return Teacher(*said, batch["teacher_share"], batch["teacher_temperature"])
 
 
 def inputs(batch: Batch) -> tuple[jax.Array, jax.Array]:

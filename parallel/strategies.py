@@ -55,6 +55,7 @@ class Strategy(NamedTuple):
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
     inside: bool = True  # can synchronise the devices of an island (parallel/islands)
+    named: bool = True  # the optimizer sees parameters under their names
     ahead: bool = True  # also compiles for devices that are absent
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
@@ -184,6 +185,7 @@ def sharded(
     kinds: set[str],
     axes: tuple[str, ...] = (AXIS,),
     counts: bool = False,
+    named: bool = True,
 ) -> Strategy:
     """Return the row of a strategy that splits the state by a Layout."""
     return Strategy(
@@ -194,6 +196,7 @@ def sharded(
         lambda config: kinds,
         axes,
         counts=counts,
+        named=named,
     )
 
 
@@ -227,7 +230,11 @@ STRATEGIES = {
     "shard_map": replicas(shard_map_program, (SLICE, AXIS)),
     "zero1": sharded(zero_program, ZERO1, closed_forms.zero1_bytes, GATHERED),
     "zero1_whole": sharded(
-        whole_matrix_program, ZERO1, closed_forms.zero1_whole_bytes, GATHERED
+        whole_matrix_program,
+        ZERO1,
+        closed_forms.zero1_whole_bytes,
+        GATHERED,
+        named=False,
     ),
     "zero2": sharded(zero_program, ZERO2, closed_forms.zero2_bytes, GATHERED),
     "fsdp": sharded(zero_program, FSDP, closed_forms.fsdp_bytes, GATHERED),

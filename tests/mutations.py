@@ -484,6 +484,31 @@ FAULTS = [
         'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
         "experiments/run/test_checkpoint.py every_strategy and fsdp",
     ),
+    Fault(
+        "a pruned weight takes its update", "lm/compress/prune.py",
+        "return jnp.where(new[keys], u, -weights[keys])", "return u",
+        "lm/compress/test_prune.py comes_back",
+    ),
+    Fault(
+        "of equal weights all go, or none", "lm/compress/ranking.py",
+        "name: (x < limit) | (e & (i < end))", "name: x < limit",
+        "lm/compress/test_prune.py stable_sort",
+    ),
+    Fault(
+        "the gradient stops at the rounding", "lm/compress/quantise.py",
+        "lambda _, dy: (dy, jnp.zeros_like(dy))", "lambda _, dy: (0 * dy, 0 * dy)",
+        "lm/compress/test_quantise.py gradient",
+    ),
+    Fault(
+        "the base of lora is trained", "lm/compress/low_rank.py",
+        'jax.lax.stop_gradient(x) if config.kind == "lora" else x', "x",
+        "lm/compress/test_low_rank.py trains_nothing_else",
+    ),
+    Fault(
+        "a teacher's gradient shrinks with its temperature", "lm/losses.py",
+        "return heat_B11[..., 0] ** 2 * jnp.sum", "return jnp.sum",
+        "lm/compress/test_distil.py paper",
+    ),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -16,6 +17,11 @@ from experiments.processes.messages import size
 from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
 from experiments.run.steps import at_its_largest, row_order
+from lm.compress.config import (
+    CompressConfig,
+    compressed,
+    compressed_optimizer,
+)
 from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
@@ -75,6 +81,7 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     if config.trace_norms:
         check_trace(config)
     check_augment(config)
+    check_compress(config)
     task = build_task(config, config.data.vocab_size)
     check_task(config, task, mesh)
     check_memory(config, task, mesh)
@@ -98,7 +105,32 @@ def check_task(config: Experiment, task: Task, mesh: Mesh) -> None:
     """Check that the model can be split and cut, and has what is optimised; ValueError."""
     validate_tensor_dims(task.tensor_dims, mesh.shape.get(TENSOR, 1))
     config.parallel.validate_layers(task.stages and task.stages.num_layers, mesh)
-    optimizer(config.optim, config.steps, task.hidden)
+    build_optimizer(config, task)
+
+
+def check_compress(config: Experiment) -> None:
+    """Raise ValueError if the family, the strategy or the shapes do not suit."""
+    compress, row = config.compress, config.parallel.row
+    if compress == CompressConfig():
+        return
+    if config.model.trained_by != "gradient":
+        raise ValueError(
+            f"config.compress changes what is trained by gradients, but a "
+            f"{type(config.model).__name__} is trained by {config.model.trained_by}; unset "
+            "it, or choose another family of models"
+        )
+    prunes = compress.prune.kind != "none"
+    if (prunes or compress.low_rank.kind == "lora") and not (row.named and row.exact):
+        able = [n for n, each in STRATEGIES.items() if each.named and each.exact]
+        given = "prune.kind" if prunes else "low_rank.kind"
+        raise ValueError(
+            f"compress.{given} is set, but under strategy {config.parallel.strategy!r} no "
+            "optimizer sees the one model with its parameters under their names; choose "
+            f"one of {', '.join(able)}"
+        )
+    task = plain_task(config, config.data.vocab_size)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    compress.validate(shapes, config.steps, config.data.vocab_size)
 
 
 def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
@@ -115,7 +147,7 @@ def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
         parts["the output of one layer"] = positions * width * 4
     if config.model.trained_by != "counts":
         params = jax.eval_shape(task.init, jax.random.key(0))
-        tx = optimizer(config.optim, config.steps, task.hidden)
+        tx = build_optimizer(config, task)
         opt = jax.eval_shape(tx.init, params)
         parts["parameters"] = whole_bytes(params)
         parts["the optimizer's state"] = whole_bytes(opt)
@@ -248,9 +280,25 @@ def setting(config: Experiment, vocab_size: int) -> Setting:
     )
 
 
-def build_task(config: Experiment, vocab_size: int) -> Task:
+def plain_task(config: Experiment, vocab_size: int) -> Task:
+    """Return the Task of the model as others see it, without compression."""
     task = config.model.task(setting(config, vocab_size))
     return mixed_precision(task, config.precision)
+
+
+def build_task(config: Experiment, vocab_size: int, given: Vectors | None = None) -> Task:
+    """Return the Task that is trained. `given` are rows that the embedding begins with."""
+    task = plain_task(config, vocab_size)
+    if given:
+        task = with_embeddings(task, *given)
+    return compressed(task, config.compress)
+
+
+def build_optimizer(
+    config: Experiment, task: Task
+) -> optax.GradientTransformationExtraArgs:
+    tx = optimizer(config.optim, config.steps, task.hidden)
+    return compressed_optimizer(tx, config.compress)
 
 
 def model_flops(config: Experiment, vocab_size: int) -> float:
@@ -259,7 +307,7 @@ def model_flops(config: Experiment, vocab_size: int) -> float:
     if hasattr(model, "attention"):  # other attention kernels skip products, or hide them
         model = dataclasses.replace(model, attention="xla")
     plain = dataclasses.replace(config, model=model, precision=PrecisionConfig())
-    return flops_per_token(build_task(plain, vocab_size), config.data.seq_len)
+    return flops_per_token(plain_task(plain, vocab_size), config.data.seq_len)
 
 
 def given_vectors(config: Experiment, tokenizer: Tokenizer) -> Vectors | None:
@@ -281,9 +329,7 @@ def build(
     `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
     vectors that rows of the embedding begin with.
     """
-    task = build_task(config, vocab_size)
-    if given:
-        task = with_embeddings(task, *given)
+    task = build_task(config, vocab_size, given)
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
@@ -293,7 +339,7 @@ def build(
 def learner_of(config: Experiment, task: Task) -> Learner:
     return Learner(
         task=robust(task, config.robust),
-        optimizer=optimizer(config.optim, config.steps, task.hidden),
+        optimizer=build_optimizer(config, task),
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,

@@ -300,5 +300,7 @@ def digest(tree: Any) -> int:
 
 @jax.jit
 def sum_bits(leaf: jax.Array) -> jax.Array:
+    if leaf.dtype == bool:  # a mask of pruning
+        leaf = leaf.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
     return jnp.sum(words, dtype=jnp.uint32)

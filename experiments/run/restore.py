@@ -7,15 +7,16 @@ from functools import partial
 import jax
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from configs.base import Experiment
-from experiments.run.build import build_task
+from experiments.run.build import build_task, plain_task
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.ngram_counts import config_counting, model_of, saved_counts
 from experiments.run.workdir import read_config, read_description, read_tokenizer
+from lm.compress.config import finished
 from lm.data.prepare import Data, current_fingerprint, load_prepared, prepare, rows_folder
 from lm.task import Params, Task
+from parallel.layout import Rule, replicate, specs
 from parallel.mesh import data_mesh
 
 flags.disclaim_key_flags()  # --help then lists it as the command's own flag
@@ -30,26 +31,37 @@ def define_checkpoint() -> flags.FlagHolder:
 def load_run(
     workdir: pathlib.Path, checkpoint: str
 ) -> tuple[Experiment, Task, Params, int, Mesh]:
-    """Load a checkpoint's parameters, whole on every device.
+    """Load a checkpoint's parameters, whole on every device; see `load_params`."""
+    mesh = data_mesh(-1)
+    return *load_params(workdir, checkpoint, mesh, replicate), mesh
 
-    Raises ValueError if the run or the checkpoint is not there.
+
+def load_params(
+    workdir: pathlib.Path, checkpoint: str, mesh: Mesh, rule: Rule
+) -> tuple[Experiment, Task, Params, int]:
+    """Load a checkpoint's parameters, split by the rule, the plain Task of them, the step.
+
+    Compressed parameters are multiplied out and dequantised. Raises ValueError if the run
+    or the checkpoint is not there.
     """
     config = read_config(workdir)
-    mesh = data_mesh(-1)
     vocab_size = read_tokenizer(workdir).get_vocab_size()
     folder = workdir / "checkpoints"
     if not folder.is_dir():  # Orbax would make it
         raise ValueError(f"{folder} holds no checkpoint yet")
-    task = build_task(config, vocab_size)
-    shapes, finish = saved_params(config, task, vocab_size, mesh)
-    replicated = NamedSharding(mesh, P())
+    task = plain_task(config, vocab_size)
+    shapes, finish = saved_params(config, vocab_size, mesh)
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        shapes,
+        specs(rule, shapes, mesh.shape),
     )
     with Checkpoints(folder, config.keep, write=False) as checkpoints:
         step = choose_step(checkpoints, checkpoint)
         params = finish(checkpoints.load(step, {"params": abstract})["params"])
-        return config, task, params, step, mesh
+        return config, task, params, step
 
 
 def run_data(workdir: pathlib.Path, config: Experiment) -> Data:
@@ -90,11 +102,15 @@ def check_text(workdir: pathlib.Path, config: Experiment, fingerprint: str) -> N
 
 
 def saved_params(
-    config: Experiment, task: Task, vocab_size: int, mesh: Mesh
+    config: Experiment, vocab_size: int, mesh: Mesh
 ) -> tuple[Params, Callable[[Params], Params]]:
     """Return the shapes in a checkpoint, and a function from its arrays to parameters."""
     if config.model.trained_by != "counts":
-        return jax.eval_shape(task.init, jax.random.key(0)), lambda params: params
+        task = build_task(config, vocab_size)
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        if not config.compress.changes_task:
+            return shapes, lambda params: params
+        return shapes, jax.jit(lambda params: finished(params, config.compress))
     counting = config_counting(config, vocab_size)
     return saved_counts(counting, mesh), partial(model_of, counting)
 

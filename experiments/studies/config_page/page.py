@@ -14,7 +14,7 @@ def page() -> str:
     """Return the part of docs/config.md between its markers: a section for each config."""
     usual = Experiment()
     sections = [section("Experiment", usual, "", fields.deciding(usual))]
-    for name in ("data", "optim", "precision", "robust", "parallel"):
+    for name in ("data", "optim", "precision", "compress", "robust", "parallel"):
         config = getattr(usual, name)
         sections.append(section(name, config, f"{name}.", fields.deciding(usual)))
     part, prefix = SourceConfig(), "data.sources[i]."
