@@ -18,6 +18,7 @@ from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
 from experiments.run.build import Run, build, check, check_data, given_vectors
+from experiments.run.compression.teacher import check_teacher, with_teacher
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.log import Clock
@@ -65,6 +66,7 @@ def main() -> None:
                 data = prepare(config.data)
             # Checked here, before the workdir is claimed.
             check_data(config, data, mesh)
+            check_teacher(config, data)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
             change = new_end(folder, config, data)
@@ -82,6 +84,7 @@ def main() -> None:
         task, program = build(
             config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
         )
+        program = with_teacher(program, config)
         run = Run(config, folder, data, task, program, clock)
         with user_errors(OSError, FloatingPointError):
             train(run, STOP_AT.value, profiled)
