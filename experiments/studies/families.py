@@ -10,9 +10,9 @@ and fills in the tables of the page.
 
 import json
 import pathlib
-import time
 from typing import Any
 
+from experiments.generation.rate import generation_rate
 from experiments.generation.targets import score as score_targets
 from experiments.processes import join
 from experiments.processes.files import write_whole
@@ -23,14 +23,10 @@ from experiments.run.restore import load_run, run_data
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.rows import Row, read_rows
 from experiments.sweeps.tables import markdown
-from lm.data.prepare import Data
-from lm.decoding import Beam, Sampling, generate
-from lm.task import Params, Task
-from lm.vocabulary import END_ID
+from lm.decoding import Beam
 
 join.define_flags()
 PAGE = define_page("docs/families.md")
-ROWS, NEW_TOKENS = 8, 64  # texts at once and new tokens of the timed generation
 BEAM, PAIRS = Beam(4), 500  # how an encoder-decoder writes, and how many pairs
 
 COLUMNS = (
@@ -49,19 +45,6 @@ COLUMNS = (
 )
 
 
-def generation_rate(task: Task, params: Params, data: Data) -> float:
-    """Return generated tokens a second, without the time of compilation."""
-    prompt = [END_ID, *data.tokenizer.encode("def ").ids]
-
-    def once() -> float:
-        start = time.perf_counter()
-        generate(task, params, [prompt] * ROWS, NEW_TOKENS, Sampling(0.0), 0)
-        return time.perf_counter() - start
-
-    once()
-    return ROWS * NEW_TOKENS / min(once() for _ in range(3))
-
-
 def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
     """Return a run's scores and its rate of generation; measure them once."""
     file = folder / row.name / "family.json"
@@ -75,7 +58,7 @@ def measured(row: Row, folder: pathlib.Path) -> dict[str, Any]:
             table, _ = score_targets(config, task, params, data, PAIRS, BEAM)
             result["written"] = table
         else:
-            result["rate"] = generation_rate(task, params, data)
+            result["rate"] = generation_rate(task, params, data.tokenizer)
         write_whole(file, json.dumps(result, indent=1) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -1,0 +1,155 @@
+"""The tables of docs/compression.md, from the lines of experiments.studies.compression."""
+
+import math
+import statistics
+
+from experiments.processes.messages import human, size
+from experiments.studies.compression.members import DEGREES, MEMBERS, MODELS, PLAIN
+from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
+
+Lines = dict[str, dict[int, Line]]  # member -> seed -> its last line
+STUDENT, TAUGHT = "quarter-size student", "quarter-size student, taught"
+MISSING = "Not measured yet."
+# 97.5 % quantiles of Student's t, by the number of seeds.
+QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+
+
+def tables(lines: list[Line]) -> dict[str, str]:
+    ways = grouped([line for line in lines if line["study"] == "ways"])
+    frontier = [line for line in lines if line["study"] == "frontier"]
+    return {
+        "ways": ways_table(ways),
+        "gap": gap_line(ways),
+        "frontier-bytes": frontier_bytes(frontier),
+        "frontier-seconds": frontier_seconds(frontier, lines),
+    }
+
+
+def grouped(lines: list[Line]) -> Lines:
+    """Keep the lines of the longest runs: a quick look is not mixed with them."""
+    longest = max((line["steps"] for line in lines), default=0)
+    found: Lines = {}
+    for line in lines:
+        if line["steps"] == longest:
+            found.setdefault(line["member"], {})[line["seed"]] = line
+    return {name: found[name] for name in MEMBERS if name in found}
+
+
+def mean(seeds: dict[int, Line], name: str) -> float:
+    return statistics.fmean(line[name] for line in seeds.values())
+
+
+def told_loss(seeds: dict[int, Line]) -> str:
+    """Return the mean over the seeds and its 95 % interval; one seed has none."""
+    losses = [line["loss"] for line in seeds.values()]
+    if len(losses) not in QUANTILES:
+        return f"{statistics.fmean(losses):.4f}"
+    error = statistics.stdev(losses) / math.sqrt(len(losses))
+    return f"{statistics.fmean(losses):.4f} ± {QUANTILES[len(losses)] * error:.4f}"
+
+
+def to_plain(seeds: dict[int, Line], plain: dict[int, Line]) -> str:
+    """Return the relative excess of the loss, over the seeds that both have."""
+    both = sorted(seeds.keys() & plain.keys())
+    if not both:
+        return ""
+    ratio = sum(seeds[s]["loss"] for s in both) / sum(plain[s]["loss"] for s in both)
+    return f"{ratio - 1:+.2%}"
+
+
+def ways_table(ways: Lines) -> str:
+    if not ways:
+        return MISSING
+    head = ["way", "loss", "to plain", "on disk", "not zero", "generates", "seeds"]
+    plain = ways.get(PLAIN, {})
+    rows = [
+        [
+            name,
+            told_loss(seeds),
+            to_plain(seeds, plain),
+            size(mean(seeds, "bytes")),
+            human(mean(seeds, "nonzero")),
+            human(mean(seeds, "generated_per_second")),
+            len(seeds),
+        ]
+        for name, seeds in ways.items()
+    ]
+    return markdown(head, rows)
+
+
+def gap_line(ways: Lines) -> str:
+    """Say which part of the gap between student and teacher the teacher closes."""
+    if not {PLAIN, STUDENT, TAUGHT} <= ways.keys():
+        return MISSING
+    both = set.intersection(*(set(ways[name]) for name in (PLAIN, STUDENT, TAUGHT)))
+    plain, alone, taught = (
+        statistics.fmean(ways[name][seed]["loss"] for seed in both)
+        for name in (PLAIN, STUDENT, TAUGHT)
+    )
+    share = (alone - taught) / (alone - plain)
+    return f"The teacher closes {share:.0%} of the student's gap, over {len(both)} seed(s)."
+
+
+def loss_within(line: Line, steps: float) -> float | None:
+    """Return the last loss that a run has after at most so many steps."""
+    reached = [loss for step, loss in line["curve"] if step <= steps]
+    return reached[-1] if reached else None
+
+
+def cells(lines: list[Line], loss_of) -> list[list[str]]:
+    """Return a row for each model and a cell for each degree, means over the seeds."""
+    rows = []
+    for model in MODELS:
+        row = [model]
+        for degree in DEGREES:
+            chosen = [x for x in lines if (x["model"], x["devices"]) == (model, degree)]
+            losses = [loss for line in chosen if (loss := loss_of(line)) is not None]
+            row.append(f"{statistics.fmean(losses):.4f}" if losses else "")
+        rows.append(row)
+    return [row for row in rows if any(row[1:])]
+
+
+def head_of() -> list[str]:
+    return ["model", *(f"{degree} device(s)" for degree in DEGREES)]
+
+
+def frontier_bytes(lines: list[Line]) -> str:
+    """Compare losses where a device has sent as much as the plain model's in half a run.
+
+    One device sends nothing, and has its loss at the end.
+    """
+    plain = [x for x in lines if x["model"] == PLAIN and x["devices"] == max(DEGREES)]
+    if not plain:
+        return MISSING
+    budget = plain[0]["sent_bytes"] * plain[0]["steps"] / 2
+
+    def loss_of(line: Line) -> float | None:
+        sent = line["sent_bytes"]
+        return loss_within(line, budget / sent if sent else math.inf)
+
+    rows = cells(lines, loss_of)
+    return f"At {size(budget)} sent by each device:\n\n{markdown(head_of(), rows)}"
+
+
+def frontier_seconds(lines: list[Line], timed: list[Line]) -> str:
+    """Compare losses at equal seconds, for each rate of the link that was timed."""
+    seconds = {
+        (x["model"], x["devices"], x["rate"]): statistics.median(x["seconds"])
+        for x in timed
+        if x["study"] == "links"
+    }
+    parts = []
+    for rate in sorted({key[2] for key in seconds}, reverse=True):
+        alone = seconds.get((PLAIN, 1, rate))
+        if not alone or not lines:
+            continue
+        budget = alone * lines[0]["steps"]
+
+        def loss_of(line: Line, budget=budget, rate=rate) -> float | None:
+            each = seconds.get((line["model"], line["devices"], rate))
+            return each and loss_within(line, budget / each)
+
+        table = markdown(head_of(), cells(lines, loss_of))
+        parts.append(f"Links of {rate:g} Mbit/s, {budget:.0f} s of training:\n\n{table}")
+    return "\n\n".join(parts) or MISSING
