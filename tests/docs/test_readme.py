@@ -10,6 +10,7 @@ import re
 import pytest
 
 from experiments.inspection.truth import planted_table
+from experiments.studies.compression.tables import tables as compression_tables
 from experiments.studies.hub.compare import table as hub_table
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
@@ -197,5 +198,7 @@ def test_the_tables_are_those_of_the_results():
     assert tables(page) == tpu_tables(results.get("tpu", []))
     page = ROOT / "docs/questions/how-do-models-come-from-hugging-face.md"
     assert tables(page) == {"hub": hub_table(results["hub"])}
+    smaller = compression_tables(results.get("compression", []))
+    assert tables(ROOT / "docs/compression.md") == smaller
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
