@@ -12,6 +12,7 @@ import pytest
 from experiments.inspection.truth import planted_table
 from experiments.studies.asynchronous.tables import speed_table, staleness_table
 from experiments.studies.balance.tables import balance_tables
+from experiments.studies.compression.tables import tables as compression_tables
 from experiments.studies.deaths.tables import deaths_table
 from experiments.studies.flips.shares import flips_table
 from experiments.studies.hub.compare import table as hub_table
@@ -215,6 +216,8 @@ def test_the_tables_are_those_of_the_results():
     assert tables(page) == balance_tables(results["balance"])
     page = ROOT / "docs/questions/how-do-models-come-from-hugging-face.md"
     assert tables(page) == {"hub": hub_table(results["hub"])}
+    smaller = compression_tables(results.get("compression", []))
+    assert tables(ROOT / "docs/compression.md") == smaller
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
     page = ROOT / "docs/questions/how-do-parameter-servers-work.md"
