@@ -100,8 +100,22 @@ def guarded_train(
         how = " without --stop_at" if step == stop_at else ""
         say(f"stopped at step {step}; the same command{how} goes on from there")
         return state
-    with clock("eval"):
-        params = program.params(state)
+    finish(run, state, final, evaluate, log, guard)
+    return state
+
+
+def finish(
+    run: Run,
+    state: TrainState,
+    final: dict[str, float] | None,
+    evaluate: Evaluator,
+    log: Log,
+    guard: Guard,
+) -> None:
+    """Evaluate what is not yet evaluated after the last step, and write the summary."""
+    step = int(state.step)
+    with run.clock("eval"):
+        params = run.program.params(state)
         if final is None:  # killed after the last save: only the last evaluation is missing
             final = evaluate(params)
         shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
@@ -110,7 +124,6 @@ def guarded_train(
         summarize(run, state, final, shifted, log, epochs(run, step))
     except OSError as error:
         raise OSError(f"{error}; make room, and the same command writes it") from error
-    return state
 
 
 def loop(
