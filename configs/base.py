@@ -43,10 +43,17 @@ class Experiment:
     eval_every: int = field(default=100, metadata=EVERY)
     # batches in an evaluation during the run; 0: all rows, as in the evaluation at the end
     eval_batches: int = field(default=8, metadata=EVERY)
-    # steps between checkpoints; 0: only at the end
-    save_every: int = field(default=100, metadata=EVERY)
+    # steps between checkpoints; 0: only at the end; -1: as many as lose the least, by the
+    # seconds that a save takes and the faults that the run has met (Daly 2006)
+    save_every: int = field(default=100, metadata={"at_least": -1, "decides": False})
     # number of latest checkpoints that are kept; the best one is kept too
     keep: int = field(default=2, metadata={"at_least": 1, "decides": False})
+    # steps between comparisons of the replicas' copies of the state, by a sum of bits; the
+    # run stops where they differ; each state that is saved is compared, too; 0: none is
+    check_every: int = field(default=0, metadata=EVERY)
+    # seconds that a process waits for others in one step, save or batch of an evaluation,
+    # before it says for whom it waits and ends; 0: for ever
+    deadline: float = field(default=600.0, metadata=EVERY)
     # on a NaN or an infinity in the loss or a gradient: skip the update, or stop the run
     on_nonfinite: str = field(
         default="skip", metadata={"choices": ("skip", "stop"), "decides": False}

@@ -4,16 +4,20 @@ python -m experiments.launch --processes=2 --devices_per_process=4 -- \
     --config=configs/tiny.py --workdir=runs/two
 
 Prints what process 0 prints; if another process fails first, prints its output too. One
-process that fails ends all of them. A TPU pod, SLURM, Kubernetes and MPI need no launcher:
-start experiments.train once for each process there, and JAX finds the others.
+process that fails ends all of them; with --restarts they are started again, and go on from
+the last checkpoint. SIGTERM lets all of them save at the same step and end. A TPU pod,
+SLURM, Kubernetes and MPI need no launcher: start experiments.train once for each process
+there, and JAX finds the others.
 """
 
 import importlib.util
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
 from functools import partial
+from typing import NamedTuple
 
 from absl import app, flags
 
@@ -28,6 +32,8 @@ from experiments.processes.children import (
 from experiments.processes.messages import user_errors
 
 MOST_PROCESSES = 256
+WRONG_USE = 2  # the exit code of what would fail again
+LONGEST = 3000  # characters to show of the output of a process
 
 PROCESSES = flags.DEFINE_integer(
     "processes",
@@ -44,6 +50,19 @@ CORES = flags.DEFINE_integer(
     0,
     "CPU cores of each process; 0: an equal share of all cores.",
     lower_bound=0,
+)
+RESTARTS = flags.DEFINE_integer(
+    "restarts",
+    0,
+    "How often all processes are started again after one has failed, or waited longer "
+    "than config.deadline for another.",
+    lower_bound=0,
+)
+ELASTIC = flags.DEFINE_bool(
+    "elastic",
+    False,
+    "Start fewer processes again: the largest number that divides the one before. What "
+    "the run computes then differs by rounding.",
 )
 MODULE = flags.DEFINE_string(
     "module", "experiments.train", "Command that each process runs."
@@ -69,59 +88,93 @@ def check_module(name: str) -> None:
         )
 
 
-def start(index: int, port: int, arguments: list[str], output) -> subprocess.Popen:
+def start(index: int, count: int, port: int, arguments: list[str], output):
     command = [
         *(sys.executable, "-m", MODULE.value, *arguments),
         f"--devices={DEVICES.value}",
         f"--coordinator=127.0.0.1:{port}",
-        f"--num_processes={PROCESSES.value}",
+        f"--num_processes={count}",
         f"--process_id={index}",
     ]
     return subprocess.Popen(
         command,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
-        preexec_fn=partial(settle, index, PROCESSES.value, CORES.value)
+        preexec_fn=partial(settle, index, count, CORES.value)
         if sys.platform == "linux"
         else None,
     )
 
 
-def explain(failed: int, code: int, log: str) -> None:
-    """Say which process failed first, and why; `log` is its output, not yet shown."""
-    if code == 2:  # an error of use: its own message is enough
-        sys.stderr.write(log[max(log.rfind("error: "), 0) :])
+class Ended(NamedTuple):
+    """How a job ended."""
+
+    failed: int | None  # the process that failed first; None: all succeeded
+    code: int = 0  # its exit code
+    log: str = ""  # its output, as far as it is not yet shown
+
+
+def explain(count: int, ended: Ended) -> None:
+    """Say which process failed first, and why."""
+    if ended.code == WRONG_USE:  # an error of use: its own message is enough
+        sys.stderr.write(ended.log[max(ended.log.rfind("error: "), 0) :])
         return
-    sys.stderr.write(log[-3000:])
+    sys.stderr.write(ended.log[-LONGEST:])
     print(
-        f"error: process {failed} of {PROCESSES.value} {describe(code)}; ended the "
+        f"error: process {ended.failed} of {count} {describe(ended.code)}; ended the "
         "others. The same command goes on from the last complete checkpoint",
         file=sys.stderr,
     )
 
 
-def main(argv: list[str]) -> None:
-    with user_errors():
-        check_module(MODULE.value)
+def run_job(count: int, arguments: list[str], terminated: list[int]) -> Ended:
+    """Run `count` processes to their end; the first that fails ends all."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         # Process 0 prints to the terminal. The output of another is shown only if it fails.
-        files = [pathlib.Path(folder) / f"{i}.log" for i in range(PROCESSES.value)]
+        files = [pathlib.Path(folder) / f"{i}.log" for i in range(count)]
         outputs = [None, *(file.open("wb") for file in files[1:])]
-        processes = [start(i, port, argv[1:], out) for i, out in enumerate(outputs)]
+        processes = [start(i, count, port, arguments, out) for i, out in enumerate(outputs)]
         try:
-            failed = wait(processes)
+            failed = wait(processes, terminated)
         except KeyboardInterrupt:
             end(processes, GRACE_SECONDS)
             raise SystemExit(130) from None
         if failed is None:
-            return
-        code = processes[failed].returncode
+            return Ended(None)
         end(processes, GRACE_SECONDS)
-        is_new = failed and processes[0].returncode != code
+        codes = [process.returncode for process in processes]
+        # One that says what is wrong is the cause; others then fail for want of it.
+        failed = codes.index(WRONG_USE) if WRONG_USE in codes else failed
+        code = codes[failed]
+        is_new = failed and codes[0] != code
         log = files[failed].read_text(encoding="utf-8", errors="replace") if is_new else ""
-        explain(failed, code, log)
-        raise SystemExit(2 if code == 2 else 1)
+        return Ended(failed, code, log)
+
+
+def fewer(count: int) -> int:
+    """Return how many processes go on without one: rows can be divided among them."""
+    return max(n for n in range(1, max(count, 2)) if count % n == 0)
+
+
+def main(argv: list[str]) -> None:
+    with user_errors():
+        check_module(MODULE.value)
+    terminated: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
+    count = PROCESSES.value
+    for restarts_left in range(RESTARTS.value, -1, -1):
+        ended = run_job(count, argv[1:], terminated)
+        if ended.failed is None:
+            return
+        explain(count, ended)
+        if ended.code == WRONG_USE or terminated or not restarts_left:
+            raise SystemExit(WRONG_USE if ended.code == WRONG_USE else 1)
+        count = fewer(count) if ELASTIC.value else count
+        print(
+            f"starting {count} process(es) again; {restarts_left - 1} restarts are left",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

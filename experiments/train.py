@@ -20,11 +20,14 @@ from experiments.run.absent import compiled, start_devices
 from experiments.run.build import Run, build, check, check_data, given_vectors
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
-from experiments.run.log import Clock
 from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
+from experiments.run.survival.clock import Clock
+from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
+from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
 from lm.data.prepare import prepare
+from lm.data.rows.checked import CorruptRows
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -39,6 +42,7 @@ STOP_AT = flags.DEFINE_integer(
     "Save and end after this step; without it, the same command continues the run.",
     lower_bound=1,
 )
+FAULTS = define_faults()
 PROFILE = flags.DEFINE_string(
     "profile",
     None,
@@ -67,7 +71,9 @@ def main() -> None:
             check_data(config, data, mesh)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
+            faults = read_faults(FAULTS.value, config, mesh, data)
             change = new_end(folder, config, data)
+            held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
             if summary := read_summary(folder):
                 say(f"{folder} is complete; give more --config.steps to train on")
@@ -79,12 +85,16 @@ def main() -> None:
             whole = data.tokenizer.get_vocab_size()
             say(f"{len(given.ids)} of {whole} tokens begin with given vectors")
         num_rows = len(data.train.tokens)
+        flips = gradient_flips(faults, folder, config.seed)
         task, program = build(
-            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given
+            config, data.tokenizer.get_vocab_size(), mesh, num_rows, given, flips
         )
         run = Run(config, folder, data, task, program, clock)
-        with user_errors(OSError, FloatingPointError):
-            train(run, STOP_AT.value, profiled)
+        with (
+            user_errors(OSError, FloatingPointError, CorruptRows),
+            user_errors(Damage, code=DAMAGED),
+        ):
+            train(run, STOP_AT.value, profiled, faults)
 
 
 def profiled_steps(flag: str | None) -> range:

@@ -6,6 +6,7 @@ process can read those of its own devices alone. No process can wait for the oth
 more: between meetings, that would be the exchange that local strategies leave out.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from parallel.program import Metrics
 # Metrics that all replicas are told at a meeting, float32[W], zeros between meetings:
 SKIPPED = "skipped_by_replica"  # steps that each has skipped since it last told
 IN_A_ROW = "skipped_in_a_row_by_replica"  # the last of them, and those before, in a row
+# The norm of each replica's own mean gradient, float32[W], known to all in every step.
+NORMS = "gradient_norm_by_replica"
 
 
 class Reading(NamedTuple):
@@ -25,11 +28,12 @@ class Reading(NamedTuple):
     values: dict[str, float]
     skipping: list[int]  # the known replicas that skipped this step by themselves
     told: dict[int, tuple[int, int]]  # replica -> skipped steps, those in a row; if any
+    norms: Sequence[float] = ()  # of each replica's own gradient, where it is watched
 
 
 def read(metrics: Metrics) -> Reading:
     """Wait for a step's metrics and read them."""
-    own = {name for name, x in metrics.items() if x.ndim == 1} - {SKIPPED, IN_A_ROW}
+    own = {name for name, x in metrics.items() if x.ndim == 1} - {SKIPPED, IN_A_ROW, NORMS}
     common = jax.device_get({name: x for name, x in metrics.items() if name not in own})
     skipped, in_a_row = common.pop(SKIPPED, ()), common.pop(IN_A_ROW, ())
     told = {
@@ -37,9 +41,10 @@ def read(metrics: Metrics) -> Reading:
         for replica, (steps, row) in enumerate(zip(skipped, in_a_row, strict=True))
         if steps
     }
+    norms = common.pop(NORMS, np.zeros(0)).tolist()
     values = {name: x.item() for name, x in common.items()}
     if not own:
-        return Reading(values, [], told)
+        return Reading(values, [], told, norms)
     found = {name: of_each(metrics[name]) for name in own}
     skipping = [replica for replica, finite in found["finite"].items() if not finite]
     fine = sorted(found["finite"].keys() - set(skipping))

@@ -34,11 +34,14 @@ from parallel.program import (
     Program,
     TrainState,
     divided,
+    divisor,
     gradients,
     split_rows,
     total_weight,
     update,
+    weight_of,
 )
+from parallel.readings import NORMS
 from parallel.regroup import dealt, num_given
 
 ONCE, EACH = "once", "each"
@@ -55,8 +58,11 @@ def exchanged_gradients(
     every: int,
     axes: tuple[str, ...],
     measure_noise: bool,
+    watch_norms: bool,
 ) -> tuple[Params, Metrics, Any]:
     """Return the mean gradient, the sums over replicas, and the exchange's new state.
+
+    `watch_norms` adds the norm of each replica's own gradient to the sums.
 
     The gradients of `every` microbatches are added up before they are exchanged (delayed
     update, Ott et al. 2018, 3.2). `every` divides `accumulation`.
@@ -73,6 +79,8 @@ def exchanged_gradients(
             every,
             measure_noise=measure_noise,
         )
+        if watch_norms:
+            sums |= {NORMS: own_norm(grads, sums, axes)}
         sums = psum_in_one(sums, axes)
         means, comm = exchange.update(
             grads,
@@ -107,6 +115,13 @@ def exchanged_gradients(
     return divided(total, total_weight(sums, state.scale)), sums, comm
 
 
+def own_norm(grads: Params, sums: Metrics, axes: tuple[str, ...]) -> jax.Array:
+    """Return float32[W], the norm of this replica's mean gradient in its own place."""
+    norm = optax.tree.norm(grads) / divisor(weight_of(sums))
+    places = jnp.arange(jax.lax.axis_size(axes))
+    return jnp.where(places == jax.lax.axis_index(axes), norm, 0.0)
+
+
 def replica_step(
     learner: Learner,
     exchange: Exchange,
@@ -114,14 +129,16 @@ def replica_step(
     every: int,
     axes: tuple[str, ...],
     measure_noise: bool,
+    watch_norms: bool,
 ) -> Step:
     """Return the step as one replica sees it, from its rows to the common update."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = learner.scaling.mark(state.scale, batch)
         means, sums, comm = exchanged_gradients(
-            learner, exchange, state, batch, accumulation, every, axes, measure_noise
-        )
+            learner, exchange, state, batch, accumulation, every, axes, measure_noise,
+            watch_norms,
+        )  # fmt: skip
         new, metrics = update(learner, state, state.params, means, sums)
         # What a skipped step brought is not to be remembered.
         keep = partial(jnp.where, metrics["finite"])
@@ -137,10 +154,13 @@ def shard_map_program(
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
     measure_noise: bool = True,
+    watch_norms: bool = False,
 ) -> Program:
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=batch_axes(mesh)))
     every, axes = every or accumulation, batch_axes(mesh)
-    one_replica = replica_step(learner, exchange, accumulation, every, axes, measure_noise)
+    one_replica = replica_step(
+        learner, exchange, accumulation, every, axes, measure_noise, watch_norms
+    )
     return Program(
         step=jax.jit(spread(one_replica, mesh, PLACEMENT), donate_argnums=0),
         params=lambda state: state.params,
@@ -186,12 +206,13 @@ def pmap_program(
     exchange: optax.GradientTransformation | None = None,
     every: int = 0,
     measure_noise: bool = True,
+    watch_norms: bool = False,
 ) -> Program:
     (axis,) = batch_axes(mesh)
     exchange = optax.with_extra_args_support(exchange or all_reduce(axes=(axis,)))
     every = every or accumulation
     one_replica = replica_step(
-        learner, exchange, accumulation, every, (axis,), measure_noise
+        learner, exchange, accumulation, every, (axis,), measure_noise, watch_norms
     )
     return Program(
         step=spread_pmap(one_replica, mesh, PLACEMENT),

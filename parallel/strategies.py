@@ -76,6 +76,7 @@ def replicas(
             build_exchange(config.exchange, mesh),
             config.exchange.every,
             measure_noise=config.exchange.exact,
+            watch_norms=config.outlier > 0,
         )
 
     return Strategy(
@@ -300,6 +301,16 @@ class ParallelConfig:
     )
     # microbatches that a device splits its rows into, to save memory; gradients add up
     accumulation: int = field(default=1, metadata={"at_least": 1, "decides": False})
+    # a gradient of one replica whose norm is so many times the median of the others', or is
+    # not finite where theirs are, stops the run; 0: none does
+    outlier: float = field(
+        default=0.0,
+        metadata={
+            "at_least": 0,
+            "only": where(exchanges=True, exact=True),
+            "decides": False,
+        },
+    )
     exchange: ExchangeConfig = field(
         default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
     )

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 GRACE_SECONDS = 2.0  # after one fails, the others may print a message and end
 PR_SET_PDEATHSIG = 1
@@ -42,9 +43,17 @@ def die_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
-def wait(processes: list[subprocess.Popen]) -> int | None:
-    """Wait for all to succeed (None), or for the first to fail (its index)."""
+def wait(processes: list[subprocess.Popen], terminated: Sequence[int] = ()) -> int | None:
+    """Wait for all to succeed (None), or for the first to fail (its index).
+
+    SIGTERM is passed on when `terminated`, which a handler fills, is no longer empty.
+    """
+    passed_on = False
     while True:
+        if terminated and not passed_on:
+            passed_on = True
+            for process in processes:
+                process.terminate()
         codes = [process.poll() for process in processes]
         failed = [index for index, code in enumerate(codes) if code]
         if failed:

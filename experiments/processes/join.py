@@ -1,9 +1,13 @@
 """The devices of this process, and how it joins the others of a run."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
 import socket
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -210,6 +214,25 @@ def find_devices() -> None:
             f"there is no device of JAX_PLATFORMS={platforms} here ({reason}); unset "
             "JAX_PLATFORMS, or install the JAX that has it"
         ) from None
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End this process at once if what is inside fails, if it is one of several.
+
+    At the usual exit JAX waits for the other processes, and they may wait for this one in
+    a collective; the launcher would learn of the failure late, or of theirs first.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) else 1)
 
 
 def use_eight_devices() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+def user_errors(*kinds: type[Exception], code: int = 2) -> Iterator[None]:
     """End the process with the message of these errors (default: ValueError, OSError).
+
+    An exit code of 2 says that the same command would fail again.
 
     Only code that checks the user's input belongs inside; elsewhere a traceback helps more.
     """
@@ -16,7 +18,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(code)
 
 
 def is_main_process() -> bool:

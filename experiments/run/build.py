@@ -13,9 +13,10 @@ from configs.base import FAMILIES, Experiment, embeddings_file
 from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
-from experiments.run.log import Clock
 from experiments.run.ngram_counts import check_counting, config_counting
 from experiments.run.steps import at_its_largest, row_order
+from experiments.run.survival.clock import Clock
+from experiments.run.survival.flips import Flip, flipping
 from lm.data.embeddings import Vectors, read_header, read_vectors
 from lm.data.prepare import Data
 from lm.data.sources.table import DOCUMENT_SOURCES, PAIR_SOURCES
@@ -275,11 +276,12 @@ def build(
     mesh: Mesh,
     num_rows: int = 0,
     given: Vectors | None = None,
+    flips: Sequence[Flip] = (),
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
     `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
-    vectors that rows of the embedding begin with.
+    vectors that rows of the embedding begin with; `flips` will hit gradients.
     """
     task = build_task(config, vocab_size)
     if given:
@@ -288,7 +290,7 @@ def build(
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
     learner = Learner(
-        task=robust(task, config.robust),
+        task=flipping(robust(task, config.robust), flips),
         optimizer=optimizer(config.optim, config.steps, task.hidden),
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,

@@ -15,7 +15,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from experiments.processes.messages import is_main_process, say
+from parallel.agreement import bit_sum
 from parallel.program import Program, TrainState
 from parallel.regroup import at_degree_of
-
-UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Score(NamedTuple):
@@ -77,6 +76,7 @@ class Checkpoints:
             cleanup_tmp_directories=write,
         )
         self.pending: tuple[int, Any] | None = None
+        self.before_save: Callable[[int], None] = lambda step: None  # may raise OSError
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,6 +106,7 @@ class Checkpoints:
         metrics = score and score._asdict()
         parts = split_state(program.portable(state))
         try:
+            self.before_save(step)
             response = self.checkpointer.save_checkpointables_async(
                 step,
                 parts,
@@ -233,6 +234,12 @@ class Checkpoints:
         self.checkpointer.reload()
 
 
+def saved_digests(workdir: pathlib.Path, step: int) -> dict[str, int]:
+    """Return the digests of the bits of each part of a checkpoint, as they were saved."""
+    with ocp.training.Checkpointer(workdir.absolute() / "checkpoints") as saved:
+        return saved.checkpointables_metadata(step).custom_metadata
+
+
 def split_state(state: TrainState) -> dict[str, Any]:
     """Name the parts that are saved apart, so that parameters can be loaded alone."""
     parts = {
@@ -271,9 +278,6 @@ def digests(parts: dict[str, Any]) -> dict[str, jax.Array]:
 def digest(tree: Any) -> jax.Array:
     total = jnp.uint32(0)
     for index, leaf in enumerate(jax.tree.leaves(tree)):
-        words = jax.lax.bitcast_convert_type(leaf, UINTS[leaf.dtype.itemsize])
         # An odd factor for each leaf changes the sum if two leaves change places.
-        total = total * jnp.uint32(3) + jnp.sum(words, dtype=jnp.uint32) * jnp.uint32(
-            2 * index + 1
-        )
+        total = total * jnp.uint32(3) + bit_sum(leaf) * jnp.uint32(2 * index + 1)
     return total

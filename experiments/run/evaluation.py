@@ -60,8 +60,9 @@ class Evaluator:
         batch_size: int,
         mesh: Mesh,
         more_sums: Callable[[Params, Batch], Sums] = lambda params, batch: {},
+        tick: Callable[[], None] = lambda: None,  # called after each batch
     ):
-        self.rows = rows
+        self.rows, self.tick = rows, tick
         self.token_bytes = token_bytes(tokenizer)
         degree = batch_degree(mesh)
         self.batch_size = -(-batch_size // degree) * degree
@@ -110,6 +111,7 @@ class Evaluator:
     def finished(self, batch: dict[str, np.ndarray], launched: Any) -> BatchSums:
         """Wait for a batch, and sum the loss of its targets by document."""
         sums, losses_BT = jax.device_get(launched)
+        self.tick()
         num_bytes, documents = target_bytes(batch, self.token_bytes), None
         if "documents" in batch:
             inside = targets(batch["segments"])

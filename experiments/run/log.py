@@ -1,17 +1,16 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, the progress bar, and seconds by part.
+"""Logs of a run: metrics.jsonl, TensorBoard and the progress bar.
 
 The loop hands over each step's metrics as device arrays. The log reads them one step later,
 so that the host never waits for the step that it has just launched.
 """
 
 import collections
-import contextlib
 import json
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,21 +36,6 @@ OF_GRADIENTS = (
     "row_loss_median",
     "row_loss_distance",
 )
-
-
-class Clock:
-    """Counts wall-clock seconds, and CPU seconds of this process, by part of the run."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = collections.defaultdict(float)
-        self.core_seconds: dict[str, float] = collections.defaultdict(float)
-
-    @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start, core_start = time.perf_counter(), time.process_time()
-        yield
-        self.seconds[part] += time.perf_counter() - start
-        self.core_seconds[part] += time.process_time() - core_start
 
 
 class Spikes:
@@ -147,6 +131,7 @@ class Log:
         )
         self.noise = NoiseScale(trained)
         self.pending: tuple[int, dict[str, jax.Array], float, float] | None = None
+        self.norms: tuple[int, Sequence[float]] = 0, ()  # of the last finished step
         self.last_done = 0.0
         self.stream = None  # opened by the first record: an empty file would be damage
         self.board = Board(workdir / "tensorboard", start + 1) if write else None
@@ -176,6 +161,7 @@ class Log:
         self.pending = None
         reading = read(arrays)
         m = reading.values
+        self.norms = step, reading.norms
         now = time.perf_counter()
         seconds = now - max(self.last_done, began)
         self.last_done = now
@@ -315,4 +301,3 @@ def read_metrics(file: pathlib.Path, last_step: int | None = None) -> list[dict[
 
 
 REMOVE_METRICS = "put back a copy of it, or remove it to go on without earlier records"
-PARTS = ("prepare", "compile", "data", "step", "eval", "checkpoint")  # of a run's seconds

@@ -1,15 +1,14 @@
 """The training loop: steps, evaluations, saves, in that order."""
 
-import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
 
 from configs.base import Experiment
+from experiments.processes.faults import Fault
 from experiments.processes.messages import human, is_main_process, say, size
 from experiments.run.build import Run
 from experiments.run.checkpoint import Checkpoints, Score
@@ -17,6 +16,8 @@ from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
 from experiments.run.steps import compile_steps, row_order
 from experiments.run.summary import summarize
+from experiments.run.survival.guard import Guard, guarded
+from experiments.run.survival.stopping import stop_signal
 from lm.data.rows.growth import batch_sizes, rows_before
 from lm.data.rows.order import extra_arrays, step_rows, train_batches
 from lm.data.rows.partition import ALIKE
@@ -31,21 +32,36 @@ MAX_EPOCHS = 4
 NOISE = {"grad_variance", "grad_square"}
 
 
-def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> TrainState:
+def train(
+    run: Run,
+    stop_at: int | None = None,
+    profiled: range = range(0),
+    faults: Sequence[Fault] = (),
+) -> TrainState:
     """Run, or continue, the experiment in its workdir; return the last state.
 
-    The steps in `profiled` are traced into the workdir.
+    The steps in `profiled` are traced into the workdir. `faults` happen to the run.
 
     Raises OSError if a disk is full or no checkpoint is whole, FloatingPointError if a
-    step is not finite and the config says to stop there.
+    step is not finite and the config says to stop there, Damage if replicas have parted.
     """
+    with guarded(run, faults) as guard:
+        return guarded_train(run, stop_at, profiled, guard)
+
+
+def guarded_train(
+    run: Run, stop_at: int | None, profiled: range, guard: Guard
+) -> TrainState:
     config, program, clock = run.config, run.program, run.clock
     tokenizer, rows = run.data.tokenizer, run.data.validation
-    evaluate = Evaluator(run.task, tokenizer, rows, config.data.batch_size, program.mesh)
+    evaluate = Evaluator(
+        run.task, tokenizer, rows, config.data.batch_size, program.mesh, tick=clock.tick
+    )
     with (
         Checkpoints(run.workdir / "checkpoints", config.keep, write=True) as checkpoints,
         ThreadPoolExecutor(1) as pool,
     ):
+        checkpoints.before_save = guard.faults.before_save
         # Compilation overlaps with making or restoring the state.
         extra = extra_arrays(run.data.train, row_order(config))
         compiled = pool.submit(compile_steps, config, program, extra)
@@ -57,6 +73,7 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
                 state = program.init(jax.random.key(config.seed))
             run = run._replace(program=program._replace(step=compiled.result()))
         announce(run, start)
+        guard.begin(start)
         try:
             log = Log(
                 run.workdir, start, config.steps, config.spike_sigmas,
@@ -65,8 +82,9 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
             with log, stop_signal() as stopped:
                 last = min(config.steps, stop_at or config.steps)
                 state, final = loop(
-                    run, state, start, last, evaluate, checkpoints, log, stopped, profiled
-                )
+                    run, state, start, last, evaluate, checkpoints, log, stopped, profiled,
+                    guard,
+                )  # fmt: skip
             step = int(state.step)
             with clock("checkpoint"):
                 checkpoints.wait()
@@ -86,6 +104,7 @@ def train(run: Run, stop_at: int | None = None, profiled: range = range(0)) -> T
         if final is None:  # killed after the last save: only the last evaluation is missing
             final = evaluate(params)
         shifted = run.data.shifted and evaluate(params, rows=run.data.shifted)
+    guard.done(step)
     try:
         summarize(run, state, final, shifted, log, epochs(run, step))
     except OSError as error:
@@ -101,8 +120,9 @@ def loop(
     evaluate: Evaluator,
     checkpoints: Checkpoints,
     log: Log,
-    stopped: Callable[[], bool],
+    stopped: Callable[[int], bool],
     profiled: range,
+    guard: Guard,
 ) -> tuple[TrainState, dict[str, float] | None]:
     """Take the steps after `start` up to `last`; return the state and the last evaluation.
 
@@ -123,6 +143,7 @@ def loop(
     for step in range(start + 1, last + 1):
         if step == max(profiled.start, start + 1) and step in profiled:
             jax.profiler.start_trace(run.workdir / "profile")
+        state = guard.faults.before(step, state)
         began = time.perf_counter()
         with clock("data"):
             batch = program.place(next(batches))
@@ -132,17 +153,20 @@ def loop(
             if not alike(config):  # the noise scale is that of rows drawn from one text
                 metrics = {name: metrics[name] for name in metrics.keys() - NOISE}
             handle(log.train(step, metrics, began, waited), run, log)
+        guard.finished(*log.norms)
 
-        ends, val, score = step == last or stopped(), None, None
+        ends, val, score = step == last or stopped(step), None, None
         if step in profiled and (ends or step + 1 not in profiled):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             log.say(f"the trace is in {run.workdir / 'profile'}")
         evaluates = step == config.steps or is_due(step, config.eval_every)
-        saves = ends or is_due(step, config.save_every)
+        saves = ends or guard.saves.due(step)
         if evaluates or saves:
             with clock("step"):
                 handle(log.flush(), run, log)
+            guard.finished(*log.norms)
+        guard.check(step, state, saves)
         if evaluates:
             with clock("eval"):
                 val, score = evaluated(run, state, evaluate, whole=step == config.steps)
@@ -151,6 +175,7 @@ def loop(
         if saves:
             with clock("checkpoint"):
                 checkpoints.save(step, program, state, score)
+            guard.saved(step)
         if ends:
             break
     return state, val if int(state.step) == config.steps else None
@@ -300,26 +325,3 @@ def warn_of_spikes(run: Run) -> None:
 
 def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGTERM or SIGINT asked this run to end.
-
-    A single process saves and ends after its step. One of several processes cannot end
-    alone, so there the signal keeps its usual effect, and the run continues from its last
-    checkpoint.
-    """
-    received: list[int] = []
-    if jax.process_count() > 1:
-        yield lambda: False
-        return
-    previous = {
-        number: signal.signal(number, lambda n, frame: received.append(n))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

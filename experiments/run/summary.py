@@ -19,8 +19,10 @@ from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
 from experiments.run.evaluation import told_interval, told_sources
-from experiments.run.log import PARTS, Log
+from experiments.run.log import Log
 from experiments.run.steps import Steps
+from experiments.run.survival import goodput
+from experiments.run.survival.clock import PARTS
 from lm.decoding import Sampling
 from lm.task import num_parameters
 from parallel.cost.ledger import step_ledger
@@ -82,6 +84,7 @@ def summarize(
         "padding": data.meta["train"]["padding"],
         "parameters": num_parameters(program.abstract_portable.params),
         "seconds": {part: run.clock.seconds[part] for part in PARTS},
+        "goodput": goodput.told(run.workdir),
         "core_share": run.clock.core_seconds["step"]
         / max(run.clock.seconds["step"], 1e-9)
         / cores(),
@@ -147,6 +150,7 @@ bigram loss          {s["bigram_loss"]:.4f} (add-k, same tokens; the model is \
 tokens               {human(s["tokens"])} in {s["steps"]} steps{epochs_seen(s)}, \
 {human(s["tokens_per_second"])} a second
 seconds              {seconds}
+{goodput_line(s)}\
 peak memory          {human(s["peak_memory_bytes"])}B
 strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
 skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
@@ -157,6 +161,16 @@ sample
 
 def epochs_seen(summary: dict[str, Any]) -> str:
     return f" ({summary['epochs']:.3g} epochs)" if "epochs" in summary else ""
+
+
+def goodput_line(summary: dict[str, Any]) -> str:
+    """Return a line about the whole run, if parts of it were lost or restarted."""
+    spent = summary.get("goodput", {}).get("seconds", {})
+    if not spent.get(goodput.RESTART):
+        return ""
+    told = "  ".join(f"{part} {seconds:.1f}" for part, seconds in spent.items())
+    share = summary["goodput"]["step_share"]
+    return f"  with restarts      {told} ({share:.1%} in steps that count)\n"
 
 
 def sources_line(summary: dict[str, Any]) -> str:

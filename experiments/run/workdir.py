@@ -6,6 +6,9 @@ metrics.jsonl    one JSON object a line
 lock             held by the process that trains here
 tensorboard/     event files
 checkpoints/     Orbax
+time.jsonl       where the seconds go (experiments/run/survival/goodput.py)
+heartbeats/      the last sign of life of each process
+faults.jsonl     faults that were made to happen
 summary.json     the final block; the run is complete when it exists
 summary-N.json   the final block at step N, if a complete run was trained on
 """
@@ -41,6 +44,9 @@ OWN = (
     "metrics.jsonl",
     "tensorboard",
     "checkpoints",
+    "time.jsonl",
+    "heartbeats",
+    "faults.jsonl",
     "tokenizer.json",
     "config.json",
     "lock",

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.processes.messages import size
-from experiments.run.log import PARTS
+from experiments.run.survival.clock import PARTS
+from experiments.run.survival.goodput import LOST, OTHER, RESTART
 from experiments.sweeps.advice import critical_batch, noise_scale
 from experiments.sweeps.looks import (
     COLORS,
@@ -209,23 +210,28 @@ def costs(rows: list[Row]) -> bytes | None:
 
 
 def parts(rows: list[Row]) -> bytes | None:
-    """Where each run's seconds went."""
+    """Where each run's seconds went, those of its restarts too."""
+    shown = (*PARTS, LOST, RESTART, OTHER)
+    spent = [
+        row.summary.get("goodput", {}).get("seconds") or row.summary["seconds"]
+        for row in lowest(rows, MOST_BARS)
+    ]
     every, rows = rows, lowest(rows, MOST_BARS)
     figure, axes = pyplot.subplots(
         figsize=(WIDTH, 1.4 + height(rows)), layout="constrained"
     )
     start = np.zeros(len(rows))
-    for index, part in enumerate(PARTS):
-        seconds = np.array([row.summary["seconds"].get(part, 0) for row in rows])
+    for index, part in enumerate(shown):
+        seconds = np.array([each.get(part, 0) for each in spent])
         axes.barh(
             range(len(rows)), seconds, left=start, height=0.7, label=part,
-            color=COLORS[index % len(COLORS)],
+            color=COLORS[index % len(COLORS)], hatch="///" * (index // len(COLORS)),
         )  # fmt: skip
         start += seconds
     name_runs(axes, rows)
     axes.set(xlabel="seconds")
     plain_ticks(axes.xaxis)
-    axes.legend(frameon=False, ncols=len(PARTS), fontsize=8, loc="lower left",
+    axes.legend(frameon=False, ncols=5, fontsize=8, loc="lower left",
                 bbox_to_anchor=(0, 1))  # fmt: skip
     tell_left_out(figure, every, rows)
     return png(figure)

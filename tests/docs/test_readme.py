@@ -12,6 +12,7 @@ import pytest
 from experiments.inspection.truth import planted_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.preparation.tables import preparation_tables
+from experiments.studies.soak.table import soak_table
 from experiments.studies.transfer.tables import transfer_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
@@ -204,3 +205,5 @@ def test_the_tables_are_those_of_the_results():
     assert tables(page) == tpu_tables(results.get("tpu", []))
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
+    page = ROOT / "docs/questions/how-are-failures-survived.md"
+    assert tables(page) == {"soak": soak_table(results["soak"]).strip()}

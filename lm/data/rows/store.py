@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from lm.data.rows.buckets import bucket_of
+from lm.data.rows.checked import RowsFile, checked_rows
 from lm.data.rows.packing import Row
 from lm.data.rows.weights import effective_size
 
@@ -40,7 +41,7 @@ class Weights:
         """Add those of a row; `held` closes the file at the end."""
         weights = np.where(segments > 0, weights, np.float32(1))
         if self.stream is None and (weights != 1).any():
-            self.stream = held.enter_context(self.file.open("wb"))
+            self.stream = held.enter_context(RowsFile(self.file))
             for _ in range(self.num_rows):
                 self.stream.write(np.ones_like(weights).tobytes())
         if self.stream is not None:
@@ -83,9 +84,12 @@ def write_rows(
         def open_file(kind: str) -> BinaryIO:
             return held.enter_context((folder / f"{split}.{kind}").open("wb"))
 
-        tokens_file, segments_file = open_file("tokens"), open_file("segments")
+        def open_rows(kind: str) -> RowsFile:
+            return held.enter_context(RowsFile(folder / f"{split}.{kind}"))
+
+        tokens_file, segments_file = open_rows("tokens"), open_rows("segments")
         trains = split.partition("-")[0] == "train"  # perhaps a shard, "train-3"
-        documents_file = None if trains else open_file("documents")
+        documents_file = None if trains else open_rows("documents")
         buckets_file = open_file("buckets") if trains and lengths else None
         for row, segments in rows:
             plain = row.dtype.names is None
@@ -118,7 +122,7 @@ def read_rows(folder: pathlib.Path, split: str, meta: dict) -> Rows:
     shape = (meta[split]["rows"], meta["row_len"])
 
     def mapped(kind: str, dtype: str) -> np.ndarray:
-        return np.memmap(folder / f"{split}.{kind}", dtype, "r", shape=shape)
+        return checked_rows(folder / f"{split}.{kind}", dtype, shape)
 
     def if_there(kind: str, dtype: str) -> np.ndarray | None:
         return mapped(kind, dtype) if (folder / f"{split}.{kind}").exists() else None

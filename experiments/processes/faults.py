@@ -1,0 +1,262 @@
+"""Faults that a run is made to meet, as values: what goes wrong, where, and when.
+
+A file for --faults has a function that returns a list of them:
+
+    from experiments.processes.faults import AtStep, Drawn, FlippedParameter, Kill
+
+    def get_faults():
+        return [
+            Kill(AtStep(7), process=1),
+            FlippedParameter(AtStep(12), device=3, leaf=0, element=5, bit=20),
+            Drawn(("kill", "stop"), number=10, every=AtStep(40), seed=1),
+        ]
+
+The same faults come of the same seed. A fault acts once in a run, however often the run is
+started again.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+LARGE = 2**31 - 1  # of numbers that are taken modulo what there is
+
+
+class AtStep(NamedTuple):
+    """Before this step is taken."""
+
+    step: int
+
+
+class AtSeconds(NamedTuple):
+    """So long after the run first began to train."""
+
+    seconds: float
+
+
+When = AtStep | AtSeconds
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A process is killed (SIGKILL)."""
+
+    at: When
+    process: int = 0
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A process is stopped (SIGSTOP), and goes on after some seconds; 0: never."""
+
+    at: When
+    process: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A process takes so many seconds longer for each of some steps."""
+
+    at: When
+    process: int = 0
+    seconds: float = 0.5
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """The next checkpoint cannot be written: there is no room."""
+
+    at: AtStep
+
+
+@dataclass(frozen=True)
+class ReadOnlyDisk:
+    """The next checkpoint cannot be written: the disk takes no writes."""
+
+    at: AtStep
+
+
+@dataclass(frozen=True)
+class TornCheckpoint:
+    """The machine of process 0 fails, and half of the newest checkpoint's largest file."""
+
+    at: When
+
+
+@dataclass(frozen=True)
+class FlippedCheckpoint:
+    """A bit of the newest checkpoint is flipped, and process 0 is killed."""
+
+    at: When
+    bit: int = 0  # of the middle byte of its largest file
+
+
+@dataclass(frozen=True)
+class CorruptRecord:
+    """A bit of the tokens of a prepared training row is flipped on the disk."""
+
+    at: When
+    record: int = 0
+    bit: int = 0
+
+
+@dataclass(frozen=True)
+class FlippedParameter:
+    """A bit of a parameter is flipped in the memory of one device.
+
+    The numbers are taken modulo how many there are: of leaves that the device has a copy
+    of, of elements, and of bits.
+    """
+
+    at: When
+    device: int = 0
+    leaf: int = 0
+    element: int = 0
+    bit: int = 0
+
+
+@dataclass(frozen=True)
+class FlippedGradient:
+    """A bit of a gradient is flipped on the replica that sees a row, before the sum.
+
+    The numbers are taken modulo how many leaves, elements and bits there are.
+    """
+
+    at: AtStep
+    row: int = 0  # place in the global batch
+    leaf: int = 0
+    element: int = 0
+    bit: int = 0
+
+
+KINDS = {
+    "kill": Kill,
+    "stop": Stop,
+    "slow": Slow,
+    "full_disk": FullDisk,
+    "read_only_disk": ReadOnlyDisk,
+    "torn_checkpoint": TornCheckpoint,
+    "flipped_checkpoint": FlippedCheckpoint,
+    "corrupt_record": CorruptRecord,
+    "flipped_parameter": FlippedParameter,
+    "flipped_gradient": FlippedGradient,
+}
+IN_STEP = (FullDisk, ReadOnlyDisk, FlippedGradient)
+Fault = (
+    Kill | Stop | Slow | FullDisk | ReadOnlyDisk | TornCheckpoint | FlippedCheckpoint
+    | CorruptRecord | FlippedParameter | FlippedGradient
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Faults of some kinds, with times and targets drawn from a seed.
+
+    `every` is the mean of the exponential gaps between them.
+    """
+
+    kinds: tuple[str, ...]
+    number: int
+    every: When
+    seed: int
+
+
+class Setting(NamedTuple):
+    """What there is to go wrong."""
+
+    num_processes: int
+    num_devices: int
+    num_records: int  # rows of training text
+    batch_size: int
+
+
+def kind_of(fault: Fault) -> str:
+    return next(name for name, kind in KINDS.items() if kind is type(fault))
+
+
+def planned(faults: Sequence[Fault | Drawn], setting: Setting) -> list[Fault]:
+    """Return all faults, the drawn ones too; ValueError for one that cannot be.
+
+    The number of a fault is its place in this list.
+    """
+    plan: list[Fault] = []
+    for fault in faults:
+        if isinstance(fault, Drawn):
+            plan += drawn(fault, setting)
+            continue
+        if type(fault) not in KINDS.values():
+            raise ValueError(
+                f"get_faults() returns {fault!r}, which is no fault; expected values of "
+                f"{', '.join(kind.__name__ for kind in KINDS.values())} or Drawn"
+            )
+        plan.append(fault)
+    for fault in plan:
+        check(fault, setting)
+    return plan
+
+
+def check(fault: Fault, setting: Setting) -> None:
+    """Raise ValueError for a time or a target that there is not."""
+    if not isinstance(fault.at, AtStep | AtSeconds) or fault.at[0] <= 0:
+        raise ValueError(f"{fault}: `at` must be AtStep or AtSeconds of a positive number")
+    if isinstance(fault, IN_STEP) and not isinstance(fault.at, AtStep):
+        raise ValueError(
+            f"{fault}: it happens in all processes, so `at` must be AtStep, not AtSeconds"
+        )
+    for name, number in (
+        ("process", setting.num_processes),
+        ("device", setting.num_devices),
+        ("record", setting.num_records),
+        ("row", setting.batch_size),
+    ):
+        if not 0 <= getattr(fault, name, 0) < number:
+            raise ValueError(
+                f"{fault}: there is no {name} {getattr(fault, name)}; the run has "
+                f"{number}, numbered from 0"
+            )
+
+
+def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
+    """Draw faults; the n-th is a function of (seed, n) and the gaps before it."""
+    check_kinds(spec.kinds)
+    at = 0.0
+    for number in range(spec.number):
+        rng = np.random.default_rng((spec.seed, number))
+        at += rng.exponential(spec.every[0])
+        kind = KINDS[spec.kinds[rng.integers(len(spec.kinds))]]
+        by_steps = isinstance(spec.every, AtStep)
+        when = AtStep(max(int(np.ceil(at)), 2)) if by_steps else AtSeconds(round(at, 3))
+        numbers = {
+            "process": setting.num_processes,
+            "device": setting.num_devices,
+            "record": setting.num_records,
+            "row": setting.batch_size,
+            "leaf": LARGE,
+            "element": LARGE,
+            "bit": 64,
+        }
+        names = [field.name for field in dataclasses.fields(kind)]
+        targets = {
+            name: int(rng.integers(most)) for name, most in numbers.items() if name in names
+        }
+        yield kind(when, **targets)
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raise ValueError, with the list, for a kind of fault that there is not."""
+    for name in kinds:
+        if name not in KINDS:
+            raise ValueError(
+                f"there is no kind of fault {name!r}; choose of {', '.join(KINDS)}"
+            )
+
+
+def as_dict(number: int, fault: Fault) -> dict[str, object]:
+    """Return a line of faults.jsonl: all that the fault is, and nothing of the moment."""
+    values = {name: x for name, x in vars(fault).items() if name != "at"}
+    return {"number": number, "kind": kind_of(fault), **fault.at._asdict(), **values}

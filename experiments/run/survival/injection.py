@@ -1,0 +1,281 @@
+"""Make faults happen in this process, and log them in faults.jsonl before they act."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from configs.base import Experiment
+from experiments.processes.faults import (
+    IN_STEP,
+    KINDS,
+    AtSeconds,
+    AtStep,
+    CorruptRecord,
+    Drawn,
+    Fault,
+    FlippedCheckpoint,
+    FlippedGradient,
+    FlippedParameter,
+    FullDisk,
+    Kill,
+    ReadOnlyDisk,
+    Setting,
+    Slow,
+    Stop,
+    TornCheckpoint,
+    as_dict,
+    check_kinds,
+    planned,
+)
+from experiments.run.python_file import call_function
+from experiments.run.survival.flips import Flip
+from experiments.run.survival.goodput import FILE, read
+from lm.data.prepare import Data
+from parallel.program import TrainState
+from parallel.strategies import where
+
+flags.disclaim_key_flags()  # --help then lists it as the command's own flag
+
+LOG = "faults.jsonl"
+
+
+def define_faults() -> flags.FlagHolder:
+    return flags.DEFINE_string(
+        "faults",
+        None,
+        "Faults that happen to the run: a Python file with get_faults(), or one kind "
+        f"({', '.join(KINDS)}).",
+    )
+
+
+def read_faults(
+    flag: str | None, config: Experiment, mesh: Mesh, data: Data
+) -> list[Fault]:
+    """Return the faults of --faults: a file with get_faults(), or the name of a kind.
+
+    A kind is one fault, at a step that the seed chooses. Raises ValueError if it is
+    neither.
+    """
+    setting = Setting(
+        jax.process_count(), mesh.size, len(data.train.tokens), config.data.batch_size
+    )
+    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
+    if not flag:
+        return []
+    if flag.endswith(".py"):
+        faults = call_function(flag, "get_faults")
+        if not isinstance(faults, list | tuple):
+            raise ValueError(f"{flag}: get_faults() returns {faults!r}; expected a list")
+    else:
+        check_kinds([flag])
+        faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
+    plan = planned(faults, setting)
+    able = where(exchanges=True, exact=True)["parallel.strategy"]
+    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
+        raise ValueError(
+            f"--faults={flag} flips the gradient of one replica, and under strategy "
+            f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
+        )
+    return plan
+
+
+def gradient_flips(plan: Sequence[Fault], workdir: pathlib.Path, seed: int) -> list[Flip]:
+    """Return the flips that the steps are to be compiled with."""
+    done = {line["number"] for line in logged(workdir)}
+    key = jax.random.key(seed)
+    return [
+        Flip(jax.random.fold_in(key, f.at.step - 1), f.row, f.leaf, f.element, f.bit)
+        for number, f in enumerate(plan)
+        if isinstance(f, FlippedGradient) and number not in done
+    ]
+
+
+class Targets(NamedTuple):
+    """What faults damage besides processes and checkpoints."""
+
+    mesh: Mesh
+    rows: pathlib.Path  # the file of the tokens of training rows
+    row_bytes: int
+
+
+class Injector:
+    """The faults of a run whose target is this process; the loop asks it in each step."""
+
+    def __init__(
+        self,
+        plan: Sequence[Fault],
+        workdir: pathlib.Path,
+        index: int,
+        targets: Targets,
+    ):
+        self.workdir, self.index = workdir, index
+        self.mesh, self.rows, self.row_bytes = targets
+        done = {line["number"] for line in logged(workdir)}
+        self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
+        self.slow: list[tuple[range, float]] = []
+        self.broken: OSError | None = None  # what the next save meets
+
+    def begin(self) -> None:
+        """Set timers for the faults of this process that come at an instant."""
+        events = read(self.workdir / FILE)
+        first = events[0]["wall"] + events[0]["elapsed"] if events else time.time()
+        for number, fault in list(self.waiting.items()):
+            if isinstance(fault, Kill | Stop) and isinstance(fault.at, AtSeconds):
+                del self.waiting[number]
+                if self.target(fault) == self.index:
+                    delay = max(first + fault.at.seconds - time.time(), 0)
+                    timer = threading.Timer(delay, self.act, (number, fault, None))
+                    timer.daemon = True
+                    timer.start()
+        self.first = first
+
+    def before(self, step: int, state: TrainState) -> TrainState:
+        """Let the faults that are due happen; return the state, perhaps damaged."""
+        for number, fault in list(self.waiting.items()):
+            if self.is_due(fault, step):
+                del self.waiting[number]
+                if self.target(fault) in (self.index, None):
+                    state = self.act(number, fault, state)
+        for steps, seconds in self.slow:
+            if step in steps:
+                time.sleep(seconds)
+        return state
+
+    def before_save(self, step: int) -> None:
+        """Raise the OSError that this save is to meet."""
+        broken, self.broken = self.broken, None
+        if broken:
+            raise broken
+
+    def is_due(self, fault: Fault, step: int) -> bool:
+        if isinstance(fault, TornCheckpoint | FlippedCheckpoint):
+            # With a single checkpoint, there would be none to go back to.
+            if len(checkpoints(self.workdir)) < 2:
+                return False
+        if isinstance(fault.at, AtStep):
+            return step >= fault.at.step
+        return time.time() - self.first >= fault.at.seconds
+
+    def target(self, fault: Fault) -> int | None:
+        """Return the process in which the fault acts; None: in all of them."""
+        if isinstance(fault, FlippedParameter):
+            return self.mesh.devices.flat[fault.device].process_index
+        if isinstance(fault, IN_STEP):
+            return None
+        return getattr(fault, "process", 0)
+
+    def act(self, number: int, fault: Fault, state: TrainState) -> TrainState:
+        if self.target(fault) is not None or self.index == 0:
+            self.write(number, fault)
+        match fault:
+            case Kill():
+                kill()
+            case Stop(seconds=seconds):
+                stop(seconds)
+            case Slow(at=at, seconds=seconds, steps=steps):
+                first = at.step if isinstance(at, AtStep) else int(state.step) + 1
+                self.slow.append((range(first, first + steps), seconds))
+            case FullDisk():
+                self.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            case ReadOnlyDisk():
+                self.broken = OSError(errno.EROFS, os.strerror(errno.EROFS))
+            case TornCheckpoint():
+                file = largest_file(self.workdir)
+                os.truncate(file, file.stat().st_size // 2)
+                kill()
+            case FlippedCheckpoint(bit=bit):
+                file = largest_file(self.workdir)
+                flip_in_file(file, file.stat().st_size // 2, bit)
+                kill()
+            case CorruptRecord(record=record, bit=bit):
+                flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+            case FlippedGradient():
+                pass  # the compiled step does it
+            case FlippedParameter():
+                device = self.mesh.devices.flat[fault.device]
+                return state._replace(params=flip_in_tree(state.params, device, fault))
+        return state
+
+    def write(self, number: int, fault: Fault) -> None:
+        with (self.workdir / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(as_dict(number, fault)) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the faults that have been injected into a run."""
+    file, found = workdir / LOG, []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):  # cut by a kill
+            found.append(json.loads(line))
+    return found
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop(seconds: float) -> None:
+    """Stop this process; another one wakes it after some seconds, or nobody does."""
+    if seconds:
+        wake = f"sleep {seconds}; kill -CONT {os.getpid()}"
+        subprocess.Popen(["sh", "-c", wake], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Return the folders of the complete checkpoints, the newest last."""
+    found = [f for f in (workdir / "checkpoints").glob("*") if f.name.isdigit()]
+    return sorted(found, key=lambda folder: int(folder.name))
+
+
+def largest_file(workdir: pathlib.Path) -> pathlib.Path:
+    """Return the largest file of arrays of the newest complete checkpoint."""
+    files = [file for file in checkpoints(workdir)[-1].rglob("d/*") if file.is_file()]
+    return max(files, key=lambda file: (file.stat().st_size, file))
+
+
+def flip_in_file(file: pathlib.Path, at: int, bit: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(at)
+        (byte,) = stream.read(1)
+        stream.seek(at)
+        stream.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def flip_in_tree(tree: Any, device: jax.Device, fault: FlippedParameter) -> Any:
+    """Flip a bit of what one device holds of one of the leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    here = [i for i, leaf in enumerate(leaves) if device in leaf.sharding.device_set]
+    at = here[fault.leaf % len(here)]
+    leaves[at] = flipped(leaves[at], device, fault.element, fault.bit)
+    return structure.unflatten(leaves)
+
+
+def flipped(x: jax.Array, device: jax.Device, element: int, bit: int) -> jax.Array:
+    """Flip a bit of an element of the part of an array that one device holds."""
+    parts = []
+    for shard in x.addressable_shards:
+        part = shard.data
+        if shard.device == device:
+            raw = np.array(part)
+            width = raw.dtype.itemsize
+            words = raw.reshape(-1).view(f"u{width}")
+            words[element % words.size] ^= words.dtype.type(1 << bit % (8 * width))
+            part = jax.device_put(raw, device)
+        parts.append(part)
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)

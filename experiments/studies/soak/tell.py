@@ -1,0 +1,92 @@
+"""What a soak has shown, read from the files of its two runs."""
+
+import pathlib
+import re
+import statistics
+from collections import Counter
+from typing import Any
+
+from experiments.run.checkpoint import saved_digests
+from experiments.run.log import read_metrics
+from experiments.run.survival import daly, goodput
+from experiments.run.survival.injection import logged
+
+DAMAGED = re.compile(r"warning: the checkpoint at step \d+ is damaged")
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [record["step"] for record in records if record["split"] == "train"]
+
+
+def tell(
+    faulty: pathlib.Path, plain: pathlib.Path, output: str, rows: int
+) -> dict[str, Any]:
+    """Return the figures of a soak; `rows` is the size of a batch."""
+    steps, usual = steps_of(faulty), steps_of(plain)
+    injected = Counter(line["kind"] for line in logged(faulty))
+    last = max(usual)
+    same = saved_digests(faulty, last) == saved_digests(plain, last)
+    return {
+        "kinds": dict(sorted(injected.items())),
+        "faults": injected.total(),
+        "rows_lost": rows * len(set(usual) - set(steps)),
+        "rows_repeated": rows * (len(steps) - len(set(steps))),
+        # A flip whose process dies before the next check is gone with it, unnamed.
+        "named": named(output),
+        "bitwise": same and losses(faulty) == losses(plain),
+        **recovery(faulty),
+    }
+
+
+def named(output: str) -> dict[str, int]:
+    """Count what the runs have said of faults, in their own words."""
+    return {
+        "parted": output.count(": replicas have parted in "),
+        "damaged_checkpoint": len(DAMAGED.findall(output)),
+        "corrupt_record": output.count("is damaged: its CRC-32C is not"),
+        "stuck": output.count(" has waited "),
+        "killed": output.count(" was killed by SIGKILL"),
+    }
+
+
+def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
+    records = read_metrics(workdir / "metrics.jsonl")
+    return [(r["step"], r["loss"]) for r in records if r["split"] == "train"]
+
+
+def recovery(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return the seconds from an end to the next step, and the goodput beside Daly's."""
+    events = goodput.read(workdir / goodput.FILE)
+    lives = goodput.lives_of(events)
+    pairs = [
+        (before, after)
+        for before, after in zip(lives, lives[1:], strict=False)
+        if before.last["event"] != "end"
+    ]
+    seconds = sorted(
+        after.began + after.marks[0]["elapsed"] - before.ended for before, after in pairs
+    )
+    spent = goodput.told(workdir)
+    told: dict[str, Any] = {
+        "restarts": len(seconds),
+        "seconds": {part: round(x, 3) for part, x in spent["seconds"].items()},
+        "total_seconds": round(spent["total"], 3),
+        "goodput": round(spent["step_share"], 4),
+    }
+    if not seconds:
+        return told
+    saves = sum(event["event"] == "saved" for event in events)
+    parts = spent["seconds"]
+    save, restart = parts["checkpoint"] / saves, statistics.fmean(seconds)
+    between, work = spent["total"] / len(seconds), parts["step"] / saves
+    return told | {
+        "recovery_p50": round(percentile(seconds, 0.5), 2),
+        "recovery_p99": round(percentile(seconds, 0.99), 2),
+        "goodput_by_daly": round(daly.efficiency(work, save, between, restart), 4),
+        "best_interval_by_daly": round(daly.interval(save, between), 2),
+    }
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]

@@ -1,0 +1,37 @@
+"""For whom a process waits, as its watchdog tells it."""
+
+from experiments.run.survival.clock import Clock
+from experiments.run.survival.heart import Beat, Heart, report
+
+MINE = {"index": 0, "step": 7, "part": "step", "waited": 5.2, "deadline": 5.0, "every": 0.5}
+
+
+def test_whom_it_names():
+    fine, busy = Beat(7, "step", 0.4), Beat(7, "data", 0.3)
+    for others, words in [
+        ({1: fine, 2: Beat(6, "step", 4.1)}, "process 2, which is stopped, dead"),
+        ({1: Beat(6, "step", 9.0), 2: Beat(6, "", 9.0)}, "process 1, 2, which is stopped"),
+        ({1: fine, 2: busy}, "process 2, which lives and does not get on"),
+        ({1: Beat(5, "step", 0.1), 2: fine}, "process 1, which lives and does not get on"),
+        ({1: fine, 2: fine}, "a link: all other processes live"),
+    ]:
+        first, *rest = report(others=others, **MINE)
+        assert f"it waits for {words}" in first
+        assert "waited 5.2 s in the part 'step' after step 7" in first
+        assert len(rest) == len(others) and "last finished step" in rest[0]
+
+
+def test_each_reads_the_heartbeats_of_the_others(tmp_path):
+    mine, other = (Heart(tmp_path, Clock(), 5.0, index, 2) for index in (0, 1))
+    other.folder.mkdir()
+    mine.look(10.0)
+    assert mine.others(11.0) == {1: Beat(0, "not begun", 1.0)}
+    other.step = 3
+    with other.clock("data"):
+        other.write()
+    mine.look(12.0)
+    mine.look(14.5)  # it has said no more
+    assert mine.others(15.0) == {1: Beat(3, "data", 3.0)}
+    other.write()
+    mine.look(16.0)
+    assert mine.others(16.25) == {1: Beat(3, "", 0.25)}

@@ -1,0 +1,144 @@
+"""What the injector does to checkpoints, rows and memory, without processes that die."""
+
+import errno
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs.base import Experiment
+from experiments.processes.faults import (
+    AtStep,
+    CorruptRecord,
+    FlippedCheckpoint,
+    FlippedGradient,
+    FlippedParameter,
+    Kill,
+    ReadOnlyDisk,
+    TornCheckpoint,
+)
+from experiments.run.survival import injection
+from experiments.run.survival.injection import (
+    Injector,
+    Targets,
+    gradient_flips,
+    logged,
+    read_faults,
+)
+from parallel.mesh import data_mesh
+from parallel.program import Learner, TrainState
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr(injection, "kill", lambda: calls.append("killed"))
+    return calls
+
+
+def injector(folder, plan, index=0):
+    rows = folder / "train.tokens"
+    if not rows.exists():
+        rows.write_bytes(bytes(range(60)))
+    made = Injector(plan, folder, index, Targets(data_mesh(-1), rows, 12))
+    made.begin()
+    return made
+
+
+def saved(folder, *steps):
+    for step in steps:
+        (folder / f"checkpoints/{step}/params/d").mkdir(parents=True)
+        (folder / f"checkpoints/{step}/params/d/a").write_bytes(b"\0" * 40)
+
+
+def test_checkpoints_are_damaged_once_there_are_two(tmp_path, killed):
+    plan = [TornCheckpoint(AtStep(2)), FlippedCheckpoint(AtStep(3), bit=1)]
+    ours = injector(tmp_path, plan)
+    saved(tmp_path, 8)
+    ours.before(9, None)
+    assert not killed and not logged(tmp_path)
+    saved(tmp_path, 10)
+    ours.before(11, None)
+    file = tmp_path / "checkpoints/10/params/d/a"
+    assert file.read_bytes() == b"\0" * 10 + b"\2" + b"\0" * 9  # torn, then flipped
+    assert (tmp_path / "checkpoints/8/params/d/a").stat().st_size == 40
+    assert len(killed) == 2
+    # A process that goes on from there does not do it again.
+    injector(tmp_path, plan).before(12, None)
+    assert len(killed) == 2 and [x["number"] for x in logged(tmp_path)] == [0, 1]
+
+
+def test_a_record_and_a_save_are_hit(tmp_path):
+    plan = [CorruptRecord(AtStep(1), record=2, bit=3), ReadOnlyDisk(AtStep(4))]
+    ours = injector(tmp_path, plan)
+    ours.before(1, None)
+    expected = bytearray(range(60))
+    expected[2 * 12 + 6] ^= 8
+    assert (tmp_path / "train.tokens").read_bytes() == bytes(expected)
+    ours.before_save(3)
+    ours.before(4, None)
+    with pytest.raises(OSError) as error:
+        ours.before_save(4)
+    assert error.value.errno == errno.EROFS
+    ours.before_save(6)  # the next one works
+
+
+def test_a_parameter_is_flipped_on_one_device_alone(tmp_path):
+    mesh = data_mesh(-1)
+    whole = NamedSharding(mesh, P())
+    params = {"a": jax.device_put(jnp.arange(6.0), whole),
+              "b": jax.device_put(jnp.ones((2, 3), jnp.bfloat16), whole)}  # fmt: skip
+    state = TrainState(jnp.int32(0), params, (), (), ())
+    fault = FlippedParameter(AtStep(5), device=6, leaf=3, element=10, bit=17)
+    after = injector(tmp_path, [fault]).before(5, state)
+    for shard in after.params["b"].addressable_shards:  # leaf 3 of 2, element 10 of 6
+        bits = np.asarray(shard.data).view(np.uint16).ravel()
+        changed = np.flatnonzero(bits != 0x3F80)  # one, in bfloat16
+        assert changed.tolist() == ([4] if shard.device.id == 6 else [])
+        assert shard.device.id != 6 or bits[4] == 0x3F80 ^ 1 << 1
+    np.testing.assert_array_equal(after.params["a"], params["a"])
+
+
+def test_only_its_target_acts(tmp_path, killed):
+    injector(tmp_path, [Kill(AtStep(2), process=1)], index=0).before(2, None)
+    assert not killed and not logged(tmp_path)
+    injector(tmp_path, [Kill(AtStep(2), process=1)], index=1).before(2, None)
+    assert killed
+    assert logged(tmp_path) == [{"number": 0, "kind": "kill", "step": 2, "process": 1}]
+
+
+def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
+    plan = [FlippedGradient(AtStep(4), row=2, leaf=1, element=3, bit=30)]
+    (flip,) = gradient_flips(plan, tmp_path, seed=9)
+    # The step that takes the state of 3 steps to that of 4.
+    learner = SimpleNamespace(seed=9)
+    expected = Learner.step_key(learner, jnp.int32(3))
+    assert jnp.array_equal(jax.random.key_data(flip.key), jax.random.key_data(expected))
+    assert flip[1:] == (2, 1, 3, 30)
+    injector(tmp_path, plan).before(4, None)
+    assert gradient_flips(plan, tmp_path, seed=9) == []
+    data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
+    with pytest.raises(ValueError, match="under strategy 'jit' replicas exchange none"):
+        read_faults("flipped_gradient", Experiment(), data_mesh(-1), data)
+
+
+def test_the_flag_names_a_kind_or_a_file(tmp_path):
+    data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
+    given = Experiment(steps=100), data_mesh(-1), data
+    (fault,) = read_faults("kill", *given)
+    assert isinstance(fault, Kill) and fault.at.step >= 2
+    assert [fault] == read_faults("kill", *given) and read_faults(None, *given) == []
+    file = tmp_path / "faults.py"
+    file.write_text("def get_faults():\n    return 3\n")
+    for flag, words in [
+        ("flood", "no kind of fault 'flood'; choose of kill, stop, slow, full_disk"),
+        (str(file), "get_faults() returns 3; expected a list"),
+        ("no/such.py", "no/such.py: there is no such file"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            read_faults(flag, *given)
