@@ -136,9 +136,15 @@ def measure(name: str, arguments: list[str]) -> Line:
     return {"ended": ended, "codes": codes, "said": said, "more_steps": more}
 
 
+def given(arguments: list[str], field: str) -> str:
+    """Return what the flags say of a field of the config; empty: nothing."""
+    start = f"--config.{field}="
+    found = [x.removeprefix(start) for x in arguments if x.startswith(start)]
+    return found[-1] if found else ""
+
+
 def main(argv: list[str]) -> None:
     file, arguments = pathlib.Path(RESULTS.value), argv[1:]
-    strategy = [x.partition("=")[2] for x in arguments if "parallel.strategy=" in x]
     with user_errors():
         for name in CHOSEN.value:
             if name not in CUTS:
@@ -147,8 +153,12 @@ def main(argv: list[str]) -> None:
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), {"partition"})
     for name in CHOSEN.value:
-        head = {"strategy": (strategy or ["jit"])[-1], "cut": name}
-        head["jax"] = jax.__version__
+        head = {
+            "strategy": given(arguments, "parallel.strategy"),
+            "deadline": given(arguments, "deadline"),
+            "cut": name,
+            "jax": jax.__version__,
+        }
         if any(head.items() <= line.items() for line in read(file)):
             continue
         with user_errors():

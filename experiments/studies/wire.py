@@ -35,6 +35,7 @@ RESULTS = flags.DEFINE_string(
     "results", "results/wire.jsonl", "File of results, to which lines of JSON are added."
 )
 PAGE = define_page("docs/strategies.md")
+HEADERS = 52  # bytes of IP and TCP with time stamps, before the payload of a packet
 WARMUP, STEPS, IDLE = 3, 5, 3  # steps, steps, seconds without a step
 
 
@@ -56,6 +57,7 @@ def measure(member: str, num_hosts: int) -> dict:
         "ledger_bytes": ledger_bytes,
         "sent_bytes": round((sent - background * seconds) / STEPS),
         "sent_packets": round(packets / STEPS),
+        "headers": HEADERS,
         "resent_segments": round(again / STEPS, 1),
         "idle_bytes_per_second": round(background),
     }

@@ -10,7 +10,6 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.rows import reached
 from experiments.sweeps.tables import markdown
 
-HEADERS = 66  # bytes of Ethernet, IP and TCP with time stamps, before the payload
 SEGMENT = 1448  # bytes of a TCP segment's payload
 TIMED_EVERY = 4  # H at which members that average every H steps are timed
 
@@ -24,7 +23,7 @@ def wire_table(lines: list[Line]) -> str:
     body = []
     for x in lines:
         ledger, sent, packets = x["ledger_bytes"], x["sent_bytes"], x["sent_packets"]
-        once = sent - HEADERS * packets - SEGMENT * x["resent_segments"]
+        once = sent - x["headers"] * packets - SEGMENT * x["resent_segments"]
         cells = [x["member"], x["hosts"], f"{ledger:,.0f}", f"{sent:,}"]
         cells += [f"{sent / ledger:.3f}", f"{packets:,}", x["resent_segments"]]
         body.append([*cells, f"{once / ledger:.3f}"])

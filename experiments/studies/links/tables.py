@@ -182,6 +182,9 @@ def partition_table(lines: list[Line]) -> str:
         ended = [i for i, seconds in enumerate(line["ended"]) if seconds is not None]
         first = min(ended, key=lambda i: line["ended"][i], default=None)
         said = "" if first is None else line["said"][first][:SHOWN]
-        body.append([line["strategy"], line["jax"], line["cut"], *fates, said])
+        settings = [line[name] for name in ("strategy", "deadline", "jax", "cut")]
+        body.append([*settings, *fates, said])
     hosts = [f"process {i}" for i in range(len(lines[0]["ended"]) if lines else 0)]
-    return markdown(["", "JAX", "cut between", *hosts, "the first to end says"], body)
+    return markdown(
+        ["", "deadline, s", "JAX", "cut between", *hosts, "the first to end says"], body
+    )

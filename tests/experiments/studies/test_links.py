@@ -109,10 +109,16 @@ def test_mistakes_are_refused():
 
 
 def test_the_table_of_cut_links():
-    line = {"strategy": "jit", "jax": "1", "cut": "0 and 1", "codes": [1, -6, None]}
+    line = {
+        "strategy": "jit",
+        "deadline": "20",
+        "jax": "1",
+        "cut": "0 and 1",
+        "codes": [1, -6, None],
+    }
     stays = line | {"ended": [31.24, 30.6, None], "said": ["a", "b|c", ""], "more_steps": 1}
     mends = line | {"ended": [None] * 3, "said": ["", "", ""], "more_steps": 90}
     table = tables.partition_table([stays, mends]).splitlines()
-    start = "| jit | 1 | 0 and 1 "
+    start = "| jit | 20 | 1 | 0 and 1 "
     assert table[2] == rf"{start}| ends after 31 s | ends after 31 s | waits | b\|c |"
     assert table[3] == f"{start}| goes on | goes on | goes on |  |"
