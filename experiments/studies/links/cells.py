@@ -67,11 +67,6 @@ TIMED: dict[str, Member] = {
 }
 
 
-def check(where: str) -> None:
-    if where not in PAIRS:
-        raise ValueError(f"where {where!r}: choose among {', '.join(PAIRS)}")
-
-
 def apply(net: Network, cell: Cell) -> None:
     """Give the network the links of a cell.
 

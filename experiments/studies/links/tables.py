@@ -10,7 +10,7 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.rows import reached
 from experiments.sweeps.tables import digits, markdown
 
-SHOWN = 160  # characters of a message
+SHOWN = 220  # characters of a message
 Seconds = dict[str, dict[Cell, float]]  # member -> cell -> seconds of a step
 
 
