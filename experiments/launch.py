@@ -32,6 +32,7 @@ from experiments.processes.children import (
     GRACE_SECONDS,
     describe,
     end,
+    fewer,
     free_port,
     settle,
     wait,
@@ -190,11 +191,6 @@ def run_job(count: int, arguments: list[str], terminated: list[int]) -> Ended:
         is_new = failed and codes[0] != code
         log = files[failed].read_text(encoding="utf-8", errors="replace") if is_new else ""
         return Ended(failed, code, log)
-
-
-def fewer(count: int) -> int:
-    """Return how many processes go on without one: rows can be divided among them."""
-    return max(n for n in range(1, max(count, 2)) if count % n == 0)
 
 
 def run_jobs(arguments: list[str]) -> None:

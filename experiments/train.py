@@ -71,7 +71,7 @@ def main() -> None:
             check_data(config, data, mesh)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
-            faults = read_faults(FAULTS.value, config, mesh, data)
+            faults = read_faults(FAULTS.value, config, mesh, data, folder)
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))

@@ -466,6 +466,33 @@ FAULTS = [
         'opt=jax.tree.map(jnp.zeros_like, parts.get("opt", like.opt))',
         "experiments/run/test_checkpoint.py every_strategy and fsdp",
     ),
+    Fault(
+        "copies are looked for along axes that split a leaf", "parallel/agreement.py",
+        "if axis not in axes_of(spec))", "if True)",
+        "parallel/test_agreement.py",
+    ),
+    Fault(
+        "a damaged row is not seen", "lm/data/rows/checked.py",
+        "if row_sum(row) != self.sums[number]:", "if False:",
+        "lm/data/test_checked.py",
+    ),
+    Fault(
+        "work counts that a later process has undone",
+        "experiments/run/survival/goodput.py",
+        'm["step"] <= min(later)', 'm["step"] <= later[0]',
+        "experiments/run/survival/test_goodput.py",
+    ),
+    Fault(
+        "a fault happens again after a restart", "experiments/run/survival/injection.py",
+        "if n not in done}", "if True}",
+        "experiments/run/survival/test_injection.py checkpoints",
+    ),
+    Fault(
+        "a stopped process is not told from one that is behind",
+        "experiments/run/survival/heart.py",
+        "if beat.silent > quiet]", "if False]",
+        "experiments/run/survival/test_heart.py",
+    ),
 ]  # fmt: skip
 
 

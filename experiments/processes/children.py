@@ -77,3 +77,8 @@ def describe(code: int) -> str:
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
+
+
+def fewer(count: int) -> int:
+    """Return how many processes go on without one: the largest number that divides."""
+    return max(n for n in range(1, max(count, 2)) if count % n == 0)

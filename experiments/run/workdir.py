@@ -8,7 +8,7 @@ tensorboard/     event files
 checkpoints/     Orbax
 time.jsonl       where the seconds go (experiments/run/survival/goodput.py)
 heartbeats/      the last sign of life of each process
-faults.jsonl     faults that were made to happen
+faults.jsonl     faults that were made to happen; faults.json: what there was to fail
 summary.json     the final block; the run is complete when it exists
 summary-N.json   the final block at step N, if a complete run was trained on
 """
@@ -47,6 +47,7 @@ OWN = (
     "time.jsonl",
     "heartbeats",
     "faults.jsonl",
+    "faults.json",
     "tokenizer.json",
     "config.json",
     "lock",

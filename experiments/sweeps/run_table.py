@@ -13,7 +13,8 @@ from experiments.sweeps.verdicts import SAME, utilisation
 # Fields of logging and saving; no result depends on them.
 WATCHING = (
     "eval_every", "eval_batches", "save_every", "keep", "prompt", "trace_norms",
-    "check_every", "deadline", "parallel.outlier", "data.cache", "data.tfds_dir", "fingerprint",
+    "check_every", "deadline", "parallel.outlier", "data.cache", "data.tfds_dir",
+    "fingerprint",
 )  # fmt: skip
 
 Value = float | None

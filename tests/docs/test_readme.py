@@ -10,6 +10,7 @@ import re
 import pytest
 
 from experiments.inspection.truth import planted_table
+from experiments.studies.flips.shares import flips_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.studies.soak.table import soak_table
@@ -206,4 +207,7 @@ def test_the_tables_are_those_of_the_results():
     page = ROOT / "docs/questions/how-is-text-prepared.md"
     assert tables(page) == preparation_tables(results.get("preparation", []))
     page = ROOT / "docs/questions/how-are-failures-survived.md"
-    assert tables(page) == {"soak": soak_table(results["soak"]).strip()}
+    assert tables(page) == {
+        "flips": flips_table(results["flips"]).strip(),
+        "soak": soak_table(results["soak"]).strip(),
+    }

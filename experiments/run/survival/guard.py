@@ -12,7 +12,12 @@ from experiments.run.build import Run
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.goodput import Journal
 from experiments.run.survival.heart import Heart
-from experiments.run.survival.injection import Injector, Targets
+from experiments.run.survival.injection import (
+    Injector,
+    Targets,
+    keep_setting,
+    setting_of,
+)
 from experiments.run.survival.replicas import agreement_check, check_norms
 from experiments.run.survival.saving import Saves
 from lm.data.prepare import rows_folder
@@ -66,6 +71,8 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
     config, workdir, clock = run.config, run.workdir, run.clock
     index, count = jax.process_index(), jax.process_count()
     journal = Journal(workdir, clock, is_main_process())  # reads what Heart writes over
+    if faults and is_main_process():
+        keep_setting(workdir, setting_of(config, run.program.mesh, run.data))
     injector = Injector(faults, workdir, index, targets(run))
     saves = Saves(config.save_every, workdir, clock)
     agree, every = agreement_check(run.program), config.check_every

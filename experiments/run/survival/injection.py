@@ -40,6 +40,7 @@ from experiments.processes.faults import (
     check_kinds,
     planned,
 )
+from experiments.processes.files import json_line, write_whole
 from experiments.run.python_file import call_function
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE, read
@@ -50,6 +51,8 @@ from parallel.strategies import where
 flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 
 LOG = "faults.jsonl"
+SETTING = "faults.json"  # what there was to go wrong when the run began
+GONE = -1
 
 
 def define_faults() -> flags.FlagHolder:
@@ -62,16 +65,14 @@ def define_faults() -> flags.FlagHolder:
 
 
 def read_faults(
-    flag: str | None, config: Experiment, mesh: Mesh, data: Data
+    flag: str | None, config: Experiment, mesh: Mesh, data: Data, workdir: pathlib.Path
 ) -> list[Fault]:
     """Return the faults of --faults: a file with get_faults(), or the name of a kind.
 
     A kind is one fault, at a step that the seed chooses. Raises ValueError if it is
     neither.
     """
-    setting = Setting(
-        jax.process_count(), mesh.size, len(data.train.tokens), config.data.batch_size
-    )
+    setting = first_setting(workdir) or setting_of(config, mesh, data)
     seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
     if not flag:
         return []
@@ -90,6 +91,26 @@ def read_faults(
             f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
         )
     return plan
+
+
+def first_setting(workdir: pathlib.Path) -> Setting | None:
+    """Return what there was when the run began; it may go on with fewer processes."""
+    file = workdir / SETTING
+    if not file.exists():
+        return None
+    return Setting(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def setting_of(config: Experiment, mesh: Mesh, data: Data) -> Setting:
+    """Return what there is to go wrong."""
+    num_records, batch_size = len(data.train.tokens), config.data.batch_size
+    return Setting(jax.process_count(), mesh.size, num_records, batch_size)
+
+
+def keep_setting(workdir: pathlib.Path, setting: Setting) -> None:
+    """Write down what there was to go wrong when the run began."""
+    if not (workdir / SETTING).exists():
+        write_whole(workdir / SETTING, json_line(setting._asdict()))
 
 
 def gradient_flips(plan: Sequence[Fault], workdir: pathlib.Path, seed: int) -> list[Flip]:
@@ -172,6 +193,8 @@ class Injector:
     def target(self, fault: Fault) -> int | None:
         """Return the process in which the fault acts; None: in all of them."""
         if isinstance(fault, FlippedParameter):
+            if fault.device >= self.mesh.size:  # it was lost with its process
+                return GONE
             return self.mesh.devices.flat[fault.device].process_index
         if isinstance(fault, IN_STEP):
             return None

@@ -1,5 +1,6 @@
 """The launcher's own errors, and those of what it starts."""
 
+from experiments.processes.children import fewer
 from tests.experiments.runs import command, run, run_together
 
 FLAGS = {  # a flag -> what the message must say
@@ -28,3 +29,7 @@ def test_an_error_of_what_it_starts_is_told_once():
     result = run("launch", "--", "--config=no/such.py", "--workdir=x", check=False)
     assert result.returncode == 2
     assert result.stderr == "error: no/such.py: there is no such file\n"
+
+
+def test_fewer_processes_share_the_same_rows():
+    assert [fewer(n) for n in (1, 2, 3, 4, 6, 7, 8, 9)] == [1, 1, 1, 2, 3, 1, 4, 3]

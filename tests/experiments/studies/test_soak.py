@@ -4,7 +4,13 @@ import json
 
 import numpy as np
 
-from experiments.studies.flips import BITS, REPLICAS, Gradients, flips_table, found_share
+from experiments.studies.flips.shares import (
+    BITS,
+    REPLICAS,
+    Gradients,
+    flips_table,
+    found_share,
+)
 from experiments.studies.soak.table import soak_table
 from experiments.studies.soak.tell import named, percentile, recovery
 

@@ -27,8 +27,10 @@ from experiments.run.survival.injection import (
     Injector,
     Targets,
     gradient_flips,
+    keep_setting,
     logged,
     read_faults,
+    setting_of,
 )
 from parallel.mesh import data_mesh
 from parallel.program import Learner, TrainState
@@ -124,12 +126,12 @@ def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
     assert gradient_flips(plan, tmp_path, seed=9) == []
     data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
     with pytest.raises(ValueError, match="under strategy 'jit' replicas exchange none"):
-        read_faults("flipped_gradient", Experiment(), data_mesh(-1), data)
+        read_faults("flipped_gradient", Experiment(), data_mesh(-1), data, tmp_path)
 
 
 def test_the_flag_names_a_kind_or_a_file(tmp_path):
     data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
-    given = Experiment(steps=100), data_mesh(-1), data
+    given = Experiment(steps=100), data_mesh(-1), data, tmp_path
     (fault,) = read_faults("kill", *given)
     assert isinstance(fault, Kill) and fault.at.step >= 2
     assert [fault] == read_faults("kill", *given) and read_faults(None, *given) == []
@@ -142,3 +144,24 @@ def test_the_flag_names_a_kind_or_a_file(tmp_path):
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             read_faults(flag, *given)
+
+
+def test_a_run_that_goes_on_with_fewer_devices_meets_the_same_faults(tmp_path):
+    """Those of what it has lost do not happen."""
+    data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
+    file = tmp_path / "faults.py"
+    file.write_text(
+        "from experiments.processes.faults import *\n"
+        "def get_faults():\n"
+        "    return [FlippedParameter(AtStep(2), device=7),\n"
+        "            Drawn(('kill', 'flipped_parameter'), 20, AtStep(9), 3)]\n"
+    )
+    config = Experiment()
+    before = read_faults(str(file), config, data_mesh(8), data, tmp_path)
+    keep_setting(tmp_path, setting_of(config, data_mesh(8), data))
+    after = read_faults(str(file), config, data_mesh(2), data, tmp_path)
+    assert before == after and len(before) == 21
+    ours = Injector(after[:1], tmp_path, 0, Targets(data_mesh(2), tmp_path / "x", 1))
+    ours.begin()
+    ours.before(2, None)
+    assert not logged(tmp_path)

@@ -11,7 +11,6 @@ page.
 """
 
 import pathlib
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,11 +22,16 @@ from experiments.processes.messages import user_errors
 from experiments.run import startup
 from experiments.run.build import check
 from experiments.run.steps import row_order
-from experiments.run.survival.replicas import outlying
 from experiments.run.trial import Trial, build_trial
+from experiments.studies.flips.shares import (
+    BITS,
+    REPLICAS,
+    Gradients,
+    flips_table,
+    found_share,
+)
 from experiments.sweeps.pages import check_names, define_page, fill
-from experiments.sweeps.results import Line, read, write
-from experiments.sweeps.tables import markdown
+from experiments.sweeps.results import read, write
 from lm.data.prepare import prepare
 from lm.data.rows.order import train_batches
 from lm.data.rows.store import Rows
@@ -39,13 +43,7 @@ RESULTS = flags.DEFINE_string(
     "results", "results/flips.jsonl", "File of results, to which lines of JSON are added."
 )
 PAGE = define_page("docs/questions/how-are-failures-survived.md")
-REPLICAS, BITS = 8, 32
 FACTOR = 5.0  # where the config gives none
-
-
-class Gradients(NamedTuple):
-    values: np.ndarray  # float32[REPLICAS, P], sums over the rows of each replica
-    tokens: np.ndarray  # float[REPLICAS]
 
 
 def gradients(trial: Trial, rows: Rows, params) -> Gradients:
@@ -63,32 +61,6 @@ def gradients(trial: Trial, rows: Rows, params) -> Gradients:
     found = [own({name: x[part] for name, x in batch.items()}) for part in parts]
     values, tokens = zip(*found, strict=True)
     return Gradients(np.stack(values), np.array(tokens, float))
-
-
-def found_share(grads: Gradients, bit: int, factor: float, num: int, rng) -> float:
-    """Flip one bit of `num` random elements, one at a time; return the share found."""
-    squares = np.square(grads.values.astype(np.float64)).sum(1)
-    found = 0
-    for _ in range(num):
-        replica = rng.integers(REPLICAS)
-        value = grads.values[replica, rng.integers(grads.values.shape[1])]
-        flipped = (value.view(np.uint32) ^ np.uint32(1 << bit)).view(np.float32)
-        changed = squares.copy()
-        changed[replica] += np.square(float(flipped)) - np.square(float(value))
-        norms = np.sqrt(np.maximum(changed, 0)) / grads.tokens
-        found += outlying(norms.tolist(), factor) == [replica]
-    return found / num
-
-
-def flips_table(lines: list[Line]) -> str:
-    """Return the shares found, by the bit that was flipped."""
-    told = {31: "sign"} | {bit: "exponent" for bit in range(23, 31)}
-    rows = [
-        [str(line["bit"]), told.get(line["bit"], "mantissa"), f"{line['found']:.1%}"]
-        for line in sorted(lines, key=lambda line: -line["bit"])
-        if line["bit"] > 22 or line["found"] or line["bit"] in (0, 22)
-    ]
-    return markdown(["bit", "part of the float32", "found"], rows)
 
 
 def main() -> None:
