@@ -46,8 +46,8 @@ RESULTS = flags.DEFINE_string(
 PAGE = define_page("docs/links.md")
 START_SECONDS = 600  # for the first steps; on a busy machine compiling takes long
 FIRST_STEPS = 3
-# What tells why a process ended: our own errors, JAX's, and any other's.
-SIGNS = ("error: ", "heartbeat", "Terminating process", "Error")
+# What tells why a process ended, if no error of our own does: JAX's words, then any.
+SIGNS = ("heartbeat", "Terminating process", "Error")
 
 
 def start(index: int, arguments: list[str], folder: pathlib.Path) -> subprocess.Popen:
@@ -91,10 +91,10 @@ def last_words(log: pathlib.Path) -> str:
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
         if line.strip()
     ]
-    for sign in SIGNS:
-        if found := [line for line in lines if sign in line]:
-            return found[0].rpartition("] ")[2][:300]  # without the place in C++
-    return lines[-1] if lines else ""
+    own = [line for line in lines if line.startswith("error: ")]
+    signed = [line for sign in SIGNS for line in lines if sign in line]
+    said = (own or signed or lines[-1:] or [""])[0]
+    return said.rpartition("] ")[2][:300]  # without the place in C++
 
 
 def cut(net: Network, name: str, processes: list[subprocess.Popen]) -> list[float | None]:
