@@ -1,26 +1,33 @@
-"""Train in several processes on this machine, joined over loopback.
+"""Train in several processes on this machine, joined over loopback or emulated links.
 
 python -m experiments.launch --processes=2 --devices_per_process=4 -- \
     --config=configs/tiny.py --workdir=runs/two
 
 Prints what process 0 prints; if another process fails first, prints its output too. One
 process that fails ends all of them; with --restarts they are started again, and go on from
-the last checkpoint. SIGTERM lets all of them save at the same step and end. A TPU pod,
-SLURM, Kubernetes and MPI need no launcher: start experiments.train once for each process
-there, and JAX finds the others.
+the last checkpoint. SIGTERM lets all of them save at the same step and end.
+
+--links=FILE.py joins them by links that are far, slow, lossy or cut, as the file says
+(experiments/processes/network/changes.py). That needs Linux and root.
+
+A TPU pod, SLURM, Kubernetes and MPI need no launcher: start experiments.train once for each
+process there, and JAX finds the others.
 """
 
+import contextlib
 import importlib.util
 import pathlib
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 from absl import app, flags
 
+from experiments.processes import namespaces
 from experiments.processes.children import (
     GRACE_SECONDS,
     describe,
@@ -31,6 +38,9 @@ from experiments.processes.children import (
     wait,
 )
 from experiments.processes.messages import user_errors
+from experiments.processes.network.changes import Change, check, played
+from experiments.processes.network.emulator import network
+from experiments.run.python_file import call_function
 
 MOST_PROCESSES = 256
 WRONG_USE = 2  # the exit code of what would fail again
@@ -65,6 +75,15 @@ ELASTIC = flags.DEFINE_bool(
     "Start fewer processes again: the largest number that divides the one before. What "
     "the run computes then differs by rounding.",
 )
+LINKS = flags.DEFINE_string(
+    "links",
+    None,
+    "Python file whose get_links() says what the links between the processes are like, and "
+    "when they change. Needs Linux and root.",
+)
+LINKS_SEED = flags.DEFINE_integer(
+    "links_seed", 0, "Seed of what the links do to packets.", lower_bound=0
+)
 MODULE = flags.DEFINE_string(
     "module", "experiments.train", "Command that each process runs."
 )
@@ -90,21 +109,42 @@ def check_module(name: str) -> None:
 
 
 def start(index: int, count: int, port: int, arguments: list[str], output):
+    host = namespaces.address(0) if LINKS.value else "127.0.0.1"
     command = [
         *(sys.executable, "-m", MODULE.value, *arguments),
         f"--devices={DEVICES.value}",
-        f"--coordinator=127.0.0.1:{port}",
+        f"--coordinator={host}:{port}",
         f"--num_processes={count}",
         f"--process_id={index}",
     ]
     return subprocess.Popen(
-        command,
+        namespaces.inside(index, command) if LINKS.value else command,
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
         preexec_fn=partial(settle, index, count, CORES.value)
         if sys.platform == "linux"
         else None,
     )
+
+
+def load_links(count: int) -> list[Change]:
+    """Return the changes of --links; ValueError for a file or a machine without them."""
+    if not LINKS.value:
+        return []
+    namespaces.require()
+    if count < 2:
+        raise ValueError(f"--links joins processes, and --processes is {count}")
+    return check(LINKS.value, call_function(LINKS.value, "get_links"), count)
+
+
+@contextlib.contextmanager
+def linked(count: int, changes: list[Change]) -> Iterator[None]:
+    """Make the links of --links, if it is given."""
+    if not changes:
+        yield
+        return
+    with network(count, seed=LINKS_SEED.value) as net, played(net, changes):
+        yield
 
 
 class Ended(NamedTuple):
@@ -153,14 +193,13 @@ def run_job(count: int, arguments: list[str], terminated: list[int]) -> Ended:
         return Ended(failed, code, log)
 
 
-def main(argv: list[str]) -> None:
-    with user_errors():
-        check_module(MODULE.value)
+def run_jobs(arguments: list[str]) -> None:
+    """Run the job, and again after failures as --restarts allows."""
     terminated: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
     count = PROCESSES.value
     for restarts_left in range(RESTARTS.value, -1, -1):
-        ended = run_job(count, argv[1:], terminated)
+        ended = run_job(count, arguments, terminated)
         if ended.failed is None:
             return
         explain(count, ended)
@@ -171,6 +210,14 @@ def main(argv: list[str]) -> None:
             f"starting {count} process(es) again; {restarts_left - 1} restarts are left",
             file=sys.stderr,
         )
+
+
+def main(argv: list[str]) -> None:
+    with user_errors():
+        check_module(MODULE.value)
+        changes = load_links(PROCESSES.value)
+    with linked(PROCESSES.value, changes):  # a cut link stays cut when all start again
+        run_jobs(argv[1:])
 
 
 if __name__ == "__main__":

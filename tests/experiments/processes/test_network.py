@@ -17,7 +17,7 @@ from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network
 from experiments.processes.network.link import Link, stream, uniform
 from experiments.processes.network.probe import arrivals, pair, round_trips, transfer
-from tests.experiments.runs import ROOT, small, write_corpus
+from tests.experiments.runs import ROOT, run, small, write_corpus
 
 needs_network = pytest.mark.skipif(
     bool(namespaces.lacking()), reason=f"needs {namespaces.lacking()}"
@@ -243,3 +243,24 @@ def test_changes_are_made_when_their_time_comes(capfd):
     assert "the link 0 to 1: cut\n" in said
     assert "after 0.4 s, the link 0 and 1: as good as the machine allows\n" in said
     assert "60" not in said
+
+
+@needs_network
+def test_a_launcher_joins_its_processes_by_links(tmp_path):
+    links = tmp_path / "links.py"
+    module = "--module=tests.experiments.processes.hello_worker"
+    head = (
+        "from experiments.processes.network.changes import Change\n"
+        "from experiments.processes.network.link import Link\n"
+        "def get_links(): return "
+    )
+    for text, code, said in [
+        ("[Change(Link(delay=0.01))]", 0, "after 0 s, all links: delay 0.01"),
+        ("[Change(None, between=(0, 2))]", 2, "there is no link between (0, 2)"),
+        ("[Change(Link(loss=2))]", 2, "line 3: ValueError: link: loss 2 is a probability"),
+    ]:
+        links.write_text(head + text)
+        result = run("launch", f"--links={links}", module, check=False)
+        assert result.returncode == code and said in result.stderr, result.stderr
+    result = run("launch", f"--links={links}", "--processes=1", module, check=False)
+    assert result.returncode == 2 and "--processes is 1" in result.stderr
