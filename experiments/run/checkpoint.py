@@ -178,7 +178,10 @@ class Checkpoints:
         return None
 
     def load_state(
-        self, step: int, program: Program, begin: Callable[[Any], TrainState] | None
+        self,
+        step: int,
+        program: Program,
+        begin: Callable[[Any], TrainState] | None = None,
     ) -> TrainState:
         """Load a state; parts that only another strategy needs are left out."""
         like = program.abstract_portable
@@ -296,11 +299,12 @@ def digests(parts: dict[str, Any]) -> dict[str, int]:
 def digest(tree: Any) -> int:
     """Return a number of 32 bits. One program for all leaves would copy all at once."""
     total = 0
-    for index, words in enumerate(
-        jax.device_get([sum_bits(x) for x in jax.tree.leaves(tree)])
-    ):
+    for index, leaf in enumerate(jax.tree.leaves(tree)):
+        # One after the other: emulated devices that run several sums at once may wait for
+        # each other for ever.
+        words = int(sum_bits(leaf))
         # An odd factor for each leaf changes the sum if two leaves change places.
-        total = (total * 3 + int(words) * (2 * index + 1)) % 2**32
+        total = (total * 3 + words * (2 * index + 1)) % 2**32
     return total
 
 

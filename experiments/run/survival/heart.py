@@ -62,7 +62,7 @@ class Heart:
         self.write()
         self.thread.start()
         if threading.current_thread() is threading.main_thread():
-            faulthandler.register(signal.SIGUSR1, all_threads=True)
+            faulthandler.register(signal.SIGUSR1, sys.__stderr__, all_threads=True)
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -113,7 +113,7 @@ class Heart:
         lines = report(
             self.index, self.step, self.clock.part, waited, self.deadline, beats, self.every
         )
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
         os._exit(STUCK)
 

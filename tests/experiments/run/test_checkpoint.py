@@ -58,7 +58,8 @@ def assert_begins_with_parameters(program):
     )  # fmt: skip
     began = program.adopt(begin(toy_learner(ADAM), program, given))
     jax.tree.map(
-        np.testing.assert_array_equal, *(jax.device_get(x) for x in (began, first))
+        np.testing.assert_array_equal,
+        *(jax.device_get(program.portable(x)) for x in (began, first)),
     )
 
 
