@@ -92,7 +92,8 @@ def test_the_rest_of_the_devices_and_a_part_of_them():
         ({"strategy": "fdsp"}, 16, "jit, pmap, shard_map, zero1, zero1_whole, zero2, fsdp"),
         ({}, 30, "batch_size 30 .*data degree 4"),
         ({"accumulation": 8}, 16, "4 x accumulation 8 = 32"),
-        ({"accumulation": 0}, 16, "accumulation .*0.* 1"),
+        ({"accumulation": 0}, 16, "accumulation is auto, .* give a number here"),
+        ({"accumulation": -1}, 16, "accumulation .*-1.* 0"),
     ],
 )
 def test_bad_config_is_refused(changes, batch_size, words):

@@ -19,7 +19,7 @@ from tests.experiments.runs import run
 
 def test_bare_jax_is_the_same_model():
     shape = Shape(50, 16, 2, 4, 12, 3)
-    task = build_task(experiment(shape, "jit"), shape.vocab_size)
+    task = build_task(experiment(shape, "jit", "float32"), shape.vocab_size)
     params = task.init(jax.random.key(0))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
     tokens = jnp.asarray(random_tokens(shape))
