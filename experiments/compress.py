@@ -54,10 +54,11 @@ def main() -> None:
         workdir = startup.workdir(WORKDIR)
         if not TO.value:
             raise ValueError("no --to given; for example --to=runs/smaller")
+        whole = read_config(workdir)  # --config is that of the run
         config = startup.load_config(CONFIG)
         if MERGE.value:
             config = replace(config, compress=CompressConfig())
-        config = check_smaller(read_config(workdir), config)
+        config = check_smaller(whole, config)
         if CALIBRATION.value != "largest" and not config.compress.quantise.bits:
             raise ValueError(
                 f"--calibration={CALIBRATION.value} has no effect without "
