@@ -47,6 +47,15 @@ def without_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def whole_records(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Read lines of JSON; those that a kill has cut are left out. None without a file."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
 def read_object(file: pathlib.Path, remedy: str) -> dict[str, Any]:
     """Read a JSON object; ValueError that names the file and the remedy if it is none."""
     try:

@@ -19,7 +19,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from experiments.processes.files import json_line
+from experiments.processes.files import json_line, whole_records
 from experiments.run.survival.clock import Clock
 
 FILE = "time.jsonl"
@@ -68,7 +68,7 @@ class Journal:
         """Begin after the state of `step`."""
         if not self.write:
             return
-        lives = lives_of(read(self.file))
+        lives = lives_of(whole_records(self.file))
         with contextlib.suppress(ValueError):
             last = json.loads(self.beat)
             if lives and not lives[-1].is_over and last["wall"] == lives[-1].began:
@@ -84,16 +84,6 @@ class Journal:
         # Without room on the disk, the run goes on and its account has a gap.
         with contextlib.suppress(OSError), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json_line({"event": event, "step": step} | kept))
-
-
-def read(file: pathlib.Path) -> list[Event]:
-    """Read the lines of time.jsonl; one that a kill has cut is left out."""
-    events = []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return events
 
 
 def lives_of(events: list[Event]) -> list[Life]:
@@ -145,7 +135,7 @@ def account(events: list[Event]) -> dict[str, float]:
 
 def told(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the account of a run, and the share of its seconds in steps that count."""
-    spent = account(read(workdir / FILE))
+    spent = account(whole_records(workdir / FILE))
     total = sum(spent.values())
     share = spent.get("step", 0.0) / total if total else 0.0
     return {"seconds": spent, "total": total, "step_share": share}

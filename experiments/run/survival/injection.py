@@ -1,6 +1,5 @@
 """Make faults happen in this process, and log them in faults.jsonl before they act."""
 
-import contextlib
 import errno
 import json
 import os
@@ -40,10 +39,10 @@ from experiments.processes.faults import (
     check_kinds,
     planned,
 )
-from experiments.processes.files import json_line, write_whole
+from experiments.processes.files import json_line, whole_records, write_whole
 from experiments.run.python_file import call_function
 from experiments.run.survival.flips import Flip
-from experiments.run.survival.goodput import FILE, read
+from experiments.run.survival.goodput import FILE
 from lm.data.prepare import Data
 from parallel.program import TrainState
 from parallel.strategies import where
@@ -151,7 +150,7 @@ class Injector:
 
     def begin(self) -> None:
         """Set timers for the faults of this process that come at an instant."""
-        events = read(self.workdir / FILE)
+        events = whole_records(self.workdir / FILE)
         first = events[0]["wall"] + events[0]["elapsed"] if events else time.time()
         for number, fault in list(self.waiting.items()):
             if isinstance(fault, Kill | Stop) and isinstance(fault.at, AtSeconds):
@@ -241,11 +240,7 @@ class Injector:
 
 def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Return the faults that have been injected into a run."""
-    file, found = workdir / LOG, []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # cut by a kill
-            found.append(json.loads(line))
-    return found
+    return whole_records(workdir / LOG)
 
 
 def kill() -> None:

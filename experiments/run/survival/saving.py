@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.processes.files import whole_records
 from experiments.run.survival import daly, goodput
 from experiments.run.survival.clock import Clock
 
@@ -42,7 +43,7 @@ class Saves:
             *(now - then for now, then in zip(self.seconds(), self.before, strict=True)),
             step - self.start,
             self.num_saves,
-            between_faults(goodput.read(self.file)),
+            between_faults(whole_records(self.file)),
         )
         self.next = step + int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
 

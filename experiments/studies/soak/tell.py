@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
+from experiments.processes.files import whole_records
 from experiments.run.checkpoint import saved_digests
 from experiments.run.log import read_metrics
 from experiments.run.survival import daly, goodput
@@ -57,7 +58,7 @@ def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
 
 def recovery(workdir: pathlib.Path) -> dict[str, Any]:
     """Return the seconds from an end to the next step, and the goodput beside Daly's."""
-    events = goodput.read(workdir / goodput.FILE)
+    events = whole_records(workdir / goodput.FILE)
     lives = goodput.lives_of(events)
     pairs = [
         (before, after)
