@@ -26,7 +26,7 @@ def model(request):
     else:
         config = TransformerConfig(width=8, num_layers=1, num_heads=2)
         task = config.task(Setting(VOCAB, 16))
-    params = task.init(jax.random.key(3))
+    params = jax.jit(task.init)(jax.random.key(3))
     return task, jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
 
 
@@ -44,7 +44,7 @@ def log_likelihoods(task, params, prompt):
     for row, text in enumerate(texts):
         rows[row, : len(prompt) + len(text)] = [*prompt, *text]
     batch = {"tokens": jnp.asarray(rows), "segments": jnp.ones(rows.shape, int)}
-    logits = task.logits(params, batch)
+    logits = jax.jit(task.logits)(params, batch)
     log_p = np.asarray(jax.nn.log_softmax(logits))
     found = {}
     for row, text in enumerate(texts):

@@ -76,7 +76,7 @@ MODELS = {
 def test_logits_are_sums_in_float32_whoever_asks(name):
     task = mixed_precision(MODELS[name](), PrecisionConfig(compute="bfloat16"))
     params = jax.tree.map(
-        lambda x: x * 8 if x.ndim > 1 else x, task.init(jax.random.key(0))
+        lambda x: x * 8 if x.ndim > 1 else x, jax.jit(task.init)(jax.random.key(0))
     )
 
     @jax.jit

@@ -20,12 +20,12 @@ from tests.experiments.runs import run
 def test_bare_jax_is_the_same_model():
     shape = Shape(50, 16, 2, 4, 12, 3)
     task = build_task(experiment(shape, "jit", "float32"), shape.vocab_size)
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
     tokens = jnp.asarray(random_tokens(shape))
     batch = {"tokens": tokens, "segments": jnp.ones_like(tokens), "row": jnp.arange(3)}
-    loss, sums = task.loss(params, batch, None)
-    bare = bare_loss(params, tokens, shape.num_heads)
+    loss, sums = jax.jit(task.loss, static_argnums=2)(params, batch, None)
+    bare = jax.jit(bare_loss, static_argnums=2)(params, tokens, shape.num_heads)
     np.testing.assert_allclose(bare, loss / sums["tokens"], rtol=1e-5)
 
 

@@ -233,7 +233,7 @@ def test_layers_as_calls_are_the_layers(remat, monkeypatch):
     found = []
     for calls in (True, False):
         monkeypatch.setattr(transformer, "one_core_a_device", lambda calls=calls: calls)
-        _, task, params = make("llama", dropout=0.1, remat=remat, num_layers=3)
+        _, task, params = make("llama", dropout=0.1, remat=remat, num_layers=2)
         batch = random_batch(segments=[1] * 9 + [2] * 4)
 
         def loss(params, task=task, batch=batch):
@@ -407,14 +407,23 @@ def test_one_segment_a_row_needs_no_mask(positions):
     params, batch = jax.jit(packed.init)(jax.random.key(0)), random_batch()
 
     def of(task):
-        return jax.value_and_grad(lambda params: task.loss(params, batch, None)[0])(params)
+        grad = jax.value_and_grad(lambda params: task.loss(params, batch, None)[0])
+        return jax.jit(grad)(params)
 
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
                  of(unpacked), of(packed))  # fmt: skip
     # Attention and positions heed the segments of packed rows alone, in a pipeline too.
     several = random_batch(segments=[1] * 9 + [2] * 4)
-    assert np.array_equal(unpacked.logits(params, several), unpacked.logits(params, batch))
-    assert not np.allclose(packed.logits(params, several), packed.logits(params, batch))
+    logits = jax.jit(unpacked.logits)
+    assert np.array_equal(logits(params, several), logits(params, batch))
+    logits = jax.jit(packed.logits)
+    assert not np.allclose(logits(params, several), logits(params, batch))
     for task in (packed, unpacked):
-        whole = task.loss(params, several, None)[0]
-        np.testing.assert_allclose(by_stages(task, params, several), whole, rtol=1e-5)
+        whole, staged = (
+            jax.jit(of)(params)
+            for of in (
+                lambda params, task=task: task.loss(params, several, None)[0],
+                lambda params, task=task: by_stages(task, params, several),
+            )
+        )
+        np.testing.assert_allclose(staged, whole, rtol=1e-5)
