@@ -96,3 +96,4 @@ class Experiment:
                 f"the run has {self.steps}; leave that phase out, or give more steps"
             )
         self.optim.validate(self.steps)
+        self.parallel.validate_phases(self.steps)

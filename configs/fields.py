@@ -10,7 +10,8 @@ component writes this dict without importing this module:
   only                             {name of another field: values}: the field has an effect
                                    only if each of these other fields has one of its values;
                                    otherwise the field must keep its default; a name that
-                                   begins with a dot is of the same config
+                                   begins with a dot is of the same config, with two dots of
+                                   the config that it is in
   words                            {word: number}: words that a flag may give instead
   decides                          False: the field does not decide the numbers of a run, so
                                    it may differ when the run continues
@@ -77,11 +78,14 @@ class Field(NamedTuple):
     @property
     def only(self) -> dict[str, Collection[Any]]:
         """The metadata `only`, with the whole name of each field."""
-        group = self.name.rpartition(".")[0]
-        return {
-            group + name if name.startswith(".") else name: values
-            for name, values in self.metadata.get("only", {}).items()
-        }
+        only = self.metadata.get("only", {})
+        return {self.whole_name(name): values for name, values in only.items()}
+
+    def whole_name(self, name: str) -> str:
+        """Return the whole name of a field; dots before it count from this field."""
+        last = name.lstrip(".")
+        up = len(name) - len(last)
+        return f"{self.name.rsplit('.', up)[0]}.{last}" if up else name
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[Field]:

@@ -72,7 +72,7 @@ def read_faults(
     neither.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
-    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
+    seed, steps = config.seed, config.steps
     if not flag:
         return []
     if flag.endswith(".py"):
@@ -84,10 +84,11 @@ def read_faults(
         faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
     plan = planned(faults, setting)
     able = where(exchanges=True, exact=True)["parallel.strategy"]
-    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
+    unable = [name for name in config.parallel.strategies if name not in able]
+    if any(isinstance(f, FlippedGradient) for f in plan) and unable:
         raise ValueError(
             f"--faults={flag} flips the gradient of one replica, and under strategy "
-            f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
+            f"{unable[0]!r} replicas exchange none; choose one of {', '.join(able)}"
         )
     return plan
 
@@ -147,6 +148,7 @@ class Injector:
         self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
         self.slow: list[tuple[range, float]] = []
         self.broken: OSError | None = None  # what the next save meets
+        self.timers: list[threading.Timer] = []
 
     def begin(self) -> None:
         """Set timers for the faults of this process that come at an instant."""
@@ -160,7 +162,13 @@ class Injector:
                     timer = threading.Timer(delay, self.act, (number, fault, None))
                     timer.daemon = True
                     timer.start()
+                self.timers.append(timer)
         self.first = first
+
+    def end(self) -> None:
+        """Give up the timers; the next phase of the run sets its own."""
+        for timer in self.timers:
+            timer.cancel()
 
     def before(self, step: int, state: TrainState) -> TrainState:
         """Let the faults that are due happen; return the state, perhaps damaged."""
