@@ -11,9 +11,6 @@ With larger --config.steps, a complete run trains on.
 """
 
 import contextlib
-import pathlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -32,31 +29,26 @@ from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
 from experiments.run.build import (
-    Run,
-    build,
     check_compiles,
     check_data,
     check_phases,
     given_vectors,
     named,
 )
-from experiments.run.compression.teacher import check_teacher, with_teacher
+from experiments.run.compression.teacher import check_teacher
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
+from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases
 from experiments.run.phases.phase import Phase, phases_of
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.survival.clock import Clock
-from experiments.run.survival.flips import Flip
 from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
-from lm.data.embeddings import Vectors
-from lm.data.prepare import Data, prepare
+from lm.data.prepare import prepare
 from lm.data.rows.checked import CorruptRows
 from parallel.mesh import batch_degree
-from parallel.server.pool import Pool
-from parallel.server.program import Parts
 
 join.define_flags()
 CONFIG = startup.define_config()
@@ -84,39 +76,6 @@ PROFILE = flags.DEFINE_string(
     None,
     "START:STOP: trace the steps after START up to STOP, for TensorBoard and XProf.",
 )
-
-
-@dataclass
-class Builder:
-    """Builds the phases of the run."""
-
-    folder: pathlib.Path
-    data: Data
-    clock: Clock
-    meshes: list[Mesh]
-    given: Vectors | None
-    pools: list[Callable[[Parts], Pool] | None]
-    flips: list[Flip]
-    phase: Phase  # the one that was built last
-
-    def __call__(self, phase: Phase) -> Run:
-        self.phase = phase
-        task, program = build(
-            phase.config,
-            self.data.tokenizer.get_vocab_size(),
-            self.mesh,
-            len(self.data.train.tokens),
-            self.given,
-            self.pools[phase.index],
-            self.flips,
-            phase.last,
-        )
-        program = with_teacher(program, phase.config)
-        return Run(phase, self.folder, self.data, task, program, self.clock)
-
-    @property
-    def mesh(self) -> Mesh:
-        return self.meshes[self.phase.index]
 
 
 def main() -> None:
@@ -159,7 +118,7 @@ def main() -> None:
         if given:
             say(f"{len(given.ids)} of {vocab_size} tokens begin with given vectors")
         flips = gradient_flips(faults, folder, config.seed)
-        builder = Builder(folder, data, clock, meshes, given, pools, flips, phases[0])
+        builder = Builder(folder, data, clock, meshes, pools, given, flips)
         try:
             with (
                 user_errors(OSError, FloatingPointError, CorruptRows),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 from dataclasses import replace
 
 import jax
@@ -12,8 +13,9 @@ import pytest
 from configs import fields
 from configs.base import Experiment
 from experiments.planning.out_of_memory import next_command, settled
-from experiments.run.build import Run, build, check_phases
+from experiments.run.build import check_phases
 from experiments.run.phases.account import by_phase
+from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases
 from experiments.run.phases.phase import phases_of
 from experiments.run.startup import numbers_for_words
@@ -31,7 +33,7 @@ from parallel.local import LocalConfig
 from parallel.server.config import ServerConfig
 from parallel.strategies import ParallelConfig, PhaseConfig
 from tests.experiments.run.test_resume import final_arrays
-from tests.experiments.runs import losses, write_corpus
+from tests.experiments.runs import losses, run, write_corpus
 
 SYNC = {"strategy": "parameter_server", "data": 1, "server": ServerConfig(workers=2)}
 ASYNC = SYNC | {"server": ServerConfig(mode="async", workers=3, slow=(1, 1, 2.5))}
@@ -55,17 +57,33 @@ class Runs:
         self.held = []  # bytes of arrays on the devices when a phase is built
 
     def train(self, name, config, stop_at=None):
-        check_phases(config)
-        workdir, vocab_size = self.folder / name, self.data.tokenizer.get_vocab_size()
+        workdir, phases, meshes = (
+            self.folder / name,
+            phases_of(config),
+            check_phases(config),
+        )
         workdir.mkdir(exist_ok=True)
+        builder = Builder(workdir, self.data, Clock(), meshes, [None] * len(phases))
 
         def begin(phase):
             self.held.append(sum(x.nbytes for x in jax.live_arrays()))
-            mesh = phase.config.parallel.mesh()
-            task, program = build(phase.config, vocab_size, mesh, last=phase.last)
-            return Run(phase, workdir, self.data, task, program, Clock())
+            return builder(phase)
 
-        train_phases(phases_of(config), workdir, begin, stop_at)
+        train_phases(phases, workdir, begin, stop_at)
+        return workdir
+
+    def command(self, name, config):
+        """Train by the command, in a process of its own."""
+        (self.folder / "config.pickle").write_bytes(pickle.dumps(config))
+        file = self.folder / "config.py"
+        file.write_text(
+            "import pathlib, pickle\n"
+            "def get_config():\n"
+            "    file = pathlib.Path(__file__).with_suffix('.pickle')\n"
+            "    return pickle.loads(file.read_bytes())\n"
+        )
+        workdir = self.folder / name
+        run("train", f"--config={file}", f"--workdir={workdir}", "--devices=8")
         return workdir
 
 
@@ -142,7 +160,7 @@ def test_one_phase_is_no_phases(runs):
     )  # fmt: skip
     plain = runs.train("plain", config)
     parallel = replace(config.parallel, phases=(PhaseConfig(after=4, **spread),))
-    phased = runs.train("phased", replace(config, parallel=parallel))
+    phased = runs.command("phased", replace(config, parallel=parallel))
     for name in ("loss", "learning_rate", "loss_scale", "row_loss_median", "grad_norm"):
         np.testing.assert_array_equal(column(phased, name), column(plain, name))
     assert len(set(column(plain, "loss_scale"))) > 1
