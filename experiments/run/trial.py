@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from configs.base import Experiment
-from experiments.processes.messages import say
 from experiments.run.build import build
-from experiments.run.phases.phase import phases_of
+from experiments.run.phases.phase import first_phase
 from experiments.run.steps import at_its_largest, compile_step, row_order
 from lm.data.rows.order import extra_arrays, train_batches
 from lm.data.rows.store import Rows
@@ -75,10 +74,7 @@ def build_trial(
     A batch that grows has its largest size from the first step on. If the batches will come
     from `rows`, give these: perhaps they have weights.
     """
-    phase = phases_of(config)[0]
-    if phase.count > 1:
-        say(f"the figures are of {phase.told}")
-    config = at_its_largest(phase)
+    config = at_its_largest(first_phase(config))
     task, program = build(config, vocab_size, mesh)
     began = time.perf_counter()
     extra = () if rows is None else extra_arrays(rows, row_order(config))

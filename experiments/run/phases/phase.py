@@ -9,6 +9,7 @@ import dataclasses
 from typing import NamedTuple
 
 from configs.base import Experiment
+from experiments.processes.messages import say
 from lm.data.rows.growth import batch_sizes
 
 
@@ -52,6 +53,14 @@ def phases_of(config: Experiment) -> list[Phase]:
         Phase(config, own, index, first, last)
         for index, (own, first, last) in enumerate(zip(configs, starts, ends, strict=True))
     ]
+
+
+def first_phase(config: Experiment) -> Phase:
+    """Return the first phase, and say so if there are others."""
+    phase = phases_of(config)[0]
+    if phase.count > 1:
+        say(f"the figures are of {phase.told}")
+    return phase
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:

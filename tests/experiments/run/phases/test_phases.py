@@ -1,5 +1,6 @@
 """Runs whose strategy and degree change on the way, against the run that never changed."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 from configs import fields
 from configs.base import Experiment
 from experiments.planning.out_of_memory import next_command, settled
+from experiments.run import loop
 from experiments.run.build import check_phases
 from experiments.run.phases.account import by_phase
 from experiments.run.phases.builder import Builder
@@ -107,7 +109,9 @@ def assert_same_bits(ours, theirs, step):
         np.testing.assert_array_equal(a, b)
 
 
-def test_2_then_8_then_4_devices_equal_the_run_that_never_changed(runs, capsys):
+def test_2_then_8_then_4_devices_equal_the_run_that_never_changed(
+    runs, capsys, monkeypatch
+):
     """Rows weighted by their loss, dropout and Adam go on; so does a run that dies."""
     config = replace(
         runs.config, robust=RobustConfig(weights="tukey", threshold=1.5, gain=0.3, settle=2)
@@ -130,9 +134,13 @@ def test_2_then_8_then_4_devices_equal_the_run_that_never_changed(runs, capsys):
     assert sum(each["tokens"] for each in told) == column(whole, "tokens")[-1]
     assert "steps 4 to 6: fsdp over 8 device(s)" in capsys.readouterr().out
 
-    for stop_at in (4, 6):  # in the middle of a phase, and at a border
-        dying = runs.train("dying", config, stop_at)
-        assert saved_steps(dying)[-1] == stop_at
+    # It is stopped in the middle of a phase, and by a signal in the last step of one.
+    dying = runs.train("dying", config, stop_at=4)
+    with monkeypatch.context() as patched:
+        signal = contextlib.nullcontext(lambda step: step == 6)
+        patched.setattr(loop, "stop_signal", lambda: signal)
+        runs.train("dying", config)
+    assert saved_steps(dying) == [3, 4, 6]
     # The checkpoint of the border is damaged: the run goes on in the phase before it.
     file = largest_file(dying)
     os.truncate(file, file.stat().st_size // 2)
