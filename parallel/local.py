@@ -75,8 +75,8 @@ from parallel.program import (
 from parallel.regroup import dealt, num_given
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
-OUTER = {"..strategy": ("diloco", "streaming_diloco")}
-STREAMING = {"..strategy": ("streaming_diloco",)}
+OUTER = {"parallel.strategy": ("diloco", "streaming_diloco")}
+STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 
 
 @dataclass
@@ -89,7 +89,7 @@ class LocalConfig:
     # steps at the start in which gradients are exchanged in every step
     first: int = field(
         default=100,
-        metadata={"at_least": 0, "only": {"..strategy": ("post_local_sgd",)}},
+        metadata={"at_least": 0, "only": {"parallel.strategy": ("post_local_sgd",)}},
     )
     # learning rate of the outer optimizer, which acts at meetings
     learning_rate: float = field(default=0.7, metadata={"above": 0, "only": OUTER})

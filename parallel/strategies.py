@@ -361,11 +361,6 @@ def where(**wanted: bool) -> dict[str, Having]:
     return {"parallel.strategy": Having(**wanted)}
 
 
-def own(**wanted: bool) -> dict[str, Having]:
-    """Return the same for a field beside the strategy."""
-    return {".strategy": Having(**wanted)}
-
-
 @dataclass
 class SpreadConfig:
     """The fields that a whole run and a later phase of it have in common."""
@@ -385,7 +380,7 @@ class SpreadConfig:
     # chunks of layers on each stage of the pipeline
     chunks: int = field(
         default=2,
-        metadata={"at_least": 1, "only": own(interleaves=True), "decides": False},
+        metadata={"at_least": 1, "only": where(interleaves=True), "decides": False},
     )
     # microbatches that a device splits its rows into, to save memory; gradients add up;
     # auto: the fewest that fit, by the plan (docs/planner.md)
@@ -394,14 +389,16 @@ class SpreadConfig:
     )
     # how fast each replica is, in any unit: a faster one takes more microbatches, of the
     # accumulation x replicas of a step; (): all take the same number
-    speeds: tuple = field(default=(), metadata={"only": own(uneven=True), "decides": False})
+    speeds: tuple = field(
+        default=(), metadata={"only": where(uneven=True), "decides": False}
+    )
     # replicas that compute for longer than others: ignore them; name: measure all, and name
     # them in the log and the report; relieve: also move microbatches from them to others
     stragglers: str = field(
         default="ignore",
         metadata={
             "choices": ("ignore", "name", "relieve"),
-            "only": own(uneven=True),
+            "only": where(uneven=True),
             "decides": False,
         },
     )
@@ -411,19 +408,19 @@ class SpreadConfig:
         default=0.0,
         metadata={
             "at_least": 0,
-            "only": own(exchanges=True, exact=True),
+            "only": where(exchanges=True, exact=True),
             "decides": False,
         },
     )
     exchange: ExchangeConfig = field(
-        default_factory=ExchangeConfig, metadata={"only": own(exchanges=True)}
+        default_factory=ExchangeConfig, metadata={"only": where(exchanges=True)}
     )
     local: LocalConfig = field(
         default_factory=LocalConfig,
-        metadata={"only": own(exact=False, synchronous=True)},
+        metadata={"only": where(exact=False, synchronous=True)},
     )
     server: ServerConfig = field(
-        default_factory=ServerConfig, metadata={"only": own(synchronous=False)}
+        default_factory=ServerConfig, metadata={"only": where(synchronous=False)}
     )
 
 

@@ -40,9 +40,9 @@ CODECS: dict[str, Callable[["ExchangeConfig"], Codec]] = {
 }
 
 # Codecs, by the fields that have an effect on them.
-BLOCKS = {".codec": ("int8", "int4", "int2", "ternary", "sign")}
-SPARSE = {".codec": ("top_k", "chunk_top_k", "random_k", "dgc")}
-DGC = {".codec": ("dgc",)}
+BLOCKS = {"parallel.exchange.codec": ("int8", "int4", "int2", "ternary", "sign")}
+SPARSE = {"parallel.exchange.codec": ("top_k", "chunk_top_k", "random_k", "dgc")}
+DGC = {"parallel.exchange.codec": ("dgc",)}
 
 
 @dataclass
@@ -61,7 +61,7 @@ class ExchangeConfig:
         default="auto",
         metadata={
             "choices": ("auto", "on", "off"),
-            "only": {".codec": CODECS},
+            "only": {"parallel.exchange.codec": CODECS},
         },
     )
     # share of what the codec lost that is added to the next gradient; 1: all of it
@@ -70,7 +70,7 @@ class ExchangeConfig:
         metadata={
             "above": 0,
             "at_most": 1,
-            "only": {".codec": CODECS},
+            "only": {"parallel.exchange.codec": CODECS},
         },
     )
     # elements that share one scale; 0: the codec's own number
@@ -80,13 +80,15 @@ class ExchangeConfig:
     # rank of the two factors that stand for a matrix
     rank: int = field(
         default=4,
-        metadata={"at_least": 1, "only": {".codec": ("power_sgd",)}},
+        metadata={"at_least": 1, "only": {"parallel.exchange.codec": ("power_sgd",)}},
     )
     # momentum that DGC applies before it chooses what to send
     momentum: float = field(default=0.9, metadata={"at_least": 0, "below": 1, "only": DGC})
     # largest norm of the gradient before it is compressed: each replica's share of it is
     # scaled down to this over the root of the number of replicas; 0: off
-    clip: float = field(default=0.0, metadata={"at_least": 0, "only": {".codec": CODECS}})
+    clip: float = field(
+        default=0.0, metadata={"at_least": 0, "only": {"parallel.exchange.codec": CODECS}}
+    )
     # steps in which the share that is sent falls from 0.25 to keep
     warmup_steps: int = field(default=0, metadata={"at_least": 0, "only": DGC})
     # bytes of gradients that are exchanged together; 0: all of them

@@ -34,7 +34,7 @@ class ServerConfig:
     optimizer: str = field(default="server", metadata={"choices": ("server", "worker")})
     # pulls are compressed too, as differences, by the codec of parallel.exchange
     compress_pulls: bool = field(
-        default=False, metadata={"only": {"..exchange.codec": CODECS}}
+        default=False, metadata={"only": {"parallel.exchange.codec": CODECS}}
     )
     # where workers and shards run; here: in this process, in turn; ray: in processes of
     # their own, on this machine or on the cluster of RAY_ADDRESS (requirements-ray.txt)

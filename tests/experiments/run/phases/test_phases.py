@@ -269,7 +269,12 @@ def test_phases_are_values_of_a_config(runs):
     config = replace(runs.config, parallel=ParallelConfig(data=8, phases=phases))
     written = json.loads(json.dumps(dataclasses.asdict(config.parallel)))
     assert fields.from_dict(ParallelConfig, written) == config.parallel
-    name = "parallel.phases[0].accumulation"
+    # What a field of a phase depends on is of the same phase.
+    own = "parallel.phases[0]."
+    within = [each for each in fields.walk(config) if each.name.startswith(own)]
+    assert len(within) > 40
+    assert all(name.startswith(own) for each in within for name in each.only)
+    name = own + "accumulation"
     assert numbers_for_words([f"--config.{name}=auto"], config) == [f"--config.{name}=0"]
     found = settled(config)
     assert found.parallel.phases[0].accumulation == 1 and not phases[0].accumulation
