@@ -89,6 +89,7 @@ class Experiment:
                 f"config.model is a {type(self.model).__name__}; expected one of {names}"
             )
         fields.check(self)
+        self.parallel.validate_phases(self.steps)
         self.data.validate()
         if self.data.growth and self.data.growth[-1][0] >= self.steps:
             raise ValueError(
@@ -96,4 +97,3 @@ class Experiment:
                 f"the run has {self.steps}; leave that phase out, or give more steps"
             )
         self.optim.validate(self.steps)
-        self.parallel.validate_phases(self.steps)

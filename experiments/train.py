@@ -11,6 +11,7 @@ With larger --config.steps, a complete run trains on.
 """
 
 import contextlib
+import pathlib
 from functools import partial
 
 import jax
@@ -25,6 +26,7 @@ from experiments.planning.out_of_memory import (
     start_again,
 )
 from experiments.processes import join, topology
+from experiments.processes.faults import Fault
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
@@ -46,7 +48,7 @@ from experiments.run.survival.clock import Clock
 from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
-from lm.data.prepare import prepare
+from lm.data.prepare import Data, prepare
 from lm.data.rows.checked import CorruptRows
 from parallel.mesh import batch_degree
 
@@ -105,7 +107,7 @@ def main() -> None:
                 pool_of(phase.config, vocab_size, mesh)
                 for phase, mesh in zip(phases, meshes, strict=True)
             ]
-            faults = read_faults(FAULTS.value, config, meshes[0], data, folder)
+            faults = phase_faults(phases, meshes, data, folder)[0]
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
@@ -135,6 +137,16 @@ def main() -> None:
         if ON_OOM.value == "accumulate":
             start_again(builder.phase, batch_degree(builder.mesh))
         raise ValueError(message)
+
+
+def phase_faults(
+    phases: list[Phase], meshes: list[Mesh], data: Data, folder: pathlib.Path
+) -> list[list[Fault]]:
+    """Return the faults as each phase reads them; all phases must be able to have them."""
+    return [
+        named(phase, partial(read_faults, FAULTS.value, phase.config, mesh, data, folder))
+        for phase, mesh in zip(phases, meshes, strict=True)
+    ]
 
 
 def dry_runs(phases: list[Phase], meshes: list[Mesh]) -> None:

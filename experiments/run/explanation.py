@@ -4,7 +4,6 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.processes.messages import human, size
-from experiments.run.phases.phase import phases_of
 from experiments.run.steps import batch_shapes, empty_rows
 from experiments.run.trial import Trial, build_trial
 from parallel.cost.closed_forms import cut_of
@@ -83,6 +82,6 @@ def against_closed_form(
 
 def expected_bytes(config: Experiment, trial: Trial, mesh: Mesh) -> float | None:
     """Return what a device should send in a step; None if there is no closed form."""
-    params, (phase,) = trial.program.abstract_portable.params, phases_of(trial.config)
-    cut = cut_of(trial.task, params, empty_rows(*batch_shapes(phase)[-1]))
+    params = trial.program.abstract_portable.params
+    cut = cut_of(trial.task, params, empty_rows(*batch_shapes(trial.config)[-1]))
     return config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)

@@ -37,7 +37,7 @@ def compile_steps(
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    batches = [abstract_batch(program, *shape, extra) for shape in batch_shapes(phase)]
+    batches = [abstract_batch(program, *shape, extra) for shape in phase_shapes(phase)]
     return Steps({each["tokens"].shape: compile_for(program, each) for each in batches})
 
 
@@ -51,7 +51,7 @@ def compile_step(
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    shape = batch_shapes(phases_of(config)[0])[-1]
+    shape = batch_shapes(config)[-1]
     return compile_for(program, abstract_batch(program, *shape, extra))
 
 
@@ -59,7 +59,12 @@ def compile_for(program: Program, batch: Batch) -> jax.stages.Compiled:
     return program.step.lower(program.abstract, batch).compile()
 
 
-def batch_shapes(phase: Phase) -> list[tuple[int, int]]:
+def batch_shapes(config: Experiment) -> list[tuple[int, int]]:
+    """Return the shapes of the batches of a run's first phase."""
+    return phase_shapes(phases_of(config)[0])
+
+
+def phase_shapes(phase: Phase) -> list[tuple[int, int]]:
     """Return the rows and the length (T) of each shape of a batch, the largest last."""
     data = phase.config.data
     if data.lengths:

@@ -72,7 +72,7 @@ def read_faults(
     neither.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
-    seed, steps = config.seed, config.steps
+    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
     if not flag:
         return []
     if flag.endswith(".py"):
@@ -84,11 +84,10 @@ def read_faults(
         faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
     plan = planned(faults, setting)
     able = where(exchanges=True, exact=True)["parallel.strategy"]
-    unable = [name for name in config.parallel.strategies if name not in able]
-    if any(isinstance(f, FlippedGradient) for f in plan) and unable:
+    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
         raise ValueError(
             f"--faults={flag} flips the gradient of one replica, and under strategy "
-            f"{unable[0]!r} replicas exchange none; choose one of {', '.join(able)}"
+            f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
         )
     return plan
 
