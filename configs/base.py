@@ -89,6 +89,7 @@ class Experiment:
                 f"config.model is a {type(self.model).__name__}; expected one of {names}"
             )
         fields.check(self)
+        self.parallel.validate_phases(self.steps)
         self.data.validate()
         if self.data.growth and self.data.growth[-1][0] >= self.steps:
             raise ValueError(

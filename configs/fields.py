@@ -10,7 +10,9 @@ component writes this dict without importing this module:
   only                             {name of another field: values}: the field has an effect
                                    only if each of these other fields has one of its values;
                                    otherwise the field must keep its default; a name that
-                                   begins with a dot is of the same config
+                                   begins with a dot is of the same config; in a part of a
+                                   tuple, as parallel.phases[0], a name of the config around
+                                   it (parallel.strategy) is that of the part
   words                            {word: number}: words that a flag may give instead
   decides                          False: the field does not decide the numbers of a run, so
                                    it may differ when the run continues
@@ -20,6 +22,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 import tokenize
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -77,11 +80,16 @@ class Field(NamedTuple):
     @property
     def only(self) -> dict[str, Collection[Any]]:
         """The metadata `only`, with the whole name of each field."""
-        group = self.name.rpartition(".")[0]
-        return {
-            group + name if name.startswith(".") else name: values
-            for name, values in self.metadata.get("only", {}).items()
-        }
+        only = self.metadata.get("only", {})
+        return {self.whole_name(name): values for name, values in only.items()}
+
+    def whole_name(self, name: str) -> str:
+        if name.startswith("."):
+            return self.name.rpartition(".")[0] + name
+        element = re.match(r"(.+)\.[^.]+\[\d+\]\.", self.name)
+        if element and is_in(name, element[1]):
+            return element[0] + name.removeprefix(element[1] + ".")
+        return name
 
 
 def walk(config: Any, prefix: str = "") -> Iterator[Field]:

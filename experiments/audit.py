@@ -48,6 +48,12 @@ def main() -> None:
     with user_errors():
         folder = startup.workdir(WORKDIR)
         config = read_config(folder)
+        if config.parallel.phases:
+            raise ValueError(
+                f"{folder} was trained under {', '.join(config.parallel.strategies)} in "
+                "turn, and its schedule has the pushes of some steps alone; give a run of "
+                "parameter_server without parallel.phases"
+            )
         if config.parallel.row.synchronous:
             raise ValueError(
                 f"{folder} was trained under strategy {config.parallel.strategy!r}, which "

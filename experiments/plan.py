@@ -39,6 +39,7 @@ from experiments.processes import join, topology
 from experiments.processes.messages import size, user_errors
 from experiments.run import startup
 from experiments.run.absent import start_devices
+from experiments.run.phases.phase import first_phase
 from parallel.cost.plan import Candidate, Model
 
 join.define_flags()
@@ -68,6 +69,7 @@ def main() -> None:
     with user_errors():
         config = startup.load_config(CONFIG)
         config.validate()
+        config = first_phase(config).config
         name = HARDWARE.value or TOPOLOGY.value
         if not name:
             raise ValueError(

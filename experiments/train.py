@@ -6,13 +6,17 @@ python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny --devic
 Prints the losses and, at the end, a block of results; writes the run into the workdir
 (experiments/run/workdir.py lists its files). configs/tiny.py takes about two minutes on 2
 CPU cores. The same command again continues from the last complete checkpoint, on any number
-of devices and under any strategy. With larger --config.steps, a complete run trains on.
+of devices and under any strategy; parallel.phases in a config file change these on the way.
+With larger --config.steps, a complete run trains on.
 """
 
 import contextlib
+import pathlib
+from functools import partial
 
 import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from experiments.asynchronous.pool import pool_of
 from experiments.planning.out_of_memory import (
@@ -22,27 +26,29 @@ from experiments.planning.out_of_memory import (
     start_again,
 )
 from experiments.processes import join, topology
+from experiments.processes.faults import Fault
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
 from experiments.run.absent import compiled, start_devices
 from experiments.run.build import (
-    Run,
-    build,
-    check,
     check_compiles,
     check_data,
+    check_phases,
     given_vectors,
+    named,
 )
-from experiments.run.compression.teacher import check_teacher, with_teacher
+from experiments.run.compression.teacher import check_teacher
 from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
-from experiments.run.loop import train
+from experiments.run.phases.builder import Builder
+from experiments.run.phases.driver import train_phases
+from experiments.run.phases.phase import Phase, phases_of
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
-from lm.data.prepare import prepare
+from lm.data.prepare import Data, prepare
 from lm.data.rows.checked import CorruptRows
 from parallel.mesh import batch_degree
 
@@ -85,21 +91,23 @@ def main() -> None:
                 raise ValueError("--topology compiles and runs nothing; add --dry_run")
             devices = start_devices(TOPOLOGY.value, config)
             config = settled(config, devices)
-            mesh = check(config, devices)
+            phases, meshes = phases_of(config), check_phases(config, devices)
             if folder is None:
-                check_compiles(config)
-                with topology.compiler_errors(compiled(config, "tpu")):
-                    dry_run(config, mesh)
+                dry_runs(phases, meshes)
                 return
             with clock("prepare"):
                 data = prepare(config.data)
             # Checked here, before the workdir is claimed.
-            check_data(config, data, mesh)
+            check_data(config, data, *meshes)
             check_teacher(config, data)
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
-            new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
-            faults = read_faults(FAULTS.value, config, mesh, data, folder)
+            vocab_size = data.tokenizer.get_vocab_size()
+            pools = [
+                pool_of(phase.config, vocab_size, mesh)
+                for phase, mesh in zip(phases, meshes, strict=True)
+            ]
+            faults = phase_faults(phases, meshes, data, folder)[0]
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())
             held.enter_context(claimed(folder, config, data, write=is_main_process()))
@@ -109,31 +117,47 @@ def main() -> None:
                 return
         if change:
             say(change)
-        whole = data.tokenizer.get_vocab_size()
         if given:
-            say(f"{len(given.ids)} of {whole} tokens begin with given vectors")
-        num_rows = len(data.train.tokens)
+            say(f"{len(given.ids)} of {vocab_size} tokens begin with given vectors")
         flips = gradient_flips(faults, folder, config.seed)
-        task, program = build(config, whole, mesh, num_rows, given, new_pool, flips)
-        held.callback(program.close)
-        program = with_teacher(program, config)
-        run = Run(config, folder, data, task, program, clock)
+        builder = Builder(folder, data, clock, meshes, pools, given, flips)
         try:
             with (
                 user_errors(OSError, FloatingPointError, CorruptRows),
                 user_errors(Damage, code=DAMAGED),
             ):
-                train(run, STOP_AT.value, profiled, faults)
+                train_phases(phases, folder, builder, STOP_AT.value, profiled, faults)
             return
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            message = explained(error, config, mesh)
+            message = explained(error, builder.phase.config, builder.mesh)
     # Here the workdir is free again.
     with user_errors():
         if ON_OOM.value == "accumulate":
-            start_again(config, batch_degree(mesh))
+            start_again(builder.phase, batch_degree(builder.mesh))
         raise ValueError(message)
+
+
+def phase_faults(
+    phases: list[Phase], meshes: list[Mesh], data: Data, folder: pathlib.Path
+) -> list[list[Fault]]:
+    """Return the faults as each phase reads them; all phases must be able to have them."""
+    return [
+        named(phase, partial(read_faults, FAULTS.value, phase.config, mesh, data, folder))
+        for phase, mesh in zip(phases, meshes, strict=True)
+    ]
+
+
+def dry_runs(phases: list[Phase], meshes: list[Mesh]) -> None:
+    """Print what each phase needs."""
+    for phase in phases:
+        named(phase, partial(check_compiles, phase.config))
+    for phase, mesh in zip(phases, meshes, strict=True):
+        if phase.count > 1:
+            print("\n" * bool(phase.index) + phase.told)
+        with topology.compiler_errors(compiled(phase.config, "tpu")):
+            dry_run(phase, mesh)
 
 
 def profiled_steps(flag: str | None) -> range:

@@ -97,7 +97,7 @@ class Learner(NamedTuple):
     scaling: Any  # lm/precision.py:Scaling
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
-    num_steps: int = 0  # of the whole run; 0: not known
+    num_steps: int = 0  # of the run, up to where the program ends; 0: not known
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
 

@@ -5,7 +5,7 @@ To add a strategy, write a constructor of a Program and enter a row in STRATEGIE
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import jax
@@ -362,7 +362,9 @@ def where(**wanted: bool) -> dict[str, Having]:
 
 
 @dataclass
-class ParallelConfig:
+class SpreadConfig:
+    """The fields that a whole run and a later phase of it have in common."""
+
     # how training is spread over devices (docs/strategies.md)
     strategy: str = field(default="jit", metadata={"choices": STRATEGIES, "decides": False})
     # number of replicas that share the batch; -1: as many as the devices allow
@@ -420,6 +422,39 @@ class ParallelConfig:
     server: ServerConfig = field(
         default_factory=ServerConfig, metadata={"only": where(synchronous=False)}
     )
+
+
+@dataclass
+class PhaseConfig(SpreadConfig):
+    """A later phase of a run (experiments/run/phases): a strategy and all its fields.
+
+    A field that is left out has its default, not the value of the phase before.
+    """
+
+    # steps of the run before this phase
+    after: int = field(default=0, metadata={"at_least": 1, "decides": False})
+
+
+@dataclass
+class ParallelConfig(SpreadConfig):
+    # later phases of the run, with strategies and degrees of their own; each a PhaseConfig:
+    # the fields of parallel, and `after`, the steps of the run before it
+    phases: tuple[PhaseConfig, ...] = ()
+
+    @property
+    def each_phase(self) -> list["ParallelConfig"]:
+        """The configs of all phases; the first phase has the fields of this config."""
+        names = [spec.name for spec in fields(SpreadConfig)]
+        later = [
+            ParallelConfig(**{name: getattr(phase, name) for name in names})
+            for phase in self.phases
+        ]
+        return [replace(self, phases=()), *later]
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies of all phases."""
+        return [self.strategy, *(phase.strategy for phase in self.phases)]
 
     @property
     def row(self) -> Strategy:
@@ -492,8 +527,25 @@ class ParallelConfig:
             devices,
         )
 
-    def validate(self, batch_size: int, mesh: Mesh) -> None:
-        """Raise ValueError if the batch size, in rows, or the mesh does not suit."""
+    def validate_phases(self, steps: int) -> None:
+        """Raise ValueError if phases do not follow one another in so many steps."""
+        before = 0
+        for index, phase in enumerate(self.phases):
+            name = f"parallel.phases[{index}]"
+            if phase.after <= before:
+                raise ValueError(
+                    f"{name} begins after {phase.after} steps, but the phase before it "
+                    f"after {before}; give phases in the order of their steps"
+                )
+            if phase.after >= steps:
+                raise ValueError(
+                    f"{name} begins after {phase.after} steps, but the run has {steps}; "
+                    "leave that phase out, or give more steps"
+                )
+            before = phase.after
+
+    def validate(self, rows: int, mesh: Mesh, name: str = "data.batch_size") -> None:
+        """Raise ValueError if a batch of so many rows or the mesh does not suit."""
         if not self.accumulation:
             raise ValueError(
                 "parallel.accumulation is auto, which train, measure and explain turn into "
@@ -514,7 +566,8 @@ class ParallelConfig:
                 f"parallel.tensor {tensor} does not divide the {local} devices of a "
                 "process; the devices that share a layer must be in one process"
             )
-        self.validate_rows(batch_size, "data.batch_size", mesh)
+
+        self.validate_rows(rows, name, mesh)
 
     def validate_rows(self, rows: int, name: str, mesh: Mesh) -> None:
         """Raise ValueError if a batch of so many rows cannot be split; `name` names it."""

@@ -643,6 +643,21 @@ FAULTS = [
         "if beat.silent > quiet]", "if False]",
         "experiments/run/survival/test_heart.py",
     ),
+    Fault(
+        "a phase goes on to the end of the run", "experiments/run/phases/builder.py",
+        "            phase.last,\n", "            0,\n",
+        "experiments/run/phases/test_phases.py turns",
+    ),
+    Fault(
+        "later phases are not checked", "experiments/run/build.py",
+        "in phases_of(config)\n    ]", "in phases_of(config)[:1]\n    ]",
+        "experiments/run/phases/test_phases.py refused",
+    ),
+    Fault(
+        "a signal in the last step of a phase is forgotten", "experiments/run/loop.py",
+        "over = stops or step", "over = step",
+        "experiments/run/phases/test_phases.py changed",
+    ),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Microbatches from the plan, and what to do when a device has no memory left."""
 
+import copy
 import dataclasses
 import os
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
+from configs import fields
 from configs.base import Experiment
 from experiments.costs.machine import memory_bytes
 from experiments.planning.advice import (
@@ -18,11 +20,11 @@ from experiments.planning.advice import (
 )
 from experiments.planning.shapes import model_of
 from experiments.processes.messages import say, size
+from experiments.run.phases.phase import Phase, phases_of
 from parallel.cost.machine import Hardware, Link, Machine
 from parallel.cost.plan import Candidate, Model, candidates
 from parallel.mesh import is_absent
 
-FLAG = "--config.parallel.accumulation"
 EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
@@ -32,11 +34,20 @@ def settled(config: Experiment, devices: Sequence[jax.Device] | None = None) -> 
     `devices` are absent ones; None: those here. ValueError if no number fits. A family that
     counts tuples has one microbatch.
     """
-    if config.parallel.accumulation:
-        return config
+    for phase in phases_of(config):
+        if not phase.config.parallel.accumulation:
+            number = fewest(phase.config, devices)
+            name = f"{phase.field}.accumulation"
+            config = fields.override(copy.deepcopy(config), {name: number})
+    return config
+
+
+def fewest(config: Experiment, devices: Sequence[jax.Device] | None) -> int:
+    """Return the fewest microbatches of a config with one phase that fit."""
     if config.model.trained_by == "counts":
-        return with_accumulation(config, 1)
-    one = with_accumulation(config, 1)
+        return 1
+    parallel = dataclasses.replace(config.parallel, accumulation=1)
+    one = dataclasses.replace(config, parallel=parallel)
     one.validate()
     mesh = one.parallel.mesh(devices)
     hardware, model = these(mesh), model_of(one, mesh.devices.flat[0].platform)
@@ -56,12 +67,7 @@ def settled(config: Experiment, devices: Sequence[jax.Device] | None = None) -> 
         f"parallel.accumulation=auto: {best.accumulation}, for {size(best.memory_bytes)} "
         f"of a device's {size(best.limit)} by the plan"
     )
-    return with_accumulation(config, best.accumulation)
-
-
-def with_accumulation(config: Experiment, number: int) -> Experiment:
-    parallel = dataclasses.replace(config.parallel, accumulation=number)
-    return dataclasses.replace(config, parallel=parallel)
+    return best.accumulation
 
 
 def these(mesh: jax.sharding.Mesh) -> Hardware:
@@ -102,11 +108,12 @@ def explained(error: Exception, config: Experiment, mesh: jax.sharding.Mesh) -> 
     )
 
 
-def next_command(argv: Sequence[str], config: Experiment, degree: int) -> list[str]:
+def next_command(argv: Sequence[str], phase: Phase, degree: int) -> list[str]:
     """Return the command with twice the microbatches; ValueError if rows are too few.
 
     `degree` is the number of parts that the mesh splits a batch into.
     """
+    config, flag = phase.config, flag_of(phase)
     number = 2 * config.parallel.accumulation
     if config.data.batch_size % (degree * number):
         raise ValueError(
@@ -120,14 +127,18 @@ def next_command(argv: Sequence[str], config: Experiment, degree: int) -> list[s
             skipped = False
             continue
         name, equals, _ = argument.partition("=")
-        if name.lstrip("-") == FLAG.lstrip("-"):
+        if name.lstrip("-") == flag.lstrip("-"):
             skipped = not equals
             continue
         kept.append(argument)
-    return [*kept, f"{FLAG}={number}"]
+    return [*kept, f"{flag}={number}"]
 
 
-def start_again(config: Experiment, degree: int) -> None:
+def flag_of(phase: Phase) -> str:
+    return f"--config.{phase.field}.accumulation"
+
+
+def start_again(phase: Phase, degree: int) -> None:
     """Replace this process by a fresh one, whose memory is empty, with more microbatches.
 
     The losses are the same up to rounding: microbatches only change the order of sums.
@@ -136,9 +147,9 @@ def start_again(config: Experiment, degree: int) -> None:
     if jax.process_count() > 1:
         raise ValueError(
             "--on_oom=accumulate starts one process again, and this run has "
-            f"{jax.process_count()}; give a larger {FLAG} to all of them"
+            f"{jax.process_count()}; give a larger {flag_of(phase)} to all of them"
         )
-    command = next_command(sys.orig_argv[1:], config, degree)
+    command = next_command(sys.orig_argv[1:], phase, degree)
     say(f"out of memory; starting again with {command[-1].removeprefix('--config.')}")
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *command], os.environ)

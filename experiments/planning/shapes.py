@@ -11,6 +11,7 @@ from jax.extend.core import Jaxpr
 from configs.base import Experiment
 from experiments.costs.step import inner_programs
 from experiments.run.build import build_task, setting
+from experiments.run.phases.phase import phases_of
 from experiments.run.steps import at_its_largest, empty_rows
 from lm.models.transformer.config import SAVEABLE, TransformerConfig
 from lm.optim import optimizer
@@ -30,7 +31,7 @@ def model_of(config: Experiment, platform: str) -> Model:
 
     ValueError for a model that counts, and so has no step with gradients.
     """
-    config = at_its_largest(config)
+    config = at_its_largest(phases_of(config)[0])
     if config.model.trained_by == "counts":
         raise ValueError(
             "a model of counts has no gradients to plan for: its tuples are counted once; "

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,8 @@ from experiments.costs.machine import memory_bytes
 from experiments.costs.step import flops_per_token
 from experiments.processes.messages import size
 from experiments.run.ngram_counts import check_counting, config_counting
-from experiments.run.steps import at_its_largest, row_order
+from experiments.run.phases.phase import Phase, phases_of
+from experiments.run.steps import row_order
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.flips import Flip, flipping
 from lm.compress.config import (
@@ -46,25 +48,57 @@ from parallel.strategies import STRATEGIES, Having, build_program
 class Run(NamedTuple):
     """One experiment, ready to train."""
 
-    config: Experiment
+    phase: Phase
     workdir: pathlib.Path
     data: Data
     task: Task
     program: Program
     clock: Clock
 
+    @property
+    def config(self) -> Experiment:
+        """The config of the phase."""
+        return self.phase.config
+
 
 def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Validate a config against itself and the devices; return its mesh.
+    """Validate a config against itself and the devices; return the mesh of its first phase.
 
     `devices` are absent ones that the program is only compiled for; None: those here.
     Raises ValueError for anything that could not work; allocates nothing.
     """
+    return check_phases(config, devices)[0]
+
+
+def check_phases(
+    config: Experiment, devices: Sequence[jax.Device] | None = None
+) -> list[Mesh]:
+    """Check as `check` does; return the mesh of each phase."""
+    config.validate()
+    return [
+        named(phase, partial(check_phase, phase, devices)) for phase in phases_of(config)
+    ]
+
+
+def named(phase: Phase, function: Callable[[], Any]) -> Any:
+    """Call a function; if it raises ValueError in a later phase, name the phase."""
+    try:
+        return function()
+    except ValueError as error:
+        if not phase.index:
+            raise
+        raise ValueError(f"{phase.field} ({phase.told}): {error}") from None
+
+
+def check_phase(phase: Phase, devices: Sequence[jax.Device] | None) -> Mesh:
+    """Check what a phase makes of the config; return its mesh."""
+    config = phase.config
     config.validate()
     mesh = config.parallel.mesh(devices)
-    config.parallel.validate(config.data.batch_size, mesh)
-    for _, rows in config.data.growth:
-        config.parallel.validate_rows(rows, "data.growth: a batch of", mesh)
+    for rows in phase.batch_sizes:
+        grown = rows != config.data.batch_size
+        name = "data.growth: a batch of" if grown else "data.batch_size"
+        config.parallel.validate(rows, mesh, name)
     process_rows(mesh)
     if file := embeddings_file(config):
         read_header(file, config.model.width)
@@ -88,7 +122,7 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     check_compress(config)
     task = build_task(config, config.data.vocab_size)
     check_task(config, task, mesh)
-    check_memory(config, task, mesh)
+    check_memory(config, task, mesh, phase.batch_sizes[-1])
     return mesh
 
 
@@ -169,14 +203,14 @@ def check_compress(config: Experiment) -> None:
     compress.validate(shapes, config.steps, config.data.vocab_size)
 
 
-def check_memory(config: Experiment, task: Task, mesh: Mesh) -> None:
+def check_memory(config: Experiment, task: Task, mesh: Mesh, batch_size: int) -> None:
     """Raise ValueError if a lower bound of the memory is more than the devices have.
 
     The bound counts the parameters, the optimizer's state, the rows of a microbatch and the
     output of one layer, each once over all devices. A run needs more: copies of parameters,
     gradients, and activations for the backward pass.
     """
-    rows = at_its_largest(config).data.batch_size // config.parallel.accumulation
+    rows = batch_size // config.parallel.accumulation
     positions = rows * config.data.seq_len
     parts = {"the rows of a microbatch": positions * 2 * 4}
     if width := getattr(config.model, "width", 0):
@@ -202,8 +236,11 @@ def whole_bytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
-    """Check what only the prepared data tells: its strata, weights and vocabulary."""
+def check_data(config: Experiment, data: Data, *meshes: Mesh) -> None:
+    """Check what only the prepared data tells: its strata, weights and vocabulary.
+
+    `meshes` are those of the phases.
+    """
     order = row_order(config)
     order.check_strata(data.train)
     weights = {part.weight for shard in order.parts(data.train) for part in shard}
@@ -214,7 +251,9 @@ def check_data(config: Experiment, data: Data, mesh: Mesh) -> None:
             "counts whole tokens; mask or drop text where it is down-weighted, unset "
             "data.sampling.reweigh, or choose another family of models"
         )
-    check_learned(config, data.tokenizer.get_vocab_size(), mesh)
+    vocab_size = data.tokenizer.get_vocab_size()
+    for phase, mesh in zip(phases_of(config), meshes, strict=False):
+        named(phase, partial(check_learned, phase.config, vocab_size, mesh))
 
 
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:
@@ -362,18 +401,21 @@ def build(
     given: Vectors | None = None,
     new_pool: Callable[[Parts], Pool] | None = None,
     flips: Sequence[Flip] = (),
+    last: int = 0,
 ) -> tuple[Task, Program]:
     """Return the Task, and the Program that trains it on the mesh.
 
     `num_rows` is the number of rows of an epoch, 0 where it is not known. `given` are
     vectors that rows of the embedding begin with. `new_pool` makes the pool of a parameter
-    server, if its workers are not in this process. `flips` will hit gradients.
+    server, if its workers are not in this process. `flips` will hit gradients. `last` is
+    the step after which the program ends; 0: that of the run.
     """
     task = build_task(config, vocab_size, given)
     if config.model.trained_by == "counts":
         counting = config_counting(config, vocab_size, num_rows)
         return task, counting_program(counting, config.parallel.strategy, mesh)
-    learner, parallel = learner_of(config, flipping(task, flips)), config.parallel
+    learner = learner_of(config, flipping(task, flips), last)
+    parallel = config.parallel
     if new_pool:
         return task, server_program(
             learner,
@@ -386,14 +428,14 @@ def build(
     return task, build_program(parallel, learner, mesh)
 
 
-def learner_of(config: Experiment, task: Task) -> Learner:
-    """Return what a strategy spreads."""
+def learner_of(config: Experiment, task: Task, last: int = 0) -> Learner:
+    """Return what a strategy spreads, up to the step `last`; 0: that of the run."""
     return Learner(
         task=robust(task, config.robust),
         optimizer=build_optimizer(config, task),
         scaling=robust_scaling(loss_scaling(config.precision), config.robust),
         learning_rate=learning_rate,
         seed=config.seed,
-        num_steps=config.steps,
+        num_steps=last or config.steps,
         measure=gradient_norms if config.trace_norms else no_metrics,
     )

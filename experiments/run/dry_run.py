@@ -4,10 +4,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from configs.base import Experiment
 from experiments.costs.step import absent_costs, compiled_costs
 from experiments.processes.messages import human, size
 from experiments.run.explanation import against_closed_form
+from experiments.run.phases.phase import Phase
+from experiments.run.steps import at_its_largest
 from experiments.run.trial import build_trial
 from lm.task import num_parameters
 from parallel.cost.ledger import step_ledger
@@ -15,7 +16,8 @@ from parallel.layout import bytes_per_device
 from parallel.mesh import batch_degree, is_absent
 
 
-def dry_run(config: Experiment, mesh: Mesh) -> None:
+def dry_run(phase: Phase, mesh: Mesh) -> None:
+    config = at_its_largest(phase)
     trial = build_trial(config, config.data.vocab_size, mesh)
     state = trial.program.abstract
     entries = step_ledger(trial.step, mesh)

@@ -234,6 +234,8 @@ class Log:
         """Take in the seconds of each replica; return those that begin to straggle."""
         if not seconds:
             return {}
+        if self.watch and len(self.watch.means_W) != len(seconds):
+            self.watch = None  # the run goes on with another number of replicas
         before = self.watch.stragglers if self.watch else {}
         self.watch = watched(self.watch, seconds)
         now = self.watch.stragglers

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import jax
 
@@ -14,6 +15,7 @@ from experiments.run.build import Run, learner_of
 from experiments.run.checkpoint import Checkpoints, Score
 from experiments.run.evaluation import Evaluator, interval, likelihood
 from experiments.run.log import Log, Skipped
+from experiments.run.phases.phase import phase_at, phases_of
 from experiments.run.steps import compile_steps, row_order
 from experiments.run.summary import summarize
 from experiments.run.survival.guard import Guard, guarded
@@ -32,13 +34,18 @@ MAX_EPOCHS = 4
 NOISE = {"grad_variance", "grad_square"}
 
 
+class Ended(NamedTuple):
+    step: int  # of the state that was saved last
+    over: bool  # False: another phase of the run goes on from there
+
+
 def train(
     run: Run,
     stop_at: int | None = None,
     profiled: range = range(0),
     faults: Sequence[Fault] = (),
-) -> TrainState:
-    """Run, or continue, the experiment in its workdir; return the last state.
+) -> Ended:
+    """Run, or continue, the experiment in its workdir, up to the end of its phase.
 
     The steps in `profiled` are traced into the workdir. `faults` happen to the run.
 
@@ -49,9 +56,7 @@ def train(
         return guarded_train(run, stop_at, profiled, guard)
 
 
-def guarded_train(
-    run: Run, stop_at: int | None, profiled: range, guard: Guard
-) -> TrainState:
+def guarded_train(run: Run, stop_at: int | None, profiled: range, guard: Guard) -> Ended:
     config, program, clock = run.config, run.program, run.clock
     tokenizer, rows = run.data.tokenizer, run.data.validation
     evaluate = Evaluator(
@@ -64,11 +69,13 @@ def guarded_train(
         checkpoints.before_save = guard.faults.before_save
         # Compilation overlaps with making or restoring the state.
         extra = extra_arrays(run.data.train, row_order(config))
-        compiled = pool.submit(compile_steps, config, program, extra)
+        compiled = pool.submit(compile_steps, run.phase, program, extra)
         with clock("checkpoint"):
             learner = learner_of(config, run.task)
             state = checkpoints.restore(program, partial(begin, learner, program))
         start = int(state.step) if state else 0
+        if phase_at(phases_of(run.phase.whole), start).index != run.phase.index:
+            return Ended(start, over=False)  # later checkpoints were damaged
         with clock("compile"):
             if state is None:
                 state = program.init(jax.random.key(config.seed))
@@ -81,8 +88,8 @@ def guarded_train(
                 partial(epochs, run), is_main_process(),
             )  # fmt: skip
             with log, stop_signal() as stopped:
-                last = min(config.steps, stop_at or config.steps)
-                state, final = loop(
+                last = min(run.phase.last, stop_at or run.phase.last)
+                state, final, stops = loop(
                     run, state, start, last, evaluate, checkpoints, log, stopped, profiled,
                     guard,
                 )  # fmt: skip
@@ -96,12 +103,14 @@ def guarded_train(
                 f"{error}. The complete checkpoints in {checkpoints.folder} are of steps "
                 f"{checkpoints.steps}; make room, and the same command goes on from there"
             ) from error
-    if step < config.steps:
+    if step == config.steps:
+        finish(run, state, final, evaluate, log, guard)
+        return Ended(step, over=True)
+    over = stops or step != run.phase.last or step == stop_at
+    if over:
         how = " without --stop_at" if step == stop_at else ""
         say(f"stopped at step {step}; the same command{how} goes on from there")
-        return state
-    finish(run, state, final, evaluate, log, guard)
-    return state
+    return Ended(step, over)
 
 
 def finish(
@@ -137,8 +146,10 @@ def loop(
     stopped: Callable[[int], bool],
     profiled: range,
     guard: Guard,
-) -> tuple[TrainState, dict[str, float] | None]:
-    """Take the steps after `start` up to `last`; return the state and the last evaluation.
+) -> tuple[TrainState, dict[str, float] | None, bool]:
+    """Take the steps after `start` up to `last`.
+
+    Return the state, the last evaluation and whether a signal asks the run to stop.
 
     A step is followed by its evaluation and then its save, so a restored run repeats
     neither. The evaluation is None unless the last step of the config was reached here.
@@ -151,6 +162,7 @@ def loop(
         return program.place(rows(number))
 
     val = score = None
+    stops = False
     for step in range(start + 1, last + 1):
         if step == max(profiled.start, start + 1) and step in profiled:
             jax.profiler.start_trace(run.workdir / "profile")
@@ -166,7 +178,8 @@ def loop(
             handle(log.train(step, metrics, began, waited), run, log)
         guard.finished(*log.norms)
 
-        ends, val, score = step == last or stopped(step), None, None
+        stops = stopped(step)
+        ends, val, score = step == last or stops, None, None
         if step in profiled and (ends or step + 1 not in profiled):
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
@@ -189,7 +202,7 @@ def loop(
             guard.saved(step)
         if ends:
             break
-    return state, val if int(state.step) == config.steps else None
+    return state, val if int(state.step) == config.steps else None, stops
 
 
 def evaluated(

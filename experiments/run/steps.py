@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from configs.base import Experiment
-from lm.data.rows.growth import batch_sizes
+from experiments.run.phases.phase import Phase, phases_of
 from lm.data.rows.order import Order
 from lm.task import Batch
 from parallel.mesh import abstract_rows, is_absent, process_rows
@@ -29,22 +29,22 @@ class Steps(NamedTuple):
 
 
 def compile_steps(
-    config: Experiment, program: Program, extra: Collection[str] = ()
+    phase: Phase, program: Program, extra: Collection[str] = ()
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Compile the program's step for all shapes that its batches will have.
+    """Compile the program's step for all shapes that the batches of a phase will have.
 
     pmap over several processes cannot compile ahead; its step is returned unchanged.
     """
     if not hasattr(program.step, "lower"):
         return program.step
-    batches = [abstract_batch(program, *shape, extra) for shape in batch_shapes(config)]
+    batches = [abstract_batch(program, *shape, extra) for shape in phase_shapes(phase)]
     return Steps({each["tokens"].shape: compile_for(program, each) for each in batches})
 
 
 def compile_step(
     config: Experiment, program: Program, extra: Collection[str] = ()
 ) -> jax.stages.Compiled:
-    """Compile the program's step ahead of time, without a state or data.
+    """Compile the step of a run's first phase ahead of time, without a state or data.
 
     `extra` names the arrays that a batch has besides the usual ones. Where batches have
     several shapes, the step is that of the largest.
@@ -60,20 +60,24 @@ def compile_for(program: Program, batch: Batch) -> jax.stages.Compiled:
 
 
 def batch_shapes(config: Experiment) -> list[tuple[int, int]]:
+    """Return the shapes of the batches of a run's first phase."""
+    return phase_shapes(phases_of(config)[0])
+
+
+def phase_shapes(phase: Phase) -> list[tuple[int, int]]:
     """Return the rows and the length (T) of each shape of a batch, the largest last."""
-    data = config.data
+    data = phase.config.data
     if data.lengths:
         positions = data.batch_size * data.seq_len
         return [(positions // length, length) for length in reversed(data.lengths)]
-    return [(rows, data.seq_len) for rows in batch_sizes(data.batch_size, data.growth)]
+    return [(rows, data.seq_len) for rows in phase.batch_sizes]
 
 
-def at_its_largest(config: Experiment) -> Experiment:
-    """Return the config with batches of one shape, the largest."""
-    data = config.data
-    rows = batch_sizes(data.batch_size, data.growth)[-1]
+def at_its_largest(phase: Phase) -> Experiment:
+    """Return the config of a phase with batches of one shape, its largest."""
+    data, rows = phase.config.data, phase.batch_sizes[-1]
     data = dataclasses.replace(data, batch_size=rows, growth=(), equal_tokens=False)
-    return dataclasses.replace(config, data=data)
+    return dataclasses.replace(phase.config, data=data)
 
 
 def abstract_batch(

@@ -20,7 +20,9 @@ from experiments.processes.files import json_line, read_object, write_whole
 from experiments.processes.messages import human, is_main_process
 from experiments.run.build import Run, model_flops
 from experiments.run.evaluation import told_interval, told_sources
-from experiments.run.log import Log
+from experiments.run.log import Log, read_metrics
+from experiments.run.phases.account import by_phase, told_phases
+from experiments.run.phases.phase import phases_of
 from experiments.run.steps import Steps
 from experiments.run.survival import goodput
 from experiments.run.survival.clock import PARTS
@@ -97,7 +99,8 @@ def summarize(
         # replica -> the largest multiple of the median's seconds of computing; if measured
         "stragglers": log.watch and log.watch.worst,
         "emulated": are_emulated(),
-        "strategy": config.parallel.strategy,
+        "strategy": config.parallel.strategy,  # of the last phase
+        "phases": phase_figures(run),
         "devices": program.mesh.size,
         "device_kind": program.mesh.devices.flat[0].device_kind,
         "processes": jax.process_count(),
@@ -112,6 +115,15 @@ def summarize(
     }
     write_whole(run.workdir / "summary.json", json_line(summary, indent=2))
     print_summary(summary)
+
+
+def phase_figures(run: Run) -> list[dict[str, Any]]:
+    """Return what each phase took; [] if there is only one."""
+    phases = phases_of(run.phase.whole)
+    if len(phases) == 1:
+        return []
+    records = read_metrics(run.workdir / "metrics.jsonl")
+    return by_phase([r for r in records if r["split"] == "train"], phases)
 
 
 def step_costs(run: Run) -> dict[str, int | float]:
@@ -158,7 +170,7 @@ seconds              {seconds}
 {goodput_line(s)}\
 peak memory          {human(s["peak_memory_bytes"])}B{allocator_line(s)}
 strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
-skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
+{phases_lines(s)}skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
 {stragglers_line(s)}\
 sample
 {indent(s["sample"])}"""
@@ -186,6 +198,10 @@ def goodput_line(summary: dict[str, Any]) -> str:
 def sources_line(summary: dict[str, Any]) -> str:
     told = told_sources(summary)
     return f"  by source          {told}\n" if told else ""
+
+
+def phases_lines(summary: dict[str, Any]) -> str:
+    return "".join(f"  {line}\n" for line in told_phases(summary))
 
 
 def stragglers_line(summary: dict[str, Any]) -> str:

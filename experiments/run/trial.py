@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from configs.base import Experiment
 from experiments.run.build import build
+from experiments.run.phases.phase import first_phase
 from experiments.run.steps import at_its_largest, compile_step, row_order
 from lm.data.rows.order import extra_arrays, train_batches
 from lm.data.rows.store import Rows
@@ -69,10 +70,11 @@ def build_trial(
 ) -> Trial:
     """Build and compile; neither a state nor data need exist. The config is checked.
 
+    Of several phases, the trial is of the first.
     A batch that grows has its largest size from the first step on. If the batches will come
     from `rows`, give these: perhaps they have weights.
     """
-    config = at_its_largest(config)
+    config = at_its_largest(first_phase(config))
     task, program = build(config, vocab_size, mesh)
     began = time.perf_counter()
     extra = () if rows is None else extra_arrays(rows, row_order(config))

@@ -143,12 +143,12 @@ def differences(there: Experiment, here: Experiment) -> list[str]:
     """List the fields that decide the numbers of a run and differ.
 
     `steps` may differ: it moves the end of the run (experiments/run/extension.py). A run
-    may also go on under another strategy, with other fields for its exchange and meetings.
+    may also go on under other strategies, with other fields for exchanges and meetings.
     """
     theirs, ours = fields.flatten(there), fields.flatten(here)
     free = {"steps"}
-    if theirs["parallel.strategy"] != ours["parallel.strategy"]:
-        free |= {name for name in theirs if name.startswith("parallel.")}
+    if there.parallel.strategies != here.parallel.strategies:
+        free |= {name for name in theirs | ours if name.startswith("parallel.")}
     names = (fields.deciding(there) | fields.deciding(here)) - free
     return [
         f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"

@@ -3,7 +3,7 @@
 A run is a chain of processes: each goes on from the last checkpoint of the one before it.
 Process 0 of each adds lines to time.jsonl:
 
-  start   it has restored `step` and begins to train
+  start   it has restored `step` and begins to train, or to train in another phase
   saved   the state of `step` is on its way to the disk
   done    all steps are taken and evaluated
   end     it ends by itself
@@ -89,7 +89,8 @@ class Journal:
 def lives_of(events: list[Event]) -> list[Life]:
     lives: list[Life] = []
     for event in events:
-        if event["event"] == "start":
+        same = lives and lives[-1].began == event["wall"]  # another phase of it begins
+        if event["event"] == "start" and not same:
             lives.append(Life([event]))
         elif lives:
             lives[-1].marks.append(event)

@@ -84,6 +84,8 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
         except BaseException:
             journal.mark("last", heart.step)
             raise
+        finally:
+            injector.end()
         journal.mark("end", heart.step)
 
 

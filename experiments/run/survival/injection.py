@@ -147,6 +147,7 @@ class Injector:
         self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
         self.slow: list[tuple[range, float]] = []
         self.broken: OSError | None = None  # what the next save meets
+        self.timers: list[threading.Timer] = []
 
     def begin(self) -> None:
         """Set timers for the faults of this process that come at an instant."""
@@ -160,7 +161,13 @@ class Injector:
                     timer = threading.Timer(delay, self.act, (number, fault, None))
                     timer.daemon = True
                     timer.start()
+                self.timers.append(timer)
         self.first = first
+
+    def end(self) -> None:
+        """Give up the timers; the next phase of the run sets its own."""
+        for timer in self.timers:
+            timer.cancel()
 
     def before(self, step: int, state: TrainState) -> TrainState:
         """Let the faults that are due happen; return the state, perhaps damaged."""

@@ -29,9 +29,17 @@ def rows_before(batch_size: int, growth: Growth, step: int) -> int:
     )
 
 
-def batch_sizes(batch_size: int, growth: Growth) -> list[int]:
-    """Return the different numbers of rows, in their order."""
-    return list(dict.fromkeys([batch_size, *(rows for _, rows in growth)]))
+def batch_sizes(
+    batch_size: int, growth: Growth, first: int = 0, last: int | None = None
+) -> list[int]:
+    """Return the different numbers of rows of the steps [first, last), in their order.
+
+    `last` is None: of all steps after `first`.
+    """
+    later = [
+        rows for step, rows in growth if step > first and (last is None or step < last)
+    ]
+    return [rows_at(batch_size, growth, first), *later]
 
 
 def check_growth(batch_size: int, growth: Growth, shards: int) -> None:

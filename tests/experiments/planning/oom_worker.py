@@ -9,12 +9,12 @@ from experiments.run import loop
 usual = loop.compile_steps
 
 
-def compile_steps(config, *rest):
-    if config.parallel.accumulation < 2:
+def compile_steps(phase, *rest):
+    if phase.config.parallel.accumulation < 2:
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123456 bytes."
         )
-    return usual(config, *rest)
+    return usual(phase, *rest)
 
 
 if __name__ == "__main__":

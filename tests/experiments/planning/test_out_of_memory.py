@@ -11,6 +11,7 @@ import pytest
 from experiments.planning import out_of_memory
 from experiments.planning.out_of_memory import explained, next_command, settled, these
 from experiments.processes import allocator
+from experiments.run.phases.phase import phases_of
 from experiments.run.startup import numbers_for_words, read_config_file
 from tests.experiments.runs import ROOT, run, small, write_corpus
 
@@ -55,13 +56,13 @@ def test_the_message_names_the_largest_part_and_the_flag():
 
 
 def test_the_next_command_doubles_the_microbatches():
-    config = read_config_file("configs/tiny.py")  # 32 rows
+    (phase,) = phases_of(read_config_file("configs/tiny.py"))  # 32 rows
     argv = ["-m", "experiments.train", "--config.parallel.accumulation", "1", "--x=2"]
     flag = "--config.parallel.accumulation=2"
-    assert next_command(argv, config, 8) == ["-m", "experiments.train", "--x=2", flag]
-    assert next_command(["--config.parallel.accumulation=1"], config, 8) == [flag]
+    assert next_command(argv, phase, 8) == ["-m", "experiments.train", "--x=2", flag]
+    assert next_command(["--config.parallel.accumulation=1"], phase, 8) == [flag]
     with pytest.raises(ValueError, match="32 over 32 devices cannot be cut into 2"):
-        next_command(argv, config, 32)
+        next_command(argv, phase, 32)
 
 
 def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):

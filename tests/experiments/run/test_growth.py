@@ -9,6 +9,7 @@ import pytest
 from configs.base import Experiment
 from experiments.run.build import Run, build, check
 from experiments.run.loop import train
+from experiments.run.phases.phase import phases_of
 from experiments.run.survival.clock import Clock
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
@@ -40,7 +41,8 @@ def run(tmp_path_factory):
     )  # fmt: skip
     mesh, data = check(config), prepare(config.data)
     task, program = build(config, data.tokenizer.get_vocab_size(), mesh)
-    return Run(config, folder / "whole", data, task, program, Clock())
+    (phase,) = phases_of(config)
+    return Run(phase, folder / "whole", data, task, program, Clock())
 
 
 def in_folder(run, name):

@@ -96,6 +96,10 @@ def test_a_straggler_is_named_once_and_remembered_by_a_run_that_goes_on(tmp_path
         assert log.watch.worst == pytest.approx({2: 3.0})
         step(log, STEPS + 6, 0.3)
         log.flush()
+        fewer = {"tokens": np.asarray(4.0), COMPUTE: np.array([0.1, 0.3])}
+        log.train(STEPS + 7, fewer, 0.0, 0.0)  # in a phase with other replicas
+        log.flush()
+        assert log.watch.worst == {} and len(log.watch.means_W) == 2
     assert told not in capsys.readouterr().err
     assert told_stragglers({"stragglers": {"2": 3.0}}).startswith("replica 2 up to 3.00 x")
     assert told_stragglers({}) == told_stragglers({"stragglers": None}) == ""

@@ -62,6 +62,21 @@ def test_between_an_end_and_the_next_command_nothing_runs():
     assert (spent["lost"], spent["restart"], spent["step"]) == (0.0, 2.0, 12.0)
 
 
+def test_phases_of_one_process_are_one_life():
+    """Between them it compiles: nothing is lost, and nothing was started again."""
+    events = [
+        event("start", 0, 5.0, 1.0, compile=1.0),
+        event("end", 5, 5.0, 9.0, compile=1.0, step=8.0),
+        event("start", 5, 5.0, 12.0, compile=4.0, step=8.0),
+        event("last", 8, 5.0, 15.0, compile=4.0, step=11.0),
+    ]
+    again = [event("start", 5, 30.0, 2.0), event("end", 9, 30.0, 8.0, step=6.0)]
+    spent = account(events + again)
+    assert sum(spent.values()) == 38.0 - 5.0
+    assert (spent["compile"], spent["step"]) == (4.0, 8.0 + 6.0)
+    assert (spent["lost"], spent["restart"]) == (3.0, 10.0 + 2.0)
+
+
 def test_the_journal_of_a_killed_process_ends_with_its_last_heartbeat(tmp_path):
     (tmp_path / "heartbeats").mkdir()
     for name in ("first", "second"):
