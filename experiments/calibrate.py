@@ -2,10 +2,11 @@
 
 python -m experiments.calibrate [--out=hardware.json] [--processes=2] [--seconds=0.5]
 
-Measures products of matrices by their width, the memory's bandwidth, and the latency and
-the bandwidth of each kind of collective, in under a minute. On CPUs the collectives run
-between real processes (--processes), each on its own cores; on GPUs and TPUs between the
-devices of this process. Writes a file of JSON; nothing else may run on the machine.
+Measures products of matrices by their width, the memory's bandwidth, the latency and the
+bandwidth of each kind of collective, and steps of six small models, in about a minute. On
+CPUs the collectives run between real processes (--processes), each on its own cores; on
+GPUs and TPUs between the devices of this process. Writes a file of JSON; nothing else may
+run on the machine.
 """
 
 import os
@@ -18,6 +19,7 @@ from absl import flags
 
 from experiments.planning.calibration import measure
 from experiments.planning.hardware import FILE, shown, write_machine
+from experiments.planning.steps import measure_steps
 from experiments.processes import allocator, join
 from experiments.processes.children import (
     GRACE_SECONDS,
@@ -54,6 +56,7 @@ def main() -> None:
         else:
             join.start_jax()
     found = measure(SECONDS.value)
+    found |= measure_steps(found, SECONDS.value)
     if is_main_process():
         with user_errors():
             write_machine(file, found)

@@ -256,7 +256,7 @@ def pipeline(name: str, interleaves: bool = False) -> Strategy:
     return Strategy(
         program,
         lambda config, params, mesh, cut: closed_forms.pipeline_bytes(
-            mesh, cut, config.num_chunks(mesh)
+            mesh, cut, config.accumulation, config.num_chunks(mesh)
         ),
         lambda config: {"collective-permute", "all-reduce"},
         (AXIS, STAGE),

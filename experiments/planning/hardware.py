@@ -30,28 +30,36 @@ def read_machine(file: pathlib.Path) -> tuple[Machine, int]:
     """Return a measured machine, and how many devices took part; ValueError if damaged."""
     found = read_object(file, AGAIN)
     try:
-        flops = {
-            dtype: tuple((float(size), float(rate)) for size, rate in table)
-            for dtype, table in found["flops"].items()
-        }
-        links = {
-            kind: Link(float(link["bandwidth"]), float(link["latency"]))
-            for kind, link in found["collectives"].items()
-        }
-        return Machine(
-            "this",
-            flops,
-            float(found["memory"]),
-            float(found["memory_bandwidth"]),
-            # A single device sends to none.
-            links.get("all-reduce", Link(float("inf"), 0.0)),
-            None,
-            overlaps=bool(found["overlaps"]),
-            efficiency=1.0,
-            collectives=links,
-        ), int(found["devices"])
+        return machine_of(found), int(found["devices"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} lacks or has a wrong {error}; {AGAIN}") from None
+
+
+def machine_of(found: dict[str, Any]) -> Machine:
+    """Return the machine of which experiments.calibrate has found this."""
+    flops = {
+        dtype: tuple((float(size), float(rate)) for size, rate in table)
+        for dtype, table in found["flops"].items()
+    }
+    links = {
+        kind: Link(float(link["bandwidth"]), float(link["latency"]))
+        for kind, link in found["collectives"].items()
+    }
+    factors = {name: float(x) for name, x in found.get("factors", {}).items()}
+    return Machine(
+        "this",
+        flops,
+        float(found["memory"]),
+        float(found["memory_bandwidth"]),
+        # A single device sends to none.
+        links.get("all-reduce", Link(float("inf"), 0.0)),
+        None,
+        overlaps=bool(found["overlaps"]),
+        efficiency=1.0,
+        collectives=links,
+        factors=factors,
+        overhead=float(found.get("overhead", 0.0)),
+    )
 
 
 def write_machine(file: pathlib.Path, found: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def model_of(config: Experiment, platform: str) -> Model:
     params = jax.eval_shape(task.init, jax.random.key(0))
     tx = optimizer(config.optim, config.steps, task.hidden)
     rows = empty_rows(config.data.batch_size, config.data.seq_len)
-    cut = cut_of(task, params, rows)
+    cut = cut_of(task, params, rows, platform)
     positions = config.data.batch_size * config.data.seq_len
     layer, outer = products_of(plain(config))
     return Model(

@@ -83,5 +83,6 @@ def against_closed_form(
 def expected_bytes(config: Experiment, trial: Trial, mesh: Mesh) -> float | None:
     """Return what a device should send in a step; None if there is no closed form."""
     params = trial.program.abstract_portable.params
-    cut = cut_of(trial.task, params, empty_rows(*batch_shapes(trial.config)[-1]))
+    rows = empty_rows(*batch_shapes(trial.config)[-1])
+    cut = cut_of(trial.task, params, rows, mesh.devices.flat[0].platform)
     return config.parallel.row.sent_bytes(config.parallel, params, mesh, cut)

@@ -8,8 +8,8 @@ gradients' norms, are not counted.
 """
 
 import math
+import re
 from collections.abc import Callable
-from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +20,10 @@ from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.forms.dealing import fill
 from parallel.islands.submeshes import islands_of, shard_shapes
+from parallel.layout import shard_largest
 from parallel.mesh import batch_axes, batch_degree
-from parallel.pipeline.stacking import outer_of
-from parallel.program import FSDP, SLICE, STAGE, TENSOR, Batch, Params
+from parallel.pipeline.stacking import LAYERS, STACK, outer_of
+from parallel.program import FSDP, SLICE, STAGE, TENSOR, Batch, Params, TensorDims
 from parallel.regathering import leaves_read
 
 
@@ -33,14 +34,16 @@ class Cut(NamedTuple):
     outer: float  # bytes of the parameters outside the layers
     layers: float  # bytes of those of all layers
     carry: float  # bytes that go from layer to layer, for all rows of a batch
-    # Bytes of the outer parameters that the embedding reads, plus those that the loss
-    # reads: a tied embedding counts twice.
-    reads: float
+    # Which leaves of the outer parameters the embedding reads, and which the loss reads.
+    reads: tuple[tuple[bool, ...], tuple[bool, ...]]
     compute: float  # bytes of a parameter in the compute type, as a share of the 4
     hidden: tuple[str, ...] = ()  # top-level names of the parameters inside layers
+    split: int = 0  # matrices of a layer that are split over `tensor`
+    alone: float = 0.0  # bytes of the parameters that are not: the norms
+    platform: str = "tpu"  # whose compiler makes the program
 
 
-def cut_of(task: Any, params: Params, batch: Batch) -> Cut | None:
+def cut_of(task: Any, params: Params, batch: Batch, platform: str = "tpu") -> Cut | None:
     """Measure a task; params and batch may be shapes, of all devices.
 
     None: the task has no stages.
@@ -55,17 +58,38 @@ def cut_of(task: Any, params: Params, batch: Batch) -> Cut | None:
 
     carry = jax.eval_shape(enter, outer, batch)
     reads = leaves_read(enter, outer, batch), leaves_read(loss, outer, carry, batch)
-    leaves = jax.tree.leaves(outer)
     cast = jax.tree.leaves(jax.eval_shape(task.cast, params))
     return Cut(
         num_layers,
         outer=num_bytes(outer),
         layers=num_bytes(params) - num_bytes(outer),
         carry=num_bytes(carry),
-        reads=sum(num_bytes(list(compress(leaves, read))) for read in reads),
+        reads=tuple(map(tuple, reads)),
         compute=sum(x.size * x.dtype.itemsize for x in cast) / num_bytes(params),
         hidden=task.hidden,
+        split=split_matrices(task.tensor_dims, params),
+        alone=sum(
+            num_bytes(x)
+            for path, x in jax.tree.leaves_with_path(params)
+            if not is_split(task.tensor_dims, path)
+        ),
+        platform=platform,
     )
+
+
+def split_matrices(table: TensorDims, params: Params) -> int:
+    """Count the matrices of a layer that are split over `tensor`."""
+    layer = params[STACK] if STACK in params else params[LAYERS][0]
+    dims = 3 if STACK in params else 2
+    return sum(
+        is_split(table, path) and len(x.shape) == dims
+        for path, x in jax.tree.leaves_with_path(layer)
+    )
+
+
+def is_split(table: TensorDims, path: tuple) -> bool:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return any(re.search(entry[0], name) for entry in table)
 
 
 def num_bytes(tree: Any) -> float:
@@ -81,29 +105,88 @@ def by_layout(formula: Callable[[float, int, int], float]) -> Callable:
     return sent
 
 
-def regathered_bytes(
-    size: float, cut: Cut | None, n: int, k: int, tensor: int = 1
-) -> float:
-    """Return what FSDP sends to gather, in the compute type, and to scatter, in float32.
+class Regathered(NamedTuple):
+    """What FSDP moves in a microbatch, in bytes of whole arrays of float32."""
+
+    gathers: float
+    scatters: float
+    whole: float  # parameters too small to split: their gradients are summed once a step
+
+
+def regathered(params: Params, cut: Cut | None, n: int) -> Regathered:
+    """Return what FSDP gathers and scatters over n devices.
 
     Layers are gathered forward and backward, outer parameters where they are read. A task
-    without stages is gathered once; its type is not known, and is taken as float32.
+    without stages is gathered once. XLA for CPUs drops the barriers between equal gathers
+    of one microbatch, and runs them once; a stack of layers has two loops, and so two.
     """
-    gathers, scatters = size, size
-    if cut is not None:
-        gathers = cut.compute * (2 * cut.layers + cut.reads)
-        scatters = cut.layers + cut.reads
-    return k * (gathers + scatters) / tensor * (n - 1) / n
+    if cut is None:
+        split = sum(split_sizes(jax.tree.leaves(params), n))
+        return Regathered(split, split, num_bytes(params) - split)
+    outer = split_sizes(jax.tree.leaves(outer_of(params)), n)
+    # Pairs of a leaf's number and its bytes, so that equal sizes are not equal leaves.
+    entering, leaving = (
+        [(i, size) for i, size in enumerate(outer) if read[i] and size]
+        for read in cut.reads
+    )
+    first, num_layers = layer_leaves(params)
+    layers, ends = (
+        num_layers * sum(split_sizes(first, n)),
+        sum(size for _, size in entering + leaving),
+    )
+    passes, gathered = 2, ends
+    if cut.platform == "cpu":
+        passes = 1 if LAYERS in params else 2
+        gathered = ends / 2 if entering == leaving else ends
+    return Regathered(
+        gathers=cut.compute * (passes * layers + gathered),
+        scatters=layers + ends,
+        whole=cut.outer + cut.layers - layers - sum(outer),
+    )
+
+
+def layer_leaves(params: Params) -> tuple[list, int]:
+    """Return the shapes of a layer's parameters, and how many layers there are."""
+    if STACK not in params:
+        return jax.tree.leaves(params[LAYERS][0]), len(params[LAYERS])
+    stack = jax.tree.leaves(params[STACK])
+    layer = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in stack]
+    return layer, stack[0].shape[0]
+
+
+def split_sizes(leaves: list, n: int) -> list[float]:
+    """Return the bytes of the leaves that n devices split, and 0 for the others."""
+    return [num_bytes(x) * (shard_largest(x.shape, n) is not None) for x in leaves]
 
 
 def fsdp_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
     n, k = batch_degree(mesh), config.accumulation
-    return regathered_bytes(num_bytes(params), cut, n, k)
+    moved = regathered(params, cut, n)
+    return (k * (moved.gathers + moved.scatters) + 2 * moved.whole) * (n - 1) / n
 
 
-jit_bytes = by_layout(lambda size, n, k: 2 * k * size * (n - 1) / n)
 zero1_bytes = by_layout(lambda size, n, k: 2 * size * (n - 1) / n)
-zero2_bytes = by_layout(lambda size, n, k: (k + 1) * size * (n - 1) / n)
+
+
+def jit_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+    """Return what the compiler's all-reduce of each microbatch sends.
+
+    On CPUs it sums the gradients of a tied embedding apart, once where it is read first and
+    once in the head.
+    """
+    n, size = batch_degree(mesh), num_bytes(params)
+    if cut is not None and cut.platform == "cpu":
+        outer = map(num_bytes, jax.tree.leaves(outer_of(params)))
+        size += sum(x for x, *reads in zip(outer, *cut.reads, strict=True) if all(reads))
+    return 2 * config.accumulation * size * (n - 1) / n
+
+
+def zero2_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:
+    """Return k scatters and a gather; what is too small to split is summed once."""
+    n = batch_degree(mesh)
+    split = sum(split_sizes(jax.tree.leaves(params), n))
+    whole = num_bytes(params) - split
+    return ((config.accumulation + 1) * split + 2 * whole) * (n - 1) / n
 
 
 def zero1_whole_bytes(
@@ -124,39 +207,62 @@ def split_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> flo
     """Return what hsdp, tensor and hybrid send; None where a layer is split, but no cut
     of the task is known.
 
-    Over fsdp it sends as `fsdp` does, over data an all-reduce of what is left. Over tensor
-    it sums the carry twice forward and twice backward in each layer (Shoeybi et al. 2019,
-    3), once after the embedding and once before the head. Parameters without a split dim,
-    the norms, count as if they had one.
+    Over fsdp it sends as `fsdp` does, over data an all-reduce of what is left, over tensor
+    sums of the carry. Three numbers for each token in the loss do not count.
     """
     fsdp, tensor = (mesh.shape.get(axis, 1) for axis in (FSDP, TENSOR))
     if tensor > 1 and cut is None:
         return None
     degree = batch_degree(mesh)
-    size = num_bytes(params) / tensor
-    k = config.accumulation
-    sent = regathered_bytes(num_bytes(params), cut, fsdp, k, tensor)
+    moved, share = regathered(params, cut, fsdp), (fsdp - 1) / fsdp
+    sent = config.accumulation * (moved.gathers + moved.scatters) * share
+    sent += 2 * moved.whole * (degree - 1) / degree
     data = degree // fsdp
-    sent += 2 * size / fsdp * (data - 1) / data
+    sent += 2 * (num_bytes(params) - moved.whole) / fsdp * (data - 1) / data
+    sent /= tensor
     if tensor > 1:
-        sums = 4 * cut.num_layers + 2
-        sent += sums * 2 * cut.carry / degree * (tensor - 1) / tensor
+        sent += stream_bytes(cut, degree, tensor)
+        sent += 2 * cut.alone * (1 - 1 / tensor) * (degree - 1) / degree
     return sent
 
 
-def pipeline_bytes(mesh: Mesh, cut: Cut | None, num_chunks: int) -> float | None:
+def stream_sums(cut: Cut) -> int:
+    """Return the sums of the carry: those of layers, after the embedding, of the head.
+
+    In each layer two forward and two backward (Shoeybi et al. 2019, 3). XLA for CPUs sums
+    apart what each product sends back.
+    """
+    return (cut.split if cut.platform == "cpu" else 4) * cut.num_layers + 2
+
+
+def stream_bytes(cut: Cut, degree: int, tensor: int) -> float:
+    """Return what these sums send: float32 on CPUs, elsewhere the compute type."""
+    compute = 1.0 if cut.platform == "cpu" else cut.compute
+    share = (tensor - 1) / tensor
+    return stream_sums(cut) * 2 * compute * cut.carry / degree * share
+
+
+def pipeline_bytes(mesh: Mesh, cut: Cut | None, k: int, num_chunks: int) -> float | None:
     """Return what a stage sends on average: the carry and its gradient, and sums.
 
-    Every stage but the last sends the carry on, in each of its chunks. The gradients of
-    layers are summed over data, all other gradients over all devices.
+    The gradients of layers are summed over data, all other gradients over all devices.
     """
     if cut is None:
         return None
     stages, data = mesh.shape[STAGE], batch_degree(mesh)
-    crossings = (stages * num_chunks - 1) / stages
-    sent = 2 * cut.carry / data * crossings
+    sent = crossings(stages, k, num_chunks) * cut.compute * cut.carry / data / k
     sent += 2 * cut.layers / stages * (data - 1) / data
     return sent + 2 * cut.outer * (mesh.size - 1) / mesh.size
+
+
+def crossings(stages: int, k: int, num_chunks: int) -> float:
+    """Return how many microbatches' carries a stage sends on or back, on average.
+
+    In each of 2 (chunks k + stages - 1) ticks every stage sends in both directions, even if
+    it is idle; with one chunk, the ends send in one direction only.
+    """
+    ticks = 2 * (num_chunks * k + stages - 1)
+    return 2 * ticks * (1 if num_chunks > 1 else (stages - 1) / stages)
 
 
 def replica_bytes(config: Any, params: Params, mesh: Mesh, cut: Cut | None) -> float:

@@ -56,6 +56,9 @@ class Machine(NamedTuple):
     program: float = 0.0
     # Measured by kind of collective, where that is known; it stands for all links.
     collectives: dict[str, Link] = {}
+    # Part of a step's seconds -> how many times the roofline it takes, measured in steps.
+    factors: dict[str, float] = {}
+    overhead: float = 0.0  # seconds of a step, however small
 
     @property
     def platform(self) -> str:

@@ -7,6 +7,7 @@ TPUs compiles them; docs/planner.md has the errors. All sizes are bytes of one d
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -56,13 +57,13 @@ def held_bytes(
 ) -> float:
     """Return the bytes of a device's shards: shapes, and the PartitionSpec of each.
 
-    A leaf below "layers" counts `num_layers` times.
+    A leaf of a numbered layer counts `num_layers` times.
     """
     leaves, structure = jax.tree.flatten_with_path(tree)
     total = 0.0
     for (path, x), spec in zip(leaves, structure.flatten_up_to(specs), strict=True):
         parts = math.prod(degrees.get(axis, 1) for axis in spec if axis)
-        times = num_layers if in_layers(path, LAYERS) else 1
+        times = num_layers if is_numbered(path) else 1
         total += times * x.size * x.dtype.itemsize / parts
     return total
 
@@ -71,11 +72,18 @@ def in_layers(path: tuple, *names: str) -> bool:
     return any(getattr(entry, "key", None) in names for entry in path)
 
 
+def is_numbered(path: tuple) -> bool:
+    """Tell whether a leaf is that of one layer, and not of a stack of layers."""
+    keys = [getattr(entry, "key", None) for entry in path]
+    return any(key == LAYERS and type(n) is int for key, n in pairwise(keys))
+
+
 def first_of_layers(tree: Any) -> Any:
     """Return the tree with the first of its layers alone, if it has any."""
 
     def has_layers(node: Any) -> bool:
-        return isinstance(node, dict) and LAYERS in node
+        # An optimizer names one layer of a stack so too, which has no numbers.
+        return isinstance(node, dict) and 0 in node.get(LAYERS, ())
 
     def first(node: Any) -> Any:
         return node | {LAYERS: {0: node[LAYERS][0]}} if has_layers(node) else node

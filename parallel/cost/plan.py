@@ -21,6 +21,8 @@ from parallel.pipeline.schedules import ideal_bubble
 from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR, TensorDims
 from parallel.strategies import STRATEGIES, ParallelConfig
 
+# Of an activation: written and read forward; read backward, its gradient written and read.
+PASSES = 5
 LARGE = 12e6  # bytes of a layer's parameters, from which its program has one size
 Degrees = dict[str, int]  # axis of the mesh -> degree, the slowest axis first
 
@@ -148,10 +150,16 @@ def candidates(
 
 
 def order(candidate: Candidate) -> tuple[float, ...]:
-    """Among those that fit, the fastest first; among the others, the smallest."""
+    """Among those that fit, the fastest first; among the others, the smallest.
+
+    Seconds that are equal but for rounding are equal: then fewer bytes are sent, then there
+    are fewer microbatches, then less memory is taken.
+    """
+    seconds = float(f"{candidate.seconds:.6g}")
+    rest = candidate.sent_bytes, candidate.accumulation
     if candidate.fits:
-        return 0, candidate.seconds, candidate.memory_bytes
-    return 1, candidate.memory_bytes, candidate.seconds
+        return 0, seconds, *rest, candidate.memory_bytes
+    return 1, candidate.memory_bytes, seconds, *rest
 
 
 def placed(degrees: Degrees) -> Degrees:
@@ -228,14 +236,7 @@ def weigh(
         one.name: machine.collectives.get(one.kind) or slowest(hardware, degrees, one.axes)
         for one in sent
     }
-    half = memory.compute_bytes(model) < 4 and machine.platform != "cpu"
-    waits = {
-        one.name: collective_seconds(
-            one._replace(sent_bytes=one.sent_bytes / 2) if one.narrows and half else one,
-            links[one.name],
-        )
-        for one in sent
-    }
+    waits = {one.name: collective_seconds(one, links[one.name]) for one in sent}
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }
@@ -249,6 +250,8 @@ def weigh(
         time["optimizer"] = (
             2 * (held["parameters"] + held["optimizer"]) + used["gradients"]
         ) / machine.memory_bandwidth
+        time = {name: x * machine.factors.get(name, 1.0) for name, x in time.items()}
+        time["overhead"] = machine.overhead
         hiding = sum(waits[name] for name in hides)
         hidden = min(hiding, time["compute"])
         shown = {name: waits[name] * (1 - hidden / hiding) for name in hides if hiding}
@@ -287,9 +290,14 @@ def computing(
     outer *= 4 if model.loss_chunk else 3
     every = next(iter(model.saved.values()))
     kept = activation_bytes(every, rows * model.seq_len, layers, tensor)
-    # Written once and read once forward; backward read, and a gradient written and read.
-    touched = (7 if again else 5) * kept / machine.memory_bandwidth
-    found = {"compute": times * (layer + outer), "activations": times * touched}
+    touched = (PASSES + 2 * again) * kept / machine.memory_bandwidth
+    logits = PASSES * memory.logits_bytes(model, rows, tensor)
+    logits *= model.seq_len / model.loss_chunk / machine.memory_bandwidth
+    found = {
+        "compute": times * (layer + outer),
+        "activations": times * touched,
+        "logits": times * logits,
+    }
     if stages > 1:
         idle = ideal_bubble(stages, times, config.chunks)
         found["bubble"] = (found["compute"] + found["activations"]) * idle / (1 - idle)

@@ -33,8 +33,6 @@ class Collective(NamedTuple):
     sends: float  # sends of one collective that follow each other
     kind: str = "all-reduce"
     hides: bool = False  # may run beside products
-    # The closed form counts float32, and compilers for accelerators send the compute type.
-    narrows: bool = False
 
 
 def product_seconds(

@@ -28,7 +28,7 @@ def entries_and_form(strategy: str, num_layers: int = 1, **config):
     params = program.abstract_portable.params
     kinds = {entry.kind for entry in entries if entry.sent_bytes > METRICS}
     assert kinds <= config.row.kinds(config)
-    cut = cut_of(learner.task, params, batches(1)[0])
+    cut = cut_of(learner.task, params, batches(1)[0], "cpu")
     return entries, cut, partial(config.row.sent_bytes, config, params, program.mesh)
 
 
@@ -74,42 +74,30 @@ def test_combinations_send_their_closed_forms(strategy, options):
     assert expected <= found <= expected * 1.01 + METRICS
 
 
-NORMS = 5 * 32 * 4  # bytes of two layers' norms and the last: they are not split
-
-
 @pytest.mark.parametrize("degrees", [{"data": 2, "fsdp": 4}, {"data": 4, "fsdp": 2}])
 def test_hybrid_sharding_sends_its_closed_form(degrees):
     entries, cut, form = entries_and_form("hsdp", **degrees)
-    scattered, gathered = (total(entries, x) for x in ("reduce-scatter", "all-gather"))
-    summed = total(entries, "all-reduce")
-    degree = degrees["fsdp"]
-    layer = cut.layers * (degree - 1) / degree  # gathered forward and backward
-    assert 2 * scattered + layer + summed == pytest.approx(form(cut), abs=4 * NORMS)
-    # XLA for CPUs leaves out some of what is gathered again.
-    assert scattered <= gathered <= scattered + layer
+    assert form(cut) <= total(entries) <= form(cut) + METRICS
 
 
 @pytest.mark.parametrize("degrees", [{"data": 2, "tensor": 4}, {"data": 4, "tensor": 2}])
 def test_split_layers_send_their_closed_form(degrees):
     entries, cut, form = entries_and_form("tensor", num_layers=2, **degrees)
-    data, tensor = degrees["data"], degrees["tensor"]
-    one_sum = 2 * cut.carry / data * (tensor - 1) / tensor
-    # Five products read the carry in a layer. Their gradients' sums could be one sum for
-    # attention and one for the MLP, but XLA for CPUs makes each by itself.
-    found = total(entries) - 3 * cut.num_layers * one_sum
-    per_token = 4 * 16 * 16 * 2 * 4  # of the loss: a few numbers
-    assert found == pytest.approx(form(cut), abs=4 * NORMS + per_token)
+    rows, length = batches(1)[0]["tokens"].shape
+    # In the loss three numbers for each token: a largest logit, a sum, the target's logit.
+    tensor, tokens = degrees["tensor"], rows * (length - 1) / degrees["data"]
+    numbers = 3 * 4 * tokens * 2 * (tensor - 1) / tensor
+    assert numbers <= total(entries) - form(cut) <= numbers + METRICS
 
 
 @pytest.mark.parametrize("strategy", ["gpipe", "1f1b", "interleaved"])
-def test_pipelines_sum_as_their_closed_form_and_hand_on_in_every_tick(strategy):
+def test_pipelines_sum_and_hand_on_in_every_tick_as_their_closed_form(strategy):
     entries, cut, form = entries_and_form(
         strategy, num_layers=4, data=4, stage=2, accumulation=4
     )
     sums = form(cut._replace(carry=0.0))
     assert sums <= total(entries, "all-reduce") <= sums + METRICS
-    # A tick that has nothing to hand on sends all the same.
-    assert total(entries, "collective-permute") > form(cut) - sums > 0
+    assert total(entries, "collective-permute") == form(cut) - sums > 0
 
 
 def test_what_has_no_place_in_a_strategy_is_named():

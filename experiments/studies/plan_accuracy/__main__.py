@@ -1,21 +1,25 @@
 """Measure how wrong plans are: bytes, memory, seconds, the choice, and published runs.
 
-python -m experiments.studies.plan_accuracy [--quick] [--hardware=hardware.json]
-    [--parts=compiled,tpu,timed,absent,maxtext]
+python -m experiments.studies.plan_accuracy [--quick] [--seconds=0.5]
+    [--parts=compiled,tpu,timed,limit,absent,maxtext]
 
 compiled  100 small configs under ten strategies on eight emulated devices: bytes against
           the ledger, state and temporaries against the compiled program
 tpu       the cells of results/tpu.jsonl: memory, and whether it fits
-timed     seconds of a step between two processes at four rates of the link, and how much
-          slower the planned choice is than the best; needs Linux, root, and the constants
-          that experiments.calibrate has measured
-absent    models of a few layers, compiled for eight absent TPU v5e chips; minutes a cell,
-          and needs requirements-aot.txt
+timed     seconds of a step between two processes over links of four rates, of eight
+          programs and four shapes, and how much slower the planned choice is than the best;
+          needs Linux and root, and a machine on which nothing else runs. It measures the
+          machine's constants first (experiments.calibrate), with --seconds for each point
+limit     two models of four layers in a loop, compiled for absent TPUs, most of them within
+          15 % of a chip's memory; about a minute of a core for each, and needs
+          requirements-aot.txt
+absent    models of a few layers that are written out, for eight absent TPU v5e chips;
+          minutes a cell
 maxtext   published runs on TPU v5e
 
 Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
-the command may be stopped and started again. Then fills in the tables of docs/planner.md.
---quick takes one of seven cells.
+the command may be stopped and started again. The lines hold what was measured; plans are
+made anew. Then fills in the tables of docs/planner.md. --quick takes one of seven cells.
 """
 
 import itertools
@@ -25,29 +29,35 @@ import sys
 
 from absl import flags
 
-from experiments.planning.hardware import FILE, hardware_of
 from experiments.processes import join, namespaces
 from experiments.processes.messages import say, user_errors
 from experiments.processes.topology import check_libtpu, check_machine
 from experiments.run import startup
 from experiments.studies.plan_accuracy import maxtext
-from experiments.studies.plan_accuracy.cells import absent, compiled, timed, tpu_lines
+from experiments.studies.plan_accuracy.cells import absent, compiled, replanned, tpu_lines
 from experiments.studies.plan_accuracy.grid import (
     absent_cells,
     compiled_cells,
     timed_cells,
 )
+from experiments.studies.plan_accuracy.limits import limit_cells
 from experiments.studies.plan_accuracy.tables import NAMES, PARTS, tables
+from experiments.studies.plan_accuracy.timed import calibrated, timed, with_seconds
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
 from parallel.cost.machine import parse
 
-CELLS = {"compiled": compiled_cells, "timed": timed_cells, "absent": absent_cells}
-ONE_BY_ONE = {"compiled": compiled, "absent": absent}
+CELLS = {
+    "compiled": compiled_cells,
+    "timed": timed_cells,
+    "limit": limit_cells,
+    "absent": absent_cells,
+}
+ONE_BY_ONE = {"compiled": compiled, "limit": absent, "absent": absent}
 ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
 QUICK = flags.DEFINE_bool("quick", False, "Take one of seven cells.")
-HARDWARE = flags.DEFINE_string("hardware", FILE, "File of experiments.calibrate.")
+SECONDS = flags.DEFINE_float("seconds", 0.5, "Seconds of each point of the calibration.")
 RESULTS = flags.DEFINE_string(
     "results", "results/plan_accuracy.jsonl", "File to which lines of JSON are added."
 )
@@ -62,13 +72,11 @@ def main() -> None:
         for part in CHOSEN.value:
             if part not in PARTS:
                 raise ValueError(f"--parts={part}: choose among {', '.join(PARTS)}")
-        if "absent" in CHOSEN.value:
+        if {"absent", "limit"}.intersection(CHOSEN.value):
             check_machine(sys.platform, platform.machine())
             check_libtpu()
         if "timed" in CHOSEN.value:
-            if not namespaces.available():
-                raise ValueError("network namespaces need Linux, root and the command ip")
-            hardware_of(HARDWARE.value)
+            namespaces.require()
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), set(NAMES))
     join.leave_libtpu()
@@ -77,7 +85,8 @@ def main() -> None:
         measure(part, file)
     if PAGE.value:
         with user_errors():
-            fill(pathlib.Path(PAGE.value), tables(read(file)))
+            found = with_seconds(replanned(read(file)))
+            fill(pathlib.Path(PAGE.value), tables(found))
 
 
 def measure(part: str, file: pathlib.Path) -> None:
@@ -91,18 +100,22 @@ def measure(part: str, file: pathlib.Path) -> None:
         return
     cells = CELLS[part]()[:: FEW if QUICK.value else 1]
     missing = [cell for cell in cells if not is_there(cell, read(file))]
-    if part in ONE_BY_ONE:
-        for cell in missing:
-            found = ONE_BY_ONE[part](cell)
-            write(file, cell | found)
-            say(f"{cell}: {found}")
+    if part == "timed":
+        measure_seconds(missing, file)
         return
-    machine = hardware_of(HARDWARE.value).machine
-    key = lambda c: (c["shape"], c["strategy"], c["accumulation"])  # noqa: E731
-    for _, group in itertools.groupby(missing, key):
-        for cell, found in timed(list(group), machine):
+    for cell in missing:
+        found = ONE_BY_ONE[part](cell)
+        write(file, cell | found)
+        say(f"{cell}: {found}")
+
+
+def measure_seconds(missing: list[Line], file: pathlib.Path) -> None:
+    if missing and not is_there({"part": "machine"}, read(file)):
+        write(file, calibrated(SECONDS.value))
+    for _, group in itertools.groupby(missing, lambda c: (c["shape"], c["plan"])):
+        for cell, found in timed(list(group)):
             write(file, cell | found)
-            say(f"{cell}: {found['seconds']:.3f} s, planned {found['planned_seconds']:.3f}")
+            say(f"{cell}: {found['seconds']:.3f} s")
 
 
 def tpu() -> list[Line]:

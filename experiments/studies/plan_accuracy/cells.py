@@ -1,7 +1,7 @@
 """What each cell of the benchmark predicts and measures."""
 
 import dataclasses
-import statistics
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,41 +13,55 @@ from configs.sweeps.strategies import MEMBERS
 from experiments.costs.step import compiled_costs
 from experiments.planning.compiled import measure_absent
 from experiments.planning.shapes import model_of
-from experiments.processes import namespaces
-from experiments.processes.linked import workers
 from experiments.run.build import check
 from experiments.run.startup import read_config_file
 from experiments.run.trial import build_trial
-from experiments.studies.plan_accuracy.grid import config_of, overrides
-from experiments.sweeps.members import as_flags
+from experiments.studies.plan_accuracy.grid import config_of
+from experiments.studies.plan_accuracy.limits import limit_overrides
 from experiments.sweeps.results import Line
 from parallel.cost.ledger import step_ledger
 from parallel.cost.machine import Hardware, Link, Machine, parse
 from parallel.cost.plan import Candidate, Model, candidates
 from parallel.mesh import batch_degree
 
-HOSTS = 2
-WARMUP, MOST_STEPS, MOST_SECONDS = 3, 12, 10.0
+DEVICES = 8
+NO_ROOM = "does not fit"  # of experiments.measure --topology
 
 
 def compiled(cell: Line) -> Line:
     """Compile a cell on emulated devices: bytes sent, state and temporaries."""
     config = config_of(cell)
     mesh = check(config)
-    model = model_of(config, "cpu")
-    planned = of_mesh(model, config, mesh, Hardware(nothing_known(), (mesh.size,)))
     trial = build_trial(config, config.data.vocab_size, mesh)
     costs = compiled_costs(
         trial.step, step_ledger(trial.step, mesh), trial.program.abstract
     )
+    names = ("sent", "state", "temporary")
+    return {name: costs[f"{name}_bytes"] for name in names}
+
+
+def compiled_plan(cell: Line) -> Line:
+    """Return the plan of a cell for emulated devices."""
+    config = config_of(cell)
+    mesh = absent_mesh(config, DEVICES)
+    planned = of_mesh(
+        shape_model(cell["part"], cell["shape"]),
+        config,
+        mesh,
+        Hardware(nothing_known(), (DEVICES,)),
+    )
     return {
         "planned_sent": planned.sent_bytes,
-        "sent": costs["sent_bytes"],
         "planned_state": state_of(planned),
-        "state": costs["state_bytes"],
         "planned_temporary": planned.memory_bytes - state_of(planned),
-        "temporary": costs["temporary_bytes"],
     }
+
+
+@functools.cache
+def shape_model(part: str, shape: int) -> Model:
+    """Return the model of a shape; strategy and microbatches do not change it."""
+    first = {"part": part, "shape": shape, "plan": "psum"}
+    return model_of(config_of(first | {"strategy": "jit", "accumulation": 1}), "cpu")
 
 
 def state_of(planned: Candidate) -> float:
@@ -64,45 +78,6 @@ def of_mesh(model: Model, config: Experiment, mesh, hardware: Hardware) -> Candi
     remat = getattr(config.model, "remat", "none")
     found = candidates(model, hardware, config.parallel, mesh, remat)
     return next(x for x in found if x.accumulation == config.parallel.accumulation)
-
-
-def timed(cells: list[Line], machine: Machine) -> Iterator[tuple[Line, Line]]:
-    """Time the cells of one program between two processes, at each rate of the link."""
-    config = config_of(cells[0])
-    model = model_of(config, "cpu")
-    mesh = AbstractMesh((HOSTS,), ("data",))
-    command = ["--config=configs/tiny.py", *as_flags(overrides(cells[0]))]
-    with namespaces.network(HOSTS), workers(HOSTS, command) as (started, sent):
-        started.turn(WARMUP)
-        for cell in cells:
-            rate = cell["rate"]
-            namespaces.set_rate(HOSTS, rate or None)
-            hardware = Hardware(limited(machine, rate), (HOSTS,))
-            planned = of_mesh(model, config, mesh, hardware)
-            wire = sent * 8 / (rate * 1e6) if rate else 0.0
-            steps = max(2, min(MOST_STEPS, int(MOST_SECONDS / (wire + 0.1))))
-            seconds = started.turn(steps)[0]["seconds"]
-            yield (
-                cell,
-                {
-                    "planned_seconds": planned.seconds,
-                    "seconds": statistics.median(seconds),
-                    "bound": planned.bound,
-                },
-            )
-
-
-def limited(machine: Machine, megabits: float) -> Machine:
-    """Return the machine with links of this rate; 0: its own."""
-    if not megabits:
-        return machine
-    rate = megabits * 1e6 / 8
-
-    def slower(link: Link) -> Link:
-        return link._replace(bandwidth=min(link.bandwidth, rate))
-
-    collectives = {kind: slower(link) for kind, link in machine.collectives.items()}
-    return machine._replace(inner=slower(machine.inner), collectives=collectives)
 
 
 def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
@@ -134,31 +109,54 @@ def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
 
 
 def absent(cell: Line) -> Line:
-    """Compile a cell for absent TPUs; give the plan beside the compiler's figures."""
-    figures = measure_absent(cell["model"], cell["topology"], cell["overrides"])
-    return figures if "error" in figures else beside_plan(cell, figures)
+    """Compile a cell for absent TPUs: what the compiler says it takes, and does it fit.
+
+    `bytes` is None where it does not fit, for then the compiler gives no total.
+    """
+    name, changed = absent_overrides(cell)
+    figures = measure_absent(name, cell["topology"], changed)
+    if NO_ROOM in figures.get("error", ""):
+        return {"bytes": None, "fits": False, "said": figures["error"]}
+    if "error" in figures:
+        return figures
+    names = {"bytes": "total", "state": "state", "sent": "sent"}
+    return {key: figures[f"{x}_bytes"] for key, x in names.items()} | {"fits": True}
 
 
-def beside_plan(cell: Line, figures: dict[str, Any]) -> Line:
-    """Return the compiler's memory and the plan's."""
+def absent_overrides(cell: Line) -> tuple[str, dict[str, Any]]:
+    """Return the cell's file in configs/, and what the cell changes in it."""
+    if cell["part"] == "limit":
+        return limit_overrides(cell)
+    return cell["model"], cell["overrides"]
+
+
+def absent_plan(cell: Line) -> Line:
+    """Return the plan of a cell for absent TPUs."""
+    name, changed = absent_overrides(cell)
     config = fields.override(
-        read_config_file(f"configs/{cell['model']}.py"),
-        cell["overrides"] | {"precision.compute": "bfloat16"},
+        read_config_file(f"configs/{name}.py"),
+        changed | {"precision.compute": "bfloat16"},
     )
     hardware = parse(cell["topology"])
     mesh = absent_mesh(config, hardware.num_devices)
     planned = of_mesh(model_of(config, "tpu"), config, mesh, hardware)
     return {
-        "bytes": figures["total_bytes"],
         "planned_bytes": planned.memory_bytes,
-        "state": figures["state_bytes"],
         "planned_state": state_of(planned),
-        "sent": figures["sent_bytes"],
         "planned_sent": planned.sent_bytes,
-        "fits": True,
         "planned_fits": planned.fits,
         "limit": hardware.machine.memory,
     }
+
+
+def replanned(lines: list[Line]) -> list[Line]:
+    """Return the lines with what is planned now; a cell that failed is left out."""
+    plans = {"compiled": compiled_plan, "absent": absent_plan, "limit": absent_plan}
+    return [
+        line | plans[line["part"]](line) if line["part"] in plans else line
+        for line in lines
+        if "error" not in line
+    ]
 
 
 def microbatches(member: dict[str, Any], config: Experiment) -> dict[str, Any]:

@@ -35,18 +35,29 @@ MESHES: dict[str, dict[str, int]] = {
 }
 # Pipelines need as many microbatches as stages.
 MICROBATCHES = {"gpipe": (2, 4), "1f1b": (2, 4)}
-TIMED = ("shard_map", "zero1", "zero2", "fsdp", "jit")  # between two processes
+# Programs that are timed between two processes: name -> what is changed.
+ALGORITHM, K = "parallel.exchange.algorithm", "parallel.accumulation"
+TIMED: dict[str, dict[str, Any]] = {
+    "psum": {"parallel.strategy": "shard_map"},
+    "fsdp, 4 microbatches": {"parallel.strategy": "fsdp", K: 4},
+    "zero1": {"parallel.strategy": "zero1"},
+    "all_gather": {"parallel.strategy": "shard_map", ALGORITHM: "all_gather"},
+    "zero2, 4 microbatches": {"parallel.strategy": "zero2", K: 4},
+    "ring, 4 microbatches": {"parallel.strategy": "shard_map", ALGORITHM: "ring", K: 4},
+    "fsdp": {"parallel.strategy": "fsdp"},
+    "jit": {"parallel.strategy": "jit"},
+}
 TIMED_SHAPES = (
     (64, 2, 4, 256, 128, 16, 4096),  # much to send, little to compute
-    (128, 4, 4, 352, 128, 32, 2048),
-    (256, 2, 4, 512, 128, 16, 1024),
     (192, 4, 4, 512, 256, 16, 512),  # much to compute
+    (256, 2, 4, 512, 128, 16, 1024),
+    (128, 4, 4, 352, 128, 32, 2048),
 )
-RATES = (0.0, 1000.0, 100.0, 30.0)  # megabits a second; 0: no limit
+RATES = (0.0, 300.0, 100.0, 30.0)  # megabits a second; 0: no limit
 TIMES = 2  # each cell is measured twice, which gives the noise
 
 LAYERS, REMAT, ROWS = "model.num_layers", "model.remat", "data.batch_size"
-STRATEGY, MICROBATCHES_OF = "parallel.strategy", "parallel.accumulation"
+STRATEGY = "parallel.strategy"
 OF_FOUR = {"parallel.data": 2, "parallel.tensor": 4}
 OF_EIGHT = {"parallel.data": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
 PIPED = {"parallel.data": 4, "parallel.stage": 2}
@@ -59,14 +70,14 @@ ABSENT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama_1b", {LAYERS: 2}),
     ("llama_1b", {LAYERS: 2, STRATEGY: "zero1"}),
     ("gpt2_small", {LAYERS: 4, STRATEGY: "1f1b"} | PIPED),
-    ("gpt2_small", {LAYERS: 2, MICROBATCHES_OF: 1, ROWS: 120}),
+    ("gpt2_small", {LAYERS: 2, K: 1, ROWS: 120}),
     ("llama_1b", {LAYERS: 2, REMAT: "none"}),
     ("gpt2_small", {LAYERS: 2, REMAT: "full", STRATEGY: "fsdp"}),
     ("llama_1b", {LAYERS: 2, STRATEGY: "tensor"} | OF_FOUR),
     ("llama_1b", {LAYERS: 2, "model.loss_chunk": 128}),
     (
         "gpt2_small",
-        {LAYERS: 2, STRATEGY: "fsdp", MICROBATCHES_OF: 1, ROWS: 120},
+        {LAYERS: 2, STRATEGY: "fsdp", K: 1, ROWS: 120},
     ),
     ("llama_1b", {LAYERS: 2, STRATEGY: "shard_map"}),
     ("llama_1b", {LAYERS: 2, STRATEGY: "zero2"}),
@@ -92,31 +103,23 @@ def compiled_cells() -> list[Line]:
 
 
 def timed_cells() -> list[Line]:
-    """Return the cells to time between two processes; four numbers decide a plan."""
+    """Return the cells to time between two processes, shape by shape."""
     return [
-        {
-            "part": "timed", "strategy": name, "shape": shape, "accumulation": number,
-            "rate": rate, "time": time,
-        }
-        for shape, name, number, rate, time in itertools.product(
-            range(len(TIMED_SHAPES)), TIMED, (1, 4), RATES, range(TIMES)
+        {"part": "timed", "shape": shape, "plan": name, "rate": rate, "time": time}
+        for shape, name, time, rate in itertools.product(
+            range(len(TIMED_SHAPES)), TIMED, range(TIMES), RATES
         )
-    ]  # fmt: skip
+    ]
 
 
 def overrides(cell: Line) -> dict[str, Any]:
     """Return what a cell changes in configs/tiny.py."""
-    shapes = TIMED_SHAPES if cell["part"] == "timed" else SHAPES
-    shape = dict(zip(NAMES, shapes[cell["shape"]], strict=True))
-    mesh = {} if cell["part"] == "timed" else MESHES[cell["strategy"]]
-    return (
-        shape
-        | mesh
-        | {
-            "parallel.strategy": cell["strategy"],
-            "parallel.accumulation": cell["accumulation"],
-        }
-    )
+    if cell["part"] == "timed":
+        shape = dict(zip(NAMES, TIMED_SHAPES[cell["shape"]], strict=True))
+        return shape | TIMED[cell["plan"]]
+    shape = dict(zip(NAMES, SHAPES[cell["shape"]], strict=True))
+    numbers = {"parallel.strategy": cell["strategy"], K: cell["accumulation"]}
+    return shape | MESHES[cell["strategy"]] | numbers
 
 
 def config_of(cell: Line) -> Experiment:

@@ -80,7 +80,10 @@ def model_of(run: Run, rows: int) -> Model:
             ("(up|gate)/kernel$", -1, f, "hidden"),
             ("down/kernel$", -2, f, "hidden"),
         ),
-        cut=Cut(run.layers, outer, inner, 4.0 * rows * t * d, outer, 0.5),
+        cut=Cut(
+            run.layers, outer, inner, 4.0 * rows * t * d,
+            ((True, False), (False, True)), 0.5,
+        ),
         rows=rows, seq_len=t, compute="bfloat16",
         saved={remat: remat_saved(block, 2, remat) for remat in ("none", "full")},
         carry=2.0 * d, wide=f, vocab_size=VOCAB, loss_chunk=t,

@@ -20,19 +20,19 @@ NAMES = (
     "plan-maxtext",
 )
 SPREAD = 0.2  # between the best and the median plan of a case that counts
-PARTS = ("compiled", "tpu", "timed", "absent", "maxtext")
+PARTS = ("compiled", "tpu", "timed", "limit", "absent", "maxtext")
 NEAR = 0.15  # of the limit
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
     """Return the tables by name."""
-    by: dict[str, list[Line]] = {part: [] for part in PARTS}
+    by: dict[str, list[Line]] = {part: [] for part in (*PARTS, "machine")}
     for line in lines:
         by[line["part"]].append(line)
     return {
         "plan-compiled": compiled_table(by["compiled"]),
-        "plan-tpu": tpu_table(by["tpu"], by["absent"]),
-        "plan-fits": fits_table(by["tpu"] + by["absent"]),
+        "plan-tpu": tpu_table(by["tpu"], by["absent"], by["limit"]),
+        "plan-fits": fits_table(by["tpu"] + by["absent"] + by["limit"]),
         "plan-time": time_table(by["timed"]),
         "plan-regret": regret_table(by["timed"]),
         "plan-maxtext": maxtext_table(by["maxtext"]),
@@ -59,14 +59,15 @@ def compiled_table(lines: list[Line]) -> str:
     rows = []
     for (name,), group in cells_of(lines, lambda x: (x["strategy"],)).items():
         found = quantiles(errors(group, "planned_sent", "sent"))
-        rows.append([f"bytes sent, {name}", len(group), *found])
+        most = max(abs(x["planned_sent"] - x["sent"]) for x in group)
+        rows.append([f"bytes sent, {name}", len(group), *found, f"{most:,.0f}"])
     for name, key in {"state": "state", "temporaries": "temporary"}.items():
         found = quantiles(errors(lines, f"planned_{key}", key))
-        rows.append([f"{name}, all strategies", len(lines), *found])
-    return markdown(HEAD, rows)
+        rows.append([f"{name}, all strategies", len(lines), *found, ""])
+    return markdown((*HEAD, "largest, bytes"), rows)
 
 
-def tpu_table(lines: list[Line], absent: list[Line]) -> str:
+def tpu_table(lines: list[Line], absent: list[Line], limit: list[Line]) -> str:
     """Compare memory; `absent` are models of a few layers, some of them held out."""
     groups: dict[str, list[Line]] = {"results/tpu.jsonl": lines}
     for line in lines:
@@ -76,6 +77,8 @@ def tpu_table(lines: list[Line], absent: list[Line]) -> str:
         known = (line["model"], line["overrides"]) in seen
         name = "few layers, in sight" if known else "few layers, held out"
         groups.setdefault(name, []).append(line)
+    for line in limit:
+        groups.setdefault(f"four layers in a loop, {line['model']}", []).append(line)
     rows = []
     for name, group in groups.items():
         found = [x for x in group if x.get("bytes")]
@@ -90,12 +93,26 @@ def fits_table(lines: list[Line]) -> str:
         return [name, len(group), agree, share]
 
     rows = [row("all", lines), row("near the limit", [x for x in lines if is_near(x)])]
-    return markdown(("cells", "number", "agree", "share"), rows)
+    table = markdown(("cells", "number", "agree", "share"), rows)
+    wrong = [x for x in lines if x["fits"] != x["planned_fits"]]
+    return "\n\n".join([table, *map(told_wrong, wrong)])
+
+
+def told_wrong(line: Line) -> str:
+    name = line.get("strategy") or line.get("member") or line["overrides"]
+    found = f"takes {line['bytes'] / line['limit']:.1%}" if line["fits"] else "does not fit"
+    return (
+        f"Not agreed: {line['model']}, {name}, {line['topology']}: planned "
+        f"{line['planned_bytes'] / line['limit']:.1%} of the memory, and it {found}."
+    )
 
 
 def is_near(line: Line) -> bool:
-    """Tell whether a cell lies near its chip's memory."""
-    return bool(line.get("bytes")) and abs(line["bytes"] / line["limit"] - 1) <= NEAR
+    """Tell whether a cell lies near its chip's memory.
+
+    By the compiler's figure; by the plan's where the compiler gives none.
+    """
+    return abs((line["bytes"] or line["planned_bytes"]) / line["limit"] - 1) <= NEAR
 
 
 def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, list[Line]]:
@@ -106,53 +123,74 @@ def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, lis
 
 
 def same_program(x: Line) -> tuple:
-    return x["shape"], x["rate"], x["strategy"], x["accumulation"]
+    return x["shape"], x["rate"], x["plan"]
 
 
 def time_table(lines: list[Line]) -> str:
-    pairs = [g for g in cells_of(lines, same_program).values() if len(g) > 1]
-    noise = [
+    """Compare seconds at each rate of the link, then of all cells."""
+    groups = {"all": lines}
+    for (rate,), group in sorted(cells_of(lines, lambda x: (x["rate"],)).items()):
+        groups[rate_name(rate)] = group
+    rows = []
+    for name, group in groups.items():
+        found = quantiles(errors(group, "planned_seconds", "seconds"))
+        rows.append([f"planned, {name}", len(group), *found])
+        pairs = noise(group)
+        rows.append([f"the same measured twice, {name}", len(pairs), *quantiles(pairs)])
+    return markdown(HEAD, rows)
+
+
+def rate_name(rate: float) -> str:
+    return f"{rate:g} Mbit/s" if rate else "no limit"
+
+
+def noise(lines: list[Line]) -> list[float]:
+    """Return how two measurements of a cell differ, as a share of the second."""
+    return [
         a["seconds"] / b["seconds"] - 1
-        for group in pairs
+        for group in cells_of(lines, same_program).values()
         for a, b in itertools.combinations(group, 2)
     ]
-    rows = [
-        ["planned seconds of a step", len(lines),
-         *quantiles(errors(lines, "planned_seconds", "seconds"))],
-        ["the same cell measured twice", len(noise), *quantiles(noise)],
-    ]  # fmt: skip
-    return markdown(HEAD, rows)
 
 
 def regret_table(lines: list[Line]) -> str:
     """List the cases whose plans differ, and how much slower the chosen one is."""
     rows, regrets = [], []
     cases = cells_of(lines, lambda x: (x["shape"], x["rate"]))
-    for (shape, rate), group in cases.items():
+    for (shape, rate), group in sorted(cases.items()):
         programs = cells_of(group, same_program)
-        seconds = {key: min(x["seconds"] for x in g) for key, g in programs.items()}
+        seconds = {
+            key: statistics.mean(x["seconds"] for x in g) for key, g in programs.items()
+        }
         best, middle = min(seconds.values()), statistics.median(seconds.values())
         if middle / best - 1 <= SPREAD:
             continue
-        chosen = min(programs, key=lambda key, p=programs: p[key][0]["planned_seconds"])
+        chosen = min(programs, key=lambda key, p=programs: planned_order(p[key][0]))
         regrets.append(seconds[chosen] / best - 1)
-        fastest = min(seconds, key=seconds.get)
+        told = noise(programs[chosen])
         rows.append(
             [
                 shape,
-                f"{rate:g}" if rate else "no limit",
+                rate_name(rate),
                 len(seconds),
                 f"{middle / best - 1:.0%}",
-                f"{chosen[2]}, {chosen[3]}",
-                f"{fastest[2]}, {fastest[3]}",
+                chosen[2],
+                min(seconds, key=seconds.get)[2],
                 f"{regrets[-1]:.1%}",
+                f"{abs(told[0]):.1%}" if told else "",
             ]
         )
     if not rows:
         return "not measured"
-    rows.append(["median", "", "", "", "", "", f"{statistics.median(regrets):.1%}"])
-    head = ("shape", "Mbit/s", "plans", "median over best", "chosen", "best", "regret")
+    rows.append(["median", "", "", "", "", "", f"{statistics.median(regrets):.1%}", ""])
+    head = ("shape", "link", "plans", "median over best", "chosen", "best", "regret",
+            "chosen, measured twice")  # fmt: skip
     return markdown(head, rows)
+
+
+def planned_order(line: Line) -> tuple[float, ...]:
+    """Return what plans are sorted by (parallel/cost/plan.py)."""
+    return float(f"{line['planned_seconds']:.6g}"), line["planned_sent"], line["planned_k"]
 
 
 def maxtext_table(lines: list[Line]) -> str:

@@ -40,7 +40,8 @@ def test_memory_is_near_what_the_compiler_of_tpus_says():
         held = state_bytes(model, own, mesh)
         assert abs(sum(held.values()) - line["state_bytes"]) <= 64  # counters
         expected = own.row.sent_bytes(own, model.params, mesh, model.cut)
-        assert expected == line["expected_bytes"]
+        if strategy != "jit":  # whose collectives the compiler chooses
+            assert abs(expected / line["sent_bytes"] - 1) < 0.02
         used = temporary_bytes(model, own, mesh, config.model.remat)
         errors.append(abs(sum(used.values()) / line["temporary_bytes"] - 1))
     assert len(errors) == 5 and max(errors) < 0.15

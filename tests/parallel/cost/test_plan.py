@@ -1,19 +1,23 @@
 """Plans: bytes are the closed forms, links are those of the hardware, nothing too large."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
-from parallel.cost.closed_forms import Cut
+from parallel.cost.closed_forms import Cut, crossings
 from parallel.cost.machine import GIB, MACHINES, Link, axis_links, parse
 from parallel.cost.memory import PARTS
-from parallel.cost.plan import Model, plan
+from parallel.cost.plan import Model, order, plan
 from parallel.cost.saved import Block, remat_saved
 from parallel.cost.step_time import Product, collective_seconds, product_seconds
 from parallel.cost.traffic import traffic
+from parallel.pipeline.schedules import build_schedule
 from parallel.strategies import STRATEGIES, Having, ParallelConfig
 
+TIED = (True,), (True,)  # read by the embedding, and by the loss
 D, F, V, L, T, ROWS = 1024, 4096, 32_000, 8, 512, 64
 
 
@@ -31,7 +35,7 @@ def made_up(loss_chunk: int = 128) -> Model:
         params=params,
         opt={"mu": params, "nu": params},
         tensor_dims=(("query/kernel", -1, 16, "heads"), ("up$", -1, F, "hidden")),
-        cut=Cut(L, outside, inside, 4.0 * ROWS * T * D, 2 * outside, 0.5, ("layers",)),
+        cut=Cut(L, outside, inside, 4.0 * ROWS * T * D, TIED, 0.5, ("layers",)),
         rows=ROWS,
         seq_len=T,
         compute="bfloat16",
@@ -89,7 +93,7 @@ def test_a_plan_sends_the_closed_forms_and_ranks_what_fits_first(hardware):
     assert {one.strategy for one in found} == set(names)
     assert sorted(found, key=lambda one: not one.fits) == found
     for fits in (True, False):
-        seconds = [one.seconds for one in found if one.fits is fits]
+        seconds = [float(f"{one.seconds:.6g}") for one in found if one.fits is fits]
         key = seconds if fits else [one.memory_bytes for one in found if not one.fits]
         assert key == sorted(key)
     for one in found:
@@ -120,6 +124,36 @@ def test_more_microbatches_and_rematerialisation_save_activations():
         assert again.time["compute"] > one.time["compute"]
     half = plan(made_up(64), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])
     assert half[0].memory["logits"] * 2 == found[0].memory["logits"]
+
+
+def test_among_equally_fast_plans_fewer_bytes_then_fewer_microbatches_are_better():
+    one = plan(made_up(), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])[0]
+    close = one.time | {"compute": one.time["compute"] * (1 + 1e-12)}
+    more = one._replace(sent_bytes=2 * one.sent_bytes, accumulation=1)
+    cut = one._replace(time=close, accumulation=8)
+    few = one._replace(accumulation=2)
+    slow = one._replace(time=one.time | {"compute": 2 * one.time["compute"]}, sent_bytes=0)
+    assert sorted([slow, more, cut, few], key=order) == [few, cut, more, slow]
+
+
+def test_a_stage_sends_in_every_tick_of_its_schedule():
+    for name, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2)):
+        for stages, number in itertools.product((2, 4), (4, 8)):
+            schedule = build_schedule(name, stages, number, chunks)
+            pairs = stages if chunks > 1 else stages - 1
+            sent = 2 * schedule.num_ticks * pairs / stages
+            assert crossings(stages, number, chunks) == sent, (name, stages, number)
+
+
+def test_measured_factors_and_the_overhead_are_part_of_the_seconds():
+    usual = parse("tpu-v5e:2x4")
+    machine = usual.machine._replace(factors={"compute": 3.0}, overhead=0.5)
+    found, other = (
+        plan(made_up(), hardware, ParallelConfig(), ["shard_map"], 1)[0].time
+        for hardware in (usual, usual._replace(machine=machine))
+    )
+    changed = {"compute": 3 * found["compute"], "overhead": 0.5}
+    assert other == found | changed and found["overhead"] == 0
 
 
 def test_seconds_are_a_roofline_and_alpha_plus_beta():
