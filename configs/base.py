@@ -96,4 +96,4 @@ class Experiment:
                 f"data.growth begins a phase after {self.data.growth[-1][0]} steps, but "
                 f"the run has {self.steps}; leave that phase out, or give more steps"
             )
-        self.optim.validate(self.steps)
+        self.optim.validate(self.parallel.own_steps(self.steps))

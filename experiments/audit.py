@@ -3,8 +3,8 @@
 python -m experiments.audit --workdir=runs/server [--replay]
 
 Compares schedule.jsonl, the pushes in the order in which they were applied, with the
-position in the last checkpoint. Prints a line of JSON: how many pushes were `applied`, how
-many numbers are `lost` or `repeated`, the largest staleness (updates between a pull and its
+position in the last checkpoint. Prints a line of JSON: how many numbers were `applied`, how
+many are `lost` or `repeated`, the largest staleness (updates between a pull and its
 push) and the largest lag (pushes that a worker was ahead of the slowest). With --replay,
 the schedule is applied again in this process, and `replay_equal` tells whether that gives
 the checkpoint's parameters to the bit. If the run had more than one device for each worker,
@@ -35,8 +35,8 @@ from experiments.run.workdir import read_config, read_tokenizer
 from lm.data.rows.order import batch_reader
 from lm.task import with_embeddings
 from parallel.program import Learner, Params, TrainState
-from parallel.server.program import Line
 from parallel.server.replay import audit, replay
+from parallel.server.session import Line
 from parallel.strategies import build_program
 
 join.define_flags()
@@ -57,7 +57,7 @@ def main() -> None:
         if config.parallel.row.synchronous:
             raise ValueError(
                 f"{folder} was trained under strategy {config.parallel.strategy!r}, which "
-                "has no schedule; give a run of parameter_server"
+                "has no schedule; give a run of parameter_server or async_diloco"
             )
         join.start_jax()
         mesh = check(config)
@@ -70,7 +70,7 @@ def main() -> None:
         records = read_metrics(folder / SCHEDULE, int(state.step), OF_SCHEDULE)
         lines = [Line(**record) for record in records]
     missing = [n for n in state.comm["missing"].tolist() if n >= 0]
-    server = config.parallel.server
+    server = config.parallel.serving
     found = audit(lines, int(state.comm["next"]), missing, server)._asdict()
     fine = not found["lost"] and not found["repeated"]
     if REPLAY.value:
@@ -101,17 +101,8 @@ def replayed(
     lines: list[Line],
 ) -> Params:
     rows = batch_reader(run_data(folder, config).train, row_order(config))
-    parallel, key = config.parallel, jax.random.key(config.seed)
-    return replay(
-        learner,
-        mesh,
-        parallel.server,
-        parallel.exchange,
-        parallel.accumulation,
-        lines,
-        rows,
-        key,
-    )
+    parts = config.parallel.row.parts(learner, mesh, config.parallel)
+    return replay(parts, mesh, lines, rows, jax.random.key(config.seed))
 
 
 def same_bits(a: Params, b: Params) -> bool:

@@ -75,16 +75,17 @@ from parallel.program import (
 from parallel.regroup import dealt, num_given
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
-OUTER = {"parallel.strategy": ("diloco", "streaming_diloco")}
+OUTER = {"parallel.strategy": ("diloco", "streaming_diloco", "async_diloco")}
 STREAMING = {"parallel.strategy": ("streaming_diloco",)}
 
 
 @dataclass
 class LocalConfig:
     # what a replica does inside, on several devices: another strategy, which synchronises
-    # them (parallel.slice is the number of replicas); none: a replica is one device
+    # them (parallel.slice is the number of replicas, parallel.server.workers that of
+    # async_diloco); none: a replica is one device
     inner: str = field(default="none", metadata={"decides": False})
-    # H, steps that replicas train alone before they meet
+    # H, steps that replicas train alone before they meet; of async_diloco: before they push
     every: int = field(default=50, metadata={"at_least": 1})
     # steps at the start in which gradients are exchanged in every step
     first: int = field(

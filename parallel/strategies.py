@@ -32,7 +32,9 @@ from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
 from parallel.replicas import pmap_program, shard_map_program
-from parallel.server.config import ServerConfig
+from parallel.server.config import MOST_NUMBERS, ServerConfig, check_exchange
+from parallel.server.kinds import Merging, Parts, gradient_parts, island_parts
+from parallel.server.merging import MergeConfig, delayed_nesterov
 from parallel.server.program import server_program
 from parallel.sharded import jit_program, whole_matrix_program, zero_program
 from parallel.uneven import Deal, Dealer
@@ -57,7 +59,10 @@ class Strategy(NamedTuple):
     axes: tuple[str, ...] = (AXIS,)  # of its mesh, the axis with the slowest links first
     exchanges: bool = False  # gradients or moves cross devices through an Exchange
     synchronous: bool = True  # one program on all devices; else workers push to a server
+    # What the workers and shards of a server are made of; None: there is no server.
+    parts: Callable[[Learner, Mesh, "ParallelConfig"], Parts] | None = None
     exact: bool = True  # equal to one device up to rounding, if its exchange is exact
+    apart: bool = False  # replicas take several steps before they exchange their moves
     traces: bool = True  # a step sees the whole gradient and the outputs of all layers
     counts: bool = False  # can also count tuples (parallel/counting)
     inside: bool = True  # can synchronise the devices of an island (parallel/islands)
@@ -193,6 +198,7 @@ def local(name: str) -> Strategy:
         (SLICE, AXIS),
         exchanges=True,
         exact=False,
+        apart=True,
         traces=False,
         inside=False,
         check=check,
@@ -266,35 +272,68 @@ def pipeline(name: str, interleaves: bool = False) -> Strategy:
     )
 
 
-def parameter_server() -> Strategy:
+def server(
+    parts: Callable[[Learner, Mesh, "ParallelConfig"], Parts],
+    check: Callable[["ParallelConfig", Mesh], None],
+    apart: bool = False,
+) -> Strategy:
     """Return the row of workers that push to server shards, each at its own time."""
 
-    def program(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Program:
-        return server_program(
-            learner, mesh, config.server, config.exchange, config.accumulation
-        )
-
-    def check(config: "ParallelConfig", mesh: Mesh) -> None:
+    def check_all(config: "ParallelConfig", mesh: Mesh) -> None:
         if jax.process_count() > 1:
             raise ValueError(
                 f"strategy {config.strategy!r} runs in one process of JAX, and there are "
                 f"{jax.process_count()}; workers in processes of their own are those of "
                 "Ray: parallel.server.pool=ray"
             )
-        config.server.validate(config.exchange)
+        check(config, mesh)
+        config.server.validate(config.exchange, config.strategy)
 
     return Strategy(
-        program,
+        lambda learner, mesh, config: server_program(parts(learner, mesh, config), mesh),
         lambda config, params, mesh, cut: None,
         lambda config: set(),
         exchanges=True,
         synchronous=False,
+        parts=parts,
         exact=False,
+        apart=apart,
         traces=False,
         inside=False,
         ahead=False,
-        check=check,
+        check=check_all,
     )
+
+
+def gradient_server(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Parts:
+    return gradient_parts(
+        learner, mesh, config.server, config.exchange, config.accumulation
+    )
+
+
+def island_server(learner: Learner, mesh: Mesh, config: "ParallelConfig") -> Parts:
+    local, merge = config.local, config.merge
+    outer = delayed_nesterov(
+        local.learning_rate, local.momentum, merge.momentum_every, merge.activation
+    )
+    inner = build_program(config.inside, learner, mesh)
+    merging = Merging(merge, local.every)
+    return island_parts(learner, inner, config.serving, config.exchange, merging, outer)
+
+
+def check_merging(config: "ParallelConfig", mesh: Mesh) -> None:
+    """Raise ValueError if islands cannot train or be merged as the config says."""
+    num_workers, every = config.server.workers, config.local.every
+    config.merge.validate(num_workers)
+    if num_workers * every > MOST_NUMBERS:
+        raise ValueError(
+            f"parallel.server.workers {num_workers} x parallel.local.every {every} = "
+            f"{num_workers * every} numbers may be out, and a checkpoint has room for "
+            f"{MOST_NUMBERS}; lower one of them"
+        )
+    check_moves(config.strategy, config.exchange)
+    check_exchange(config.exchange, config.strategy)
+    config.inside.row.check(config.inside, mesh)
 
 
 STRATEGIES = {
@@ -329,7 +368,8 @@ STRATEGIES = {
     "1f1b": pipeline("1f1b"),
     "interleaved": pipeline("interleaved", interleaves=True),
     **{name: local(name) for name in PLANS},
-    "parameter_server": parameter_server(),
+    "parameter_server": server(gradient_server, lambda config, mesh: None),
+    "async_diloco": server(island_server, check_merging, apart=True),
 }
 EXACT = [name for name, row in STRATEGIES.items() if row.exact]
 
@@ -417,7 +457,11 @@ class SpreadConfig:
     )
     local: LocalConfig = field(
         default_factory=LocalConfig,
-        metadata={"only": where(exact=False, synchronous=True)},
+        metadata={"only": where(apart=True)},
+    )
+    merge: MergeConfig = field(
+        default_factory=MergeConfig,
+        metadata={"only": where(apart=True, synchronous=False)},
     )
     server: ServerConfig = field(
         default_factory=ServerConfig, metadata={"only": where(synchronous=False)}
@@ -491,11 +535,31 @@ class ParallelConfig(SpreadConfig):
         )
 
     @property
+    def inside(self) -> "ParallelConfig":
+        """The config of what a worker does inside; without one, it has one program."""
+        return self.inner or replace(self, strategy="jit", exchange=ExchangeConfig())
+
+    @property
+    def serving(self) -> ServerConfig:
+        """The server as it is run: islands are never in step."""
+        return replace(self.server, mode="async") if self.row.apart else self.server
+
+    def own_steps(self, steps: int) -> int:
+        """Return how many steps one optimizer takes in a run of so many.
+
+        Islands that push share the numbers. A faster one takes more of them: its schedule
+        then stays at the final rate.
+        """
+        shared = self.row.apart and not self.row.synchronous
+        return -(-steps // self.server.workers) if shared else steps
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """The axes of the mesh, the one of the slowest links first."""
         if self.inner is None:
             return self.row.axes
-        return (SLICE, *[axis for axis in self.inner.row.axes if axis != SLICE])
+        inside = tuple(axis for axis in self.inner.row.axes if axis != SLICE)
+        return (SLICE, *inside) if self.row.synchronous else inside
 
     def exchanging(self, mesh: Mesh) -> Mesh:
         """Return the mesh of the replicas: one device of each, if they are islands."""
@@ -572,7 +636,7 @@ class ParallelConfig(SpreadConfig):
     def validate_rows(self, rows: int, name: str, mesh: Mesh) -> None:
         """Raise ValueError if a batch of so many rows cannot be split; `name` names it."""
         parts = {"data degree": batch_degree(mesh), "accumulation": self.accumulation}
-        if not self.row.synchronous and self.server.synchronous:
+        if not self.row.synchronous and self.serving.synchronous:
             parts["parallel.server.workers"] = self.server.workers
         if rows % (product := math.prod(parts.values())):
             told = " x ".join(f"{part} {number}" for part, number in parts.items())

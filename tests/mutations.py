@@ -238,7 +238,7 @@ FAULTS = [
     ),
     Fault(
         "the number of a dead worker is forgotten", "parallel/server/desk.py",
-        "returned=desk.returned | {number}", "returned=desk.returned",
+        "desk.returned.union(desk.out[worker])", "desk.returned",
         "parallel/server/test_desk.py",
     ),
     Fault(

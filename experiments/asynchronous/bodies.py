@@ -18,10 +18,10 @@ from experiments.run.build import build_task, learner_of
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare
 from lm.data.rows.order import batch_reader
+from parallel.server.kinds import Parts
 from parallel.server.pool import duration
-from parallel.server.program import Parts, build_parts
 from parallel.server.shard import Pulled, Push, Shard, Snapshot
-from parallel.server.worker import Order, Private, Worker
+from parallel.server.worker import Order, Private
 
 
 class Setup(NamedTuple):
@@ -32,27 +32,22 @@ class Setup(NamedTuple):
     devices: int  # of each worker
     platform: str
 
-    def parts(self, devices: int) -> Parts:
-        """Start JAX on so many devices; return what this process computes with."""
+    def parts(self) -> Parts:
+        """Start JAX on the devices of a worker; return what this process computes with."""
         jax.config.update("jax_platforms", self.platform)
         if self.platform == "cpu":
-            jax.config.update("jax_num_cpu_devices", devices)
+            jax.config.update("jax_num_cpu_devices", self.devices)
             jax.config.update("jax_cpu_enable_async_dispatch", False)
         use_cache()
         parallel = self.config.parallel
-        return build_parts(
-            learner_of(self.config, build_task(self.config, self.vocab_size)),
-            parallel.mesh(),
-            parallel.server,
-            parallel.exchange,
-            parallel.accumulation,
-        )
+        learner = learner_of(self.config, build_task(self.config, self.vocab_size))
+        return parallel.row.parts(learner, parallel.mesh(), parallel)
 
 
 class WorkerProcess:
     def __init__(self, setup: Setup, index: int):
-        self.config = setup.config.parallel.server
-        self.worker = Worker(setup.parts(setup.devices).trade, index)
+        self.config = setup.config.parallel.serving
+        self.worker = setup.parts().new_worker(index)
         rows = prepare(setup.config.data).train
         self.rows = batch_reader(rows, row_order(setup.config))
         self.seed = setup.config.seed
@@ -66,13 +61,14 @@ class WorkerProcess:
         speeds, if each sleeps for most of the time.
         """
         began = time.perf_counter()
-        told, kept, payloads = self.worker.compute(
-            order, pulled, self.rows(order.number), private
-        )
+        told, kept, payloads = self.worker.compute(order, pulled, self.rows, private)
         computed = time.perf_counter() - began
         least = self.config.floor * duration(self.config, self.seed, order)
         time.sleep(max(0.0, least - computed))
-        return told._replace(filled=least and computed / least), kept, *payloads
+        told = told._replace(
+            seconds=max(least, computed), filled=least and computed / least
+        )
+        return told, kept, *payloads
 
     def ping(self) -> int:
         return os.getpid()
@@ -80,8 +76,8 @@ class WorkerProcess:
 
 class ShardProcess:
     def __init__(self, setup: Setup, snapshot: Snapshot):
-        # A shard computes on one device: it adds and lets the optimizer act.
-        self.shard = Shard(setup.parts(1).arithmetic, snapshot)
+        # A shard computes on its first device: it adds and lets the optimizer act.
+        self.shard = Shard(setup.parts().arithmetic, snapshot)
 
     def pull(self, worker: int, whole: bool) -> Pulled | None:
         return self.shard.pull(worker, whole)

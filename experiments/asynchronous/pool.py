@@ -14,6 +14,7 @@ pushes. A shard that died begins from its snapshot and gets these commands again
 
 import os
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,10 +29,10 @@ from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
 from experiments.processes.messages import say
 from experiments.processes.ray_tasks import import_ray, start_ray
 from experiments.run.build import whole_bytes
-from parallel.server.pool import Pool, Rows
-from parallel.server.program import Parts
+from parallel.server.kinds import Parts
+from parallel.server.pool import Pool
 from parallel.server.shard import Push, Snapshot
-from parallel.server.worker import Order, Private, Told
+from parallel.server.worker import Order, Private, Rows, Told
 
 CODE = [pathlib.Path(module.__path__[0]) for module in (lm, parallel, configs, experiments)]
 STORE_BYTES = 128 << 20  # of the object store, and what it holds of the run
@@ -129,16 +130,24 @@ class RayPool:
         compute = self.workers[worker].compute.options(num_returns=2 + len(self.shards))
         self.doing[worker] = compute.remote(order, self.private[worker], *pulled)
 
-    def finished(self) -> tuple[int, Told | None]:
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+    def finished(self, until: float | None = None) -> tuple[int, Told | None] | None:
         told = {answers[0]: worker for worker, answers in self.doing.items()}
-        (first,), _ = self.ray.wait(list(told))
+        left = None if until is None else max(0.0, until - self.now)
+        ready, _ = self.ray.wait(list(told), timeout=left)
+        if not ready:
+            return None
+        first = ready[0]
         worker = told[first]
         answers = self.doing.pop(worker)
         try:
             found = self.ray.get(first)
         except Exception as error:
             self.check_death(error)
-            say(f"the work of worker {worker} is lost; its number is handed out again")
+            say(f"the work of worker {worker} is lost; its numbers are handed out again")
             self.heal(worker)
             return worker, None
         self.done[worker] = answers[1:]

@@ -39,9 +39,10 @@ from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
 from parallel.program import TENSOR, Learner, Program, no_metrics
+from parallel.server.kinds import Parts
 from parallel.server.parts import check_shards
 from parallel.server.pool import Pool
-from parallel.server.program import Parts, server_program
+from parallel.server.program import server_program
 from parallel.strategies import STRATEGIES, Having, build_program
 
 
@@ -158,6 +159,8 @@ def check_server(config: Experiment, task: Task) -> None:
         )
     num_shards, optim = config.parallel.server.shards, config.optim
     check_shards(jax.eval_shape(task.init, jax.random.key(0)), num_shards)
+    if config.parallel.row.apart:
+        return  # an island clips its whole gradient by itself
     for name in ("clip_value", "clip_adaptive"):
         if getattr(optim, name) and optim.clip_norm and num_shards > 1:
             raise ValueError(
@@ -328,13 +331,17 @@ def check_plateau(config: Experiment) -> None:
     """Raise ValueError if replicas that train apart could not follow one loss."""
     window, every = config.optim.window, config.parallel.local.every
     row = config.parallel.row
-    if config.optim.schedule != "plateau" or row.exact or not row.synchronous:
+    if config.optim.schedule != "plateau" or not row.apart:
         return
-    if config.parallel.inner:
+    if config.parallel.inner or not row.synchronous:
+        where = (
+            f"where parallel.local.inner={config.parallel.local.inner}"
+            if row.synchronous
+            else f"under strategy {config.parallel.strategy!r}"
+        )
         raise ValueError(
-            "optim.schedule=plateau follows the loss of its own island where "
-            f"parallel.local.inner={config.parallel.local.inner}, so rates would differ "
-            "from island to island; choose another schedule, or unset inner"
+            f"optim.schedule=plateau follows the loss of its own island {where}, so rates "
+            "would differ from island to island; choose another schedule"
         )
     if window < every:
         raise ValueError(
@@ -373,7 +380,8 @@ def build_task(config: Experiment, vocab_size: int, given: Vectors | None = None
 def build_optimizer(
     config: Experiment, task: Task
 ) -> optax.GradientTransformationExtraArgs:
-    tx = optimizer(config.optim, config.steps, task.hidden)
+    steps = config.parallel.own_steps(config.steps)
+    tx = optimizer(config.optim, steps, task.hidden)
     return compressed_optimizer(tx, config.compress)
 
 
@@ -417,14 +425,8 @@ def build(
     learner = learner_of(config, flipping(task, flips), last)
     parallel = config.parallel
     if new_pool:
-        return task, server_program(
-            learner,
-            mesh,
-            parallel.server,
-            parallel.exchange,
-            parallel.accumulation,
-            new_pool,
-        )
+        parts = parallel.row.parts(learner, mesh, parallel)
+        return task, server_program(parts, mesh, new_pool)
     return task, build_program(parallel, learner, mesh)
 
 

@@ -26,7 +26,7 @@ from lm.metrics import perplexity
 from lm.norms import ACTIVATION_RMS, ACTIVATION_SQUARE, GRADIENT_NORM
 from parallel.balance.stragglers import FACTOR, STEPS, Watch, watched
 from parallel.readings import APPLIED, Reading, read
-from parallel.server.program import Line
+from parallel.server.session import Line
 
 SPIKE_WINDOW = 100  # steps whose losses a spike is compared with
 MIN_SPIKE_HISTORY = 20
@@ -313,7 +313,7 @@ def traced_norms(metrics: dict[str, float]) -> dict[str, float]:
     return found
 
 
-OF_METRICS, OF_SCHEDULE = ("step", "split"), ("update", "worker")
+OF_METRICS, OF_SCHEDULE = ("step", "split"), ("step", "worker")
 
 
 def keep_until(

@@ -6,7 +6,9 @@ from parallel.exchange.config import CODECS, ExchangeConfig
 
 MODES = ("sync", "async", "ssp")
 MOST_WORKERS = 64  # a checkpoint has room for so many numbers that are out
+MOST_NUMBERS = 1 << 15  # that are out where a push has several
 
+PUSHING = {"parallel.strategy": ("parameter_server",)}  # gradients, not moves
 APART = {".mode": ("async", "ssp")}  # a push is an update
 FREE = {"decides": False}
 
@@ -16,8 +18,8 @@ class ServerConfig:
     # sync: the pushes of all workers make one update; async: each push is an update, when
     # it comes; ssp: async, but no worker runs ahead of the slowest by more than `staleness`
     # pushes
-    mode: str = field(default="sync", metadata={"choices": MODES})
-    # number of workers, which compute gradients
+    mode: str = field(default="sync", metadata={"choices": MODES, "only": PUSHING})
+    # number of workers, which compute gradients; of async_diloco: of islands, which train
     workers: int = field(default=4, metadata={"at_least": 1, "at_most": MOST_WORKERS})
     # number of server shards; each has some of the parameters and their optimizer state
     shards: int = field(default=2, metadata={"at_least": 1})
@@ -31,7 +33,9 @@ class ServerConfig:
     )
     # who has the optimizer state; server: shards apply pushed gradients; worker: each
     # worker has its own, and pushes what its optimizer makes of a gradient
-    optimizer: str = field(default="server", metadata={"choices": ("server", "worker")})
+    optimizer: str = field(
+        default="server", metadata={"choices": ("server", "worker"), "only": PUSHING}
+    )
     # pulls are compressed too, as differences, by the codec of parallel.exchange
     compress_pulls: bool = field(
         default=False, metadata={"only": {"parallel.exchange.codec": CODECS}}
@@ -65,7 +69,7 @@ class ServerConfig:
         """The most pushes that a worker may be ahead; None: any number."""
         return self.staleness if self.mode == "ssp" else None
 
-    def validate(self, exchange: ExchangeConfig) -> None:
+    def validate(self, exchange: ExchangeConfig, strategy: str) -> None:
         """Raise ValueError for fields that do not fit together."""
         if self.slow and len(self.slow) != self.workers:
             raise ValueError(
@@ -86,10 +90,10 @@ class ServerConfig:
                 "with parallel.server.optimizer=worker updates are pushed; choose server, "
                 "or unset the compensation"
             )
-        check_exchange(exchange)
+        check_exchange(exchange, strategy)
 
 
-def check_exchange(exchange: ExchangeConfig) -> None:
+def check_exchange(exchange: ExchangeConfig, strategy: str) -> None:
     """Raise ValueError for what an exchange between replicas has and a push has not."""
     usual = ExchangeConfig()
     for name, reason in {
@@ -103,7 +107,7 @@ def check_exchange(exchange: ExchangeConfig) -> None:
         if (value := getattr(exchange, name)) != getattr(usual, name):
             raise ValueError(
                 f"parallel.exchange.{name} is {value}, but has no effect under strategy "
-                f"'parameter_server': {reason}; unset it"
+                f"{strategy!r}: {reason}; unset it"
             )
     if exchange.codec == "none":
         return

@@ -1,13 +1,14 @@
 """Who works on which number: the rules of handing out and taking back, as pure functions.
 
-A number names a batch. Each number is handed out, and taken back when its push has been
-applied, or given back when its worker has died. The lowest number that is not applied and
-not out is handed out next. So what was given back goes first, and at any time fewer numbers
-than there are workers were passed over.
+A number names a batch. A push is of one number, or of several where a worker takes several
+steps by itself. Numbers are handed out, and taken back when their push has been applied, or
+given back when their worker has died. The lowest numbers that are not applied and not out
+are handed out next. So what was given back goes first, and no number is passed over but
+those that are out.
 
 The position is (next, missing): all numbers below `next` are applied, but for those of
-`missing`, at most one for each worker. It is short, however far a fast worker is ahead of a
-slow one; the numbers applied above the lowest missing one may be thousands.
+`missing`, at most one push for each worker. It is short, however far a fast worker is ahead
+of a slow one; the numbers applied above the lowest missing one may be thousands.
 
 A worker's clock is the number of its pushes that were applied. Stale synchronous parallel
 (Ho et al. 2013): a worker starts its next push only if its clock is at most `bound` ahead
@@ -22,13 +23,18 @@ from typing import NamedTuple
 class Desk(NamedTuple):
     next: int  # numbers from here on were never handed out
     returned: frozenset[int]  # below `next`, neither applied nor out
-    out: Mapping[int, int]  # worker -> the number that it works on
+    out: Mapping[int, tuple[int, ...]]  # worker -> the numbers that it works on
     clocks: Mapping[int, int]  # worker -> pushes of it that were applied
 
     @property
     def missing(self) -> list[int]:
         """The numbers below `next` that are not applied, rising."""
-        return sorted({*self.returned, *self.out.values()})
+        return sorted(self.returned.union(*self.out.values()))
+
+    @property
+    def applied(self) -> int:
+        """How many numbers are applied."""
+        return self.next - len(self.missing)
 
 
 def open_desk(workers: Iterable[int], next: int = 0, missing: Iterable[int] = ()) -> Desk:
@@ -48,24 +54,32 @@ def may_start(desk: Desk, worker: int, bound: int | None, end: int | None) -> bo
     return end is None or bool(desk.returned) or desk.next < end
 
 
-def hand(desk: Desk, worker: int) -> tuple[Desk, int]:
-    """Hand a worker the lowest number that is neither applied nor out."""
+def hand(
+    desk: Desk, worker: int, count: int = 1, end: int | None = None
+) -> tuple[Desk, tuple[int, ...]]:
+    """Hand a worker the lowest `count` numbers that are neither applied nor out.
+
+    There are fewer if fewer are left below `end`.
+    """
     if worker in desk.out:
-        raise ValueError(f"worker {worker} still works on number {desk.out[worker]}")
-    number = min(desk.returned, default=desk.next)
+        raise ValueError(f"worker {worker} still works on number {desk.out[worker][0]}")
+    again = sorted(desk.returned)[:count]
+    stop = desk.next + count - len(again)
+    stop = stop if end is None else max(desk.next, min(stop, end))
+    numbers = (*again, *range(desk.next, stop))
     return desk._replace(
-        next=max(desk.next, number + 1),
-        returned=desk.returned - {number},
-        out={**desk.out, worker: number},
-    ), number
+        next=stop,
+        returned=desk.returned.difference(again),
+        out={**desk.out, worker: numbers},
+    ), numbers
 
 
-def without(desk: Desk, worker: int) -> dict[int, int]:
-    return {other: number for other, number in desk.out.items() if other != worker}
+def without(desk: Desk, worker: int) -> dict[int, tuple[int, ...]]:
+    return {other: numbers for other, numbers in desk.out.items() if other != worker}
 
 
 def take(desk: Desk, worker: int) -> Desk:
-    """Note that the push of a worker's number has been applied."""
+    """Note that the push of a worker's numbers has been applied."""
     if worker not in desk.out:
         raise ValueError(f"worker {worker} has no number that it could push")
     clocks = {**desk.clocks, worker: desk.clocks[worker] + 1}
@@ -73,9 +87,9 @@ def take(desk: Desk, worker: int) -> Desk:
 
 
 def give_back(desk: Desk, worker: int) -> Desk:
-    """Take a number back from a worker that died on it."""
-    number = desk.out[worker]
-    return desk._replace(returned=desk.returned | {number}, out=without(desk, worker))
+    """Take numbers back from a worker that died on them."""
+    returned = desk.returned.union(desk.out[worker])
+    return desk._replace(returned=returned, out=without(desk, worker))
 
 
 def join(desk: Desk, worker: int) -> Desk:
@@ -85,7 +99,7 @@ def join(desk: Desk, worker: int) -> Desk:
 
 
 def leave(desk: Desk, worker: int) -> Desk:
-    """Let a worker leave; its number, if it has one, goes back."""
+    """Let a worker leave; its numbers, if it has some, go back."""
     desk = give_back(desk, worker) if worker in desk.out else desk
     clocks = {w: clock for w, clock in desk.clocks.items() if w != worker}
     return desk._replace(clocks=clocks)

@@ -13,22 +13,23 @@ import numpy as np
 
 from parallel.server.config import ServerConfig
 from parallel.server.shard import Push, Shard, Snapshot
-from parallel.server.worker import Order, Private, Told, Worker
-
-Rows = Callable[[int], dict[str, np.ndarray]]  # number -> its rows
+from parallel.server.worker import Order, Private, Rows, Told, Works
 
 
 class Pool(Protocol):
+    now: float  # seconds of the pool's own clock
+
     def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
         """Begin from these states of the shards and of the workers."""
 
     def launch(self, order: Order, rows: Rows) -> None:
         """Let a worker pull, and then compute; return at once."""
 
-    def finished(self) -> tuple[int, Told | None]:
-        """Wait for a worker; None: it died, or a shard that it pulled from did.
+    def finished(self, until: float | None = None) -> tuple[int, Told | None] | None:
+        """Wait for a worker, at most until that time; None: none has finished by then.
 
-        What it worked on is lost, and it has no copy of the parameters any more.
+        It may have died, or a shard that it pulled from; then it tells nothing (None). What
+        it worked on is lost, and it has no copy of the parameters any more.
         """
 
     def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
@@ -47,18 +48,21 @@ class Pool(Protocol):
 
 
 def duration(config: ServerConfig, seed: int, order: Order) -> float:
-    """Return how long a worker's step lasts, where a fast worker has 1 for a number.
+    """Return how long a worker's push lasts, where a fast worker has 1 for a number.
 
     Under `sync` a worker has a part of the number's rows, and takes as much less time.
     """
-    slow = config.slowness[order.worker] / (config.workers if config.synchronous else 1)
+    numbers = 1 / config.workers if config.synchronous else len(order.numbers)
+    slow = config.slowness[order.worker] * numbers
     if not config.jitter:
         return slow
-    noise = np.random.default_rng((seed, order.worker, order.number)).standard_normal()
+    seeds = (seed, order.worker, order.numbers[0])
+    noise = np.random.default_rng(seeds).standard_normal()
     return slow * math.exp(config.jitter * noise)
 
 
 class Doing(NamedTuple):
+    began: float
     end: float
     order: Order
     pulled: list
@@ -75,7 +79,7 @@ class LocalPool:
         self,
         config: ServerConfig,
         seed: int,
-        workers: Sequence[Worker],
+        workers: Sequence[Works],
         new_shard: Callable[[Snapshot], Shard],
     ):
         self.config, self.seed = config, seed
@@ -92,21 +96,24 @@ class LocalPool:
     def launch(self, order: Order, rows: Rows) -> None:
         pulled = [shard.pull(order.worker, order.whole) for shard in self.shards]
         end = self.now + duration(self.config, self.seed, order)
-        self.doing[order.worker] = Doing(end, order, pulled, rows)
+        self.doing[order.worker] = Doing(self.now, end, order, pulled, rows)
 
-    def finished(self) -> tuple[int, Told | None]:
+    def finished(self, until: float | None = None) -> tuple[int, Told | None] | None:
         worker = min(self.doing, key=lambda worker: (self.doing[worker].end, worker))
+        if until is not None and self.doing[worker].end > until:
+            self.now = max(self.now, until)
+            return None
         return worker, self.finish(worker)
 
     def finish(self, worker: int) -> Told:
         """Let this worker be the next that finishes."""
-        end, order, pulled, rows = self.doing.pop(worker)
+        began, end, order, pulled, rows = self.doing.pop(worker)
         self.now = max(self.now, end)
         told, private, payloads = self.workers[worker].compute(
-            order, pulled, rows(order.number), self.private[worker]
+            order, pulled, rows, self.private[worker]
         )
         self.done[worker] = private, payloads
-        return told
+        return told._replace(seconds=end - began)
 
     def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
         self.merged = [push.worker for push in pushes]

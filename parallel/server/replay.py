@@ -7,16 +7,17 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from parallel.exchange.config import ExchangeConfig
-from parallel.program import Key, Learner, Params
+from parallel.program import Key, Params
 from parallel.server.config import ServerConfig
-from parallel.server.desk import open_desk
-from parallel.server.pool import Rows
-from parallel.server.program import Forms, Line, Session, build_parts, local_pool
+from parallel.server.forms import Forms
+from parallel.server.kinds import Parts
+from parallel.server.program import local_pool
+from parallel.server.session import Line, Session
+from parallel.server.worker import Rows
 
 
 class Audit(NamedTuple):
-    applied: int  # pushes
+    applied: int  # numbers, or parts of them that workers share
     lost: int  # numbers, or parts of them, that the position counts as applied but are not
     repeated: int  # pushes of what was applied before
     max_staleness: int  # updates between a pull and the update that its push made
@@ -50,44 +51,46 @@ def lags(lines: Sequence[Line], config: ServerConfig) -> list[int]:
     """Return for each push how many pushes its worker was ahead when it pulled."""
     clocks = dict.fromkeys(range(config.workers), 0)
     after = [dict(clocks)]  # the clocks after each update
-    for line in lines:
-        clocks[line.worker] += 1
-        after[line.update :] = [dict(clocks)]
-    found = [after[line.version] for line in lines]
+    pushes = list(dict.fromkeys((x.update, x.worker, x.version) for x in lines))
+    for update, worker, _ in pushes:
+        clocks[worker] += 1
+        after[update:] = [dict(clocks)]
     return [
-        clocks[line.worker] - min(clocks.values())
-        for line, clocks in zip(lines, found, strict=True)
+        after[version][worker] - min(after[version].values())
+        for _, worker, version in pushes
     ]
 
 
-def replay(
-    learner: Learner,
-    mesh: Mesh,
-    config: ServerConfig,
-    exchange: ExchangeConfig,
-    accumulation: int,
-    lines: Sequence[Line],
-    rows: Rows,
-    key: Key,
-) -> Params:
+def replay(parts: Parts, mesh: Mesh, lines: Sequence[Line], rows: Rows, key: Key) -> Params:
     """Apply a schedule from the first update on, in this process; return the parameters.
 
     Raises ValueError if the schedule lacks an update.
     """
-    parts = build_parts(learner, mesh, config, exchange, accumulation)
     forms, pool = Forms(parts, mesh), local_pool(parts)
     session = Session(parts, pool)
-    state = jax.device_get(forms.first(key))
-    session.start(state, forms.privates(state), open_desk(session.workers))
+    forms.begin(session, jax.device_get(forms.first(key)))
     updates, pulls = by_update(lines), by_version(lines)
-    for update, made in enumerate(updates, 1):
-        for line in pulls.get(update - 1, []):
-            (session.bare.add if line.whole else session.bare.discard)(line.worker)
-            session.launch(line.worker, line.number, line.version, rows)
-        told = [pool.finish(line.worker) for line in made]
-        workers = [line.worker for line in made]
-        session.update(update, told, workers, session.factor(update, workers[0]))
+    for version, made in enumerate(updates):
+        for worker, pulled in by_worker(pulls.get(version, [])).items():
+            (session.bare.add if pulled[0].whole else session.bare.discard)(worker)
+            numbers = tuple(line.number for line in pulled)
+            session.launch(worker, numbers, rows)
+        told = {worker: pool.finish(worker) for worker in by_worker(made)}
+        if parts.merging is None:
+            session.update(told)
+        else:
+            session.desk = session.desk._replace(
+                out={worker: session.orders[worker].numbers for worker in told}
+            )
+            session.merged(told, made[0].step)
     return session.params(forms.whole.params)
+
+
+def by_worker(lines: Sequence[Line]) -> dict[int, list[Line]]:
+    found: dict[int, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.worker, []).append(line)
+    return found
 
 
 def by_update(lines: Sequence[Line]) -> list[list[Line]]:

@@ -10,7 +10,11 @@ import re
 import pytest
 
 from experiments.inspection.truth import planted_table
-from experiments.studies.asynchronous.tables import speed_table, staleness_table
+from experiments.studies.asynchronous.tables import (
+    islands_table,
+    seconds_table,
+    speed_table,
+)
 from experiments.studies.balance.tables import balance_tables
 from experiments.studies.compression.tables import tables as compression_tables
 from experiments.studies.deaths.tables import deaths_table
@@ -20,6 +24,7 @@ from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.studies.soak.table import soak_table
+from experiments.studies.staleness.tables import loss_table, won_table
 from experiments.studies.transfer.tables import transfer_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
@@ -227,8 +232,11 @@ def test_the_tables_are_those_of_the_results():
         results.get("asynchronous", []),
     )
     assert tables(page) == {
-        "staleness": staleness_table(found),
+        "staleness": loss_table(results.get("staleness", [])),
+        "won-back": won_table(results.get("staleness", [])),
         "speed": speed_table(found),
+        "islands": islands_table(found),
+        "seconds": seconds_table(found),
     }
     page = ROOT / "docs/questions/how-are-failures-survived.md"
     assert tables(page) == {

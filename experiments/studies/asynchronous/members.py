@@ -7,16 +7,6 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 
 SLOW = (1, 1, 1, 4)  # one of four workers is four times slower
-STALENESS = (0, 1, 2, 4, 8)
-RATES = (0.03, 0.1, 0.3, 1.0)
-PLAIN = "plain"
-METHODS: dict[str, Member] = {
-    PLAIN: {},
-    "1/staleness": {"parallel.server.weigh": "inverse"},
-    "DC-ASGD": {"parallel.server.compensation": 2.0},
-    "momentum 0.5": {"optim.b1": 0.5},
-    "no momentum": {"optim.b1": 0.0},
-}
 MODES: dict[str, Member] = {
     "sync": {},
     "async": {"parallel.server.mode": "async"},
@@ -35,19 +25,6 @@ def base_config() -> Experiment:
     )
 
 
-def stale(staleness: int, method: str, rate: float) -> Member:
-    """W workers that take turns push W - 1 updates late, after their first pushes."""
-    return {
-        "parallel.strategy": "parameter_server",
-        "parallel.data": 1,
-        "parallel.server.mode": "async",
-        "parallel.server.workers": staleness + 1,
-        "parallel.server.shards": 1,
-        "optim.learning_rate": rate,
-        **METHODS[method],
-    }
-
-
 def uneven(mode: str, floor: float) -> Member:
     return {
         "parallel.strategy": "parameter_server",
@@ -57,3 +34,35 @@ def uneven(mode: str, floor: float) -> Member:
         "parallel.server.floor": floor,
         **MODES[mode],
     }
+
+
+# Islands, of which one is four times slower, and how their pushes are merged.
+PERIOD = {"parallel.merge.momentum_every": len(SLOW)}
+MERGES: dict[str, Member] = {
+    "sync": {"parallel.merge.quorum": len(SLOW)},
+    "async": {},
+    "delayed Nesterov": PERIOD,
+    "delayed Nesterov, steps by speed": PERIOD | {"parallel.merge.by_speed": True},
+    "quorum of 3": {"parallel.merge.quorum": len(SLOW) - 1},
+}
+SYNC, EVERY = "sync", 8
+
+
+def merged(merge: str, rate: float) -> Member:
+    """Islands with AdamW inside; `rate` is that of the outer optimizer."""
+    return {
+        "parallel.strategy": "async_diloco",
+        "parallel.data": 1,
+        "parallel.server.shards": 1,
+        "parallel.server.slow": SLOW,
+        "parallel.local.every": EVERY,
+        "parallel.local.learning_rate": rate,
+        "optim.name": "adamw",
+        "optim.learning_rate": 0.004,
+        **MERGES[merge],
+    }
+
+
+def timed(floor: float) -> Member:
+    """Islands in processes, of which the fast ones take so many seconds for a number."""
+    return {"parallel.server.pool": "ray", "parallel.server.floor": floor}

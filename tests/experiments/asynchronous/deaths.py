@@ -63,8 +63,9 @@ def check_deaths(corpus: pathlib.Path) -> None:
         pools.append(RayPool(Setup(config, vocab_size, 1, "cpu")))
         return pools[-1]
 
-    server, exchange = config.parallel.server, config.parallel.exchange
-    program = server_program(learner, data_mesh(1), server, exchange, 1, new_pool)
+    parallel, mesh = config.parallel, data_mesh(1)
+    made = parallel.row.parts(learner, mesh, parallel)
+    program = server_program(made, mesh, new_pool)
 
     def steps(state, num: int):
         lines = []
@@ -87,11 +88,11 @@ def check_deaths(corpus: pathlib.Path) -> None:
     pools[0].close()
     state, more = steps(program.adopt(saved), STEPS - 8)
     lines += more
-    found = audit(lines, STEPS, [], server)
+    found = audit(lines, STEPS, [], parallel.serving)
     assert (found.applied, found.lost, found.repeated) == (STEPS, 0, 0)
     assert found.max_lag <= 3
     params = jax.device_get(program.params(state))
     program.close()
     rows, key = batch_reader(data.train, row_order(config)), jax.random.key(config.seed)
-    again = replay(learner, data_mesh(1), server, exchange, 1, lines, rows, key)
+    again = replay(made, mesh, lines, rows, key)
     jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -18,7 +18,7 @@ def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
     run("train", *flags, "--stop_at=7")
     # What a killed run leaves after its last checkpoint.
     with (workdir / "schedule.jsonl").open("a") as stream:
-        stream.write('{"update": 8, "worker": 0, "number": 99}\n{"upd')
+        stream.write('{"update": 8, "worker": 0, "number": 99, "step": 8}\n{"upd')
     run("train", *flags)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     trained = [r for r in records if r["split"] == "train"]
@@ -40,3 +40,26 @@ def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
     bad = run("audit", f"--workdir={workdir}", check=False)
     assert bad.returncode == 1
     assert json.loads(bad.stdout) | {"lost": 1, "repeated": 1} == json.loads(bad.stdout)
+
+
+def test_islands_that_stop_between_merges_are_audited_and_replayed(tmp_path):
+    """Of 12 numbers, pushes have 2 or fewer; the run stops in the middle of a push."""
+    write_corpus(tmp_path / "corpus")
+    overrides = {
+        "data.seq_len": 16, "data.batch_size": 4, "model.width": 16,
+        "parallel.strategy": "async_diloco", "parallel.local.every": 2,
+        "parallel.server.workers": 2, "parallel.server.slow": "(1,2)",
+        "parallel.merge.by_speed": True, "eval_every": 0,
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    flags = [*small(tmp_path, **overrides), f"--workdir={workdir}", "--devices=1"]
+    run("train", *flags, "--stop_at=5")
+    run("train", *flags)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    assert [r["step"] for r in records if r["split"] == "train"] == [*range(1, 13)]
+    lines = [json.loads(line) for line in (workdir / "schedule.jsonl").open()]
+    assert sorted(line["number"] for line in lines) == [*range(12)]
+    assert max(line["step"] for line in lines) == 12
+    found = json.loads(run("audit", f"--workdir={workdir}", "--replay").stdout)
+    expected = {"applied": 12, "lost": 0, "repeated": 0, "replay_equal": True}
+    assert found | expected == found

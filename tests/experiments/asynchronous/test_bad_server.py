@@ -11,6 +11,7 @@ from experiments.run.build import check, check_compiles
 from parallel.mesh import data_mesh
 
 SERVER = {"parallel.strategy": "parameter_server", "parallel.data": 1}
+ISLANDS = {"parallel.strategy": "async_diloco"}
 REFUSED = [
     ({"parallel.server.shards": 99}, "shards 99 is more than the .* arrays of parameters"),
     ({"parallel.server.staleness": -1}, "staleness is -1; it must be at least 0"),
@@ -44,6 +45,18 @@ REFUSED = [
     ({"optim.clip_value": 1.0}, "clip_value 1.0 changes the norm .*shards 2 sees a part"),
     ({"robust.weights": "huber"}, "no effect where parallel.strategy"),
     ({"trace_norms": True}, "trace_norms is set, but strategy 'parameter_server'"),
+    ({"parallel.merge.quorum": 2}, "merge.quorum is 2, but it has no effect where"),
+    (ISLANDS | {"parallel.merge.quorum": 5}, "quorum 5 is more than .*workers 4"),
+    (ISLANDS | {"parallel.server.mode": "ssp"}, "mode is 'ssp', but it has no effect"),
+    (ISLANDS | {"parallel.local.inner": "diloco"}, "inner is 'diloco', which cannot"),
+    (ISLANDS | {"parallel.local.every": 9999}, "4 x .* 9999 = 39996 numbers may be out"),
+    (ISLANDS | {"parallel.exchange.every": 1}, "replicas exchange moves, not gradients"),
+    (ISLANDS | {"parallel.exchange.algorithm": "ring"}, "a push goes to the server shards"),
+    (ISLANDS | {"optim.warmup_steps": 300, "steps": 400}, "300 is more than the 100 steps"),
+    (
+        ISLANDS | {"optim.schedule": "plateau"},
+        "plateau follows the loss of its own island under strategy 'async_diloco'",
+    ),
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from parallel.exchange.config import ExchangeConfig
 from parallel.mesh import data_mesh
 from parallel.program import Learner, Program
 from parallel.server.config import ServerConfig
+from parallel.server.kinds import Parts, gradient_parts
 from parallel.server.program import server_program
 
 ROWS, LENGTH, WORDS = 8, 4, 5
@@ -21,6 +22,7 @@ class LineTask:
     """tokens -> logits of the next token; the three leaves differ in size."""
 
     hidden = ()
+    tensor_dims = ()
 
     @staticmethod
     def init(key):
@@ -73,9 +75,15 @@ def learner(tx: optax.GradientTransformation, num_steps: int = 0) -> Learner:
 def program(
     tx: optax.GradientTransformation, num_steps: int = 0, exchange=None, **server
 ) -> Program:
+    return server_program(parts(tx, num_steps, exchange, **server), data_mesh(1))
+
+
+def parts(
+    tx: optax.GradientTransformation, num_steps: int = 0, exchange=None, **server
+) -> Parts:
     config, exchange = ServerConfig(**server), ExchangeConfig(**(exchange or {}))
-    config.validate(exchange)
-    return server_program(learner(tx, num_steps), data_mesh(1), config, exchange)
+    config.validate(exchange, "parameter_server")
+    return gradient_parts(learner(tx, num_steps), data_mesh(1), config, exchange)
 
 
 def take(program: Program, state, num: int, batches=None):

@@ -1,5 +1,6 @@
 """The rules of numbers on random schedules: none lost, none repeated, no lag too large."""
 
+import itertools
 import random
 
 import pytest
@@ -30,7 +31,7 @@ def run_schedule(rng: random.Random, seen: dict[str, int]) -> None:
     """Check a random run against sets of numbers and lists of pushes."""
     workers, bound = list(range(rng.randint(1, 4))), rng.choice([None, 0, 1, 2, 3])
     desk, applied, pushes = open_desk(workers), set(), dict.fromkeys(workers, 0)
-    most = len(workers)
+    most_numbers = rng.choice([1, 3])  # of a push
     for _ in range(EVENTS):
         worker, event = rng.choice(workers), rng.random()
         if worker not in desk.out:
@@ -42,13 +43,15 @@ def run_schedule(rng: random.Random, seen: dict[str, int]) -> None:
                 seen["blocked"] += 1
                 continue
             seen["at the bound"] += ahead == bound
-            free = next(n for n in range(99) if n not in applied | set(desk.out.values()))
-            desk, number = hand(desk, worker)
-            assert number == free
+            count = rng.randint(1, most_numbers)
+            held = applied.union(*desk.out.values())
+            free = (n for n in itertools.count() if n not in held)
+            desk, numbers = hand(desk, worker, count)
+            assert numbers == tuple(itertools.islice(free, count))
         elif event < 0.75:
-            number = desk.out[worker]
-            assert number not in applied
-            applied.add(number)
+            numbers = desk.out[worker]
+            assert numbers and not applied.intersection(numbers)
+            applied.update(numbers)
             pushes[worker] += 1
             desk = take(desk, worker)
         elif event < 0.85:
@@ -63,24 +66,26 @@ def run_schedule(rng: random.Random, seen: dict[str, int]) -> None:
             desk = join(leave(desk, worker), worker)
             pushes[worker] = min(n for other, n in pushes.items() if other != worker)
         assert set(range(desk.next)) - set(desk.missing) == applied
-        assert len(desk.missing) <= most
+        assert desk.applied == len(applied)
+        assert len(desk.missing) <= len(workers) * most_numbers
 
 
-def test_an_end_leaves_no_number_out():
-    desk, applied = open_desk(range(3)), []
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_end_leaves_no_number_out(count):
+    desk, applied, died = open_desk(range(3)), [], False
     while any(may_start(desk, w, None, 7) for w in range(3)) or desk.out:
         for worker in range(3):
             if may_start(desk, worker, None, 7):
-                desk, _ = hand(desk, worker)
+                desk, numbers = hand(desk, worker, count, 7)
+                assert numbers
         worker = max(desk.out)
-        if desk.out[worker] == 3 and 3 not in applied and desk.clocks[worker] < 5:
-            applied.append(3)  # this once, the worker dies
+        if 3 in desk.out[worker] and not died:
+            died, lost = True, desk.out[worker]
             desk = give_back(desk, worker)
             assert may_start(desk, worker, None, 7)
-            desk, number = hand(desk, worker)
-            assert number == 3
-            applied.remove(3)
-        applied.append(desk.out[worker])
+            desk, numbers = hand(desk, worker, count, 7)
+            assert numbers == lost
+        applied += desk.out[worker]
         desk = take(desk, worker)
     assert sorted(applied) == list(range(7)) and (desk.next, desk.missing) == (7, [])
 

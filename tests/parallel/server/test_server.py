@@ -5,17 +5,16 @@ import numpy as np
 import optax
 import pytest
 
-from parallel.exchange.config import ExchangeConfig
 from parallel.mesh import data_mesh
 from parallel.server import desk
 from parallel.server.config import ServerConfig
-from parallel.server.program import Line
 from parallel.server.replay import audit, by_update, replay
+from parallel.server.session import Line
 from tests.parallel.server.line import (
     assert_near,
     assert_same,
-    learner,
     mean_gradient,
+    parts,
     program,
     rows,
     start,
@@ -148,9 +147,9 @@ def test_pushes_of_a_clock_that_are_applied_together_are_sync_for_any_optimizer(
     p = program(CLIPPED, mode="ssp", staleness=0, **server)
     session = p.init(jax.random.key(1)).comm
     for clock in range(clocks):
-        session.hand_out(clock, numbers.__getitem__)
-        told = [session.pool.finish(worker) for worker in range(num)]
-        session.update(clock + 1, told, [*range(num)], 1.0)
+        assert session.updates == clock
+        session.hand_out(numbers.__getitem__)
+        session.update({worker: session.pool.finish(worker) for worker in range(num)})
         for worker in range(num):
             session.desk = desk.take(session.desk, worker)
     assert_near(session.params(together), together, 2e-6)
@@ -181,15 +180,13 @@ def test_a_run_that_stops_goes_on_and_replays_to_the_bit(server):
     assert {line.number for line in more} <= set(missing)
     state, params, rest = take(p, state, 7)
     lines = [*lines, *more, *rest]
-    config, exchange = ServerConfig(**server), ExchangeConfig(**exchange)
-    assert audit(lines, 16, [], config)[:3] == (16, 0, 0)
-    arguments = (learner(CLIPPED, 16), data_mesh(1), config, exchange, 1)
+    assert audit(lines, 16, [], ServerConfig(**server))[:3] == (16, 0, 0)
+    made, mesh = parts(CLIPPED, 16, exchange, **server), data_mesh(1)
     key, draw = jax.random.key(1), rows(64).__getitem__
-    assert_same(replay(*arguments, lines, draw, key), params)
+    assert_same(replay(made, mesh, lines, draw, key), params)
     other = [line._replace(number=line.number ^ 1) for line in lines]
-    assert not np.array_equal(
-        replay(*arguments, other, draw, key)["table"], params["table"]
-    )
+    again = replay(made, mesh, other, draw, key)
+    assert not np.array_equal(again["table"], params["table"])
 
 
 def test_other_workers_and_shards_take_over_what_was_kept():
@@ -213,10 +210,11 @@ def test_other_workers_and_shards_take_over_what_was_kept():
 
 
 def test_an_audit_sees_what_is_lost_or_repeated():
-    lines = [Line(u, u % 2, n, 0, False, 0, 1) for u, n in enumerate([0, 1, 1, 3], 1)]
+    lines = [Line(u, u % 2, n, 0, False, 0, 1, u) for u, n in enumerate([0, 1, 1, 3], 1)]
     found = audit(lines, 5, [4], ServerConfig(mode="async", workers=2))
     assert (found.applied, found.lost, found.repeated, found.max_staleness) == (4, 1, 1, 3)
-    both = [Line(1, w, 0, 0, True, 0, 1) for w in (0, 1)] + [Line(2, 0, 1, 1, False, 0, 1)]
+    both = [Line(1, w, 0, 0, True, 0, 1, 1) for w in (0, 1)]
+    both.append(Line(2, 0, 1, 1, False, 0, 1, 2))
     found = audit(both, 2, [], ServerConfig(workers=2))
     assert (found.lost, found.repeated) == (1, 0)
     with pytest.raises(ValueError, match="no push of update 2"):
