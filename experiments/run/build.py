@@ -71,6 +71,7 @@ def check(config: Experiment, devices: Sequence[jax.Device] | None = None) -> Me
     check_texts(config)
     check_optimizer(config)
     check_plateau(config)
+    check_alone(config)
     if config.model.trained_by == "counts":
         check_counting(config)
         if config.robust != RobustConfig():
@@ -287,21 +288,25 @@ def check_optimizer(config: Experiment) -> None:
 
 def check_plateau(config: Experiment) -> None:
     """Raise ValueError if replicas that train apart could not follow one loss."""
-    window, every = config.optim.window, config.parallel.local.every
-    row = config.parallel.row
+    window, local, row = config.optim.window, config.parallel.local, config.parallel.row
     if config.optim.schedule != "plateau" or row.exact or not row.synchronous:
         return
-    if config.parallel.inner:
+    if window < local.alone + local.every:
+        alone = f"parallel.local.alone {local.alone} + " if local.alone else ""
         raise ValueError(
-            "optim.schedule=plateau follows the loss of its own island where "
-            f"parallel.local.inner={config.parallel.local.inner}, so rates would differ "
-            "from island to island; choose another schedule, or unset inner"
+            f"optim.window {window} is less than {alone}parallel.local.every "
+            f"{local.every}: between meetings the replicas know no common loss, and the "
+            "schedule would take that for a plateau; give a longer window, or more meetings"
         )
-    if window < every:
+
+
+def check_alone(config: Experiment) -> None:
+    """Raise ValueError if a run ends before the replicas begin from one of them."""
+    alone = config.parallel.local.alone
+    if alone >= config.steps:
         raise ValueError(
-            f"optim.window {window} is less than parallel.local.every {every}: between "
-            "meetings the replicas know no common loss, and the schedule would take that "
-            "for a plateau; give a longer window, or more meetings"
+            f"parallel.local.alone is {alone}, but the run has {config.steps} steps, and "
+            "what the other replicas learn before is dropped; give fewer, or more steps"
         )
 
 
