@@ -4,8 +4,7 @@ import pathlib
 import statistics
 from collections.abc import Iterable
 
-from experiments.studies.league.members import ALL, BASE, SIZE
-from experiments.studies.league.tables import Row, rows_of
+from experiments.studies.league.tables import Row, shown_rows
 from experiments.sweeps.looks import COLORS, png, pyplot
 from experiments.sweeps.results import Line
 
@@ -46,16 +45,12 @@ def draw(axes, rows: list[Row], color: str, label: str) -> None:
 
 def draw_all(lines: list[Line], page: pathlib.Path) -> None:
     """Draw the members of each number of islands into one picture beside the page."""
-    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    shown = False
-    for islands, color in zip(ALL, COLORS, strict=False):
-        rows = [row for row in rows_of(lines, SIZE, islands) if row.member != BASE]
-        if rows:
-            draw(axes, rows, color, f"{islands} islands")
-            shown = True
+    shown = shown_rows(lines)
     if not shown:
-        pyplot.close(figure)
         return
+    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
+    for (islands, rows), color in zip(shown.items(), COLORS, strict=False):
+        draw(axes, rows, color, f"{islands} islands")
     axes.axhline(WITHIN, color="#555555", ls="--", lw=1)
     axes.axvline(TARGET, color="#555555", ls=":", lw=1)
     axes.set_xscale("log")

@@ -55,6 +55,12 @@ def warm_up(config: Experiment) -> tuple[int, int]:
         each = -(-parallel.exchange.warmup_steps // WARMUP_STAGES)
         return WARMUP_STAGES * each, each
     if parallel.strategy == "post_local_sgd":
+        if parallel.inner:
+            raise ValueError(
+                "the first steps of post_local_sgd are a program of their own where "
+                f"parallel.local.inner={parallel.local.inner}, which is not counted here; "
+                "choose another strategy, or unset inner"
+            )
         return parallel.local.first, parallel.local.first
     return 0, 1
 

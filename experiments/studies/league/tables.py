@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from configs.sweeps.combine import Member
 from experiments.processes.messages import human, size
+from experiments.studies.league.costs import arithmetic_table, cost_table
 from experiments.studies.league.members import (
     ALL,
     BASE,
@@ -14,8 +15,6 @@ from experiments.studies.league.members import (
     MEMBERS,
     SIZE,
     SIZES,
-    STEPS,
-    TRIAL_SHARE,
     cells,
     dims_of,
     tokens_of,
@@ -34,8 +33,6 @@ from experiments.sweeps.tables import markdown
 
 SHARES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 PARAMS, STEP_SECONDS = 1e9, 10  # of the example
-BITS = 2 + 32 / 512  # of int2: a float32 scale for 512 elements
-EARLY_STEPS = (1000, STEPS, 2500, 5000, 10000)
 
 
 class Row(NamedTuple):
@@ -80,13 +77,10 @@ def is_trial(line: Line, member: str, islands: int) -> bool:
 def tuned_values(lines: list[Line], member: str, islands: int) -> Member:
     """Return the values of the best trial; those to begin from if there was none."""
     dims, tried = MEMBERS[member].dims, trials_of(lines, member, islands)
+    if not tried and islands == ALL[0]:
+        return values_at(dims, (0,) * len(dims))
     if not tried:
-        two = islands == ALL[0]
-        return (
-            values_at(dims, (0,) * len(dims))
-            if two
-            else tuned_values(lines, member, ALL[0])
-        )
+        return tuned_values(lines, member, ALL[0])
     return next(
         line["values"]
         for line in lines
@@ -112,6 +106,12 @@ def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | Non
 def rows_of(lines: list[Line], size: str, islands: int) -> list[Row]:
     found = (row_of(lines, member, size, islands) for member in MEMBERS)
     return [row for row in found if row]
+
+
+def shown_rows(lines: list[Line]) -> dict[int, list[Row]]:
+    """Return what the picture shows: the rows but float32's, by the number of islands."""
+    found = {n: [row for row in rows_of(lines, SIZE, n) if row.member != BASE] for n in ALL}
+    return {islands: rows for islands, rows in found.items() if rows}
 
 
 def percent(values: list[float]) -> str:
@@ -144,6 +144,7 @@ def league_table(lines: list[Line], islands: int) -> str:
 
 
 NOTHING = "Nothing is measured yet."
+PICTURE = "![Loss against bytes](league.png)"
 
 
 def tuning_table(lines: list[Line]) -> str:
@@ -215,72 +216,6 @@ def noise_table(lines: list[Line]) -> str:
     return markdown(head, body) if body else NOTHING
 
 
-def arithmetic_table() -> str:
-    """Return what a thousandth of float32's bytes allows, 2 islands, in parameters P.
-
-    All-reduce sends 4 P bytes a step, a broadcast 4 P, a meeting in 2 bits BITS / 8 P.
-    """
-    meeting = BITS / 8
-    body = []
-    for steps in EARLY_STEPS:
-        budget = 4 * steps / 1000
-        after = (budget - 4) / meeting
-        body.append(
-            [f"{steps:,}", f"{budget:.3g} P", f"{int(budget / meeting)}"]
-            + [math.ceil(steps / int(budget / meeting))]
-            + ([int(after), math.ceil(steps / int(after))] if after >= 1 else [0, "never"])
-        )
-    head = ["steps", "budget, bytes", "meetings", "H at least"]
-    return markdown([*head, "meetings after a broadcast", "H at least"], body)
-
-
-def cost_table(lines: list[Line]) -> str:
-    """Return the tokens of all trials and runs, those there, hours at the best rate."""
-    rates = {
-        label: max(
-            (x["tokens"] / x["seconds"] for x in lines if x["size"] == label), default=0.0
-        )
-        for label in SIZES
-    }
-    head = ["part", "trials and runs", "there", "tokens", "hours", "hours to go"]
-    body = [
-        [name, *summed(list(heads), lines, rates)] for name, heads in parts_of_the_cost()
-    ]
-    return markdown(head, body)
-
-
-def parts_of_the_cost() -> Iterator[tuple[str, Iterator[tuple]]]:
-    """Yield the parts of the study, and (kind, member, size, islands, number) of each."""
-    league, sizes = cells(list(MEMBERS)), [label for label in SIZES if label != SIZE]
-    own = [(name, n) for name, n in league if not MEMBERS[name].tuned_as]
-    yield "trials", (("trial", name, SIZE, n, length_of(n).least) for name, n in own)
-    for seed in range(3):
-        runs = (("run", name, SIZE, n, seed) for name, n in league)
-        yield f"runs of seed {seed}", runs
-    frontier = cells(list(FRONTIER))
-    runs = (("run", name, label, n, 0) for label in sizes for name, n in frontier)
-    yield "frontier, one seed", runs
-
-
-def summed(heads: list[tuple], lines: list[Line], rates: dict[str, float]) -> list[str]:
-    done = number = 0
-    tokens, hours, left = 0, 0.0, 0.0
-    for kind, member, label, islands, which in heads:
-        cell = (kind, member, label, islands)
-        found = [
-            x for x in lines if (x["kind"], x["member"], x["size"], x["islands"]) == cell
-        ]
-        wanted = which if kind == "trial" else 1
-        there = [x for x in found if kind == "trial" or x["seed"] == which]
-        steps = STEPS // TRIAL_SHARE if kind == "trial" else STEPS
-        each, rate = tokens_of(islands, steps), rates[label]
-        done, number = done + len(there), number + wanted
-        tokens += each * wanted
-        hours += each * wanted / rate / 3600 if rate else math.nan
-        left += each * max(wanted - len(there), 0) / rate / 3600 if rate else math.nan
-    return [str(number), str(done), human(tokens), f"{hours:.1f}", f"{left:.1f}"]
-
-
 def differences(lines: list[Line], line: Line) -> Iterator[str]:
     """Say how the loss of a run differs from the same run's in the results."""
     same = {key: line[key] for key in ("kind", "member", "size", "islands", "seed")}
@@ -298,6 +233,7 @@ def league_tables(lines: list[Line]) -> dict[str, str]:
         "noise": noise_table(lines),
         "tuning": tuning_table(lines),
         "choice": choice_table(lines),
+        "picture": PICTURE if shown_rows(lines) else NOTHING,
         "frontier": frontier_table(lines),
         "arithmetic": arithmetic_table(),
         "cost": cost_table(lines),
