@@ -1,7 +1,7 @@
 """The league: every way to send fewer bytes, each tuned alike, with all its bytes counted.
 
 python -m experiments.studies.league [--only=int8,diloco-30] [--seeds=3] [--minutes=60]
-python -m experiments.studies.league --frontier     # 2, 4, 8 islands of 0.1, 0.3, 1 M
+python -m experiments.studies.league --frontier     # other sizes too, 0.1 to 3 M
 python -m experiments.studies.league --quick        # some runs once more, compared
 python -m experiments.studies.league --measure=     # only fills in the page
 
@@ -35,15 +35,14 @@ from experiments.studies.league.corpus import write_corpus
 from experiments.studies.league.members import (
     ALL,
     EVAL_ROWS,
-    FRONTIER,
     MEMBERS,
     QUICK,
     ROWS,
     SIZE,
-    SIZES,
     TRIAL_SEED,
     cells,
     dims_of,
+    frontier,
     member_config,
     tokens_of,
 )
@@ -51,7 +50,7 @@ from experiments.studies.league.picture import draw_all
 from experiments.studies.league.search import following, length_of, values_at
 from experiments.studies.league.sent import run_bytes
 from experiments.studies.league.tables import (
-    differences,
+    difference,
     league_tables,
     trials_of,
     tuned_values,
@@ -80,7 +79,8 @@ def trained(config: Experiment) -> tuple[Line, Line]:
     """Train and evaluate; return the loss, tokens and seconds, and the bytes of the run."""
     mesh = check(config)
     data = prepare(config.data)
-    began = time.perf_counter()
+    clocks = time.perf_counter, time.process_time
+    began = [clock() for clock in clocks]
     trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
     state, noise, noted = trial.begin(), NoiseScale(), []
     batches = tqdm(trial.batches(data.train, config.steps), total=config.steps, leave=False)
@@ -95,11 +95,14 @@ def trained(config: Experiment) -> tuple[Line, Line]:
     evaluate = Evaluator(trial.task, data.tokenizer, data.validation, rows, mesh)
     loss = evaluate(trial.program.params(state), EVAL_ROWS // rows)["loss"]
 
-    seconds = time.perf_counter() - began
+    seconds, core_seconds = (
+        round(clock() - start, 1) for clock, start in zip(clocks, began, strict=True)
+    )
     figures = {
         "loss": round(loss, 5) if math.isfinite(loss) else None,
         "tokens": tokens_of(rows // ROWS, config.steps),
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
+        "core_seconds": core_seconds,
     }
     sizes = jax.tree.leaves(trial.program.abstract_portable.params)
     sent = run_bytes(config, trial.step, mesh)._asdict()
@@ -163,19 +166,17 @@ def measure(text: str, file: pathlib.Path) -> None:
 
 def wanted() -> Iterator[tuple[str, str, int, int]]:
     """Yield (member, size, islands, seed), the most telling first."""
+    league = [(member, SIZE, islands) for member, islands in cells(ONLY.value)]
+    chosen = [cell for cell in frontier() if cell[0] in ONLY.value]
     for seed in range(SEEDS.value):
-        for size in SIZES if AT_SIZES.value else (SIZE,):
-            names = [n for n in ONLY.value if n in FRONTIER or not AT_SIZES.value]
-            for member, islands in cells(names):
-                yield member, size, islands, seed
+        yield from ((*cell, seed) for cell in (chosen if AT_SIZES.value else league))
 
 
 def again(text: str, file: pathlib.Path) -> None:
     """Run a tenth of the league once more, and say how the losses differ."""
     for member in QUICK:
         line = run(member, SIZE, 2, 0, text, file)
-        for told in differences(read(file), line):
-            say(told)
+        say(difference(read(file), line))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the league costs, and what a thousandth of float32's bytes allows: tables."""
 
 import math
+import statistics
 from collections.abc import Iterator
 
 import jax
@@ -8,13 +9,13 @@ import numpy as np
 
 from experiments.processes.messages import human
 from experiments.studies.league.members import (
-    FRONTIER,
     MEMBERS,
     SIZE,
     SIZES,
     STEPS,
     TRIAL_SHARE,
     cells,
+    frontier,
     tokens_of,
 )
 from experiments.studies.league.search import length_of
@@ -22,6 +23,7 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 from parallel.exchange.config import CODECS, ExchangeConfig
 
+CORES = 2
 LENGTHS = (1000, STEPS, 2500, 5000, 10000)
 
 
@@ -47,36 +49,49 @@ def arithmetic_table() -> str:
 
 
 def cost_table(lines: list[Line]) -> str:
-    """Return the tokens of all trials and runs, those there, hours at the best rate."""
-    rates = {
-        label: max(
-            (x["tokens"] / x["seconds"] for x in lines if x["size"] == label), default=0.0
-        )
-        for label in SIZES
-    }
+    """Return the tokens of all trials and runs, those there, and the hours of two cores.
+
+    A size takes the seconds of a core for a token that its median line took.
+    """
+    each = {}
+    for label in SIZES:
+        found = [
+            x["core_seconds"] / x["tokens"]
+            for x in lines
+            if x["size"] == label and "core_seconds" in x
+        ]
+        each[label] = statistics.median(found) if found else math.nan
     head = ["part", "trials and runs", "there", "tokens", "hours", "hours to go"]
-    body = [
-        [name, *summed(list(heads), lines, rates)] for name, heads in parts_of_the_cost()
-    ]
-    return markdown(head, body)
+    parts = [(name, *summed(list(heads), lines, each)) for name, heads in parts_of_it()]
+    total = ("together", *map(sum, zip(*(numbers for _, *numbers in parts), strict=True)))
+    return markdown(head, [told(*part) for part in (*parts, total)])
 
 
-def parts_of_the_cost() -> Iterator[tuple[str, Iterator[tuple]]]:
+def told(
+    name: str, number: int, done: int, tokens: int, hours: float, left: float
+) -> list[str]:
+    shown = ["" if math.isnan(x) else f"{x:.1f}" for x in (hours, left)]
+    return [name, str(number), str(done), human(tokens), *shown]
+
+
+def parts_of_it() -> Iterator[tuple[str, Iterator[tuple]]]:
     """Yield the parts of the study, and (kind, member, size, islands, number) of each."""
-    league, sizes = cells(list(MEMBERS)), [label for label in SIZES if label != SIZE]
+    league = cells(list(MEMBERS))
     own = [(name, n) for name, n in league if not MEMBERS[name].tuned_as]
     yield "trials", (("trial", name, SIZE, n, length_of(n).least) for name, n in own)
     for seed in range(3):
         runs = (("run", name, SIZE, n, seed) for name, n in league)
         yield f"runs of seed {seed}", runs
-    frontier = cells(list(FRONTIER))
-    runs = (("run", name, label, n, 0) for label in sizes for name, n in frontier)
-    yield "frontier, one seed", runs
+    for size in SIZES:
+        found = [cell for cell in frontier() if cell[1] == size != SIZE]
+        if found:
+            yield f"frontier, {size}, one seed", (("run", *cell, 0) for cell in found)
 
 
-def summed(heads: list[tuple], lines: list[Line], rates: dict[str, float]) -> list[str]:
-    done = number = 0
-    tokens, hours, left = 0, 0.0, 0.0
+def summed(heads: list[tuple], lines: list[Line], seconds: dict[str, float]) -> tuple:
+    """Return how many trials and runs, how many are there, tokens, hours, hours to go."""
+    done = number = tokens = 0
+    hours = left = 0.0
     for kind, member, label, islands, which in heads:
         cell = (kind, member, label, islands)
         found = [
@@ -84,11 +99,8 @@ def summed(heads: list[tuple], lines: list[Line], rates: dict[str, float]) -> li
         ]
         wanted = which if kind == "trial" else 1
         there = [x for x in found if kind == "trial" or x["seed"] == which]
-        steps = STEPS // TRIAL_SHARE if kind == "trial" else STEPS
-        each, rate = tokens_of(islands, steps), rates[label]
-        done, number = done + len(there), number + wanted
-        tokens += each * wanted
-        hours += each * wanted / rate / 3600 if rate else math.nan
-        left += each * max(wanted - len(there), 0) / rate / 3600 if rate else math.nan
-    told = ["" if math.isnan(x) else f"{x:.1f}" for x in (hours, left)]
-    return [str(number), str(done), human(tokens), *told]
+        each = tokens_of(islands, STEPS // TRIAL_SHARE if kind == "trial" else STEPS)
+        one = each * seconds[label] / CORES / 3600
+        done, number, tokens = done + len(there), number + wanted, tokens + each * wanted
+        hours, left = hours + one * wanted, left + one * max(wanted - len(there), 0)
+    return number, done, tokens, hours, left

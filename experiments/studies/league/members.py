@@ -23,7 +23,7 @@ SEQ_LEN = 128
 EVAL_ROWS = 1024
 WARMUP = 78  # updates in which the learning rate rises
 TRIAL_SEED = 1000
-SIZES = {"0.1M": 64, "0.3M": 128, "1M": 256}  # the width of the only layer
+SIZES = {"0.1M": 64, "0.3M": 128, "1M": 256, "3M": 448}  # the width of the only layer
 SIZE = "0.3M"
 SCALED = (  # counts of steps that are as much shorter as a run is
     "optim.warmup_steps",
@@ -212,6 +212,16 @@ def cells(names: list[str]) -> list[tuple[str, int]]:
         for islands in ALL
         for name in names
         if islands in MEMBERS[name].islands
+    ]
+
+
+def frontier() -> list[tuple[str, str, int]]:
+    """Return the cells of the frontier, (member, size, islands); 3M has 2 islands only."""
+    return [
+        (name, size, islands)
+        for size in SIZES
+        for name, islands in cells(list(FRONTIER))
+        if size != "3M" or islands == ALL[0]
     ]
 
 

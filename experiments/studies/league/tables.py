@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from configs.sweeps.combine import Member
@@ -216,15 +215,14 @@ def noise_table(lines: list[Line]) -> str:
     return markdown(head, body) if body else NOTHING
 
 
-def differences(lines: list[Line], line: Line) -> Iterator[str]:
-    """Say how the loss of a run differs from the same run's in the results."""
+def difference(lines: list[Line], line: Line) -> str:
+    """Say how the loss of a run differs from that of the same run in the results."""
     same = {key: line[key] for key in ("kind", "member", "size", "islands", "seed")}
-    for other in lines:
-        if same.items() <= other.items():
-            yield (
-                f"{line['member']}: loss {line['loss']}, and {other['loss']} in the "
-                f"results, {line['loss'] / other['loss'] - 1:+.3%}"
-            )
+    other = next((x["loss"] for x in lines if same.items() <= x.items()), None)
+    told = f"{line['member']}: loss {line['loss']}"
+    if None in (line["loss"], other):
+        return f"{told}, and {other or 'none'} in the results"
+    return f"{told}, and {other} in the results, {line['loss'] / other - 1:+.3%}"
 
 
 def league_tables(lines: list[Line]) -> dict[str, str]:

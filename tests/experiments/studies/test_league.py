@@ -16,6 +16,7 @@ from experiments.studies.league.members import (
     STEPS,
     Dim,
     cells,
+    frontier,
     member_config,
 )
 from experiments.studies.league.search import WHOLE, following, values_at
@@ -82,6 +83,7 @@ def test_every_cell_has_a_config_and_its_share_of_the_protocol(tmp_path):
         assert whole.parallel.local.alone // 4 == trial.parallel.local.alone
         assert whole.parallel.local.every == trial.parallel.local.every
     assert cells([BASE, "int8"]) == [(BASE, 2), ("int8", 2), (BASE, 4), (BASE, 8)]
+    assert ("muloco-65", "3M", 2) in frontier() and (BASE, "3M", 4) not in frontier()
     check(member_config("muloco-65", "1M", 8, 0, {}, str(tmp_path)))
 
 
@@ -123,14 +125,14 @@ def line(member: str, islands: int, seed: int, loss, sent: float, **more) -> dic
     return {
         "kind": "run", "member": member, "size": SIZE, "islands": islands, "seed": seed,
         "loss": loss, "bytes_slow": sent, "bytes_uploaded": sent, "bytes_warm": 0,
-        "tokens": 100, "seconds": 1.0, "params": 10, "text": "t",
+        "tokens": 100, "core_seconds": 1.0, "params": 10, "text": "t",
     } | more  # fmt: skip
 
 
 def trial(member: str, point: tuple, loss) -> dict:
     head = {"kind": "trial", "member": member, "size": SIZE, "islands": 2}
     values = values_at(MEMBERS[member].dims, point)
-    more = {"values": values, "tokens": 9, "seconds": 1.0}
+    more = {"values": values, "tokens": 9}
     return head | {"point": list(point), "loss": loss} | more
 
 
@@ -152,6 +154,10 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     assert found["league-4"] == tables.NOTHING
     assert tables.tuned_values(lines, "int8", 2)["optim.learning_rate"] == 8e-3
     assert "-20.00%" in found["tuning"] and "goes on" in found["tuning"]
+    # Two cores, and a hundredth of a second of one for each token.
+    tokens = sum(STEPS * 16 * 128 * islands for _, islands in cells(list(MEMBERS)))
+    (told,) = (row for row in found["cost"].splitlines() if "seed 1" in row)
+    assert f"| {tokens / 200 / 3600:.1f} |" in told and "| 2 |" in told
     chosen = found["choice"].splitlines()[2:]
     assert [row.split("|")[3].strip() for row in chosen] == [
         BASE, "int8", "int8", *["muloco-65"] * 7
@@ -160,8 +166,8 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     assert [row.member for row in picture.front(rows)] == ["muloco-65", "int8", BASE]
     picture.draw_all(lines, tmp_path / "league.md")
     assert (tmp_path / "league.png").stat().st_size > 0
-    (told,) = tables.differences(lines, line("int8", 2, 1, 4.0, 1.0))
-    assert "-2.913%" in told
+    assert "-2.913%" in tables.difference(lines, line("int8", 2, 1, 4.0, 1.0))
+    assert "none in the results" in tables.difference(lines, line("int8", 2, 9, 4.0, 1.0))
 
 
 def test_the_arithmetic_of_a_thousandth():
