@@ -15,6 +15,10 @@ its gradient. One construction gives four strategies:
 Moves go through the same Exchange as gradients do in other strategies, so they can be
 compressed, with error feedback.
 
+They may begin from a state that one of them has trained alone (`alone`), which takes one
+broadcast of the parameters, half of what one all-reduce sends. The other replicas train in
+these steps too, but for the moments of their own optimizers only.
+
 A meeting is a program of its own, which the host calls after the steps that have one. A run
 ends with a meeting, even between two others. Replicas of several devices are islands
 (parallel/islands/program.py).
@@ -46,7 +50,6 @@ from parallel.collectives import psum_in_one
 from parallel.exchange.transforms import Exchange
 from parallel.meetings import (
     FRAGMENT,
-    UNKNOWN_LOSS,
     Apart,
     Plan,
     Tally,
@@ -56,6 +59,7 @@ from parallel.meetings import (
     first_tally,
     meet,
     meetings,
+    share,
 )
 from parallel.mesh import batch_axes, batch_degree, place_rows
 from parallel.program import (
@@ -77,6 +81,7 @@ from parallel.replicas import EACH, ONCE, for_each, placed, spread
 
 OUTER = {"parallel.strategy": ("diloco", "streaming_diloco", "async_diloco")}
 STREAMING = {"parallel.strategy": ("streaming_diloco",)}
+FROM_ONE = {"parallel.strategy": ("local_sgd", "diloco", "streaming_diloco")}
 
 
 @dataclass
@@ -92,6 +97,9 @@ class LocalConfig:
         default=100,
         metadata={"at_least": 0, "only": {"parallel.strategy": ("post_local_sgd",)}},
     )
+    # steps at the start, after which all replicas take the parameters of the first one: it
+    # has trained alone until then; 0: they meet from the start
+    alone: int = field(default=0, metadata={"at_least": 0, "only": FROM_ONE})
     # learning rate of the outer optimizer, which acts at meetings
     learning_rate: float = field(default=0.7, metadata={"above": 0, "only": OUTER})
     # Nesterov momentum of the outer optimizer
@@ -111,10 +119,12 @@ def nesterov(config: LocalConfig) -> optax.GradientTransformation:
 
 
 PLANS: dict[str, Callable[[LocalConfig], Plan]] = {
-    "local_sgd": lambda c: Plan(c.every, optax.sgd(1.0)),
+    "local_sgd": lambda c: Plan(c.every, optax.sgd(1.0), alone=c.alone),
     "post_local_sgd": lambda c: Plan(c.every, optax.sgd(1.0), first=c.first),
-    "diloco": lambda c: Plan(c.every, nesterov(c)),
-    "streaming_diloco": lambda c: Plan(c.every, nesterov(c), c.fragments, c.overlap, c.mix),
+    "diloco": lambda c: Plan(c.every, nesterov(c), alone=c.alone),
+    "streaming_diloco": lambda c: Plan(
+        c.every, nesterov(c), c.fragments, c.overlap, c.mix, alone=c.alone
+    ),
 }
 
 
@@ -123,7 +133,7 @@ def local_program(
 ) -> Program:
     """Train replicas apart; `exchange` sums over them at a meeting."""
     num_replicas, axes = batch_degree(mesh), batch_axes(mesh)
-    apart = Apart([FRAGMENT] * plan.fragments, tally=EACH, loss=ONCE)
+    apart = Apart([FRAGMENT] * plan.fragments, tally=EACH)
     placement = TrainState(step=ONCE, params=EACH, opt=EACH, comm=apart, scale=EACH)
 
     begin_apart = partial(part, exchange, plan, num_replicas)
@@ -153,13 +163,15 @@ def local_program(
         for i in indices
         if plan.overlap
     ]
+    shared = [together(partial(share, plan=plan, axes=axes))] if plan.alone else []
     steps = ApartSteps(
         plan,
         mesh,
         own=jax.jit(spread(step, mesh, placement, EACH), donate_argnums=0),
         meet=met,
         arrive=arrived,
-        compile_meetings=compiled_once(met, arrived, given=(abstract,)),
+        share=shared,
+        compile_meetings=compiled_once(met, arrived, shared, given=(abstract,)),
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     once = NamedSharding(mesh, P())
@@ -210,25 +222,29 @@ class ApartSteps(NamedTuple):
     own: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     meet: list[Callable]  # of each fragment: state -> (state, what was told)
     arrive: list[Callable]  # of each fragment, if it arrives late
+    share: list[Callable]  # ends the steps that the first replica trains alone, if any
     compile_meetings: Callable[[], list[list[Callable]]]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step = np.int32(state.step + 1)
         state, metrics = self.own(state, batch)
-        state, told = meetings(self.plan, step, state, self.meet, self.arrive)
+        programs = self.meet, self.arrive, self.share
+        state, told = meetings(self.plan, step, state, *programs)
         return state, metrics | told
 
     def lower(self, state: TrainState, batch: Batch) -> "ApartSteps":
         return self._replace(own=self.own.lower(state, batch))
 
     def compile(self) -> "ApartSteps":
-        met, arrived = self.compile_meetings()
-        return self._replace(own=self.own.compile(), meet=met, arrive=arrived)
+        met, arrived, shared = self.compile_meetings()
+        own = self.own.compile()
+        return self._replace(own=own, meet=met, arrive=arrived, share=shared)
 
     @property
     def programs(self) -> list[tuple[Any, Mesh]]:
         """Return the programs that one device runs, once compiled, and their meshes."""
-        return [(f, self.mesh) for f in (self.own, *self.meet, *self.arrive)]
+        all_programs = (self.own, *self.meet, *self.arrive, *self.share)
+        return [(f, self.mesh) for f in all_programs]
 
     def memory_analysis(self) -> Any:
         """Return that of the program that needs the most."""
@@ -270,7 +286,7 @@ def part(
     ]
     tally = first_tally(plan.fragments, (num_replicas,))
     own = for_each((state.params, state.opt, state.scale), num_replicas)
-    apart = Apart(fragments, tally, jnp.float32(UNKNOWN_LOSS))
+    apart = Apart(fragments, tally)
     return TrainState(state.step, own[0], own[1], apart, own[2])
 
 
@@ -288,8 +304,9 @@ def regrouped(num_replicas: int, state: TrainState) -> TrainState:
 def regrouped_apart(num_replicas: int, apart: Apart) -> Apart:
     fragments = [f._replace(comm=dealt(f.comm, num_replicas)) for f in apart.fragments]
     tokens = [jnp.full(num_replicas, x.sum() / num_replicas) for x in apart.tally.tokens]
+    loss = jnp.full(num_replicas, apart.tally.loss[0])
     untold = first_tally(0, (num_replicas,)).untold
-    return Apart(fragments, Tally(tokens, untold), apart.loss)
+    return Apart(fragments, Tally(tokens, untold, loss))
 
 
 def own_step(
@@ -310,7 +327,7 @@ def own_step(
     )
     grads, sums = sum_early(state.step, (grads, own))
     means = divided(grads, total_weight(sums, state.scale))
-    told = state.comm.loss
+    told = state.comm.tally.loss
     if first:  # then the sums are those of all replicas
         mean_loss = sums["loss"] / divisor(weight_of(sums))
         told = jnp.where(state.step < first, mean_loss, told)

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from parallel.collectives import psum_in_one
+from parallel.exchange.algorithms import send
 from parallel.exchange.transforms import Exchange
 from parallel.forms.fragments import join, split
 from parallel.program import (
@@ -37,16 +39,22 @@ class Plan(NamedTuple):
     overlap: int = 0
     mix: float = 0.0
     first: int = 0
+    alone: int = 0  # steps at the start; then all take the first replica's parameters
     last: int = 0  # the step at which a run ends, and all meet once more; 0: none
 
     def turn(self, index: int) -> int:
         """Return the step of the first meeting of fragment `index`."""
-        return (index + 1) * self.every // self.fragments  # the last one at the very end
+        own = (index + 1) * self.every // self.fragments  # the last one at the very end
+        return self.alone + own
 
     def meets(self, index: int, step: Any) -> Any:
         """Tell whether fragment `index` meets after so many steps."""
         in_turn = (step - self.turn(index)) % self.every == 0
-        return in_turn | (step == self.last)
+        return in_turn & (step > self.alone) | (step == self.last)
+
+    def num_meetings(self, index: int, steps: int) -> int:
+        """Return how often fragment `index` meets in so many steps."""
+        return sum(bool(self.meets(index, step)) for step in range(1, steps + 1))
 
     def arrives(self, index: int, step: Any) -> Any:
         """Tell whether the result of a meeting of fragment `index` arrives then."""
@@ -92,6 +100,7 @@ class Tally(NamedTuple):
     # Of each fragment: float32[], weight of the tokens learnt from since it last met.
     tokens: list[jax.Array]
     untold: Untold
+    loss: jax.Array  # float32[], mean over all tokens, told at the last meeting: of all
 
 
 class Apart(NamedTuple):
@@ -99,7 +108,6 @@ class Apart(NamedTuple):
 
     fragments: list[Fragment]
     tally: Tally  # each
-    loss: jax.Array  # once: float32[], mean over all tokens, told at the last meeting
 
 
 FRAGMENT = Fragment(agreed=ONCE, outer=ONCE, arriving=ONCE, comm=EACH)
@@ -121,8 +129,9 @@ def first_fragments(params: Params, exchange: Exchange, plan: Plan) -> list[Frag
 
 
 def first_tally(num_fragments: int, shape: tuple[int, ...] = ()) -> Tally:
+    tokens = [jnp.zeros(shape) for _ in range(num_fragments)]
     untold = Untold(*[jnp.zeros(shape) for _ in Untold._fields])
-    return Tally([jnp.zeros(shape) for _ in range(num_fragments)], untold)
+    return Tally(tokens, untold, jnp.full(shape, UNKNOWN_LOSS, jnp.float32))
 
 
 def counted(tally: Tally, finite: jax.Array, sums: Metrics) -> Tally:
@@ -138,7 +147,8 @@ def counted(tally: Tally, finite: jax.Array, sums: Metrics) -> Tally:
         skipped=untold.skipped + jnp.where(finite, 0.0, 1.0),
         in_a_row=jnp.where(finite, 0.0, untold.in_a_row + 1.0),
     )
-    return Tally([before + tokens for before in tally.tokens], untold)
+    learnt = [before + tokens for before in tally.tokens]
+    return tally._replace(tokens=learnt, untold=untold)
 
 
 def meetings(
@@ -147,13 +157,17 @@ def meetings(
     state: TrainState,
     meet: list[Callable[[TrainState], tuple[TrainState, jax.Array]]],
     arrive: list[Callable[[TrainState], tuple[TrainState, Any]]],
+    share: list[Callable[[TrainState], tuple[TrainState, Any]]],
 ) -> tuple[TrainState, Metrics]:
     """Let the fragments meet whose turn it is after this step, and let arrive what is due.
 
-    `meet` and `arrive` are programs, one of each fragment; the host calls them. Return also
-    what the replicas told, if any have met.
+    `meet` and `arrive` are programs, one of each fragment, and `share` is the one that ends
+    the steps that are taken alone, if there are some; the host calls them. Return also what
+    the replicas told, if any have met.
     """
     told: Metrics = {}
+    for program in share if step == plan.alone else ():
+        state, _ = program(state._replace(step=step))
     for index in range(plan.fragments):
         if plan.meets(index, step):
             state, news = meet[index](state._replace(step=step))
@@ -162,6 +176,37 @@ def meetings(
         if plan.overlap and plan.arrives(index, step):
             state, _ = arrive[index](state._replace(step=step))
     return state._replace(step=step), told
+
+
+def share(state: TrainState, plan: Plan, axes: tuple[str, ...]) -> tuple[TrainState, tuple]:
+    """Give all replicas the parameters of the first; what the others learnt is dropped.
+
+    Each replica keeps its own optimizer state, so that only parameters travel. What was
+    counted of tokens and losses begins anew. It runs where `axes` are bound.
+    """
+    with jax.named_scope("warmup"):
+        params = broadcast(state.params, axes)
+    fragments = [
+        fragment._replace(agreed=own)
+        for fragment, own in zip(
+            state.comm.fragments, split(params, plan.fragments), strict=True
+        )
+    ]
+    tally = state.comm.tally
+    zero = jnp.float32(0)
+    untold = tally.untold._replace(loss=zero, tokens=zero)
+    tally = tally._replace(tokens=[zero] * plan.fragments, untold=untold)
+    return state._replace(params=params, comm=Apart(fragments, tally)), ()
+
+
+def broadcast(tree: Any, axes: tuple[str, ...]) -> Any:
+    """Return the tree of the first replica; each replica sends it on to the next one."""
+    x_n, unflatten = ravel_pytree(tree)
+    index = jax.lax.axis_index(axes)
+    for place in range(1, jax.lax.axis_size(axes)):
+        received_n = send(x_n, axes, [(place - 1, place)])
+        x_n = jnp.where(index == place, received_n, x_n)
+    return unflatten(x_n)
 
 
 def meet(
@@ -216,15 +261,15 @@ def tell(
 
     Return the sum and float32[2, W], the skipped steps of each replica as in `meet`.
     """
-    (tokens, untold), zero = comm.tally, jnp.float32(0)
+    (tokens, untold, last_told), zero = comm.tally, jnp.float32(0)
     mine = jax.nn.one_hot(jax.lax.axis_index(axes), jax.lax.axis_size(axes))
     news = jnp.stack([untold.skipped * mine, untold.in_a_row * mine])
     sums = jnp.stack([tokens[index], untold.loss, untold.tokens])
     (weight, loss, told), news = psum_in_one((sums, news), axes)
-    loss = jnp.where(told > 0, loss / divisor(told), comm.loss)
+    loss = jnp.where(told > 0, loss / divisor(told), last_told)
     tokens = [zero if i == index else x for i, x in enumerate(tokens)]
-    tally = Tally(tokens, Untold(zero, zero, zero, untold.in_a_row))
-    return comm._replace(tally=tally, loss=loss), weight, news
+    tally = Tally(tokens, Untold(zero, zero, zero, untold.in_a_row), loss)
+    return comm._replace(tally=tally), weight, news
 
 
 def exchange_moves(

@@ -98,6 +98,8 @@ class Learner(NamedTuple):
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     num_steps: int = 0  # of the run, up to where the program ends; 0: not known
+    # (loss scale, mean loss of the step) -> the loss that the optimizer is told
+    told_loss: Callable[[Any, jax.Array], jax.Array] = lambda scale, loss: loss
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
 
@@ -245,7 +247,7 @@ def update(
     norm = optax.tree.norm(grads)
     loss = sums["loss"] / divisor(weight_of(sums))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    told = loss if told_loss is None else told_loss
+    told = learner.told_loss(state.scale, loss) if told_loss is None else told_loss
     updates, opt = learner.optimizer.update(grads, state.opt, params, value=told)
 
     def keep(new, old):

@@ -171,13 +171,13 @@ def local(name: str) -> Strategy:
         if inner is None:
             return local_program(learner, mesh, config.accumulation, exchange, plan)
 
-        def build_inner(island: Mesh) -> Program:
+        def build_inner(learner: Learner, island: Mesh) -> Program:
             return build_program(inner, learner, island)
 
         islands = islands_program(learner, mesh, build_inner, exchange, plan)
         if not plan.first:
             return islands
-        early = build_inner(without_slices(mesh))
+        early = build_inner(learner, without_slices(mesh))
         return early_program(plan.first, early, islands)
 
     def kinds(config: "ParallelConfig") -> set[str]:

@@ -106,6 +106,7 @@ def check_phase(phase: Phase, devices: Sequence[jax.Device] | None) -> Mesh:
     check_texts(config)
     check_optimizer(config)
     check_plateau(config)
+    check_alone(config)
     if config.model.trained_by == "counts":
         check_counting(config)
         if config.robust != RobustConfig():
@@ -329,25 +330,31 @@ def check_optimizer(config: Experiment) -> None:
 
 def check_plateau(config: Experiment) -> None:
     """Raise ValueError if replicas that train apart could not follow one loss."""
-    window, every = config.optim.window, config.parallel.local.every
-    row = config.parallel.row
+    window, local, row = config.optim.window, config.parallel.local, config.parallel.row
     if config.optim.schedule != "plateau" or not row.apart:
         return
-    if config.parallel.inner or not row.synchronous:
-        where = (
-            f"where parallel.local.inner={config.parallel.local.inner}"
-            if row.synchronous
-            else f"under strategy {config.parallel.strategy!r}"
-        )
+    if not row.synchronous:
         raise ValueError(
-            f"optim.schedule=plateau follows the loss of its own island {where}, so rates "
-            "would differ from island to island; choose another schedule"
+            "optim.schedule=plateau follows the loss of its own island under strategy "
+            f"{config.parallel.strategy!r}, so rates would differ from island to island; "
+            "choose another schedule"
         )
-    if window < every:
+    if window < local.alone + local.every:
+        alone = f"parallel.local.alone {local.alone} + " if local.alone else ""
         raise ValueError(
-            f"optim.window {window} is less than parallel.local.every {every}: between "
-            "meetings the replicas know no common loss, and the schedule would take that "
-            "for a plateau; give a longer window, or more meetings"
+            f"optim.window {window} is less than {alone}parallel.local.every "
+            f"{local.every}: between meetings the replicas know no common loss, and the "
+            "schedule would take that for a plateau; give a longer window, or more meetings"
+        )
+
+
+def check_alone(config: Experiment) -> None:
+    """Raise ValueError if a run ends before the replicas begin from one of them."""
+    alone = config.parallel.local.alone
+    if alone >= config.steps:
+        raise ValueError(
+            f"parallel.local.alone is {alone}, but the run has {config.steps} steps, and "
+            "what the other replicas learn before is dropped; give fewer, or more steps"
         )
 
 

@@ -8,7 +8,8 @@ averaged over all.
 
 A loop counts as often as it runs, and each branch of a conditional as if it were taken. The
 text of a program does not tell how often a branch is taken. Two scopes (jax.named_scope)
-do: a collective in `once_in_K_steps` counts 1/K, and one in `warmup` does not count.
+do: a collective in `once_in_K_steps` counts 1/K, and one in `warmup` does not count. The
+ledger of the warm-up (`warm`) has those alone, each of them once.
 """
 
 import math
@@ -47,13 +48,13 @@ class Entry(NamedTuple):
     overlap: int | None
 
 
-def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
+def ledger(hlo: str, mesh: Mesh, warm: bool = False) -> list[Entry]:
     """List the collectives of a compiled program's text, the largest first.
 
     Collectives with the same kind, axes, types and source are one entry.
     """
     merged: dict[tuple, Entry] = {}
-    for found in collectives(hlo, mesh):
+    for found in collectives(hlo, mesh, warm):
         key = (found.kind, found.axes, found.dtypes, found.source, found.overlap)
         old = merged.get(key, found._replace(count=0, elements=0, sent_bytes=0))
         merged[key] = old._replace(
@@ -65,24 +66,25 @@ def ledger(hlo: str, mesh: Mesh) -> list[Entry]:
     return sorted(merged.values(), key=lambda entry: -entry.sent_bytes)
 
 
-def step_ledger(step: Any, mesh: Mesh) -> list[Entry]:
+def step_ledger(step: Any, mesh: Mesh, warm: bool = False) -> list[Entry]:
     """List the collectives of a compiled step, or of all the programs that it has.
 
     Islands have several (parallel/islands/program.py), each with a mesh of its own.
     """
     programs = getattr(step, "programs", [(step, mesh)])
-    found = [entry for one, on in programs for entry in ledger(one.as_text(), on)]
+    found = [e for one, on in programs for e in ledger(one.as_text(), on, warm)]
     return sorted(found, key=lambda entry: -entry.sent_bytes)
 
 
-def collectives(hlo: str, mesh: Mesh) -> Iterator[Entry]:
+def collectives(hlo: str, mesh: Mesh, warm: bool = False) -> Iterator[Entry]:
     """Yield each collective instruction, but none from a device to itself."""
     computations, entry = split_computations(hlo)
     frames = Frames(hlo)
     for line, times, overlap, scatters in walk(computations, entry, 1.0):
-        times *= frequency(line)
+        share = frequency(line)
+        times *= float(share == 0) if warm else share
         found = read_collective(line, times, mesh, frames, overlap, scatters)
-        if found.axes:
+        if found.axes and (times or not warm):
             yield found
 
 

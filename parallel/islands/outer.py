@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -28,7 +27,6 @@ from parallel.islands.submeshes import (
     shard_shapes,
 )
 from parallel.meetings import (
-    UNKNOWN_LOSS,
     Apart,
     Fragment,
     Plan,
@@ -36,6 +34,7 @@ from parallel.meetings import (
     first_fragments,
     first_tally,
     meet,
+    share,
 )
 from parallel.program import SLICE, Learner, Params, TrainState
 
@@ -74,6 +73,7 @@ class Outer:
         self.arrive = [
             self.changing(partial(self.arrival, i)) for i in indices if plan.overlap
         ]
+        self.share = [self.changing(self.sharing)] if plan.alone else []
 
     def split_alike(self, params: Params) -> list[set]:
         """Return the paths of the leaves that are split over the same axes, by the axes."""
@@ -99,7 +99,7 @@ class Outer:
             for f in fragments
         ]
         tally = jax.tree.map(lambda _: P(SLICE), first_tally(self.plan.fragments))
-        return Apart(parts, tally, P())
+        return Apart(parts, tally)
 
     def jitted(self, function: Callable, in_specs: Any, out_specs: Any, donate=()):
         spread = jax.shard_map(
@@ -125,13 +125,16 @@ class Outer:
     def first(self, params: Params) -> Apart:
         fragments = first_fragments(shaped(params, self.local), self.exchange, self.plan)
         tally = first_tally(self.plan.fragments)
-        return self.of_device(Apart(fragments, tally, jnp.float32(UNKNOWN_LOSS)), with_dims)
+        return self.of_device(Apart(fragments, tally), with_dims)
 
     def meeting(self, learner: Learner, index: int) -> Change:
         return lambda state: meet(state, index, self.exchange, self.plan, (SLICE,), learner)
 
     def arrival(self, index: int, state: TrainState) -> tuple[TrainState, tuple]:
         return arrive(state, index, self.plan), ()
+
+    def sharing(self, state: TrainState) -> tuple[TrainState, tuple]:
+        return share(state, self.plan, (SLICE,))
 
     def changing(self, change: Change, moves: bool = True) -> Callable:
         """Return (step, parameters, Apart) -> (parameters, Apart, what was told).

@@ -14,11 +14,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from parallel.exchange.transforms import Exchange
+from parallel.islands.common_loss import Following, following
 from parallel.islands.outer import Outer, with_dims, without_dims
 from parallel.islands.submeshes import carry, islands_of, join, move, part, shaped
 from parallel.layout import bytes_per_device
@@ -58,6 +60,7 @@ class Stepping(NamedTuple):
     outer: Outer
     meet: list[Callable]  # of each fragment
     arrive: list[Callable]  # of each fragment, if it arrives late
+    share: list[Callable]  # ends the steps that the first island trains alone, if any
     islands: list[Mesh]
     compile_meetings: Callable[[], list[list[Callable]]]
     outer_bytes: int  # of what islands keep, on the device that keeps the most
@@ -70,10 +73,11 @@ class Stepping(NamedTuple):
         step = np.int32(state.step + 1)
         comm = state.comm._replace(tally=tally)
         state = TrainState(step, params, opt, comm, scale)
-        met, arrived = (
-            [partial(self.outer_step, f) for f in each] for each in (self.meet, self.arrive)
-        )
-        state, told = meetings(self.outer.plan, step, state, met, arrived)
+        programs = [
+            [partial(self.outer_step, f) for f in each]
+            for each in (self.meet, self.arrive, self.share)
+        ]
+        state, told = meetings(self.plan, step, state, *programs)
         return state, join(self.outer.one_each, metrics) | told
 
     def arguments(self, state: TrainState, batch: Batch) -> list[tuple]:
@@ -99,15 +103,20 @@ class Stepping(NamedTuple):
         return self._replace(own=[f.lower(*xs) for f, xs in pairs])
 
     def compile(self) -> "Stepping":
-        met, arrived = self.compile_meetings()
+        met, arrived, shared = self.compile_meetings()
         own = [f.compile() for f in self.own]
-        return self._replace(own=own, meet=met, arrive=arrived)
+        return self._replace(own=own, meet=met, arrive=arrived, share=shared)
+
+    @property
+    def plan(self) -> Plan:
+        return self.outer.plan
 
     @property
     def programs(self) -> list[tuple[Any, Mesh]]:
         """Return the programs that one device runs, once compiled, and their meshes."""
         inside = [(self.own[0], self.islands[0])]
-        return inside + [(f, self.outer.mesh) for f in self.meet + self.arrive]
+        outside = self.meet + self.arrive + self.share
+        return inside + [(f, self.outer.mesh) for f in outside]
 
     def memory_analysis(self) -> Memory:
         """Return that of an island's step; what islands keep lies beside it."""
@@ -129,16 +138,29 @@ def island_step(inner: Program) -> Callable:
     everywhere = NamedSharding(island, P())
 
     def step(number, params, opt, scale, tally: Tally, batch: Batch):
+        tally = jax.tree.map(partial(without_dims, 1), tally)
+        scale = Following(scale, tally.loss)
         state = TrainState(number, params, opt, inner.abstract.comm, scale)
         state, metrics = inner.step(state, batch)
-        tally = jax.tree.map(partial(without_dims, 1), tally)
         tally = counted(tally, metrics["finite"], metrics)
         told = jax.tree.map(partial(with_dims, 1), (tally, metrics))
-        return state.params, state.opt, state.scale, *told
+        return state.params, state.opt, state.scale.own, *told
 
     places = jax.tree.map(lambda x: x.sharding, inner.abstract)
-    shardings = (places.params, places.opt, places.scale, everywhere, everywhere)
+    shardings = (places.params, places.opt, places.scale.own, everywhere, everywhere)
     return jax.jit(step, out_shardings=shardings, donate_argnums=(1, 2, 3, 4))
+
+
+def with_a_loss(scale: Any) -> Following:
+    """Return what an inner program takes for a scale where it takes no step.
+
+    The loss is any number, in an array of its own: the program may take it over.
+    """
+    return Following(scale, jnp.copy(scale.value))
+
+
+def without_loss(state: TrainState) -> TrainState:
+    return state._replace(scale=state.scale.own)
 
 
 class Forms:
@@ -148,7 +170,7 @@ class Forms:
         self.mesh, self.inners, self.outer = mesh, inners, outer
         self.islands = [inner.mesh for inner in inners]
         inner = inners[0]
-        saved = inner.abstract_portable
+        saved = without_loss(inner.abstract_portable)
         # Of one island, or of their average; of all of them, [W, ...]; and joined.
         self.plain = self.on_all(lambda x: (x.shape, x.sharding.spec), saved)
         own = self.plain.params, self.plain.opt, self.plain.scale
@@ -193,7 +215,7 @@ class Forms:
     def states(self, state: TrainState) -> list[TrainState]:
         """Return the state that each inner program has."""
         return [
-            TrainState(state.step, params, opt, inner.abstract.comm, scale)
+            TrainState(state.step, params, opt, inner.abstract.comm, with_a_loss(scale))
             for inner, params, opt, scale in zip(
                 self.inners, state.params, state.opt, state.scale, strict=True
             )
@@ -206,7 +228,7 @@ class Forms:
 
     def portable(self, state: TrainState) -> TrainState:
         pairs = zip(self.inners, self.states(state), strict=True)
-        plain = [inner.portable(own) for inner, own in pairs]
+        plain = [without_loss(inner.portable(own)) for inner, own in pairs]
         joined = join(self.mesh, [(own.params, own.opt, own.scale) for own in plain])
         (all_params, all_opt, all_scale), (params, opt, scale) = self.average(joined)
         tally = join(self.mesh, state.comm.tally)
@@ -230,7 +252,8 @@ class Forms:
         owns = []
         for inner, own in zip(self.inners, part(joined, self.islands), strict=True):
             params, opt, scale = shaped(own, like)
-            owns.append(inner.adopt(TrainState(step, params, opt, (), scale)))
+            own = TrainState(step, params, opt, (), with_a_loss(scale))
+            owns.append(without_loss(inner.adopt(own)))
         params = [own.params for own in owns]
         comm = self.kept_again(kept) if kept else self.begun(params)
         return TrainState(
@@ -256,7 +279,7 @@ class Forms:
 def islands_program(
     learner: Learner,
     mesh: Mesh,
-    build_inner: Callable[[Mesh], Program],
+    build_inner: Callable[[Learner, Mesh], Program],
     exchange: Exchange,
     plan: Plan,
 ) -> Program:
@@ -265,7 +288,7 @@ def islands_program(
     `exchange` sums over the axis `slice` at a meeting.
     """
     islands = islands_of(mesh)
-    inners = [build_inner(island) for island in islands]
+    inners = [build_inner(following(learner), island) for island in islands]
     like = inners[0].abstract
     outer = Outer(learner, mesh, like.params, exchange, plan)
     forms = Forms(mesh, inners, outer)
@@ -275,7 +298,7 @@ def islands_program(
         params=[inner.abstract.params for inner in inners],
         opt=[inner.abstract.opt for inner in inners],
         comm=kept._replace(tally=part(kept.tally, islands)),
-        scale=[inner.abstract.scale for inner in inners],
+        scale=[inner.abstract.scale.own for inner in inners],
     )
 
     number = jax.ShapeDtypeStruct((), np.int32)
@@ -289,8 +312,9 @@ def islands_program(
         outer=outer,
         meet=outer.meet,
         arrive=outer.arrive,
+        share=outer.share,
         islands=islands,
-        compile_meetings=compiled_once(outer.meet, outer.arrive, given=given),
+        compile_meetings=compiled_once(outer.meet, outer.arrive, outer.share, given=given),
         outer_bytes=bytes_per_device(kept),
     )
     return Program(

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -32,6 +33,13 @@ STEPS, STOP, EVERY = 5, 3, 2  # stops between two meetings
 RATE = 0.3
 SGD = optax.sgd(RATE)
 MOMENTUM = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(RATE, momentum=0.9))
+
+
+# Its state is the loss that it was told last.
+TOLD = optax.GradientTransformationExtraArgs(
+    lambda params: jnp.float32(0),
+    lambda updates, state, params=None, *, value, **extra: (updates, value),
+)
 
 
 def config_of(strategy: str, inner: str, local, exchange, **degrees) -> ParallelConfig:
@@ -66,7 +74,8 @@ def test_meeting_after_every_sgd_step_is_synchronous(inner, degrees):
 def compressed(inner: str, **degrees):
     """Return DiLoCo's program in 4 bits; its step is compiled."""
     exchange = ExchangeConfig(codec="int4")
-    program = islands("diloco", inner, toy_learner(MOMENTUM), exchange=exchange, **degrees)
+    learner = toy_learner(optax.chain(TOLD, MOMENTUM))
+    program = islands("diloco", inner, learner, exchange=exchange, **degrees)
     return program._replace(step=compile_for(program, program.place(batches(1)[0])))
 
 
@@ -77,7 +86,7 @@ def saved_after(program, num_steps: int):
 def test_islands_are_replicas_with_the_same_rows():
     learner = toy_learner(MOMENTUM)._replace(num_steps=STEPS)  # they meet at the end
     streaming = [
-        islands("streaming_diloco", inner, learner, **degrees)
+        islands("streaming_diloco", inner, learner, {"alone": 1}, **degrees)
         for inner, degrees in (("shard_map", {}), ("none", {"data": 1}))
     ]
     own, expected = (saved_after(program, STEPS) for program in streaming)
@@ -139,6 +148,22 @@ def take(program, state, start: int, stop: int):
     return state
 
 
+@pytest.mark.parametrize("inner", ["shard_map", "fsdp"])
+def test_islands_follow_one_loss(inner):
+    """The schedule is told that of all islands' tokens since the last meeting."""
+    program = compressed(inner)
+    state, losses, told = program.init(jax.random.key(1)), [], []
+    for batch in batches(STEPS):
+        state, metrics = program.step(state, program.place(batch))
+        losses.append([float(metrics[name].sum()) for name in ("loss", "tokens")])
+        told.append([float(jax.tree.leaves(opt)[0]) for opt in state.opt])
+    for one, other in told:
+        assert one == other
+    for meeting in (2, 4):
+        loss, tokens = np.sum(losses[meeting - EVERY : meeting], 0)
+        np.testing.assert_allclose(told[meeting][0], loss / tokens, rtol=1e-5)
+
+
 def saved_and_restored(folder, before, state, after):
     with Checkpoints(folder, 1, write=True) as checkpoints:
         checkpoints.save(STOP, before, state, None)
@@ -192,7 +217,8 @@ def test_another_number_of_islands_keeps_the_outer_state(tmp_path, capsys, inner
     saved = jax.device_get(before.portable(state))
     exchange = ExchangeConfig(codec="int4")
     local = {"every": 1}
-    after = islands("diloco", inner, toy_learner(MOMENTUM), local, exchange, slice=4)
+    learner = toy_learner(optax.chain(TOLD, MOMENTUM))
+    after = islands("diloco", inner, learner, local, exchange, slice=4)
     begun = saved_and_restored(tmp_path, before, state, after)
     again = jax.device_get(after.portable(begun))
     assert again.comm[0]["embedding"].shape[0] == 4

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import fields
-from parallel.cost.ledger import ledger
+from parallel.cost.ledger import ledger, step_ledger
 from parallel.exchange.config import ExchangeConfig
 from parallel.forms.fragments import fragment_of_units, join, split, unit_of
 from parallel.local import PLANS, LocalConfig
@@ -82,15 +82,21 @@ def by_hand(num_replicas: int, num_steps: int, meet):
     return jax.tree.map(lambda *xs: np.mean(xs, 0), *replicas)
 
 
-def diloco_by_hand(every: int, rate: float, momentum: float, last: int = 0):
-    """Algorithm 1 of Douillard et al. 2023, moves weighted by tokens."""
+def diloco_by_hand(every: int, rate: float, momentum: float, last=0, alone=0):
+    """Algorithm 1 of Douillard et al. 2023, moves weighted by tokens.
+
+    After `alone` steps all begin from the parameters of the first replica.
+    """
 
     def begin(params):
         agreed, velocity = params, jax.tree.map(np.zeros_like, params)
 
         def meet(step, replicas, seen):
             nonlocal agreed, velocity
-            if step % every and step != last:
+            if alone and step == alone:
+                agreed = replicas[0]
+                return [agreed] * len(replicas), np.zeros_like(seen)
+            if ((step - alone) % every or step < alone) and step != last:
                 return replicas, seen
             share = seen / seen.sum()
             move = jax.tree.map(
@@ -110,23 +116,56 @@ def diloco_by_hand(every: int, rate: float, momentum: float, last: int = 0):
 
 
 @pytest.mark.parametrize(
-    "strategy, rate, momentum, last",
+    "strategy, rate, momentum, last, alone",
     [
-        ("local_sgd", 1.0, 0.0, 0),
-        ("post_local_sgd", 1.0, 0.0, 0),
-        ("diloco", 0.7, 0.9, 8),
+        ("local_sgd", 1.0, 0.0, 0, 0),
+        ("post_local_sgd", 1.0, 0.0, 0, 0),
+        ("diloco", 0.7, 0.9, 8, 4),
     ],
 )
-def test_replicas_train_as_by_hand(strategy, rate, momentum, last):
+def test_replicas_train_as_by_hand(strategy, rate, momentum, last, alone):
     """Stopped between two meetings, or at the end of the run, where they meet again."""
     steps, every = 8, 3
-    local = LocalConfig(every=every, first=0)
+    local = LocalConfig(every=every, first=0, alone=alone)
     learner = toy_learner(SGD)._replace(num_steps=last)
     program = toy_program(strategy, learner, data=4, local=local)
     state, params, _ = train(program, steps)
-    assert_equal(params, by_hand(4, steps, diloco_by_hand(every, rate, momentum, last)))
+    hand = diloco_by_hand(every, rate, momentum, last, alone)
+    assert_equal(params, by_hand(4, steps, hand))
     own = np.asarray(state.params["embedding"])
     assert np.allclose(own[0], own[1]) == (last == steps)
+
+
+def test_a_warm_start_is_one_broadcast():
+    """Bitwise the parameters of the first replica; each keeps its own moments."""
+    alone = 2
+    local = LocalConfig(every=3, alone=alone)
+    program = toy_program("diloco", toy_learner(MOMENTUM), data=4, local=local)
+    placed = list(map(program.place, batches(alone)))
+    step = program.step.lower(program.abstract, placed[0]).compile()
+
+    state = program.init(jax.random.key(1))
+    for batch in placed[:-1]:
+        state, _ = step(state, batch)
+    before = jax.tree.map(jnp.copy, state)
+    state, _ = jax.device_get(step(state, placed[-1]))
+    apart, _ = jax.device_get(step.own(before, placed[-1]))
+    for new, own in zip(*map(jax.tree.leaves, (state.params, apart.params)), strict=True):
+        np.testing.assert_array_equal(new, np.broadcast_to(own[0], own.shape))
+    assert not np.array_equal(apart.params["embedding"][0], apart.params["embedding"][1])
+    jax.tree.map(np.testing.assert_array_equal, state.opt, apart.opt)
+    agreed = state.comm.fragments[0].agreed
+    jax.tree.map(lambda a, x: np.testing.assert_array_equal(a, x[0]), agreed, state.params)
+    assert not any(x.any() for x in state.comm.tally.tokens)
+
+    # Three of four replicas send all parameters on, once in the run.
+    (broadcast,) = step_ledger(step, program.mesh, warm=True)
+    assert broadcast.kind == "collective-permute" and broadcast.count == 3
+    assert broadcast.sent_bytes == 4 * elements(agreed) * 3 / 4
+    steady = step_ledger(step, program.mesh)
+    assert {e.count for e in steady if e.kind == "collective-permute"} == {0}
+    meetings = [n for n in range(1, 9) if step.plan.meets(0, n)]
+    assert meetings == [5, 8] and step.plan.num_meetings(0, 8) == 2
 
 
 def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):

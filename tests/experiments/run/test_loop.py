@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import check_plateau
+from experiments.run.build import check_alone, check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from experiments.run.steps import row_order
@@ -104,6 +104,13 @@ def test_a_plateau_is_not_what_lies_between_two_meetings():
         check_plateau(config)
     config.parallel.local.every = 10
     check_plateau(config)
+    config.parallel.local.alone = 5
+    with pytest.raises(ValueError, match="window 10 .*alone 5 .*every 10"):
+        check_plateau(config)
+    check_alone(config)
+    config.steps = 5
+    with pytest.raises(ValueError, match="alone is 5, but .* 5 steps"):
+        check_alone(config)
 
 
 def test_replicas_apart_end_a_run_only_by_what_all_know():

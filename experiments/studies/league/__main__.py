@@ -1,0 +1,224 @@
+"""The league: every way to send fewer bytes, each tuned alike, with all its bytes counted.
+
+python -m experiments.studies.league [--only=int8,diloco-30] [--seeds=3] [--minutes=60]
+python -m experiments.studies.league --frontier     # other sizes too, 0.1 to 3 M
+python -m experiments.studies.league --quick        # some runs once more, compared
+python -m experiments.studies.league --measure=     # only fills in the page
+
+A cell is a member with a number of islands: first its trials, of a quarter of the length,
+then a run of full length for each seed. Trials and runs are lines of
+results/league.jsonl; what is there is not run again, so the command can be stopped at any
+time. The cells that tell the most come first, and the first seed of all before the second
+of any. --minutes ends it after the cell in which they are over.
+"""
+
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+from absl import flags
+from absl.flags import FLAGS
+from tqdm import tqdm
+
+from configs.base import Experiment
+from configs.sweeps.combine import Member
+from experiments.processes import join
+from experiments.processes.messages import say, user_errors
+from experiments.run import startup
+from experiments.run.build import check
+from experiments.run.evaluation import Evaluator
+from experiments.run.noise_scale import NoiseScale
+from experiments.run.trial import build_trial
+from experiments.studies.league.corpus import write_corpus
+from experiments.studies.league.members import (
+    ALL,
+    EVAL_ROWS,
+    MEMBERS,
+    QUICK,
+    ROWS,
+    SIZE,
+    TRIAL_SEED,
+    cells,
+    dims_of,
+    frontier,
+    member_config,
+    tokens_of,
+)
+from experiments.studies.league.picture import draw_all
+from experiments.studies.league.search import following, length_of, values_at
+from experiments.studies.league.sent import run_bytes
+from experiments.studies.league.tables import (
+    difference,
+    league_tables,
+    trials_of,
+    tuned_values,
+)
+from experiments.sweeps.pages import check_names, define_page, fill
+from experiments.sweeps.results import Line, read, write
+from lm.data.prepare import prepare
+
+join.define_flags()
+MEASURE = flags.DEFINE_enum("measure", "all", ["all", ""], "Empty: measure nothing.")
+ONLY = flags.DEFINE_list("only", list(MEMBERS), "Names of the members to measure.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each run: 0, 1, ...", lower_bound=1)
+TRIALS_ONLY = flags.DEFINE_bool("trials_only", False, "Only tune.")
+QUICKLY = flags.DEFINE_bool("quick", False, f"Run {', '.join(QUICK)} again, and compare.")
+AT_SIZES = flags.DEFINE_bool("frontier", False, "Measure the frontier of sizes.")
+MINUTES = flags.DEFINE_float("minutes", math.inf, "End after so many minutes.")
+FOLDER = flags.DEFINE_string("folder", "runs/league", "Folder of the text.")
+RESULTS = flags.DEFINE_string(
+    "results", "results/league.jsonl", "File of results, to which lines of JSON are added."
+)
+PAGE = define_page("docs/league.md")
+DEVICES = 8  # emulated; a member takes as many as it has islands
+
+
+def trained(config: Experiment) -> tuple[Line, Line]:
+    """Train and evaluate; return the loss, tokens and seconds, and the bytes of the run."""
+    mesh = check(config)
+    data = prepare(config.data)
+    clocks = time.perf_counter, time.process_time
+    began = [clock() for clock in clocks]
+    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
+    state, noise, noted = trial.begin(), NoiseScale(), []
+    batches = tqdm(trial.batches(data.train, config.steps), total=config.steps, leave=False)
+    for step, batch in enumerate(batches, 1):
+        state, metrics = trial.step(state, batch)
+        jax.block_until_ready(metrics)
+        if "grad_variance" in metrics:
+            noise.add(float(metrics["grad_variance"]), float(metrics["grad_square"]))
+        if step % (config.steps // 6) == 0 and noise.value:
+            noted.append([step, round(noise.value)])
+    rows = config.data.batch_size
+    evaluate = Evaluator(trial.task, data.tokenizer, data.validation, rows, mesh)
+    loss = evaluate(trial.program.params(state), EVAL_ROWS // rows)["loss"]
+
+    seconds, core_seconds = (
+        round(clock() - start, 1) for clock, start in zip(clocks, began, strict=True)
+    )
+    figures = {
+        "loss": round(loss, 5) if math.isfinite(loss) else None,
+        "tokens": tokens_of(rows // ROWS, config.steps),
+        "seconds": seconds,
+        "core_seconds": core_seconds,
+    }
+    sizes = jax.tree.leaves(trial.program.abstract_portable.params)
+    sent = run_bytes(config, trial.step, mesh)._asdict()
+    return figures, {name: round(x) for name, x in sent.items()} | {
+        "params": sum(x.size for x in sizes),
+        "epochs": round(config.steps * rows / len(data.train.tokens), 2),
+    } | ({"noise": noted} if noted else {})
+
+
+def tune(member: str, islands: int, text: str, file: pathlib.Path) -> Member:
+    """Go on with the search of a cell until it has ended; return the values found."""
+    if source := MEMBERS[member].tuned_as:
+        return tune(source, islands, text, file)
+    begin = tune(member, ALL[0], text, file) if islands != ALL[0] else {}
+    dims = dims_of(member, islands, begin)
+    while True:
+        tried = trials_of(read(file), member, islands)
+        point = following(dims, tried, length_of(islands))
+        if point is None:
+            return tuned_values(read(file), member, islands)
+        values = begin | values_at(dims, point)
+        config = member_config(
+            member, SIZE, islands, TRIAL_SEED, values, FOLDER.value, trial=True
+        )
+        figures, _ = trained(config)
+        head = {"kind": "trial", "member": member, "size": SIZE, "islands": islands}
+        line = {"point": list(point), "values": values, "steps": config.steps}
+        write(file, head | line | figures | {"text": text})
+        say(f"trial {len(tried) + 1} of {member}, {islands} islands: {figures}, {values}")
+
+
+def run(
+    member: str, size: str, islands: int, seed: int, text: str, file: pathlib.Path
+) -> Line:
+    """Run a cell with the values that its search found; return the line."""
+    source = MEMBERS[member].tuned_as or member
+    lines = read(file)
+    values = tuned_values(lines, source, islands)
+    config = member_config(member, size, islands, seed, values, FOLDER.value)
+    figures, costs = trained(config)
+    head = {"kind": "run", "member": member, "size": size, "islands": islands}
+    more = {"seed": seed, "trials": len(trials_of(lines, source, islands))}
+    line = head | more | figures | costs
+    line |= {"values": values, "steps": config.steps, "text": text}
+    say(f"{member}, {size}, {islands} islands, seed {seed}: {figures}")
+    return line
+
+
+def measure(text: str, file: pathlib.Path) -> None:
+    """Tune and run what is not there yet, cell by cell, until the minutes are over."""
+    end = time.monotonic() + 60 * MINUTES.value
+    for member, size, islands, seed in wanted():
+        if time.monotonic() > end:
+            return
+        tune(member, islands, text, file)
+        head = {"kind": "run", "member": member, "size": size, "islands": islands}
+        there = any((head | {"seed": seed}).items() <= line.items() for line in read(file))
+        if not there and not TRIALS_ONLY.value:
+            write(file, run(member, size, islands, seed, text, file))
+
+
+def wanted() -> Iterator[tuple[str, str, int, int]]:
+    """Yield (member, size, islands, seed), the most telling first."""
+    league = [(member, SIZE, islands) for member, islands in cells(ONLY.value)]
+    chosen = [cell for cell in frontier() if cell[0] in ONLY.value]
+    for seed in range(SEEDS.value):
+        yield from ((*cell, seed) for cell in (chosen if AT_SIZES.value else league))
+
+
+def again(text: str, file: pathlib.Path) -> None:
+    """Run a tenth of the league once more, and say how the losses differ."""
+    for member in QUICK:
+        line = run(member, SIZE, 2, 0, text, file)
+        say(difference(read(file), line))
+
+
+def main() -> None:
+    file = pathlib.Path(RESULTS.value)
+    if MEASURE.value:
+        if not FLAGS["devices"].present:
+            FLAGS.devices = DEVICES
+        with user_errors():
+            check_flags()
+            join.start_jax()
+            text = write_corpus(pathlib.Path(FOLDER.value))
+            check_text(read(file), text)
+            for member, islands in cells(list(MEMBERS)):
+                check(member_config(member, SIZE, islands, 0, {}, FOLDER.value))
+        say(f"the text in {FOLDER.value} has the fingerprint {text}")
+        (again if QUICKLY.value else measure)(text, file)
+    if PAGE.value and not QUICKLY.value:
+        with user_errors():
+            page = pathlib.Path(PAGE.value)
+            fill(page, league_tables(read(file)))
+            draw_all(read(file), page)
+
+
+def check_flags() -> None:
+    """Raise ValueError for unknown members, or a page that has no place for a table."""
+    for name in ONLY.value:
+        if name not in MEMBERS:
+            raise ValueError(f"--only={name}: choose among {'; '.join(MEMBERS)}")
+    if PAGE.value and not QUICKLY.value:
+        check_names(pathlib.Path(PAGE.value), league_tables([]).keys())
+
+
+def check_text(lines: list[Line], text: str) -> None:
+    """Raise ValueError if the results are of another text."""
+    others = {line["text"] for line in lines} - {text}
+    if others:
+        raise ValueError(
+            f"{RESULTS.value} has losses on the text {', '.join(sorted(others))}, and the "
+            f"text in {FOLDER.value} is {text}: the packages have other versions; give "
+            "another file in --results, or the folder of that text in --folder"
+        )
+
+
+if __name__ == "__main__":
+    startup.run(main)

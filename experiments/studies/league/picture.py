@@ -1,0 +1,62 @@
+"""The pictures of docs/league.md: loss against bytes, with the Pareto front."""
+
+import pathlib
+import statistics
+from collections.abc import Iterable
+
+from experiments.studies.league.tables import Row, shown_rows
+from experiments.sweeps.looks import COLORS, png, pyplot
+from experiments.sweeps.results import Line
+
+WITHIN, TARGET = 1.0, 1000  # percent of loss; times fewer bytes
+HIGHEST = 12.0  # percent; what is above is drawn at the edge
+
+
+def excess(row: Row) -> tuple[float, float, float]:
+    """Return the mean, the lowest and the highest distance to float32, in percent."""
+    found = [min(100 * x, HIGHEST) for x in row.excess]
+    return statistics.fmean(found), min(found), max(found)
+
+
+def front(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows to which no other has both fewer bytes and no higher loss."""
+    found: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row.sent, excess(row)[0])):
+        if not found or excess(row)[0] < excess(found[-1])[0]:
+            found.append(row)
+    return found
+
+
+def draw(axes, rows: list[Row], color: str, label: str) -> None:
+    points = [(row.fewer, *excess(row)) for row in rows]
+    x, mean, low, high = zip(*points, strict=True)
+    around = [[m - y for m, y in zip(mean, low, strict=True)]]
+    around += [[y - m for m, y in zip(mean, high, strict=True)]]
+    axes.errorbar(x, mean, around, fmt="o", ms=4, lw=1, color=color, label=label)
+    best = front(rows)
+    line = [(row.fewer, excess(row)[0]) for row in best]
+    axes.plot(*zip(*line, strict=True), drawstyle="steps-pre", lw=1, color=color)
+    for row in rows:
+        axes.annotate(
+            row.member, (row.fewer, excess(row)[0]), xytext=(4, 3),
+            textcoords="offset points", fontsize=6, color=color,
+        )  # fmt: skip
+
+
+def draw_all(lines: list[Line], page: pathlib.Path) -> None:
+    """Draw the members of each number of islands into one picture beside the page."""
+    shown = shown_rows(lines)
+    if not shown:
+        return
+    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
+    for (islands, rows), color in zip(shown.items(), COLORS, strict=False):
+        draw(axes, rows, color, f"{islands} islands")
+    axes.axhline(WITHIN, color="#555555", ls="--", lw=1)
+    axes.axvline(TARGET, color="#555555", ls=":", lw=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("times fewer bytes than float32 all-reduce, over the whole run")
+    axes.set_ylabel(
+        f"validation loss above float32's (%); {HIGHEST:g} and more at the edge"
+    )
+    axes.legend(frameon=False, fontsize=8)
+    page.with_suffix(".png").write_bytes(png(figure))

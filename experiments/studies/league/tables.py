@@ -1,0 +1,238 @@
+"""The tables of docs/league.md, computed from the lines of results/league.jsonl."""
+
+import math
+import statistics
+from typing import NamedTuple
+
+from configs.sweeps.combine import Member
+from experiments.processes.messages import human, size
+from experiments.studies.league.costs import arithmetic_table, cost_table
+from experiments.studies.league.members import (
+    ALL,
+    BASE,
+    FRONTIER,
+    MEMBERS,
+    SIZE,
+    SIZES,
+    cells,
+    dims_of,
+    tokens_of,
+)
+from experiments.studies.league.search import (
+    Tried,
+    at_an_end,
+    best_of,
+    following,
+    length_of,
+    loss_at,
+    values_at,
+)
+from experiments.sweeps.results import Line
+from experiments.sweeps.tables import markdown
+
+SHARES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PARAMS, STEP_SECONDS = 1e9, 10  # of the example
+
+
+class Row(NamedTuple):
+    """The runs of a cell."""
+
+    member: str
+    runs: dict[int, Line]  # seed -> line
+    base: dict[int, Line]  # those of float32, with as many islands of the same size
+
+    @property
+    def sent(self) -> float:
+        return statistics.fmean(line["bytes_slow"] for line in self.runs.values())
+
+    @property
+    def fewer(self) -> float:
+        base = statistics.fmean(line["bytes_slow"] for line in self.base.values())
+        return base / self.sent
+
+    @property
+    def excess(self) -> list[float]:
+        """The relative distances to float32's loss with the same seed; inf: not finite."""
+        return [
+            math.inf if line["loss"] is None else line["loss"] / self.base[seed]["loss"] - 1
+            for seed, line in sorted(self.runs.items())
+            if seed in self.base
+        ]
+
+
+def trials_of(lines: list[Line], member: str, islands: int) -> Tried:
+    """Return the points that a cell's search has tried, in their order."""
+    return {
+        tuple(line["point"]): line["loss"]
+        for line in lines
+        if is_trial(line, member, islands)
+    }
+
+
+def is_trial(line: Line, member: str, islands: int) -> bool:
+    return (line["kind"], line["member"], line["islands"]) == ("trial", member, islands)
+
+
+def tuned_values(lines: list[Line], member: str, islands: int) -> Member:
+    """Return the values of the best trial; those to begin from if there was none."""
+    dims, tried = MEMBERS[member].dims, trials_of(lines, member, islands)
+    if not tried and islands == ALL[0]:
+        return values_at(dims, (0,) * len(dims))
+    if not tried:
+        return tuned_values(lines, member, ALL[0])
+    return next(
+        line["values"]
+        for line in lines
+        if is_trial(line, member, islands) and tuple(line["point"]) == best_of(tried)
+    )
+
+
+def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | None:
+    """Return the runs of a cell beside float32's; None without a seed that both have."""
+
+    def runs(name: str) -> dict[int, Line]:
+        cell = ("run", name, size, islands)
+        return {
+            line["seed"]: line
+            for line in lines
+            if (line["kind"], line["member"], line["size"], line["islands"]) == cell
+        }
+
+    row = Row(member, runs(member), runs(BASE))
+    return row if row.excess else None
+
+
+def rows_of(lines: list[Line], size: str, islands: int) -> list[Row]:
+    found = (row_of(lines, member, size, islands) for member in MEMBERS)
+    return [row for row in found if row]
+
+
+def shown_rows(lines: list[Line]) -> dict[int, list[Row]]:
+    """Return what the picture shows: the rows but float32's, by the number of islands."""
+    found = {n: [row for row in rows_of(lines, SIZE, n) if row.member != BASE] for n in ALL}
+    return {islands: rows for islands, rows in found.items() if rows}
+
+
+def percent(values: list[float]) -> str:
+    """Return the mean, and the lowest and the highest of several."""
+    if math.inf in values:
+        return "not finite"
+    told = f"{statistics.fmean(values):+.2%}"
+    several = f" ({min(values):+.2%} to {max(values):+.2%})" if len(values) > 1 else ""
+    return told + several
+
+
+def mean_loss(row: Row) -> str:
+    losses = [line["loss"] for line in row.runs.values()]
+    return "" if None in losses else f"{statistics.fmean(losses):.4f}"
+
+
+def times(number: float) -> str:
+    return f"{number:.4g}"
+
+
+def league_table(lines: list[Line], islands: int) -> str:
+    head = ["", "seeds", "loss", "against float32", "sent", "times fewer", "uploaded"]
+    body = []
+    for row in rows_of(lines, SIZE, islands):
+        line = next(iter(row.runs.values()))
+        shown = [row.member, len(row.runs), mean_loss(row), percent(row.excess)]
+        shown += [size(row.sent), times(row.fewer), size(line["bytes_uploaded"])]
+        body.append([*shown, size(line["bytes_warm"]) if line["bytes_warm"] else ""])
+    return markdown([*head, "of it, warm-up"], body) if body else NOTHING
+
+
+NOTHING = "Nothing is measured yet."
+PICTURE = "![Loss against bytes](league.png)"
+
+
+def tuning_table(lines: list[Line]) -> str:
+    """Return what each search began from, and what it found."""
+    head = ["", "islands", "trials", "to begin with", "tuned", "gain", "values"]
+    body = []
+    for member, islands in cells(list(MEMBERS)):
+        tried, length = trials_of(lines, member, islands), length_of(islands)
+        if not tried:
+            continue
+        dims = dims_of(member, islands, tuned_values(lines, member, ALL[0]))
+        first, best = (loss_at(tried, p) for p in (next(iter(tried)), best_of(tried)))
+        found = tuned_values(lines, member, islands)
+        values = ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in found.items())
+        ended = following(dims, tried, length) is None
+        ends = at_an_end(dims, tried) if ended else []
+        told = [f"{name.rpartition('.')[2]} at the end" for name in ends]
+        going = [] if ended else ["goes on"]
+        body.append(
+            [member, islands, len(tried), f"{first:.4f}", f"{best:.4f}"]
+            + [f"{best / first - 1:+.2%}", "; ".join([values, *told, *going])]
+        )
+    return markdown(head, body) if body else NOTHING
+
+
+def choice_table(lines: list[Line]) -> str:
+    """Return the member of the lowest loss for each share of float32's bytes, 2 islands."""
+    rows = [row for row in rows_of(lines, SIZE, 2) if math.inf not in row.excess]
+    head = ["a link carries", "for example", "choose", "times fewer", "against float32"]
+    body = []
+    for share in SHARES:
+        able = [row for row in rows if row.fewer >= share * 0.999]
+        if not able:
+            continue
+        best = min(able, key=lambda row: statistics.fmean(row.excess))
+        rate = 8 * 4 * PARAMS / STEP_SECONDS / share / 1e6
+        part = f"1/{share}" if share > 1 else "all"
+        cell = [f"{part} of float32's bytes", f"{rate:.3g} Mbit/s", best.member]
+        body.append([*cell, times(best.fewer), percent(best.excess)])
+    return markdown(head, body) if body else NOTHING
+
+
+def frontier_table(lines: list[Line]) -> str:
+    names = [name for name in FRONTIER if name != BASE]
+    head = ["parameters", "islands", "float32", *names]
+    body = []
+    for label in SIZES:
+        for islands in ALL:
+            base = row_of(lines, BASE, label, islands)
+            if base is None:
+                continue
+            found = [row_of(lines, name, label, islands) for name in names]
+            body.append(
+                [human(next(iter(base.runs.values()))["params"]), islands, mean_loss(base)]
+                + [f"{percent(r.excess)} at {times(r.fewer)}" if r else "" for r in found]
+            )
+    return markdown(head, body) if body else NOTHING
+
+
+def noise_table(lines: list[Line]) -> str:
+    """Return float32's loss and noise scale along its runs with the first seed."""
+    head = ["islands", "tokens of an island", "noise scale, tokens"]
+    body = []
+    for islands in ALL:
+        row = row_of(lines, BASE, SIZE, islands)
+        if row and "noise" in (line := next(iter(row.runs.values()))):
+            told = (f"{human(noise)} after {step}" for step, noise in line["noise"])
+            body.append([islands, tokens_of(1, 1), ", ".join(told)])
+    return markdown(head, body) if body else NOTHING
+
+
+def difference(lines: list[Line], line: Line) -> str:
+    """Say how the loss of a run differs from that of the same run in the results."""
+    same = {key: line[key] for key in ("kind", "member", "size", "islands", "seed")}
+    other = next((x["loss"] for x in lines if same.items() <= x.items()), None)
+    told = f"{line['member']}: loss {line['loss']}"
+    if None in (line["loss"], other):
+        return f"{told}, and {other or 'none'} in the results"
+    return f"{told}, and {other} in the results, {line['loss'] / other - 1:+.3%}"
+
+
+def league_tables(lines: list[Line]) -> dict[str, str]:
+    """Return the tables by name."""
+    return {f"league-{n}": league_table(lines, n) for n in ALL} | {
+        "noise": noise_table(lines),
+        "tuning": tuning_table(lines),
+        "choice": choice_table(lines),
+        "picture": PICTURE if shown_rows(lines) else NOTHING,
+        "frontier": frontier_table(lines),
+        "arithmetic": arithmetic_table(),
+        "cost": cost_table(lines),
+    }
