@@ -40,6 +40,7 @@ from experiments.processes.children import (
 from experiments.processes.messages import user_errors
 from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network
+from experiments.processes.network.orders import obeying
 from experiments.run.python_file import call_function
 
 MOST_PROCESSES = 256
@@ -143,7 +144,7 @@ def linked(count: int, changes: list[Change]) -> Iterator[None]:
     if not changes:
         yield
         return
-    with network(count, seed=LINKS_SEED.value) as net, played(net, changes):
+    with network(count, seed=LINKS_SEED.value) as net, played(net, changes), obeying(net):
         yield
 
 

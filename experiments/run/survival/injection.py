@@ -20,9 +20,12 @@ from configs.base import Experiment
 from experiments.processes.faults import (
     IN_STEP,
     KINDS,
+    OF_LINKS,
     AtSeconds,
     AtStep,
+    BadLink,
     CorruptRecord,
+    DeadLink,
     Drawn,
     Fault,
     FlippedCheckpoint,
@@ -30,6 +33,7 @@ from experiments.processes.faults import (
     FlippedParameter,
     FullDisk,
     Kill,
+    Partition,
     ReadOnlyDisk,
     Setting,
     Slow,
@@ -38,8 +42,10 @@ from experiments.processes.faults import (
     as_dict,
     check_kinds,
     planned,
+    ways,
 )
 from experiments.processes.files import json_line, whole_records, write_whole
+from experiments.processes.network import orders
 from experiments.run.python_file import call_function
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE
@@ -52,6 +58,7 @@ flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 LOG = "faults.jsonl"
 SETTING = "faults.json"  # what there was to go wrong when the run began
 GONE = -1
+TIMED = (Kill, Stop, *OF_LINKS)  # may act in the middle of a step
 
 
 def define_faults() -> flags.FlagHolder:
@@ -88,6 +95,11 @@ def read_faults(
         raise ValueError(
             f"--faults={flag} flips the gradient of one replica, and under strategy "
             f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
+        )
+    if any(isinstance(f, OF_LINKS) for f in plan) and not orders.taken():
+        raise ValueError(
+            f"--faults={flag} worsens links, and these processes are joined by none that "
+            "could be changed; start them with experiments.launch --links=FILE.py"
         )
     return plan
 
@@ -153,7 +165,7 @@ class Injector:
         events = whole_records(self.workdir / FILE)
         first = events[0]["wall"] + events[0]["elapsed"] if events else time.time()
         for number, fault in list(self.waiting.items()):
-            if isinstance(fault, Kill | Stop) and isinstance(fault.at, AtSeconds):
+            if isinstance(fault, TIMED) and isinstance(fault.at, AtSeconds):
                 del self.waiting[number]
                 if self.target(fault) == self.index:
                     delay = max(first + fault.at.seconds - time.time(), 0)
@@ -224,6 +236,10 @@ class Injector:
                 kill()
             case CorruptRecord(record=record, bit=bit):
                 flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+            case BadLink(seconds=seconds, link=link):
+                orders.worsen(ways(fault, jax.process_count()), link, seconds)
+            case DeadLink(seconds=seconds) | Partition(seconds=seconds):
+                orders.worsen(ways(fault, jax.process_count()), None, seconds)
             case FlippedGradient():
                 pass  # the compiled step does it
             case FlippedParameter():
