@@ -7,6 +7,9 @@ Prints what process 0 prints; if another process fails first, prints its output 
 process that fails ends all of them; with --restarts they are started again, and go on from
 the last checkpoint. SIGTERM lets all of them save at the same step and end.
 
+--copies=10 keeps a copy of the state of each 10th step in memory, on the host of the next
+process, so that a restart need not go back to the last checkpoint.
+
 --links=FILE.py joins them by links that are far, slow, lossy or cut, as the file says
 (experiments/processes/network/changes.py). That needs Linux and root.
 
@@ -40,6 +43,7 @@ from experiments.processes.children import (
     settle,
     wait,
 )
+from experiments.processes.holder import holding
 from experiments.processes.messages import user_errors
 from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network
@@ -87,6 +91,14 @@ LINKS = flags.DEFINE_string(
 )
 LINKS_SEED = flags.DEFINE_integer(
     "links_seed", 0, "Seed of what the links do to packets.", lower_bound=0
+)
+COPIES = flags.DEFINE_integer(
+    "copies",
+    0,
+    "Steps between copies of the state in the memory of the launcher's holders, one on "
+    "each host; a restart goes on from the newest one, or from a checkpoint that is newer. "
+    "0: none.",
+    lower_bound=0,
 )
 MODULE = flags.DEFINE_string(
     "module", "experiments.train", "Command that each process runs."
@@ -184,6 +196,17 @@ def linked(count: int, changes: list[Change]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def held(count: int) -> Iterator[None]:
+    """Hold copies of the states of all processes, if --copies is given."""
+    if not COPIES.value:
+        yield
+        return
+    hosts = [namespaces.address(i) if LINKS.value else "127.0.0.1" for i in range(count)]
+    with holding(COPIES.value, [(host, free_port()) for host in hosts], inside):
+        yield
+
+
 class Ended(NamedTuple):
     """How a job ended."""
 
@@ -251,6 +274,7 @@ def main(argv: list[str]) -> None:
         changes = load_links(PROCESSES.value)
     with (
         linked(PROCESSES.value, changes),  # a cut link stays cut when all start again
+        held(PROCESSES.value),
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(Starter(argv[1:], pathlib.Path(folder))) as starter,
     ):

@@ -39,6 +39,7 @@ from experiments.run.extension import new_end
 from experiments.run.loop import train
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.survival.clock import Clock
+from experiments.run.survival.copies import check_copies
 from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
@@ -99,6 +100,7 @@ def main() -> None:
             sample_inputs(config, data.tokenizer)
             given = given_vectors(config, data.tokenizer)
             new_pool = pool_of(config, data.tokenizer.get_vocab_size(), mesh)
+            check_copies(config)
             faults = read_faults(FAULTS.value, config, mesh, data, folder)
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())

@@ -170,6 +170,31 @@ class Partition:
     seconds: float = 1.0
 
 
+@dataclass(frozen=True)
+class KillWorker:
+    """A worker of a parameter server is killed; the number is modulo how many there are."""
+
+    at: When
+    victim: int = 0
+
+
+@dataclass(frozen=True)
+class KillShard:
+    """A shard of a parameter server is killed; the number is modulo how many there are."""
+
+    at: When
+    victim: int = 0
+
+
+@dataclass(frozen=True)
+class FlippedFrame:
+    """A bit of the next copy of its state that a process sends is flipped on the way."""
+
+    at: When
+    process: int = 0
+    bit: int = 0  # of the middle byte
+
+
 KINDS = {
     "kill": Kill,
     "stop": Stop,
@@ -184,9 +209,13 @@ KINDS = {
     "bad_link": BadLink,
     "dead_link": DeadLink,
     "partition": Partition,
+    "kill_worker": KillWorker,
+    "kill_shard": KillShard,
+    "flipped_frame": FlippedFrame,
 }
 # Of links that experiments.launch --links has made.
 OF_LINKS = (BadLink, DeadLink, Partition)
+OF_SERVER = (KillWorker, KillShard)
 # What a drawn BadLink is like.
 BAD = (
     Link(delay=0.05),
@@ -200,6 +229,7 @@ IN_STEP = (FullDisk, ReadOnlyDisk, FlippedGradient)
 Fault = (
     Kill | Stop | Slow | FullDisk | ReadOnlyDisk | TornCheckpoint | FlippedCheckpoint
     | CorruptRecord | FlippedParameter | FlippedGradient | BadLink | DeadLink | Partition
+    | KillWorker | KillShard | FlippedFrame
 )  # fmt: skip
 
 
@@ -325,6 +355,7 @@ def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
             "leaf": LARGE,
             "element": LARGE,
             "bit": 64,
+            "victim": LARGE,
         }
         names = [field.name for field in dataclasses.fields(kind)]
         targets = {

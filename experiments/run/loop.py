@@ -68,13 +68,14 @@ def guarded_train(
         with clock("checkpoint"):
             learner = learner_of(config, run.task)
             state = checkpoints.restore(program, partial(begin, learner, program))
+            state = guard.copies.newer(program, state)
         start = int(state.step) if state else 0
         with clock("compile"):
             if state is None:
                 state = program.init(jax.random.key(config.seed))
             run = run._replace(program=program._replace(step=compiled.result()))
-        announce(run, start)
-        guard.begin(start)
+        announce(run, start, "copy in memory" if guard.copies.taken else "checkpoint")
+        guard.begin(start, run.program)
         try:
             log = Log(
                 run.workdir, start, config.steps, config.spike_sigmas,
@@ -172,12 +173,12 @@ def loop(
             jax.profiler.stop_trace()
             log.say(f"the trace is in {run.workdir / 'profile'}")
         evaluates = step == config.steps or is_due(step, config.eval_every)
-        saves = ends or guard.saves.due(step)
-        if evaluates or saves:
+        saves, copies = ends or guard.saves.due(step), guard.copies.due(step)
+        if evaluates or saves or copies:
             with clock("step"):
                 handle(log.flush(), run, log)
             guard.finished(*log.norms)
-        guard.check(step, state, saves)
+        guard.check(step, state, saves or copies)
         if evaluates:
             with clock("eval"):
                 val, score = evaluated(run, state, evaluate, whole=step == config.steps)
@@ -187,6 +188,8 @@ def loop(
             with clock("checkpoint"):
                 checkpoints.save(step, program, state, score)
             guard.saved(step)
+        if copies:
+            guard.copied(step, state)
         if ends:
             break
     return state, val if int(state.step) == config.steps else None
@@ -277,7 +280,7 @@ def shards_told(run: Run) -> str:
     return "; ".join(lines)
 
 
-def announce(run: Run, start: int) -> None:
+def announce(run: Run, start: int, source: str) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
     parameters = num_parameters(program.abstract_portable.params)
@@ -305,7 +308,7 @@ def announce(run: Run, start: int) -> None:
     warn_of_repetition(run)
     warn_of_spikes(run)
     if start:
-        say(f"going on from the checkpoint at step {start}")
+        say(f"going on from the {source} at step {start}")
 
 
 def warn_of_repetition(run: Run) -> None:

@@ -1,5 +1,6 @@
 """Make faults happen in this process, and log them in faults.jsonl before they act."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,10 +18,12 @@ from absl import flags
 from jax.sharding import Mesh
 
 from configs.base import Experiment
+from experiments.processes.descendants import SERVER, descendants
 from experiments.processes.faults import (
     IN_STEP,
     KINDS,
     OF_LINKS,
+    OF_SERVER,
     AtSeconds,
     AtStep,
     BadLink,
@@ -29,10 +32,13 @@ from experiments.processes.faults import (
     Drawn,
     Fault,
     FlippedCheckpoint,
+    FlippedFrame,
     FlippedGradient,
     FlippedParameter,
     FullDisk,
     Kill,
+    KillShard,
+    KillWorker,
     Partition,
     ReadOnlyDisk,
     Setting,
@@ -47,6 +53,7 @@ from experiments.processes.faults import (
 from experiments.processes.files import json_line, whole_records, write_whole
 from experiments.processes.network import orders
 from experiments.run.python_file import call_function
+from experiments.run.survival.copies import settings
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE
 from lm.data.prepare import Data
@@ -79,7 +86,7 @@ def read_faults(
     neither.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
-    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
+    seed, steps = config.seed, config.steps
     if not flag:
         return []
     if flag.endswith(".py"):
@@ -90,18 +97,40 @@ def read_faults(
         check_kinds([flag])
         faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
     plan = planned(faults, setting)
+    for fault in plan:
+        if problem := unfit(fault, config):
+            raise ValueError(f"--faults={flag}: {fault}: {problem}")
+    return plan
+
+
+def unfit(fault: Fault, config: Experiment) -> str:
+    """Say why a fault cannot happen to this run, and what to change; "" if it can."""
+    strategy, server = config.parallel.strategy, config.parallel.server
     able = where(exchanges=True, exact=True)["parallel.strategy"]
-    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
-        raise ValueError(
-            f"--faults={flag} flips the gradient of one replica, and under strategy "
+    if isinstance(fault, FlippedGradient) and strategy not in able:
+        return (
+            "it flips the gradient of one replica, and under strategy "
             f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
         )
-    if any(isinstance(f, OF_LINKS) for f in plan) and not orders.taken():
-        raise ValueError(
-            f"--faults={flag} worsens links, and these processes are joined by none that "
-            "could be changed; start them with experiments.launch --links=FILE.py"
+    if isinstance(fault, OF_LINKS) and not orders.taken():
+        return (
+            "the processes are joined by no links that could be changed; start them with "
+            "experiments.launch --links=FILE.py"
         )
-    return plan
+    is_served = not config.parallel.row.synchronous
+    if isinstance(fault, OF_SERVER) and not (is_served and server.pool == "ray"):
+        return (
+            f"strategy {strategy!r} with parallel.server.pool={server.pool} has no workers "
+            "and shards in processes of their own; give parameter_server and ray"
+        )
+    if isinstance(fault, FlippedFrame) and not settings()[0]:
+        return "no copies are sent; start the run with experiments.launch --copies=STEPS"
+    if isinstance(fault, FlippedParameter) and is_served:
+        return (
+            f"under strategy {strategy!r} this process holds no parameters; choose "
+            "another strategy"
+        )
+    return ""
 
 
 def first_setting(workdir: pathlib.Path) -> Setting | None:
@@ -159,6 +188,7 @@ class Injector:
         self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
         self.slow: list[tuple[range, float]] = []
         self.broken: OSError | None = None  # what the next save meets
+        self.frame_bit: int | None = None  # that is flipped in the next frame
 
     def begin(self) -> None:
         """Set timers for the faults of this process that come at an instant."""
@@ -191,6 +221,15 @@ class Injector:
         broken, self.broken = self.broken, None
         if broken:
             raise broken
+
+    def before_frame(self, payload: bytes) -> bytes:
+        """Return a frame's payload as it leaves."""
+        bit, self.frame_bit = self.frame_bit, None
+        if bit is None:
+            return payload
+        changed = bytearray(payload)
+        changed[len(payload) // 2] ^= 1 << bit % 8
+        return bytes(changed)
 
     def is_due(self, fault: Fault, step: int) -> bool:
         if isinstance(fault, TornCheckpoint | FlippedCheckpoint):
@@ -240,6 +279,12 @@ class Injector:
                 orders.worsen(ways(fault, jax.process_count()), link, seconds)
             case DeadLink(seconds=seconds) | Partition(seconds=seconds):
                 orders.worsen(ways(fault, jax.process_count()), None, seconds)
+            case KillWorker(victim=victim):
+                kill_descendant("worker", victim)
+            case KillShard(victim=victim):
+                kill_descendant("shard", victim)
+            case FlippedFrame(bit=bit):
+                self.frame_bit = bit
             case FlippedGradient():
                 pass  # the compiled step does it
             case FlippedParameter():
@@ -261,6 +306,14 @@ def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_descendant(kind: str, victim: int) -> None:
+    """Kill a worker or a shard that this process has started; none, if all are dead."""
+    found = descendants(os.getpid(), SERVER[kind])
+    if found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[victim % len(found)], signal.SIGKILL)
 
 
 def stop(seconds: float) -> None:
