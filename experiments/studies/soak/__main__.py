@@ -62,6 +62,7 @@ RESULTS = flags.DEFINE_string(
 )
 PAGE = define_page("")
 PROCESSES = 2
+COPIES = 15  # steps between copies in memory; of the checkpoints, some are newer
 AFTER = 20  # steps after the last fault, so that each has met a save
 DAMAGED_ROWS = "its CRC-32C is not the one that was written"
 
@@ -106,7 +107,7 @@ def kinds_of(run: str) -> tuple[str, ...]:
     of_server = {name for name, kind in KINDS.items() if kind in OF_SERVER}
     if run == "server":
         # A process that trains alone has nobody who waits for it, and no copies.
-        not_here |= of_links | {"stop", "flipped_parameter"}
+        not_here |= of_links | {"stop", "flipped_parameter", "flipped_frame"}
     else:
         not_here |= of_server | (of_links if namespaces.lacking() else set())
     return tuple(kind for kind in ONLY.value if kind not in not_here)
@@ -137,6 +138,7 @@ def command(run: str, workdir: pathlib.Path, cache: pathlib.Path) -> list[str]:
     return [
         *(sys.executable, "-m", "experiments.launch", f"--processes={processes}"),
         *([f"--links={workdir.parent / 'links.py'}"] if joined else []),
+        *([f"--copies={COPIES}"] if run == "sync" else []),
         *(f"--restarts={FAULTS.value}", "--", *config, *as_flags(USUAL), *given),
         *(as_flags(SERVER) if run == "server" else []),
         *(f"--workdir={workdir}", f"--config.data.cache={cache}"),

@@ -97,6 +97,7 @@ def named(output: str) -> dict[str, int]:
         "corrupt_record": output.count("is damaged: its CRC-32C is not"),
         "stuck": output.count(" has waited "),
         "killed": output.count(" was killed by SIGKILL"),
+        "damaged_frame": output.count("damaged; it is sent again"),
         "worker_died": output.count(" its number is handed out again"),
         "shard_died": output.count(" another process takes over from its snapshot"),
     }

@@ -18,14 +18,14 @@ from experiments.processes.faults import *
 def get_faults():
     return [
         FullDisk(AtStep(3)),
-        Stop(AtStep(6), process=1),
-        FlippedParameter(AtStep(8), device=1, leaf=2, element=7, bit=11),
-        Slow(AtStep(9), process=0, seconds=1.0, steps=2),
-        FlippedFrame(AtStep(5), process=1, bit=3),
+        Stop(AtStep(8), process=1),
+        FlippedParameter(AtStep(10), device=1, leaf=2, element=7, bit=11),
+        Slow(AtStep(11), process=0, seconds=1.0, steps=2),
+        FlippedFrame(AtStep(2), process=1, bit=3),
         %s
     ]
 """
-DEAD_LINK = "DeadLink(AtStep(5), one_way=True, seconds=0.2)"
+DEAD_LINK = "DeadLink(AtStep(6), one_way=True, seconds=0.2)"
 LINKS = """
 from experiments.processes.network.changes import Change
 from experiments.processes.network.link import Link
@@ -33,7 +33,7 @@ from experiments.processes.network.link import Link
 def get_links():
     return [Change(Link(delay=0.001))]
 """
-DEADLINE = 4
+DEADLINE, STEPS = 4, 14
 JOINED = not namespaces.lacking()  # by links that can be cut
 
 
@@ -50,13 +50,15 @@ def launched(folder: pathlib.Path) -> list[str]:
     """Return the command of two processes, each with a device, that meet faults."""
     links = [f"--links={folder}/links.py"] if JOINED else []
     return command(
-        "launch", "--processes=2", "--restarts=2", "--copies=5", *links, "--",
+        "launch", "--processes=2", "--restarts=2", "--copies=3", *links, "--",
         *flags(folder), f"--workdir={folder}/faulty", f"--faults={folder}/faults.py",
     )  # fmt: skip
 
 
 def flags(folder: pathlib.Path) -> list[str]:
-    return small(folder, deadline=DEADLINE, check_every=2, eval_every=0)
+    return small(
+        folder, deadline=DEADLINE, check_every=2, save_every=4, eval_every=0, steps=STEPS
+    )
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
@@ -68,7 +70,7 @@ def final_bytes(workdir: pathlib.Path) -> dict[str, int]:
     from orbax.checkpoint import v1 as ocp
 
     with ocp.training.Checkpointer(workdir / "checkpoints") as saved:
-        return saved.checkpointables_metadata(12).custom_metadata
+        return saved.checkpointables_metadata(STEPS).custom_metadata
 
 
 def test_all_faults_are_survived_bitwise(folder):
@@ -88,11 +90,10 @@ def test_all_faults_are_survived_bitwise(folder):
         f"the deadline of {DEADLINE} s; it waits for process 1, which is stopped",
         "all-reduce over data of f32",
         "process 0 of 2 ended with exit code 4",
-        "going on from the copy in memory at step 5",
-        "step 8: replicas have parted in params/",
+        "going on from the copy in memory at step ",  # there is no checkpoint yet
+        "step 10: replicas have parted in params/",
         "the 2 copies differ, on device 0 (process 0), device",
-        "going on from the checkpoint at step 6",
-        "stopped at step ",  # 9 to 11, by both processes
+        "stopped at step ",  # by both processes
     ):
         assert words in stderr, stderr[-6000:]
     assert not JOINED or ": cut for 0.2 s" in stderr
@@ -103,7 +104,7 @@ def test_all_faults_are_survived_bitwise(folder):
     check_goodput(folder)
     run("train", *flags(folder), f"--workdir={folder}/plain", "--devices=2")
     assert losses(folder / "faulty") == losses(folder / "plain")
-    assert len(losses(folder / "faulty")) == 12
+    assert len(losses(folder / "faulty")) == STEPS
     assert final_bytes(folder / "faulty") == final_bytes(folder / "plain")
 
 
@@ -116,12 +117,12 @@ def check_log(folder: pathlib.Path) -> None:
     assert [line["kind"] for line in logged if line["number"] < 4] == kinds
     flip = next(line for line in logged if line["kind"] == "flipped_parameter")
     assert flip == {
-        "number": 2, "kind": "flipped_parameter", "step": 8, "device": 1, "leaf": 2,
+        "number": 2, "kind": "flipped_parameter", "step": 10, "device": 1, "leaf": 2,
         "element": 7, "bit": 11,
     }  # fmt: skip
     if JOINED:
         assert logged[2] == {
-            "number": 5, "kind": "dead_link", "step": 5, "between": [0, 1],
+            "number": 5, "kind": "dead_link", "step": 6, "between": [0, 1],
             "one_way": True, "seconds": 0.2,
         }  # fmt: skip
 
@@ -135,7 +136,9 @@ def check_goodput(folder: pathlib.Path) -> None:
     ]
     starts = [each for each in events if each["event"] == "start"]
     *first, last = [each["step"] for each in starts]
-    assert first == [0, 5, 6] and last in (9, 10, 11)
+    # A copy or a checkpoint of the step before the end may not have arrived in time.
+    assert first[0] == 0 and first[1] in (3, 6) and first[2] in (6, 8, 9)
+    assert len(first) == 3 and last in (11, 12, 13)
     (ended, again), done = (
         [(a, b) for a, b in itertools.pairwise(events) if a["event"] == "end"][0],
         next(each for each in events if each["event"] == "done"),
