@@ -45,6 +45,7 @@ from experiments.run.phases.driver import train_phases
 from experiments.run.phases.phase import Phase, phases_of
 from experiments.run.summary import print_summary, read_summary, sample_inputs
 from experiments.run.survival.clock import Clock
+from experiments.run.survival.copies import check_copies
 from experiments.run.survival.injection import define_faults, gradient_flips, read_faults
 from experiments.run.survival.replicas import DAMAGED, Damage
 from experiments.run.workdir import claimed
@@ -107,6 +108,8 @@ def main() -> None:
                 pool_of(phase.config, vocab_size, mesh)
                 for phase, mesh in zip(phases, meshes, strict=True)
             ]
+            for phase in phases:
+                named(phase, partial(check_copies, phase.config))
             faults = phase_faults(phases, meshes, data, folder)[0]
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())

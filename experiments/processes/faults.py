@@ -16,11 +16,14 @@ started again.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments.processes.network.link import Link
 
 LARGE = 2**31 - 1  # of numbers that are taken modulo what there is
 
@@ -134,6 +137,64 @@ class FlippedGradient:
     bit: int = 0
 
 
+@dataclass(frozen=True)
+class BadLink:
+    """A link is far, slow or lossy for some seconds; 0: for good."""
+
+    at: When
+    between: tuple[int, int] = (0, 1)
+    one_way: bool = False  # only from the first of the two to the second
+    seconds: float = 3.0
+    link: Link = Link(delay=0.05)
+
+
+@dataclass(frozen=True)
+class DeadLink:
+    """Nothing passes between two processes for some seconds; 0: never again."""
+
+    at: When
+    between: tuple[int, int] = (0, 1)
+    one_way: bool = False  # only from the first of the two to the second
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Nothing passes between a group of processes and the rest for some seconds.
+
+    0: never again.
+    """
+
+    at: When
+    group: tuple[int, ...] = (1,)
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class KillWorker:
+    """A worker of a parameter server is killed; the number is modulo how many there are."""
+
+    at: When
+    victim: int = 0
+
+
+@dataclass(frozen=True)
+class KillShard:
+    """A shard of a parameter server is killed; the number is modulo how many there are."""
+
+    at: When
+    victim: int = 0
+
+
+@dataclass(frozen=True)
+class FlippedFrame:
+    """A bit of the next copy of its state that a process sends is flipped on the way."""
+
+    at: When
+    process: int = 0
+    bit: int = 0  # of the middle byte
+
+
 KINDS = {
     "kill": Kill,
     "stop": Stop,
@@ -145,11 +206,30 @@ KINDS = {
     "corrupt_record": CorruptRecord,
     "flipped_parameter": FlippedParameter,
     "flipped_gradient": FlippedGradient,
+    "bad_link": BadLink,
+    "dead_link": DeadLink,
+    "partition": Partition,
+    "kill_worker": KillWorker,
+    "kill_shard": KillShard,
+    "flipped_frame": FlippedFrame,
 }
+# Of links that experiments.launch --links has made.
+OF_LINKS = (BadLink, DeadLink, Partition)
+OF_SERVER = (KillWorker, KillShard)
+# What a drawn BadLink is like.
+BAD = (
+    Link(delay=0.05),
+    Link(delay=0.01, jitter=0.01),
+    Link(rate=10e6, queue=125_000),
+    Link(loss=0.05),
+    Link(reorder=0.1, duplicate=0.1),
+    Link(damage=0.02),  # TCP's checksum finds it
+)
 IN_STEP = (FullDisk, ReadOnlyDisk, FlippedGradient)
 Fault = (
     Kill | Stop | Slow | FullDisk | ReadOnlyDisk | TornCheckpoint | FlippedCheckpoint
-    | CorruptRecord | FlippedParameter | FlippedGradient
+    | CorruptRecord | FlippedParameter | FlippedGradient | BadLink | DeadLink | Partition
+    | KillWorker | KillShard | FlippedFrame
 )  # fmt: skip
 
 
@@ -220,6 +300,42 @@ def check(fault: Fault, setting: Setting) -> None:
                 f"{number}, numbered from 0"
             )
 
+    check_link(fault, setting.num_processes)
+
+
+def check_link(fault: Fault, num_processes: int) -> None:
+    """Raise ValueError for a link that there is not."""
+    if not isinstance(fault, OF_LINKS):
+        return
+    hosts = range(num_processes)
+    if not 0 <= fault.seconds < math.inf:
+        raise ValueError(f"{fault}: seconds {fault.seconds} is not a number from 0 up")
+    if isinstance(fault, Partition):
+        group = set(fault.group)
+        if not group or not group < set(hosts):
+            raise ValueError(
+                f"{fault}: the group {fault.group} must hold some and not all of the "
+                f"processes 0 to {num_processes - 1}"
+            )
+        return
+    pair = tuple(fault.between)
+    if len(set(pair)) != 2 or len(pair) != 2 or not set(pair) <= set(hosts):
+        raise ValueError(
+            f"{fault}: there is no link between {pair}; the run has {num_processes} "
+            "processes, numbered from 0"
+        )
+
+
+def ways(fault: Fault, num_processes: int) -> list[tuple[int, int]]:
+    """Return the directions (sender, receiver) that a fault of a link hits."""
+    if isinstance(fault, Partition):
+        rest = [host for host in range(num_processes) if host not in fault.group]
+        pairs = [(a, b) for a in fault.group for b in rest]
+    else:
+        pairs = [fault.between]
+    is_one_way = getattr(fault, "one_way", False)
+    return [*pairs, *((b, a) for a, b in pairs if not is_one_way)]
+
 
 def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
     """Draw faults; the n-th is a function of (seed, n) and the gaps before it."""
@@ -239,12 +355,32 @@ def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
             "leaf": LARGE,
             "element": LARGE,
             "bit": 64,
+            "victim": LARGE,
         }
         names = [field.name for field in dataclasses.fields(kind)]
         targets = {
             name: int(rng.integers(most)) for name, most in numbers.items() if name in names
         }
+        if kind in OF_LINKS:
+            targets |= drawn_link(kind, rng, setting.num_processes)
         yield kind(when, **targets)
+
+
+def drawn_link(
+    kind: type[Fault], rng: np.random.Generator, num_processes: int
+) -> dict[str, Any]:
+    if num_processes < 2:
+        raise ValueError(
+            f"Drawn has faults of links, and the run has {num_processes} process; start "
+            "more, with experiments.launch --links"
+        )
+    order = tuple(map(int, rng.permutation(num_processes)))
+    if kind is Partition:
+        return {"group": order[: rng.integers(1, num_processes)]}
+    found: dict[str, Any] = {"between": order[:2], "one_way": bool(rng.integers(2))}
+    if kind is BadLink:
+        found["link"] = BAD[rng.integers(len(BAD))]
+    return found
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -259,4 +395,6 @@ def check_kinds(kinds: Sequence[str]) -> None:
 def as_dict(number: int, fault: Fault) -> dict[str, object]:
     """Return a line of faults.jsonl: all that the fault is, and nothing of the moment."""
     values = {name: x for name, x in vars(fault).items() if name != "at"}
+    if isinstance(fault, BadLink):
+        values["link"] = fault.link.told()
     return {"number": number, "kind": kind_of(fault), **fault.at._asdict(), **values}

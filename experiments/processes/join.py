@@ -16,6 +16,7 @@ from jax._src.clusters import ClusterEnv
 
 from experiments.processes import allocator, programs
 from experiments.processes.messages import say
+from experiments.processes.network import orders
 from experiments.processes.waiting import waiting
 
 flags.disclaim_key_flags()  # --help then lists them as the command's own flags
@@ -172,9 +173,13 @@ def join(group: Group) -> None:
 
 
 def is_here(group: Group) -> bool:
-    """Tell whether all processes are on this machine, that is, meet over loopback."""
+    """Tell whether all processes are on this machine.
+
+    They meet over loopback, or over links that the launcher emulates.
+    """
     host = group.coordinator.rpartition(":")[0]
-    return group.num_processes > 1 and host in ("127.0.0.1", "localhost", "[::1]")
+    over_loopback = host in ("127.0.0.1", "localhost", "[::1]")
+    return group.num_processes > 1 and (over_loopback or orders.taken())
 
 
 def check_name(host: str) -> None:

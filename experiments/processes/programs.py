@@ -24,6 +24,9 @@ def use_cache() -> None:
         return
     if os.access(cache, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        # By default only what takes a second to compile is kept. A process that is started
+        # again compiles dozens of small programs, which together take longer than a step.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def share_cache() -> None:

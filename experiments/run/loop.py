@@ -73,6 +73,7 @@ def guarded_train(run: Run, stop_at: int | None, profiled: range, guard: Guard) 
         with clock("checkpoint"):
             learner = learner_of(config, run.task)
             state = checkpoints.restore(program, partial(begin, learner, program))
+            state = guard.copies.newer(program, state)
         start = int(state.step) if state else 0
         if phase_at(phases_of(run.phase.whole), start).index != run.phase.index:
             return Ended(start, over=False)  # later checkpoints were damaged
@@ -80,8 +81,8 @@ def guarded_train(run: Run, stop_at: int | None, profiled: range, guard: Guard) 
             if state is None:
                 state = program.init(jax.random.key(config.seed))
             run = run._replace(program=program._replace(step=compiled.result()))
-        announce(run, start)
-        guard.begin(start)
+        announce(run, start, "copy in memory" if guard.copies.taken else "checkpoint")
+        guard.begin(start, run.program)
         try:
             log = Log(
                 run.workdir, start, config.steps, config.spike_sigmas,
@@ -185,12 +186,12 @@ def loop(
             jax.profiler.stop_trace()
             log.say(f"the trace is in {run.workdir / 'profile'}")
         evaluates = step == config.steps or is_due(step, config.eval_every)
-        saves = ends or guard.saves.due(step)
-        if evaluates or saves:
+        saves, copies = ends or guard.saves.due(step), guard.copies.due(step)
+        if evaluates or saves or copies:
             with clock("step"):
                 handle(log.flush(), run, log)
             guard.finished(*log.norms)
-        guard.check(step, state, saves)
+        guard.check(step, state, saves or copies)
         if evaluates:
             with clock("eval"):
                 val, score = evaluated(run, state, evaluate, whole=step == config.steps)
@@ -200,6 +201,8 @@ def loop(
             with clock("checkpoint"):
                 checkpoints.save(step, program, state, score)
             guard.saved(step)
+        if copies:
+            guard.copied(step, state)
         if ends:
             break
     return state, val if int(state.step) == config.steps else None, stops
@@ -290,7 +293,7 @@ def shards_told(run: Run) -> str:
     return "; ".join(lines)
 
 
-def announce(run: Run, start: int) -> None:
+def announce(run: Run, start: int, source: str) -> None:
     program, train_meta = run.program, run.data.meta["train"]
     device = program.mesh.devices.flat[0]
     parameters = num_parameters(program.abstract_portable.params)
@@ -318,7 +321,7 @@ def announce(run: Run, start: int) -> None:
     warn_of_repetition(run)
     warn_of_spikes(run)
     if start:
-        say(f"going on from the checkpoint at step {start}")
+        say(f"going on from the {source} at step {start}")
 
 
 def warn_of_repetition(run: Run) -> None:

@@ -154,7 +154,8 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def print_summary(s: dict[str, Any]) -> None:
-    seconds = "  ".join(f"{part} {s['seconds'][part]:.1f}" for part in PARTS)
+    spent = {part: x for part, x in s["seconds"].items() if part != "copy" or x}
+    seconds = "  ".join(f"{part} {x:.1f}" for part, x in spent.items())
     gain = s["bigram_loss"] - s["val_loss"]
     print(
         f"""

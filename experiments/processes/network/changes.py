@@ -39,8 +39,7 @@ class Change:
             where = f"the link {self.between[0]} {word} {self.between[1]}"
         if self.link is None:
             return f"{where}: cut"
-        values = vars(self.link).items()
-        given = [f"{name} {x:g}" for name, x in values if x != getattr(Link, name)]
+        given = [f"{name} {x:g}" for name, x in self.link.told().items()]
         return f"{where}: {', '.join(given) or 'as good as the machine allows'}"
 
 

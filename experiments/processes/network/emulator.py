@@ -10,6 +10,7 @@ through one process (forwarder.py), which delays, drops and changes them. No pac
 the machine. Needs Linux and root. What runs above (Gloo, Ray, HTTP) knows nothing of it.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -17,8 +18,8 @@ import pathlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from experiments.processes import namespaces
 from experiments.processes.network.direction import Counters
@@ -36,12 +37,25 @@ CONGESTION = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control")
 ALLOWED = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 
 
+Way = tuple[int, int]  # from a host, to another
+
+
+class Impairment(NamedTuple):
+    """What lies over some directions for a time."""
+
+    ways: list[Way]
+    link: Link | None  # None: cut
+
+
 class Network:
     """Links between hosts 0 to N - 1; RuntimeError if the process between them has died."""
 
     def __init__(self, num_hosts: int, process: subprocess.Popen):
         self.num_hosts, self.process = num_hosts, process
-        self.lock = threading.Lock()  # any thread may ask
+        self.lock = threading.RLock()  # any thread may ask
+        self.links: dict[Way, Link] = collections.defaultdict(Link)
+        self.cuts: set[Way] = set()
+        self.impairments: list[Impairment] = []  # the last one of a direction counts
 
     def answer(self) -> Any:
         line = self.process.stdout.readline()
@@ -65,7 +79,7 @@ class Network:
                 f"{self.num_hosts - 1}"
             )
 
-    def directions(self, a: int, b: int, one_way: bool) -> list[tuple[int, int]]:
+    def directions(self, a: int, b: int, one_way: bool) -> list[Way]:
         """Return the directions of the link from a to b; ValueError if there is none."""
         self.check_host(a)
         self.check_host(b)
@@ -75,8 +89,10 @@ class Network:
 
     def set_link(self, a: int, b: int, link: Link, one_way: bool = False) -> None:
         """Change the link between two hosts, or only its direction from a to b."""
-        to_change = self.directions(a, b, one_way)
-        self.tell("link", directions=to_change, link=vars(link))
+        ways = self.directions(a, b, one_way)
+        with self.lock:
+            self.links.update(dict.fromkeys(ways, link))
+            self.tell_links(ways)
 
     def set_links(self, link: Link) -> None:
         """Change all links."""
@@ -86,10 +102,43 @@ class Network:
 
     def cut(self, a: int, b: int, one_way: bool = False) -> None:
         """Let no packet through from now on; those under way arrive."""
-        self.tell("cut", directions=self.directions(a, b, one_way), is_cut=True)
+        ways = self.directions(a, b, one_way)
+        with self.lock:
+            self.cuts.update(ways)
+            self.tell_links(ways)
 
     def mend(self, a: int, b: int, one_way: bool = False) -> None:
-        self.tell("cut", directions=self.directions(a, b, one_way), is_cut=False)
+        ways = self.directions(a, b, one_way)
+        with self.lock:
+            self.cuts.difference_update(ways)
+            self.tell_links(ways)
+
+    def impair(self, ways: Sequence[Way], link: Link | None) -> Callable[[], None]:
+        """Lay a worse link over some directions (None: cut); return what takes it away.
+
+        Several may lie over one direction: the last one counts, and a cut always does.
+        """
+        over = Impairment(
+            [way for a, b in ways for way in self.directions(a, b, True)], link
+        )
+
+        def mend() -> None:
+            with self.lock:
+                self.impairments = [each for each in self.impairments if each is not over]
+                self.tell_links(over.ways)
+
+        with self.lock:
+            self.impairments.append(over)
+            self.tell_links(over.ways)
+        return mend
+
+    def tell_links(self, ways: Sequence[Way]) -> None:
+        changes = []
+        for way in ways:
+            over = [each.link for each in self.impairments if way in each.ways]
+            link = [self.links[way], *filter(None, over)][-1]
+            changes.append([*way, vars(link), way in self.cuts or None in over])
+        self.tell("links", changes=changes)
 
     def set_rate(self, rate: float = math.inf) -> None:
         """Let each host send to all others together at this rate (bits a second)."""

@@ -102,13 +102,10 @@ class Forwarder:
 
     def obey(self, order: dict[str, Any]) -> Any:
         match order["order"]:
-            case "link":
-                link = Link(**order["link"])
-                for a, b in order["directions"]:
-                    self.directions[a, b].set(link)
-            case "cut":
-                for a, b in order["directions"]:
-                    self.directions[a, b].is_cut = order["is_cut"]
+            case "links":
+                for a, b, link, is_cut in order["changes"]:
+                    self.directions[a, b].set(Link(**link))
+                    self.directions[a, b].is_cut = is_cut
             case "rate":
                 for interface in self.interfaces:
                     interface.rate = order["rate"]

@@ -30,6 +30,10 @@ class Link:
     damage: float = 0.0  # probability that a bit is flipped: TCP's checksum finds it
     swap: float = 0.0  # probability that two words are swapped: TCP's checksum does not
 
+    def told(self) -> dict[str, float]:
+        """Return what is not as good as it can be."""
+        return {name: x for name, x in vars(self).items() if x != getattr(Link, name)}
+
     def __post_init__(self):
         for field in fields(self):
             value, name = getattr(self, field.name), field.name

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 # Of a run's seconds, in the order in which they are told.
-PARTS = ("prepare", "compile", "data", "step", "check", "eval", "checkpoint")
+PARTS = ("prepare", "compile", "data", "step", "check", "eval", "checkpoint", "copy")
 
 
 class Clock:

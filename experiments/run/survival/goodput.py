@@ -72,6 +72,8 @@ class Journal:
         with contextlib.suppress(ValueError):
             last = json.loads(self.beat)
             if lives and not lives[-1].is_over and last["wall"] == lives[-1].began:
+                # It may have left a mark after its last heartbeat.
+                last = max(last, lives[-1].last, key=lambda each: each["elapsed"])
                 self.add("last", last["step"], last)
         self.mark("start", step)
 

@@ -10,6 +10,7 @@ from experiments.processes.faults import Fault
 from experiments.processes.messages import is_main_process
 from experiments.run.build import Run
 from experiments.run.survival.clock import Clock
+from experiments.run.survival.copies import Copies
 from experiments.run.survival.goodput import Journal
 from experiments.run.survival.heart import Heart
 from experiments.run.survival.injection import (
@@ -22,7 +23,7 @@ from experiments.run.survival.replicas import agreement_check, check_norms
 from experiments.run.survival.saving import Saves
 from lm.data.prepare import rows_folder
 from lm.data.rows.shards import shard_name
-from parallel.program import TrainState
+from parallel.program import Program, TrainState
 
 
 class Guard(NamedTuple):
@@ -30,13 +31,16 @@ class Guard(NamedTuple):
     journal: Journal
     faults: Injector
     saves: Saves
+    copies: Copies
     agree: Callable[[int, TrainState], None]
     clock: Clock
     check_every: int  # 0: never
     outlier: float  # 0: no gradient is one
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, program: Program) -> None:
+        """Begin after the state of `step`, with a program whose steps are compiled."""
         self.clock.been.clear()
+        self.heart.program = program
         self.heart.step, self.heart.watches = step, True
         self.saves.begin(step)
         self.journal.begin(step)
@@ -52,6 +56,12 @@ class Guard(NamedTuple):
         """The state of this step is on its way to the disk."""
         self.journal.mark("saved", step)
         self.saves.saved(step)
+
+    def copied(self, step: int, state: TrainState) -> None:
+        """Begin to send a copy of the state to the memory of another host."""
+        with self.clock("copy"):
+            self.copies.keep(step, state)
+        self.journal.mark("copied", step)
 
     def done(self, step: int) -> None:
         """All steps are taken and evaluated; what is left is each process's own."""
@@ -77,8 +87,11 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
     saves = Saves(config.save_every, workdir, clock)
     agree, every = agreement_check(run.program), config.check_every
     outlier = config.parallel.outlier
-    with Heart(workdir, clock, config.deadline, index, count) as heart:
-        guard = Guard(heart, journal, injector, saves, agree, clock, every, outlier)
+    with (
+        Heart(workdir, clock, config.deadline, index, count) as heart,
+        Copies(index, injector.before_frame) as copies,
+    ):
+        guard = Guard(heart, journal, injector, saves, copies, agree, clock, every, outlier)
         try:
             yield guard
         except BaseException:

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from experiments.processes.files import json_line, write_whole
 from experiments.run.survival.clock import Clock
+from experiments.run.survival.waits import waited_for
+from parallel.program import Program
 
 STUCK = 4  # the exit code of a process that has waited in vain
 BEAT_SECONDS = 1.0
@@ -52,6 +54,7 @@ class Heart:
         self.deadline = deadline if count > 1 else 0
         self.index, self.count = index, count
         self.step, self.watches = 0, False  # while a state is made, all may take long
+        self.program: Program | None = None  # whose steps are compiled
         self.every = min(BEAT_SECONDS, (deadline or BEAT_SECONDS) / 5)
         self.seen: dict[int, tuple[str, float]] = {}  # process -> its file, since when
         self.over = threading.Event()
@@ -113,6 +116,7 @@ class Heart:
         lines = report(
             self.index, self.step, self.clock.part, waited, self.deadline, beats, self.every
         )
+        lines += waited_for(self.clock.part, self.program)
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
         os._exit(STUCK)

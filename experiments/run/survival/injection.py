@@ -1,5 +1,6 @@
 """Make faults happen in this process, and log them in faults.jsonl before they act."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,19 +18,28 @@ from absl import flags
 from jax.sharding import Mesh
 
 from configs.base import Experiment
+from experiments.processes.descendants import SERVER, descendants
 from experiments.processes.faults import (
     IN_STEP,
     KINDS,
+    OF_LINKS,
+    OF_SERVER,
     AtSeconds,
     AtStep,
+    BadLink,
     CorruptRecord,
+    DeadLink,
     Drawn,
     Fault,
     FlippedCheckpoint,
+    FlippedFrame,
     FlippedGradient,
     FlippedParameter,
     FullDisk,
     Kill,
+    KillShard,
+    KillWorker,
+    Partition,
     ReadOnlyDisk,
     Setting,
     Slow,
@@ -38,9 +48,12 @@ from experiments.processes.faults import (
     as_dict,
     check_kinds,
     planned,
+    ways,
 )
 from experiments.processes.files import json_line, whole_records, write_whole
+from experiments.processes.network import orders
 from experiments.run.python_file import call_function
+from experiments.run.survival.copies import settings
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE
 from lm.data.prepare import Data
@@ -52,6 +65,7 @@ flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 LOG = "faults.jsonl"
 SETTING = "faults.json"  # what there was to go wrong when the run began
 GONE = -1
+TIMED = (Kill, Stop, *OF_LINKS)  # may act in the middle of a step
 
 
 def define_faults() -> flags.FlagHolder:
@@ -72,7 +86,7 @@ def read_faults(
     neither.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
-    seed, steps, strategy = config.seed, config.steps, config.parallel.strategy
+    seed, steps = config.seed, config.steps
     if not flag:
         return []
     if flag.endswith(".py"):
@@ -83,13 +97,40 @@ def read_faults(
         check_kinds([flag])
         faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
     plan = planned(faults, setting)
+    for fault in plan:
+        if problem := unfit(fault, config):
+            raise ValueError(f"--faults={flag}: {fault}: {problem}")
+    return plan
+
+
+def unfit(fault: Fault, config: Experiment) -> str:
+    """Say why a fault cannot happen to this run, and what to change; "" if it can."""
+    strategy, server = config.parallel.strategy, config.parallel.server
     able = where(exchanges=True, exact=True)["parallel.strategy"]
-    if any(isinstance(f, FlippedGradient) for f in plan) and strategy not in able:
-        raise ValueError(
-            f"--faults={flag} flips the gradient of one replica, and under strategy "
+    if isinstance(fault, FlippedGradient) and strategy not in able:
+        return (
+            "it flips the gradient of one replica, and under strategy "
             f"{strategy!r} replicas exchange none; choose one of {', '.join(able)}"
         )
-    return plan
+    if isinstance(fault, OF_LINKS) and not orders.taken():
+        return (
+            "the processes are joined by no links that could be changed; start them with "
+            "experiments.launch --links=FILE.py"
+        )
+    is_served = not config.parallel.row.synchronous
+    if isinstance(fault, OF_SERVER) and not (is_served and server.pool == "ray"):
+        return (
+            f"strategy {strategy!r} with parallel.server.pool={server.pool} has no workers "
+            "and shards in processes of their own; give parameter_server and ray"
+        )
+    if isinstance(fault, FlippedFrame) and not settings()[0]:
+        return "no copies are sent; start the run with experiments.launch --copies=STEPS"
+    if isinstance(fault, FlippedParameter) and is_served:
+        return (
+            f"under strategy {strategy!r} this process holds no parameters; choose "
+            "another strategy"
+        )
+    return ""
 
 
 def first_setting(workdir: pathlib.Path) -> Setting | None:
@@ -148,13 +189,14 @@ class Injector:
         self.slow: list[tuple[range, float]] = []
         self.broken: OSError | None = None  # what the next save meets
         self.timers: list[threading.Timer] = []
+        self.frame_bit: int | None = None  # that is flipped in the next frame
 
     def begin(self) -> None:
         """Set timers for the faults of this process that come at an instant."""
         events = whole_records(self.workdir / FILE)
         first = events[0]["wall"] + events[0]["elapsed"] if events else time.time()
         for number, fault in list(self.waiting.items()):
-            if isinstance(fault, Kill | Stop) and isinstance(fault.at, AtSeconds):
+            if isinstance(fault, TIMED) and isinstance(fault.at, AtSeconds):
                 del self.waiting[number]
                 if self.target(fault) == self.index:
                     delay = max(first + fault.at.seconds - time.time(), 0)
@@ -186,6 +228,15 @@ class Injector:
         broken, self.broken = self.broken, None
         if broken:
             raise broken
+
+    def before_frame(self, payload: bytes) -> bytes:
+        """Return a frame's payload as it leaves."""
+        bit, self.frame_bit = self.frame_bit, None
+        if bit is None:
+            return payload
+        changed = bytearray(payload)
+        changed[len(payload) // 2] ^= 1 << bit % 8
+        return bytes(changed)
 
     def is_due(self, fault: Fault, step: int) -> bool:
         if isinstance(fault, TornCheckpoint | FlippedCheckpoint):
@@ -231,6 +282,16 @@ class Injector:
                 kill()
             case CorruptRecord(record=record, bit=bit):
                 flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+            case BadLink(seconds=seconds, link=link):
+                orders.worsen(ways(fault, jax.process_count()), link, seconds)
+            case DeadLink(seconds=seconds) | Partition(seconds=seconds):
+                orders.worsen(ways(fault, jax.process_count()), None, seconds)
+            case KillWorker(victim=victim):
+                kill_descendant("worker", victim)
+            case KillShard(victim=victim):
+                kill_descendant("shard", victim)
+            case FlippedFrame(bit=bit):
+                self.frame_bit = bit
             case FlippedGradient():
                 pass  # the compiled step does it
             case FlippedParameter():
@@ -252,6 +313,14 @@ def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_descendant(kind: str, victim: int) -> None:
+    """Kill a worker or a shard that this process has started; none, if all are dead."""
+    found = descendants(os.getpid(), SERVER[kind])
+    if found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found[victim % len(found)], signal.SIGKILL)
 
 
 def stop(seconds: float) -> None:

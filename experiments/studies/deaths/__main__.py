@@ -25,6 +25,8 @@ from functools import partial
 from absl import flags
 
 from experiments.processes.children import die_with_parent
+from experiments.processes.descendants import SERVER as SERVED
+from experiments.processes.descendants import descendants
 from experiments.processes.files import json_line
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
@@ -47,7 +49,6 @@ SERVER = {
     "server.pool": "ray",
     "data": "1",
 }
-KINDS = {"worker": "ray::WorkerProcess", "shard": "ray::ShardProcess"}
 POLL_SECONDS = 0.05
 
 
@@ -96,8 +97,10 @@ def killing(
         time.sleep(POLL_SECONDS)
         if not instants or last_update(folder) < instants[0]:
             continue
-        kind = rng.choice([*KINDS, "driver"])
-        victims = [driver.pid] if kind == "driver" else sorted(children(driver.pid, kind))
+        kind = rng.choice([*SERVED, "driver"])
+        victims = (
+            [driver.pid] if kind == "driver" else descendants(driver.pid, SERVED[kind])
+        )
         if not victims:  # they are being started; the next look will find them
             continue
         say(f"kill -9 of a {kind} at update {instants.pop(0)}")
@@ -113,27 +116,6 @@ def killing(
 def last_update(folder: pathlib.Path) -> int:
     lines = read_metrics(folder / SCHEDULE, names=OF_SCHEDULE)
     return lines[-1]["update"] if lines else 0
-
-
-def children(driver: int, kind: str) -> set[int]:
-    """Return the processes of a kind that descend from the one that trains. Linux only."""
-    parents, named = {}, set()
-    for folder in pathlib.Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            told = (folder / "stat").read_text(encoding="utf-8")
-            title = (folder / "cmdline").read_text(encoding="utf-8", errors="replace")
-        except OSError:  # it has ended
-            continue
-        parents[int(folder.name)] = int(told.rpartition(")")[2].split()[1])
-        if title.startswith(KINDS[kind]):
-            named.add(int(folder.name))
-
-    def descends(pid: int) -> bool:
-        return pid == driver or (pid in parents and descends(parents[pid]))
-
-    return {pid for pid in named if descends(pid)}
 
 
 def kill(pid: int) -> None:

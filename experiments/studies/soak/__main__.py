@@ -1,14 +1,20 @@
-"""Let many faults of a seed happen to a run of two processes, and see what is left of it.
+"""Let many faults of a seed happen to two runs, and see what is left of them.
 
-python -m experiments.studies.soak --seed=1 --faults=30 --workdir=runs/soak \
+python -m experiments.studies.soak --seed=1 --faults=300 [--workdir=runs/soak]
     [--config=configs/tiny.py --config.model.width=64 ...]
 
-Trains once without faults and once with them, each in a folder of its own below --workdir,
-from rows of its own. The same command goes on where it was interrupted. Writes soak.json
-there: the kinds of faults, rows lost or repeated, what was named, whether both runs end
-with the same bits, the seconds of recovery, and the goodput beside Daly's prediction.
+Half of the faults hit synchronous training in two processes, joined by links where this
+machine has them (Linux and root); half a parameter server with workers and shards in
+processes of Ray. The synchronous run is trained without faults as well, and must end with
+the same bits; the other is audited and replayed. Each run has rows and a folder of its own
+below --workdir, and a tiny model of its own, unless flags say otherwise. The same command
+goes on where it was interrupted. Writes soak.json there: the kinds of faults, rows lost or
+repeated, damage that was accepted, the seconds of recovery, and the goodput beside Daly's
+prediction.
 """
 
+import functools
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -18,82 +24,150 @@ import sys
 
 from absl import flags
 
-from experiments.processes.faults import KINDS, AtStep, Drawn, Setting, check_kinds, planned
+from experiments.processes import namespaces
+from experiments.processes.faults import (
+    KINDS,
+    OF_LINKS,
+    OF_SERVER,
+    AtStep,
+    Drawn,
+    Setting,
+    check_kinds,
+    planned,
+)
 from experiments.processes.files import write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
+from experiments.run.workdir import read_config
 from experiments.studies.soak.table import soak_table
-from experiments.studies.soak.tell import tell
+from experiments.studies.soak.tell import output_of, tell_server, tell_sync, together
 from experiments.sweeps.pages import check_names, define_page, fill
-from experiments.sweeps.results import read, write
+from experiments.sweeps.results import Line, read, write
 
-CONFIG = startup.define_config()
+ROOT = pathlib.Path(__file__).parents[3]
+TINY = ROOT / "configs/tiny.py"
+startup.define_config()
 WORKDIR = startup.define_workdir()
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the faults.", lower_bound=0)
-FAULTS = flags.DEFINE_integer("faults", 20, "How many faults happen.", lower_bound=1)
-# The flip of a low bit of a gradient is not noticed: experiments.studies.flips has figures.
-USUAL = [kind for kind in KINDS if kind != "flipped_gradient"]
-ONLY = flags.DEFINE_list("kinds", USUAL, "Kinds of faults, equally often.")
+FAULTS = flags.DEFINE_integer(
+    "faults", 20, "How many faults happen, over all runs.", lower_bound=2
+)
+ONLY = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults, equally often.")
+RUNS = flags.DEFINE_list("runs", ["sync", "server"], "Which runs meet them.")
 EVERY = flags.DEFINE_integer(
-    "every", 30, "Steps between two faults, in the mean.", lower_bound=1
+    "every", 10, "Steps between two faults, in the mean.", lower_bound=1
 )
 RESULTS = flags.DEFINE_string(
-    "results", "", "File of results, to which a line of JSON is added; empty: none."
+    "results", "", "File of results, to which lines of JSON are added; empty: none."
 )
 PAGE = define_page("")
 PROCESSES = 2
-CHECK_EVERY = 5
-DEADLINE = 20  # seconds
+COPIES = 15  # steps between copies in memory; of the checkpoints, some are newer
 AFTER = 20  # steps after the last fault, so that each has met a save
 DAMAGED_ROWS = "its CRC-32C is not the one that was written"
 
+SMALL = {
+    "data.source": "text", "data.path": f"{ROOT}/docs/questions", "data.vocab_size": 512,
+    "data.seq_len": 32, "data.batch_size": 16, "model.width": 32, "model.num_layers": 2,
+    "model.num_heads": 2, "optim.warmup_steps": 10,
+}  # fmt: skip
+# Every second evaluated, compared and saved is one that no fault hits.
+USUAL = {
+    "check_every": 5, "deadline": 8, "save_every": 10, "eval_every": 0, "eval_batches": 2
+}  # fmt: skip
+SERVER = {
+    "parallel.strategy": "parameter_server", "parallel.data": 1,
+    "parallel.server.mode": "async", "parallel.server.pool": "ray",
+    "parallel.server.workers": 2, "parallel.server.shards": 2,
+}  # fmt: skip
 SPEC = """from experiments.processes.faults import AtStep, Drawn
 
 
 def get_faults():
     return [Drawn({kinds!r}, {number}, AtStep({every}), {seed})]
 """
+LINKS = """from experiments.processes.network.changes import Change
+from experiments.processes.network.link import Link
 
 
-def num_steps() -> int:
+def get_links():
+    return [Change(Link())]
+"""
+
+
+@functools.cache
+def kinds_of(run: str) -> tuple[str, ...]:
+    """Return the kinds of faults that a run can meet on this machine.
+
+    The flip of a low bit of a gradient is not noticed: experiments.studies.flips has
+    figures.
+    """
+    not_here = {"flipped_gradient"}
+    of_links = {name for name, kind in KINDS.items() if kind in OF_LINKS}
+    of_server = {name for name, kind in KINDS.items() if kind in OF_SERVER}
+    if run == "server":
+        # A process that trains alone has nobody who waits for it, and no copies.
+        not_here |= of_links | {"stop", "flipped_parameter", "flipped_frame"}
+    else:
+        not_here |= of_server | (of_links if namespaces.lacking() else set())
+    return tuple(kind for kind in ONLY.value if kind not in not_here)
+
+
+def share(run: str) -> int:
+    """Return how many of the faults a run meets."""
+    runs = RUNS.value
+    return FAULTS.value // len(runs) + (runs.index(run) < FAULTS.value % len(runs))
+
+
+def spec(run: str) -> Drawn:
+    return Drawn(kinds_of(run), share(run), AtStep(EVERY.value), SEED.value)
+
+
+def num_steps(run: str) -> int:
     """Return the steps of a run that meets all faults; what they hit changes no time."""
-    spec = Drawn(tuple(ONLY.value), FAULTS.value, AtStep(EVERY.value), SEED.value)
-    return planned([spec], Setting(PROCESSES, PROCESSES, 1, 1))[-1].at.step + AFTER
+    setting = Setting(PROCESSES, PROCESSES, 1, 1)
+    return planned([spec(run)], setting)[-1].at.step + AFTER
 
 
-def given_overrides() -> list[str]:
-    """Return the flags that name the config and change it."""
-    return [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
-
-
-def launch(workdir: pathlib.Path, cache: pathlib.Path, steps: int, *more: str) -> int:
-    """Train to the end, or to a failure; add its output to a file and return its code."""
-    command = [
-        *(sys.executable, "-m", "experiments.launch", f"--processes={PROCESSES}"),
-        *(f"--restarts={FAULTS.value}", "--", *given_overrides()),
+def command(run: str, workdir: pathlib.Path, cache: pathlib.Path) -> list[str]:
+    given = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    files = [a for a in sys.argv[1:] if a.startswith("--config=")]
+    config = files or [f"--config={TINY}", *as_flags(SMALL)]
+    processes = 1 if run == "server" else PROCESSES
+    joined = run == "sync" and not namespaces.lacking()
+    return [
+        *(sys.executable, "-m", "experiments.launch", f"--processes={processes}"),
+        *([f"--links={workdir.parent / 'links.py'}"] if joined else []),
+        *([f"--copies={COPIES}"] if run == "sync" else []),
+        *(f"--restarts={FAULTS.value}", "--", *config, *as_flags(USUAL), *given),
+        *(as_flags(SERVER) if run == "server" else []),
         *(f"--workdir={workdir}", f"--config.data.cache={cache}"),
-        *(f"--config.steps={steps}", f"--config.check_every={CHECK_EVERY}"),
-        *(f"--config.deadline={DEADLINE}", "--config.save_every=10", *more),
+        f"--config.steps={num_steps(run)}",
     ]
-    workdir.parent.mkdir(parents=True, exist_ok=True)
+
+
+def as_flags(values: dict[str, object]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def launch(workdir: pathlib.Path, given: list[str]) -> int:
+    """Train to the end, or to a failure; add its output to a file and return its code."""
     with output_of(workdir).open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(given, stdout=out, stderr=subprocess.STDOUT)
         try:
             return process.wait()
         finally:
             process.terminate()  # if this command was interrupted
 
 
-def output_of(workdir: pathlib.Path) -> pathlib.Path:
-    return workdir.with_suffix(".log")
-
-
-def survive(workdir: pathlib.Path, cache: pathlib.Path, steps: int, *more: str) -> None:
+def survive(run: str, workdir: pathlib.Path, *more: str) -> None:
     """Train to the end; do what the message says where rows are damaged.
 
     Raises RuntimeError if the run ends otherwise.
     """
-    while launch(workdir, cache, steps, *more):
+    cache = workdir.with_name(f"rows-{workdir.name}")
+    say(f"{workdir}: {num_steps(run)} steps; {output_of(workdir)} has what it says")
+    while launch(workdir, [*command(run, workdir, cache), *more]):
         said = output_of(workdir).read_text(encoding="utf-8", errors="replace")
         last = said[said.rfind("error: ") :]
         if DAMAGED_ROWS not in last:
@@ -102,36 +176,68 @@ def survive(workdir: pathlib.Path, cache: pathlib.Path, steps: int, *more: str) 
         shutil.rmtree(cache / "rows")
 
 
+def soak(run: str, folder: pathlib.Path) -> Line:
+    """Let a run meet its faults; return its figures."""
+    file = folder / f"faults_{run}.py"
+    values = spec(run)
+    write_whole(
+        file,
+        SPEC.format(
+            kinds=values.kinds, number=values.number, every=EVERY.value, seed=values.seed
+        ),
+    )
+    workdir = folder / run
+    if run == "sync":
+        survive(run, folder / "plain")
+    survive(run, workdir, f"--faults={file}")
+    rows = read_config(workdir).data.batch_size
+    if run == "sync":
+        found = tell_sync(workdir, folder / "plain", rows)
+    else:
+        audit = [sys.executable, "-m", "experiments.audit", f"--workdir={workdir}"]
+        told = subprocess.run(
+            [*audit, "--replay"], stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        found = tell_server(workdir, json.loads(told.stdout), rows)
+    return {"run": run, "seed": SEED.value, **found}
+
+
+def check() -> pathlib.Path:
+    """Raise ValueError for what cannot be; return the folder."""
+    check_kinds(ONLY.value)
+    for run in RUNS.value:
+        if run not in ("sync", "server"):
+            raise ValueError(f"--runs={run}: choose among sync, server")
+        if not kinds_of(run):
+            raise ValueError(f"--kinds={','.join(ONLY.value)}: none of them can hit {run}")
+    if "server" in RUNS.value and not importlib.util.find_spec("ray"):
+        raise ValueError("a server needs Ray: pip install -r requirements-ray.txt")
+    if PAGE.value:
+        check_names(pathlib.Path(PAGE.value), {"soak"})
+    if WORKDIR.value:
+        return startup.workdir(WORKDIR)
+    return pathlib.Path(f"runs/soak-{SEED.value}-{FAULTS.value}")
+
+
 def main() -> None:
     with user_errors():
-        config = startup.load_config(CONFIG)
-        folder = startup.workdir(WORKDIR)
-        check_kinds(ONLY.value)
-        steps = num_steps()
-        if PAGE.value:
-            check_names(pathlib.Path(PAGE.value), {"soak"})
+        folder = check()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     folder.mkdir(parents=True, exist_ok=True)
-    spec = folder / "get_faults.py"
-    values = {"kinds": tuple(ONLY.value), "number": FAULTS.value, "every": EVERY.value}
-    write_whole(spec, SPEC.format(**values, seed=SEED.value))
-    plain, faulty = folder / "plain", folder / "faulty"
-    say(f"{steps} steps without faults")
-    survive(plain, folder / "rows-plain", steps)
-    say(f"{steps} steps with {FAULTS.value} faults; {output_of(faulty)} tells them")
-    survive(faulty, folder / "rows-faulty", steps, f"--faults={spec}")
-    said = output_of(faulty).read_text(encoding="utf-8", errors="replace")
-    found = {"seed": SEED.value, "steps": steps} | tell(
-        faulty, plain, said, config.data.batch_size
-    )
+    if namespaces.lacking():
+        say(f"no fault of a link happens: that needs {namespaces.lacking()}")
+    write_whole(folder / "links.py", LINKS)
+    lines = [soak(run, folder) for run in RUNS.value]
+    found = together(lines) | {"seed": SEED.value, "runs": lines}
     write_whole(folder / "soak.json", json.dumps(found, indent=2) + "\n")
     if RESULTS.value:
-        write(pathlib.Path(RESULTS.value), found)
+        for line in lines:
+            write(pathlib.Path(RESULTS.value), line)
     if PAGE.value:
-        lines = read(pathlib.Path(RESULTS.value)) if RESULTS.value else [found]
+        lines = read(pathlib.Path(RESULTS.value)) if RESULTS.value else lines
         fill(pathlib.Path(PAGE.value), {"soak": soak_table(lines)})
     print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
-    startup.run(main)
+    startup.run(main, config=str(TINY))

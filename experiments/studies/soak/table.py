@@ -4,19 +4,20 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 
 HEAD = [
-    "seed", "faults", "kinds", "rows lost", "rows repeated", "flips named", "same bits",
-    "recovery p50", "p99", "goodput", "by Daly",
+    "run", "seed", "faults", "kinds", "rows lost", "rows repeated", "flips named",
+    "same bits", "recovery p50", "p99", "goodput", "by Daly",
 ]  # fmt: skip
 
 
 def soak_table(lines: list[Line]) -> str:
-    """Return a row for each soak."""
+    """Return a row for each run of a soak."""
     return markdown(HEAD, [row(line) for line in lines])
 
 
 def row(line: Line) -> list[str]:
     flips = line["kinds"].get("flipped_parameter", 0)
     return [
+        line.get("run", "sync"),
         str(line["seed"]),
         str(line["faults"]),
         str(len(line["kinds"])),

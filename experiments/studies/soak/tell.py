@@ -1,4 +1,4 @@
-"""What a soak has shown, read from the files of its two runs."""
+"""What a soak has shown, read from the files of its runs."""
 
 import pathlib
 import re
@@ -20,24 +20,73 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
     return [record["step"] for record in records if record["split"] == "train"]
 
 
-def tell(
-    faulty: pathlib.Path, plain: pathlib.Path, output: str, rows: int
-) -> dict[str, Any]:
-    """Return the figures of a soak; `rows` is the size of a batch."""
+def tell_sync(faulty: pathlib.Path, plain: pathlib.Path, rows: int) -> dict[str, Any]:
+    """Return the figures of a run whose end is to be that of a run without faults.
+
+    `rows` is the size of a batch.
+    """
     steps, usual = steps_of(faulty), steps_of(plain)
-    injected = Counter(line["kind"] for line in logged(faulty))
     last = max(usual)
     same = saved_digests(faulty, last) == saved_digests(plain, last)
-    return {
-        "kinds": dict(sorted(injected.items())),
-        "faults": injected.total(),
+    return injected(faulty) | {
+        "steps": last,
         "rows_lost": rows * len(set(usual) - set(steps)),
         "rows_repeated": rows * (len(steps) - len(set(steps))),
-        # A flip whose process dies before the next check is gone with it, unnamed.
-        "named": named(output),
         "bitwise": same and losses(faulty) == losses(plain),
         **recovery(faulty),
     }
+
+
+def tell_server(served: pathlib.Path, audit: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return the figures of a run of a parameter server, of which there is an audit.
+
+    `rows` is those of a number. Its end is compared with a replay in one process.
+    """
+    return injected(served) | {
+        "steps": audit["updates"],
+        "rows_lost": rows * audit["lost"],
+        "rows_repeated": rows * audit["repeated"],
+        "bitwise": audit["replay_equal"],
+        **recovery(served),
+    }
+
+
+def injected(workdir: pathlib.Path) -> dict[str, Any]:
+    """Return which faults have happened, and what the runs have said of them."""
+    kinds = Counter(line["kind"] for line in logged(workdir))
+    said = output_of(workdir).read_text(encoding="utf-8", errors="replace")
+    # A flip whose process dies before the next check is gone with it, unnamed.
+    return {
+        "kinds": dict(sorted(kinds.items())),
+        "faults": kinds.total(),
+        "named": named(said),
+    }
+
+
+def output_of(workdir: pathlib.Path) -> pathlib.Path:
+    """Return the file of what the processes of a run have printed."""
+    return workdir.with_suffix(".log")
+
+
+def together(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of all runs together.
+
+    `accepted` counts the runs whose end is not the one that it should be.
+    """
+    kinds = sum((Counter(line["kinds"]) for line in lines), Counter())
+    seconds = sorted(s for line in lines for s in line["recoveries"])
+    told = {
+        "kinds": dict(sorted(kinds.items())),
+        "faults": kinds.total(),
+        "lost": sum(line["rows_lost"] for line in lines),
+        "repeated": sum(line["rows_repeated"] for line in lines),
+        "accepted": sum(not line["bitwise"] for line in lines),
+        "total_seconds": sum(line["total_seconds"] for line in lines),
+    }
+    if seconds:
+        told["recovery_p50"] = round(percentile(seconds, 0.5), 2)
+        told["recovery_p99"] = round(percentile(seconds, 0.99), 2)
+    return told
 
 
 def named(output: str) -> dict[str, int]:
@@ -48,6 +97,9 @@ def named(output: str) -> dict[str, int]:
         "corrupt_record": output.count("is damaged: its CRC-32C is not"),
         "stuck": output.count(" has waited "),
         "killed": output.count(" was killed by SIGKILL"),
+        "damaged_frame": output.count("damaged; it is sent again"),
+        "worker_died": output.count(" its number is handed out again"),
+        "shard_died": output.count(" another process takes over from its snapshot"),
     }
 
 
@@ -71,6 +123,7 @@ def recovery(workdir: pathlib.Path) -> dict[str, Any]:
     spent = goodput.told(workdir)
     told: dict[str, Any] = {
         "restarts": len(seconds),
+        "recoveries": [round(x, 3) for x in seconds],
         "seconds": {part: round(x, 3) for part, x in spent["seconds"].items()},
         "total_seconds": round(spent["total"], 3),
         "goodput": round(spent["step_share"], 4),

@@ -6,19 +6,25 @@ import numpy as np
 import pytest
 
 from experiments.processes.faults import (
+    BAD,
     KINDS,
     AtSeconds,
     AtStep,
+    BadLink,
     CorruptRecord,
+    DeadLink,
     Drawn,
     FlippedGradient,
     FlippedParameter,
     FullDisk,
     Kill,
+    Partition,
     Setting,
     as_dict,
     planned,
+    ways,
 )
+from experiments.processes.network.link import Link
 
 SETTING = Setting(num_processes=3, num_devices=6, num_records=50, batch_size=8)
 
@@ -38,6 +44,21 @@ def test_drawn_faults_are_a_function_of_the_seed():
     expected = 2000 / len(KINDS)
     assert max(abs(n - expected) for n in counts) < 5 * np.sqrt(expected)
     assert {fault.process for fault in plan if isinstance(fault, Kill)} == {0, 1, 2}
+    bad = [fault for fault in plan if isinstance(fault, BadLink)]
+    assert {fault.link for fault in bad} == set(BAD)
+    assert {fault.between for fault in bad} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+    groups = {frozenset(fault.group) for fault in plan if isinstance(fault, Partition)}
+    assert {len(group) for group in groups} == {1, 2} and len(groups) == 6
+
+
+def test_which_directions_a_fault_of_a_link_hits():
+    at = AtStep(2)
+    assert ways(BadLink(at, between=(2, 0)), 3) == [(2, 0), (0, 2)]
+    assert ways(DeadLink(at, between=(2, 0), one_way=True), 3) == [(2, 0)]
+    expected = {(0, 1), (1, 0), (2, 1), (1, 2), (0, 3), (3, 0), (2, 3), (3, 2)}
+    assert set(ways(Partition(at, group=(0, 2)), 4)) == expected
 
 
 def test_a_line_of_the_log_is_the_fault():
@@ -47,6 +68,10 @@ def test_a_line_of_the_log_is_the_fault():
         "element": 5, "bit": 20,
     }  # fmt: skip
     assert as_dict(0, Kill(AtSeconds(1.5)))["seconds"] == 1.5
+    assert as_dict(1, BadLink(AtStep(2), link=Link(loss=0.1))) == {
+        "number": 1, "kind": "bad_link", "step": 2, "between": (0, 1), "one_way": False,
+        "seconds": 3.0, "link": {"loss": 0.1},
+    }  # fmt: skip
 
 
 def test_a_fault_that_cannot_be_is_refused():
@@ -59,7 +84,13 @@ def test_a_fault_that_cannot_be_is_refused():
         (Kill(7), "`at` must be AtStep or AtSeconds"),
         (FlippedGradient(AtStep(2), row=8), "no row 8; the run has 8"),
         (FullDisk(AtSeconds(3.0)), "so `at` must be AtStep, not AtSeconds"),
+        (DeadLink(AtStep(2), between=(0, 3)), "no link between (0, 3); the run has 3"),
+        (BadLink(AtStep(2), between=(1, 1)), "no link between (1, 1)"),
+        (BadLink(AtStep(2), seconds=-1), "seconds -1 is not a number from 0 up"),
+        (Partition(AtStep(2), group=(0, 1, 2)), "must hold some and not all of the proc"),
         (Drawn(("kill", "flood"), 3, AtStep(2), 0), "no kind of fault 'flood'; choose of"),
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             planned([fault], SETTING)
+    with pytest.raises(ValueError, match="faults of links, and the run has 1 process"):
+        planned([Drawn(("partition",), 1, AtStep(2), 0)], Setting(1, 1, 9, 9))

@@ -1,6 +1,15 @@
 """The launcher's own errors, and those of what it starts."""
 
-from experiments.processes.children import fewer
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.processes.children import Keeper, fewer
 from tests.experiments.runs import command, run, run_together
 
 FLAGS = {  # a flag -> what the message must say
@@ -33,3 +42,44 @@ def test_an_error_of_what_it_starts_is_told_once():
 
 def test_fewer_processes_share_the_same_rows():
     assert [fewer(n) for n in (1, 2, 3, 4, 6, 7, 8, 9)] == [1, 1, 1, 2, 3, 1, 4, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks with threads")
+def test_a_keeper_becomes_a_command_again_and_again(tmp_path):
+    log = tmp_path / "log"
+    core = min(os.sched_getaffinity(0))
+    with log.open("ab") as out:
+        keeper = Keeper("timeit", list, out)  # timeit runs the code that it is given
+    for code, expected in [
+        ("import os, sys; print(sys.argv[1:3], os.sched_getaffinity(0))", 0),
+        ("import os; os._exit(7)", 7),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("import no_such_module", 1),
+    ]:
+        child = keeper.begin(["-n1", "-r1", code], {core})
+        assert child.wait(20) == expected and child.poll() == expected
+        child.kill()  # nothing is left to kill
+    assert f"['-n1', '-r1'] {{{core}}}" in log.read_text()
+    sleeps = ["-n1", "-r1", "import time; time.sleep(60)"]
+    for how in ("terminate", "kill"):
+        child = keeper.begin(sleeps, {core})
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.2)
+        getattr(child, how)()
+        assert child.wait(20) in (-signal.SIGTERM, -signal.SIGKILL)
+    child = keeper.begin(sleeps, {core})
+    while not child.pid:
+        child.poll()
+    keeper.process.kill()
+    assert child.wait(20) == -signal.SIGKILL and keeper.is_over()
+    keeper.close()
+    deadline = time.monotonic() + 10
+    while is_alive(child.pid):  # its child ends with it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs; one that nobody has waited for does not."""
+    file = pathlib.Path(f"/proc/{pid}/stat")
+    return file.exists() and file.read_text().rpartition(")")[2].split()[0] not in "ZX"

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.processes import namespaces
 from experiments.processes.linked import workers
+from experiments.processes.network import orders
 from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network
 from experiments.processes.network.link import Link, stream, uniform
@@ -107,9 +108,30 @@ def test_a_link_is_cut_in_one_direction_or_both_and_mended():
                 net.cut(*wrong)
         with pytest.raises(ValueError, match="rate 0: expected bits a second, above 0"):
             net.set_rate(0)
+        check_orders(net)
         net.process.kill()
         with pytest.raises(RuntimeError, match="has ended"):
             net.mend(0, 1)
+
+
+def check_orders(net) -> None:
+    """Processes worsen links for a time; what was below is there again afterwards."""
+    net.set_link(1, 2, Link(delay=0.01))
+    assert not orders.taken()
+    with orders.obeying(net):
+        orders.worsen([(1, 2), (2, 1)], Link(delay=0.03), 0)
+        assert 0.06 < min(round_trips(1, 2, 2)) < 0.08
+        orders.worsen([(1, 2)], None, 0.3)  # above the other
+        assert len(arrivals(2, 1, 2, silence=0.1)) == 2 and not arrivals(1, 2, 2)
+        net.set_link(1, 2, Link(delay=0.001))  # below
+        assert 0.06 < min(round_trips(1, 2, 2)) < 0.08
+        mend = net.impair([(1, 2), (2, 1)], Link())
+        assert min(round_trips(1, 2, 2)) < 0.01
+        mend()
+        assert min(round_trips(1, 2, 2)) > 0.06
+        with pytest.raises(ValueError, match="there is no host 7"):
+            net.impair([(1, 7)], None)
+    assert not orders.taken()
 
 
 def test_impossible_networks_are_refused(monkeypatch):

@@ -1,5 +1,6 @@
 """Law 5: a run that dies and goes on equals the run that never died."""
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from experiments.processes.children import Keeper
 from tests.experiments.runs import (
     ROOT,
     command,
@@ -57,26 +59,28 @@ def final_arrays(workdir, step):
     return [np.asarray(x) for x in jax.tree.leaves(arrays)]
 
 
-def test_killed_at_random_instants_is_bitwise_equal(folder):
+def test_killed_at_random_instants_is_bitwise_equal(folder, monkeypatch):
     """Every step is saved, so that kills fall into saves as well."""
+    monkeypatch.chdir(ROOT)
     rng = random.Random(KILLS)
     steps = 10 * KILLS
     flags = [*small(folder, save_every=1, steps=steps), "--devices=8"]
     whole, killed = folder / "never-killed", folder / "killed"
     run("train", *flags, f"--workdir={whole}")
     kills = 0
-    while kills < KILLS:
-        process = subprocess.Popen(
-            command("train", *flags, f"--workdir={killed}"),
-            cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(rng.uniform(1, 8))
-        assert process.poll() in (None, 0)
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
-        if (killed / "summary.json").exists():
-            break
+    with (
+        open(os.devnull, "ab") as nothing,
+        contextlib.closing(Keeper("experiments.train", list, nothing)) as keeper,
+    ):
+        while kills < KILLS and not (killed / "summary.json").exists():
+            child = keeper.begin([*flags, f"--workdir={killed}"], os.sched_getaffinity(0))
+            while not child.pid and child.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.5, 5))
+            assert child.poll() in (None, 0)
+            kills += child.poll() is None
+            child.kill()
+            child.wait(60)
     assert kills > KILLS / 2, f"the run was complete after {kills} kills"
     run("train", *flags, f"--workdir={killed}")
     assert losses(killed) == losses(whole)

@@ -3,6 +3,7 @@
 import json
 import time
 
+from experiments.processes.files import whole_records
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.goodput import Journal, account, told
 
@@ -89,10 +90,25 @@ def test_the_journal_of_a_killed_process_ends_with_its_last_heartbeat(tmp_path):
         (tmp_path / "heartbeats" / "0.json").write_text(json.dumps(beat))
         if name == "second":
             journal.mark("end", 4)
-    events = [json.loads(x) for x in (tmp_path / "time.jsonl").read_text().splitlines()]
+    events = whole_records(tmp_path / "time.jsonl")
     assert [x["event"] for x in events] == ["start", "last", "start", "end"]
     found = told(tmp_path)
     whole = clock.wall + clock.told()["elapsed"] - events[0]["wall"]
     assert abs(found["total"] - whole) < 1e-3 * whole + 2e-3
     assert found["seconds"]["lost"] >= 0.05 and found["seconds"]["step"] >= 0.05
     assert found["step_share"] == found["seconds"]["step"] / found["total"]
+
+
+def test_a_mark_may_be_later_than_the_last_heartbeat(tmp_path):
+    (tmp_path / "heartbeats").mkdir()
+    clock = Clock()
+    journal = Journal(tmp_path, clock, write=True)
+    journal.begin(0)
+    beat = {"step": 3, "part": "step", "wall": clock.wall} | clock.told()
+    (tmp_path / "heartbeats" / "0.json").write_text(json.dumps(beat))
+    time.sleep(0.01)
+    journal.mark("saved", 4)
+    Journal(tmp_path, Clock(), write=True).begin(4)
+    saved, last = whole_records(tmp_path / "time.jsonl")[1:3]
+    assert last == saved | {"event": "last"} and last["elapsed"] > beat["elapsed"]
+    assert told(tmp_path)["seconds"]["lost"] == 0.0

@@ -1,7 +1,13 @@
 """For whom a process waits, as its watchdog tells it."""
 
+import time
+
+import jax
+
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.heart import Beat, Heart, report
+from experiments.run.survival.waits import waited_for, within
+from tests.parallel.toy import SGD, batches, toy_learner, toy_program
 
 MINE = {"index": 0, "step": 7, "part": "step", "waited": 5.2, "deadline": 5.0, "every": 0.5}
 
@@ -19,6 +25,24 @@ def test_whom_it_names():
         assert f"it waits for {words}" in first
         assert "waited 5.2 s in the part 'step' after step 7" in first
         assert len(rest) == len(others) and "last finished step" in rest[0]
+
+
+def test_in_what_it_may_wait():
+    learner = toy_learner(SGD, loss_scale=1.0)
+    program = toy_program("zero1", learner, data=4)
+    batch = program.place(batches(1)[0])
+    program = program._replace(step=program.step.lower(program.abstract, batch).compile())
+    head, *lines = waited_for("step", program)
+    assert "one of the step's" in head and len(lines) > 1
+    # The gradients are summed before the parameters are gathered.
+    kinds = [line.split()[1] for line in lines]
+    assert kinds.index("reduce-scatter") < kinds.index("all-gather")
+    assert all("over data of " in line for line in lines)
+    one = program._replace(step=jax.jit(lambda x: x).lower(1.0).compile())
+    assert waited_for("step", one) == [] == waited_for("data", program)
+    assert "compares the copies" in waited_for("check", program)[0]
+    assert waited_for("step", program._replace(step=len)) == []  # as under pmap
+    assert within(0.05, lambda: time.sleep(1)) == within(9, lambda: list(1)) == []
 
 
 def test_each_reads_the_heartbeats_of_the_others(tmp_path):
