@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from experiments.processes.messages import human
+from experiments.run.phases.account import told_phases
 from experiments.run.summary import told_stragglers
 from experiments.sweeps.advice import recommendation
 from experiments.sweeps.figures import FIGURES
@@ -66,6 +67,7 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
     for row in rows:
         if told := told_stragglers(row.summary):
             said.append(f"{row.name} had stragglers: {told}.")
+        said += [f"{row.name}, {line}." for line in told_phases(row.summary)]
     if machine:
         said.append(
             f"The machine: {machine['cores']} cores, {machine['devices']} x "

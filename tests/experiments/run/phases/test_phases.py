@@ -234,7 +234,7 @@ BAD = [  # the later phases -> what the error says
 ]
 
 
-def test_bad_phases_are_refused_before_anything_is_allocated(runs):
+def test_bad_phases_are_refused_before_anything_is_allocated(runs, monkeypatch):
     before = sum(x.nbytes for x in jax.live_arrays())
     for phases, words in BAD:
         later = tuple(PhaseConfig(**{"after": 3} | each) for each in phases)
@@ -248,6 +248,10 @@ def test_bad_phases_are_refused_before_anything_is_allocated(runs):
             check_phases(config)
         assert words in str(error.value) and "\n" not in str(error.value)
     assert sum(x.nbytes for x in jax.live_arrays()) == before
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    parallel = ParallelConfig(data=8, phases=(PhaseConfig(after=3, data=1),))
+    with pytest.raises(ValueError, match="parallel.data 1: .* but 2 processes hold 8 dev"):
+        check_phases(replace(runs.config, parallel=parallel))
 
 
 def test_a_phase_has_the_batches_of_its_steps(runs):
