@@ -100,6 +100,7 @@ class Learner(NamedTuple):
     num_steps: int = 0  # of the whole run; 0: not known
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
+    offload: bool = False  # the optimizer's state lies in the host's memory (offload.py)
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.task.init(key)
