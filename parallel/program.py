@@ -102,6 +102,7 @@ class Learner(NamedTuple):
     told_loss: Callable[[Any, jax.Array], jax.Array] = lambda scale, loss: loss
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
+    offload: bool = False  # the optimizer's state lies in the host's memory (offload.py)
 
     def initial_state(self, key: Key, comm: Any = ()) -> TrainState:
         params = self.task.init(key)

@@ -47,9 +47,11 @@ from parallel.layout import (
     state_shardings,
 )
 from parallel.mesh import batch_axes, knowing, place_rows
+from parallel.offload import fetching, hosted, saved_near
 from parallel.program import (
     TENSOR,
     Batch,
+    Key,
     Learner,
     Metrics,
     Params,
@@ -184,6 +186,9 @@ def layout_program(
         )
         for each in (inner, learner)
     )
+    state_shapes = jax.eval_shape(inner.initial_state, jax.random.key(0))
+    held = hosted(shardings, state_shapes) if learner.offload else shardings
+    fetch, store = fetching(shardings, held)
     replicated = NamedSharding(mesh, P())
     shapes = jax.eval_shape(learner.task.init, jax.random.key(0))
     param_specs, _, opt_specs = layout_specs(
@@ -208,8 +213,8 @@ def layout_program(
 
     @partial(
         jax.jit,
-        in_shardings=(shardings, NamedSharding(mesh, P(batch_axes(mesh)))),
-        out_shardings=(shardings, replicated),
+        in_shardings=(held, NamedSharding(mesh, P(batch_axes(mesh)))),
+        out_shardings=(held, replicated),
         donate_argnums=0,
     )
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -217,26 +222,31 @@ def layout_program(
         # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(form.to(state.params), formed_shardings)
         params = jax.lax.with_sharding_constraint(params, update_shardings)
+        state, grads = fetch(state, grads)
         means = divided(grads, total_weight(sums, state.scale))
         state, metrics = update(inner, state, params, means, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
-        return state._replace(params=form.back(gather_updated(params))), metrics
+        state = state._replace(params=form.back(gather_updated(params)))
+        return store(state), metrics
+
+    def init(key: Key) -> TrainState:
+        return store(inner.initial_state(key))
 
     program = Program(
-        init=jax.jit(inner.initial_state, out_shardings=shardings),
+        init=jax.jit(init, out_shardings=held),
         step=step,
         params=lambda state: state.params,
         place=lambda batch: place_rows(mesh, batch),
         mesh=mesh,
-        abstract=abstract(inner.initial_state, shardings),
+        abstract=abstract(inner.initial_state, held),
     )
-    if inner is learner:
-        return program
-    return program._replace(
-        portable=jax.jit(form.portable, out_shardings=saved_shardings),
-        adopt=jax.jit(form.adopt, out_shardings=shardings),
-        saved=abstract(learner.initial_state, saved_shardings),
-    )
+    if inner is not learner:
+        program = program._replace(
+            portable=jax.jit(form.portable, out_shardings=saved_shardings),
+            adopt=jax.jit(form.adopt, out_shardings=shardings),
+            saved=abstract(learner.initial_state, saved_shardings),
+        )
+    return program if held is shardings else saved_near(program, shardings, held)
 
 
 def scatter_from_to(grads: Params, source, target, axis: str) -> Params:

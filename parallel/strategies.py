@@ -28,6 +28,7 @@ from parallel.layout import (
 )
 from parallel.local import PLANS, LocalConfig, local_program
 from parallel.mesh import batch_degree, device_mesh, is_absent
+from parallel.offload import check_offload
 from parallel.pipeline.program import check_cut, pipeline_program
 from parallel.pipeline.schedules import build_schedule
 from parallel.program import AXIS, SLICE, STAGE, TENSOR, Learner, Params, Program
@@ -69,6 +70,7 @@ class Strategy(NamedTuple):
     named: bool = True  # the optimizer sees parameters under their names
     ahead: bool = True  # also compiles for devices that are absent
     uneven: bool = False  # replicas may take different numbers of microbatches
+    offloads: bool = False  # the optimizer's state may lie in the host's memory
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
     layout: Layout = REPLICATED  # where the arrays of a replica's state lie
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
@@ -246,6 +248,7 @@ def sharded(
         counts=counts,
         layout=layout,
         named=named,
+        offloads=True,
     )
 
 
@@ -442,6 +445,16 @@ class SpreadConfig:
             "decides": False,
         },
     )
+    # what lies in the host's memory between steps, and not in the device's; it is copied to
+    # the device for the update, which takes time (docs/questions/how-is-memory-saved.md)
+    offload: str = field(
+        default="none",
+        metadata={
+            "choices": ("none", "optimizer"),
+            "only": where(offloads=True),
+            "decides": False,
+        },
+    )
     # a gradient of one replica whose norm is so many times the median of the others', or is
     # not finite where theirs are, stops the run; 0: none does
     outlier: float = field(
@@ -624,6 +637,8 @@ class ParallelConfig(SpreadConfig):
                 f"choose one of {', '.join(able)}"
             )
         self.row.check(self, mesh)
+        if self.offload == "optimizer":
+            check_offload(mesh)
         tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
         if jax.process_count() > 1 and local % tensor:
             raise ValueError(
@@ -658,4 +673,5 @@ class ParallelConfig(SpreadConfig):
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
     """Make the Program of the strategy; ValueError if the mesh cannot split the layers."""
     validate_tensor_dims(learner.task.tensor_dims, mesh.shape.get(TENSOR, 1))
+    learner = learner._replace(offload=config.offload == "optimizer")
     return config.row.program(learner, mesh, config)
