@@ -9,7 +9,7 @@ A cell is a member with a number of islands: first its trials, of a quarter of t
 then a run of full length for each seed. Trials and runs are lines of
 results/league.jsonl; what is there is not run again, so the command can be stopped at any
 time. The cells that tell the most come first, and the first seed of all before the second
-of any. --minutes ends it after the cell in which they are over.
+of any. --minutes ends it after the trial or the run in which they are over.
 """
 
 import math
@@ -23,7 +23,6 @@ from absl.flags import FLAGS
 from tqdm import tqdm
 
 from configs.base import Experiment
-from configs.sweeps.combine import Member
 from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
@@ -63,7 +62,6 @@ join.define_flags()
 MEASURE = flags.DEFINE_enum("measure", "all", ["all", ""], "Empty: measure nothing.")
 ONLY = flags.DEFINE_list("only", list(MEMBERS), "Names of the members to measure.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each run: 0, 1, ...", lower_bound=1)
-TRIALS_ONLY = flags.DEFINE_bool("trials_only", False, "Only tune.")
 QUICKLY = flags.DEFINE_bool("quick", False, f"Run {', '.join(QUICK)} again, and compare.")
 AT_SIZES = flags.DEFINE_bool("frontier", False, "Measure the frontier of sizes.")
 MINUTES = flags.DEFINE_float("minutes", math.inf, "End after so many minutes.")
@@ -112,17 +110,14 @@ def trained(config: Experiment) -> tuple[Line, Line]:
     } | ({"noise": noted} if noted else {})
 
 
-def tune(member: str, islands: int, text: str, file: pathlib.Path) -> Member:
-    """Go on with the search of a cell until it has ended; return the values found."""
-    if source := MEMBERS[member].tuned_as:
-        return tune(source, islands, text, file)
-    begin = tune(member, ALL[0], text, file) if islands != ALL[0] else {}
-    dims = dims_of(member, islands, begin)
-    while True:
-        tried = trials_of(read(file), member, islands)
-        point = following(dims, tried, length_of(islands))
-        if point is None:
-            return tuned_values(read(file), member, islands)
+def tune(member: str, islands: int, text: str, file: pathlib.Path) -> Iterator[None]:
+    """Go on with the search of a cell until it has ended; yield after each trial."""
+    member, begin = MEMBERS[member].tuned_as or member, {}
+    if islands != ALL[0]:
+        yield from tune(member, ALL[0], text, file)
+        begin = tuned_values(read(file), member, ALL[0])
+    dims, length = dims_of(member, islands, begin), length_of(islands)
+    while point := following(dims, trials_of(read(file), member, islands), length):
         values = begin | values_at(dims, point)
         config = member_config(
             member, SIZE, islands, TRIAL_SEED, values, FOLDER.value, trial=True
@@ -131,7 +126,8 @@ def tune(member: str, islands: int, text: str, file: pathlib.Path) -> Member:
         head = {"kind": "trial", "member": member, "size": SIZE, "islands": islands}
         line = {"point": list(point), "values": values, "steps": config.steps}
         write(file, head | line | figures | {"text": text})
-        say(f"trial {len(tried) + 1} of {member}, {islands} islands: {figures}, {values}")
+        say(f"trial of {member}, {islands} islands: {figures}, {values}")
+        yield
 
 
 def run(
@@ -155,13 +151,15 @@ def measure(text: str, file: pathlib.Path) -> None:
     """Tune and run what is not there yet, cell by cell, until the minutes are over."""
     end = time.monotonic() + 60 * MINUTES.value
     for member, size, islands, seed in wanted():
-        if time.monotonic() > end:
-            return
-        tune(member, islands, text, file)
+        for _ in tune(member, islands, text, file):
+            if time.monotonic() > end:
+                return
         head = {"kind": "run", "member": member, "size": size, "islands": islands}
         there = any((head | {"seed": seed}).items() <= line.items() for line in read(file))
-        if not there and not TRIALS_ONLY.value:
+        if not there:
             write(file, run(member, size, islands, seed, text, file))
+        if time.monotonic() > end:
+            return
 
 
 def wanted() -> Iterator[tuple[str, str, int, int]]:
