@@ -12,7 +12,7 @@ from experiments.studies.flips.shares import (
     found_share,
 )
 from experiments.studies.soak.table import soak_table
-from experiments.studies.soak.tell import named, percentile, recovery
+from experiments.studies.soak.tell import named, percentile, recovery, together
 
 
 def test_a_flip_is_found_by_what_it_makes_of_the_norm():
@@ -54,7 +54,9 @@ def test_recovery_is_from_an_end_to_the_next_start(tmp_path):
         "seed": 1, "faults": 3, "kinds": {"kill": 2, "flipped_parameter": 1},
         "rows_lost": 0, "rows_repeated": 0, "named": {"parted": 1}, "bitwise": True,
     }  # fmt: skip
-    assert "| 1 | 3 | 2 | 0 | 0 | 1 of 1 | yes | 10.0 s |" in soak_table([line])
+    assert "| sync | 1 | 3 | 2 | 0 | 0 | 1 of 1 | yes | 10.0 s |" in soak_table([line])
+    both = together([line, line | {"bitwise": False, "recoveries": [2.0, 30.0]}])
+    assert both | {"faults": 6, "accepted": 1, "recovery_p50": 10.0} == both
 
 
 def test_what_was_said_is_counted():
@@ -62,7 +64,8 @@ def test_what_was_said_is_counted():
         "step 3: replicas have parted in params/a\nprocess 1 of 2 was killed by SIGKILL\n"
     )
     assert named(2 * said) == {
-        "parted": 2, "damaged_checkpoint": 0, "corrupt_record": 0, "stuck": 0, "killed": 2
+        "parted": 2, "damaged_checkpoint": 0, "corrupt_record": 0, "stuck": 0, "killed": 2,
+        "damaged_frame": 0, "worker_died": 0, "shard_died": 0,
     }  # fmt: skip
     numbers = [float(x) for x in range(1, 101)]
     assert (percentile(numbers, 0.5), percentile(numbers, 0.99)) == (51.0, 100.0)
