@@ -61,7 +61,7 @@ def run(plan: Expected, speeds: list[float], floor: float) -> Line:
         output = pathlib.Path(folder) / "line.json"
         command = [
             *(sys.executable, "-m", "experiments.launch", f"--processes={len(speeds)}"),
-            *("--module=experiments.studies.live_worker", "--", *SMALL),
+            *("--module=experiments.studies.live_balance.worker", "--", *SMALL),
             f"--config.data.batch_size={2 * sum(plan.counts)}",
             f"--config.parallel.accumulation={EACH}",
             f"--speeds={','.join(map(str, speeds))}",
