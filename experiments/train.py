@@ -35,7 +35,7 @@ from experiments.run.build import (
     check_data,
     check_phases,
     given_vectors,
-    named,
+    within,
 )
 from experiments.run.compression.teacher import check_teacher
 from experiments.run.dry_run import dry_run
@@ -147,7 +147,7 @@ def phase_faults(
 ) -> list[list[Fault]]:
     """Return the faults as each phase reads them; all phases must be able to have them."""
     return [
-        named(phase, partial(read_faults, FAULTS.value, phase.config, mesh, data, folder))
+        within(phase, partial(read_faults, FAULTS.value, phase.config, mesh, data, folder))
         for phase, mesh in zip(phases, meshes, strict=True)
     ]
 
@@ -155,7 +155,7 @@ def phase_faults(
 def dry_runs(phases: list[Phase], meshes: list[Mesh]) -> None:
     """Print what each phase needs."""
     for phase in phases:
-        named(phase, partial(check_compiles, phase.config))
+        within(phase, partial(check_compiles, phase.config))
     for phase, mesh in zip(phases, meshes, strict=True):
         if phase.count > 1:
             print("\n" * bool(phase.index) + phase.told)

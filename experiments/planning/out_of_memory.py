@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 
@@ -20,6 +21,7 @@ from experiments.planning.advice import (
 )
 from experiments.planning.shapes import model_of
 from experiments.processes.messages import say, size
+from experiments.run.build import within
 from experiments.run.phases.phase import Phase, phases_of
 from parallel.cost.machine import Hardware, Link, Machine
 from parallel.cost.plan import Candidate, Model, candidates
@@ -36,7 +38,7 @@ def settled(config: Experiment, devices: Sequence[jax.Device] | None = None) -> 
     """
     for phase in phases_of(config):
         if not phase.config.parallel.accumulation:
-            number = fewest(phase.config, devices)
+            number = within(phase, partial(fewest, phase.config, devices))
             name = f"{phase.field}.accumulation"
             config = fields.override(copy.deepcopy(config), {name: number})
     return config

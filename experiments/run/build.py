@@ -77,11 +77,11 @@ def check_phases(
     """Check as `check` does; return the mesh of each phase."""
     config.validate()
     return [
-        named(phase, partial(check_phase, phase, devices)) for phase in phases_of(config)
+        within(phase, partial(check_phase, phase, devices)) for phase in phases_of(config)
     ]
 
 
-def named(phase: Phase, function: Callable[[], Any]) -> Any:
+def within(phase: Phase, function: Callable[[], Any]) -> Any:
     """Call a function; if it raises ValueError in a later phase, name the phase."""
     try:
         return function()
@@ -257,7 +257,7 @@ def check_data(config: Experiment, data: Data, *meshes: Mesh) -> None:
         )
     vocab_size = data.tokenizer.get_vocab_size()
     for phase, mesh in zip(phases_of(config), meshes, strict=False):
-        named(phase, partial(check_learned, phase.config, vocab_size, mesh))
+        within(phase, partial(check_learned, phase.config, vocab_size, mesh))
 
 
 def check_learned(config: Experiment, vocab_size: int, mesh: Mesh) -> None:

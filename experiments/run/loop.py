@@ -294,7 +294,7 @@ def shards_told(run: Run) -> str:
 
 
 def announce(run: Run, start: int, source: str) -> None:
-    program, train_meta = run.program, run.data.meta["train"]
+    program = run.program
     device = program.mesh.devices.flat[0]
     parameters = num_parameters(program.abstract_portable.params)
     parallel = run.config.parallel
@@ -303,6 +303,16 @@ def announce(run: Run, start: int, source: str) -> None:
         f"{human(parameters)} parameters, {parallel.strategy}{inside} over "
         f"{program.mesh.size} x {device.device_kind} in {jax.process_count()} process(es)"
     )
+    if not run.phase.index or start != run.phase.first:  # a later phase has the same text
+        announce_text(run)
+    warn_of_spikes(run)
+    if start:
+        say(f"going on from the {source} at step {start}")
+
+
+def announce_text(run: Run) -> None:
+    """Say what is read, and in which batches."""
+    train_meta = run.data.meta["train"]
     say(
         f"{human(train_meta['targets'])} training tokens in {train_meta['rows']} rows, "
         f"{train_meta['padding']:.2%} padding"
@@ -319,9 +329,6 @@ def announce(run: Run, start: int, source: str) -> None:
     for steps, rows in run.config.data.growth:
         say(f"after {steps} steps a batch has {rows} rows")
     warn_of_repetition(run)
-    warn_of_spikes(run)
-    if start:
-        say(f"going on from the {source} at step {start}")
 
 
 def warn_of_repetition(run: Run) -> None:

@@ -26,6 +26,12 @@ from experiments.run.workdir import read_config
 flags.disclaim_key_flags()  # --help then lists them as the command's own flags
 
 
+PARTS_BY_FLAG = {
+    name: f", and flags can set its parts, such as --config.{name}[0].{part}"
+    for name, part in {"data.sources": "path", "parallel.phases": "after"}.items()
+}
+
+
 class ConfigParser(flags.ArgumentParser):
     """Reads a config file; ml_collections' own parser shows a traceback."""
 
@@ -186,8 +192,7 @@ def check_override_names(argv: list[str], config: Experiment) -> None:
         if match and match[2] in in_files:
             raise ValueError(
                 f"no flag can give config.{match[2]}; write it in the config file"
-                + ", and flags can set its parts, such as --config.data.sources[0].path"
-                * (match[2] == "data.sources")
+                + PARTS_BY_FLAG.get(match[2], "")
             )
         if match and match[2] not in known:
             raise ValueError(

@@ -74,7 +74,8 @@ def main() -> None:
     measure_missing(file, heads, measure)
     if PAGE.value:
         page, lines = pathlib.Path(PAGE.value), read(file)
-        pages.fill(page, {"changes": change_table(lines)})
+        shown = f"![Losses by step, and their distances](../{PICTURE})"
+        pages.fill(page, {"changes": f"{change_table(lines)}\n\n{shown}"})
         (page.parents[1] / PICTURE).write_bytes(picture(lines))
 
 

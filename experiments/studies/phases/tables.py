@@ -65,6 +65,8 @@ def picture(lines: list[Line]) -> bytes:
     base = np.array(found[BASE][0]["curve"])
     for index, (member, (line, *_)) in enumerate(found.items()):
         curve, how = np.array(line["curve"]), style(index) | {"marker": "", "lw": 1}
+        if member == BASE:  # equal curves lie on it
+            how |= {"lw": 4, "alpha": 0.4}
         steps = np.arange(1, len(curve) + 1)
         left.plot(steps[NEAR - 1 :], smooth(curve), label=member, **how)
         if member != BASE:

@@ -20,7 +20,7 @@ from experiments.run.phases.account import by_phase
 from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases
 from experiments.run.phases.phase import phases_of
-from experiments.run.startup import numbers_for_words
+from experiments.run.startup import check_override_names, numbers_for_words
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.injection import largest_file
 from experiments.run.workdir import differences, saved_steps
@@ -278,6 +278,8 @@ def test_phases_are_values_of_a_config(runs):
     within = [each for each in fields.walk(config) if each.name.startswith(own)]
     assert len(within) > 40
     assert all(name.startswith(own) for each in within for name in each.only)
+    with pytest.raises(ValueError, match=r"such as --config.parallel.phases\[0\].after"):
+        check_override_names(["train", "--config.parallel.phases=()"], config)
     name = own + "accumulation"
     assert numbers_for_words([f"--config.{name}=auto"], config) == [f"--config.{name}=0"]
     found = settled(config)
