@@ -518,6 +518,11 @@ class ParallelConfig(SpreadConfig):
         return STRATEGIES[self.strategy]
 
     @property
+    def hosts_optimizer(self) -> bool:
+        """Whether the optimizer's state lies in the host's memory between steps."""
+        return self.offload == "optimizer" and self.row.offloads
+
+    @property
     def deals(self) -> bool:
         """Whether replicas may take different numbers of microbatches."""
         return bool(self.speeds) or self.stragglers != "ignore"
@@ -637,7 +642,7 @@ class ParallelConfig(SpreadConfig):
                 f"choose one of {', '.join(able)}"
             )
         self.row.check(self, mesh)
-        if self.offload == "optimizer":
+        if self.hosts_optimizer:
             check_offload(mesh)
         tensor, local = mesh.shape.get(TENSOR, 1), jax.local_device_count()
         if jax.process_count() > 1 and local % tensor:
@@ -673,5 +678,5 @@ class ParallelConfig(SpreadConfig):
 def build_program(config: "ParallelConfig", learner: Learner, mesh: Mesh) -> Program:
     """Make the Program of the strategy; ValueError if the mesh cannot split the layers."""
     validate_tensor_dims(learner.task.tensor_dims, mesh.shape.get(TENSOR, 1))
-    learner = learner._replace(offload=config.offload == "optimizer")
+    learner = learner._replace(offload=config.hosts_optimizer)
     return config.row.program(learner, mesh, config)

@@ -8,7 +8,8 @@ from parallel.cost.plan import Candidate
 ERROR = 0.1  # of most plans' memory, against the compiler (docs/planner.md)
 LOWERED_BY = {  # the part of the memory -> what makes it smaller
     "parameters": "--config.parallel.strategy=fsdp splits the parameters",
-    "optimizer": "--config.parallel.strategy=zero1 splits the optimizer's state",
+    "optimizer": "--config.parallel.strategy=zero1 splits the optimizer's state, and "
+    "--config.parallel.offload=optimizer keeps it in the host's memory",
     "exchange": "--config.parallel.exchange.codec=none keeps no residuals",
     "gradients": "--config.parallel.strategy=fsdp (or zero2) splits the gradients",
     "activations": "a larger --config.parallel.accumulation cuts the batch into smaller "

@@ -1,5 +1,6 @@
 """The constants of the machine that a process runs on, measured in seconds."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ def measure(seconds: float) -> dict[str, Any]:
         "memory": own_memory(mesh),
         "memory_bandwidth": copy_bandwidth(seconds),
         "overlaps": platform != "cpu",
+        "cache": core_cache() if platform == "cpu" else 0,
         "collectives": {},
     }
     if mesh.size > 1:
@@ -53,6 +55,12 @@ def own_memory(mesh) -> float:
     whole = memory_bytes(mesh)
     shared = jax.process_count() if jax.default_backend() == "cpu" else 1
     return whole / mesh.size / shared
+
+
+def core_cache() -> int:
+    """Return the bytes of a core's own second-level cache; 0: not known."""
+    name = "SC_LEVEL2_CACHE_SIZE"
+    return max(0, os.sysconf(name)) if name in os.sysconf_names else 0
 
 
 def repeated(run: Callable[[], Any], seconds: float) -> float:

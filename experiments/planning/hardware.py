@@ -54,11 +54,14 @@ def machine_of(found: dict[str, Any]) -> Machine:
         # A single device sends to none.
         links.get("all-reduce", Link(float("inf"), 0.0)),
         None,
+        # On a CPU the host's memory is the device's; on a GPU it was not measured.
+        host=float(found["memory_bandwidth"]),
         overlaps=bool(found["overlaps"]),
         efficiency=1.0,
         collectives=links,
         factors=factors,
         overhead=float(found.get("overhead", 0.0)),
+        cache=float(found.get("cache", 0.0)),
     )
 
 

@@ -78,7 +78,9 @@ def these(mesh: jax.sharding.Mesh) -> Hardware:
     if not is_absent(mesh) and jax.default_backend() != "cpu":
         memory = memory_bytes(mesh) / jax.device_count()
     unknown = {"float32": ((0.0, 1.0),)}
-    machine = Machine("this", unknown, memory, 1.0, Link(1.0, 0.0), None, efficiency=1.0)
+    machine = Machine(
+        "this", unknown, memory, 1.0, Link(1.0, 0.0), None, 1.0, efficiency=1.0
+    )
     return Hardware(machine, (mesh.size,))
 
 

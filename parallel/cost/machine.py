@@ -15,6 +15,7 @@ Sources:
   A100, H100, H200   NVIDIA's data sheets of the SXM modules with 80, 80 and 141 GB:
                      NVLink has 600 or 900 GB/s in both directions together. Between hosts:
                      a 200 or 400 Gb/s InfiniBand port for each GPU, as in DGX A100, H100.
+  host               PCIe: the same book for TPUs, 16 lanes of PCIe 4 and 5 for GPUs.
   latency            of one send: 1 us on a TPU's links (the same book), 2.5 us over
                      NVLink, 5 us over InfiniBand, 30 us between slices: assumed, not
                      measured here.
@@ -47,6 +48,7 @@ class Machine(NamedTuple):
     memory_bandwidth: float  # bytes/s
     inner: Link  # of one link of a torus, or of a device inside a host
     outer: Link | None  # between hosts or slices; None: there is only one
+    host: float  # bytes/s that a device sends to its host's memory, in one direction
     torus: int = 0  # dims of the torus; 0: the devices of a host reach each other directly
     ring: int = 0  # torus: a dim of this size or more is closed to a ring
     overlaps: bool = True  # sends and computes at the same time
@@ -59,6 +61,7 @@ class Machine(NamedTuple):
     # Part of a step's seconds -> how many times the roofline it takes, measured in steps.
     factors: dict[str, float] = {}
     overhead: float = 0.0  # seconds of a step, however small
+    cache: float = 0.0  # bytes of a layer's activations that need not go through memory
 
     @property
     def platform(self) -> str:
@@ -104,6 +107,7 @@ def tpu(
     bandwidth: float,
     link: float,
     outer: float = 25e9 / 8,
+    host: float = 16e9,
     **more,
 ):
     # The MXU takes bfloat16. JAX's default precision rounds float32 operands to it.
@@ -114,6 +118,7 @@ def tpu(
         bandwidth,
         Link(link, 1e-6),
         Link(outer, 30e-6),
+        host,
         program=22e6,
         **more,
     )
@@ -127,6 +132,7 @@ def gpu(
     bandwidth: float,
     inner: float,
     outer: float,
+    host: float,
 ):
     # A CUDA context and the libraries' own memory take about 1 GB.
     return Machine(
@@ -136,6 +142,7 @@ def gpu(
         bandwidth,
         Link(inner, 2.5e-6),
         Link(outer, 5e-6),
+        host,
     )
 
 
@@ -144,10 +151,10 @@ MACHINES = {
     for machine in (
         tpu("v5e", 197e12, 15.75, 819e9, 45e9, 0.8e9, torus=2, ring=16),
         tpu("v5p", 459e12, 95.74, 2765e9, 90e9, torus=3, ring=4),
-        tpu("v6e", 918e12, 31.25, 1640e9, 90e9, torus=2, ring=16),
-        gpu("a100", 312e12, 156e12, 80e9, 2039e9, 300e9, 25e9),
-        gpu("h100", 989e12, 494e12, 80e9, 3350e9, 450e9, 50e9),
-        gpu("h200", 989e12, 494e12, 141e9, 4800e9, 450e9, 50e9),
+        tpu("v6e", 918e12, 31.25, 1640e9, 90e9, host=32e9, torus=2, ring=16),
+        gpu("a100", 312e12, 156e12, 80e9, 2039e9, 300e9, 25e9, 31.5e9),
+        gpu("h100", 989e12, 494e12, 80e9, 3350e9, 450e9, 50e9, 63e9),
+        gpu("h200", 989e12, 494e12, 141e9, 4800e9, 450e9, 50e9, 63e9),
     )
 }
 

@@ -245,6 +245,10 @@ def weigh(
     policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
     for remat in reversed(policies.values()):
         used = held | memory.temporary_bytes(model, config, mesh, remat)
+        away = held["optimizer"] if config.hosts_optimizer else 0.0
+        # Once it is fetched, the activations are no longer there.
+        gone = sum(used[name] for name in ("activations", "logits", "workspace"))
+        used["optimizer"] -= min(away, gone)
         used["program"] = machine.program * model.written * model.layer_share
         time = computing(model, hardware, config, degrees, remat)
         time["optimizer"] = (
@@ -252,6 +256,7 @@ def weigh(
         ) / machine.memory_bandwidth
         time = {name: x * machine.factors.get(name, 1.0) for name, x in time.items()}
         time["overhead"] = machine.overhead
+        time["host"] = 2 * away / machine.host
         hiding = sum(waits[name] for name in hides)
         hidden = min(hiding, time["compute"])
         shown = {name: waits[name] * (1 - hidden / hiding) for name in hides if hiding}
@@ -289,7 +294,8 @@ def computing(
     layer *= layers * (4 if again else 3)
     outer *= 4 if model.loss_chunk else 3
     every = next(iter(model.saved.values()))
-    kept = activation_bytes(every, rows * model.seq_len, layers, tensor)
+    kept = activation_bytes(every, rows * model.seq_len, 1, tensor)
+    kept = layers * max(0.0, kept - machine.cache)
     touched = (PASSES + 2 * again) * kept / machine.memory_bandwidth
     logits = PASSES * memory.logits_bytes(model, rows, tensor)
     logits *= model.seq_len / model.loss_chunk / machine.memory_bandwidth

@@ -70,7 +70,7 @@ def state_of(planned: Candidate) -> float:
 
 def nothing_known() -> Machine:
     """Return a machine of which no seconds are asked."""
-    return Machine("none", {"float32": ((0.0, 1.0),)}, 1e12, 1.0, Link(1.0, 0.0), None)
+    return Machine("none", {"float32": ((0.0, 1.0),)}, 1e12, 1.0, Link(1.0, 0.0), None, 1.0)
 
 
 def of_mesh(model: Model, config: Experiment, mesh, hardware: Hardware) -> Candidate:

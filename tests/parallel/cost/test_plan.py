@@ -156,6 +156,17 @@ def test_measured_factors_and_the_overhead_are_part_of_the_seconds():
     assert other == found | changed and found["overhead"] == 0
 
 
+def test_an_optimizer_in_the_hosts_memory_takes_the_place_of_activations():
+    usual, hosted = (
+        plan(made_up(), parse("tpu-v5e:2x4"), ParallelConfig(offload=x), ["zero1"], 8)[0]
+        for x in ("none", "optimizer")
+    )
+    moments = usual.memory["optimizer"]
+    gone = sum(usual.memory[x] for x in ("activations", "logits", "workspace"))
+    assert hosted.memory_bytes == usual.memory_bytes - min(moments, gone)
+    assert hosted.time == usual.time | {"host": 2 * moments / 16e9}
+
+
 def test_seconds_are_a_roofline_and_alpha_plus_beta():
     machine = MACHINES["h100"]._replace(efficiency=1.0)
     square = Product(2.0 * T * D * D, D, 2.0 * T * D, D * D)
