@@ -21,7 +21,8 @@ import time
 
 from absl import flags
 
-from experiments.processes.faults import AtSeconds, Drawn, Setting, planned
+from experiments.processes.fault_plans import planned
+from experiments.processes.faults import AtSeconds, Drawn, Setting
 from experiments.processes.files import whole_records, write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
