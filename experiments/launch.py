@@ -31,6 +31,7 @@ from typing import BinaryIO, NamedTuple
 from absl import app, flags
 
 from experiments.processes import namespaces
+from experiments.processes.channel.holder import holding
 from experiments.processes.children import (
     GRACE_SECONDS,
     Keeper,
@@ -43,7 +44,6 @@ from experiments.processes.children import (
     settle,
     wait,
 )
-from experiments.processes.holder import holding
 from experiments.processes.messages import user_errors
 from experiments.processes.network.changes import Change, check, played
 from experiments.processes.network.emulator import network

@@ -11,7 +11,6 @@ results/goodput.jsonl, skips those that are there, and fills in the table of its
 """
 
 import json
-import math
 import pathlib
 import shutil
 import signal
@@ -21,16 +20,17 @@ import time
 
 from absl import flags
 
-from experiments.processes.faults import AtSeconds, Drawn, Setting, planned
+from experiments.processes.fault_plans import planned
+from experiments.processes.faults import AtSeconds, Drawn, Setting
 from experiments.processes.files import whole_records, write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.run.survival import goodput
 from experiments.run.survival.injection import LOG
+from experiments.studies.soak.table import goodput_table
 from experiments.studies.soak.tell import output_of, recovery
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
-from experiments.sweeps.tables import markdown
 
 CONFIG = startup.define_config()
 WORKDIR = startup.define_workdir()
@@ -108,23 +108,6 @@ def figures(workdir: pathlib.Path) -> Line:
     return found | {"lost_each": round(found["seconds"].get("lost", 0.0) / restarts, 2)}
 
 
-def table(lines: list[Line]) -> str:
-    """Return a row for each rate of faults and distance of copies."""
-    head = (
-        *("a fault in", "steps between copies", "faults", "goodput", "by Daly"),
-        *("lost by a fault", "recovery p50"),
-    )
-    body = [
-        [
-            *(f"{x['between']:g} s", x["copies"] or "none", x["restarts"]),
-            *(f"{x['goodput']:.1%}", f"{x.get('goodput_by_daly', math.nan):.1%}"),
-            *(f"{x['lost_each']:.1f} s", f"{x.get('recovery_p50', math.nan):.1f} s"),
-        ]
-        for x in lines
-    ]
-    return markdown(head, body) if body else "Not measured yet."
-
-
 def main() -> None:
     with user_errors():
         startup.load_config(CONFIG)
@@ -149,7 +132,7 @@ def main() -> None:
         write(file, line)
         say(json.dumps(line))
     if PAGE.value:
-        fill(pathlib.Path(PAGE.value), {"goodput": table(read(file))})
+        fill(pathlib.Path(PAGE.value), {"goodput": goodput_table(read(file))})
 
 
 if __name__ == "__main__":

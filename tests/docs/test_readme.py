@@ -23,7 +23,7 @@ from experiments.studies.hub.compare import table as hub_table
 from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.preparation.tables import preparation_tables
-from experiments.studies.soak.table import soak_table
+from experiments.studies.soak.table import goodput_table, soak_table
 from experiments.studies.staleness.tables import loss_table, won_table
 from experiments.studies.transfer.tables import transfer_tables
 from experiments.sweeps.link_tables import slow_link_table, wire_table
@@ -241,5 +241,6 @@ def test_the_tables_are_those_of_the_results():
     page = ROOT / "docs/questions/how-are-failures-survived.md"
     assert tables(page) == {
         "flips": flips_table(results["flips"]).strip(),
+        "goodput": goodput_table(results.get("goodput", [])),
         "soak": soak_table(results["soak"]).strip(),
     }

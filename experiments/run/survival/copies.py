@@ -1,11 +1,11 @@
 """Copies of the state in the memory of another host, from which a run goes on.
 
 All processes of a run die together, for a collective needs them all. But their launcher
-lives, and its holders (experiments/processes/holder.py) with it. So each process sends its
-own parts of the state, every few steps, to the holder of the next host. After a restart,
-the newest step of which all processes find a whole copy counts, if it is newer than the
-checkpoint. A copy has the parts as the devices hold them: it serves the same strategy on
-the same devices, and another layout goes back to the checkpoint.
+lives, and its holders (experiments/processes/channel/holder.py) with it. So each process
+sends its own parts of the state, every few steps, to the holder of the next host. After a
+restart, the newest step of which all processes find a whole copy counts, if it is newer
+than the checkpoint. A copy has the parts as the devices hold them: it serves the same
+strategy on the same devices, and another layout goes back to the checkpoint.
 """
 
 import json
@@ -19,8 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from configs.base import Experiment
-from experiments.processes.frames import Address, ask
-from experiments.processes.holder import KEPT, NAME
+from experiments.processes.channel.frames import Address, ask
+from experiments.processes.channel.holder import KEPT, NAME
 from experiments.processes.messages import say
 from parallel.program import Program, TrainState
 

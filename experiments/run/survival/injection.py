@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.processes.descendants import SERVER, descendants
+from experiments.processes.fault_plans import as_dict, check_kinds, planned, ways
 from experiments.processes.faults import (
     IN_STEP,
     KINDS,
@@ -45,15 +45,17 @@ from experiments.processes.faults import (
     Slow,
     Stop,
     TornCheckpoint,
-    as_dict,
-    check_kinds,
-    planned,
-    ways,
 )
 from experiments.processes.files import json_line, whole_records, write_whole
 from experiments.processes.network import orders
 from experiments.run.python_file import call_function
 from experiments.run.survival.copies import settings
+from experiments.run.survival.damage import (
+    checkpoints,
+    flip_in_file,
+    flip_in_tree,
+    largest_file,
+)
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE
 from lm.data.prepare import Data
@@ -329,47 +331,3 @@ def stop(seconds: float) -> None:
         wake = f"sleep {seconds}; kill -CONT {os.getpid()}"
         subprocess.Popen(["sh", "-c", wake], start_new_session=True)
     os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def checkpoints(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Return the folders of the complete checkpoints, the newest last."""
-    found = [f for f in (workdir / "checkpoints").glob("*") if f.name.isdigit()]
-    return sorted(found, key=lambda folder: int(folder.name))
-
-
-def largest_file(workdir: pathlib.Path) -> pathlib.Path:
-    """Return the largest file of arrays of the newest complete checkpoint."""
-    files = [file for file in checkpoints(workdir)[-1].rglob("d/*") if file.is_file()]
-    return max(files, key=lambda file: (file.stat().st_size, file))
-
-
-def flip_in_file(file: pathlib.Path, at: int, bit: int) -> None:
-    with file.open("r+b") as stream:
-        stream.seek(at)
-        (byte,) = stream.read(1)
-        stream.seek(at)
-        stream.write(bytes([byte ^ 1 << bit % 8]))
-
-
-def flip_in_tree(tree: Any, device: jax.Device, fault: FlippedParameter) -> Any:
-    """Flip a bit of what one device holds of one of the leaves."""
-    leaves, structure = jax.tree.flatten(tree)
-    here = [i for i, leaf in enumerate(leaves) if device in leaf.sharding.device_set]
-    at = here[fault.leaf % len(here)]
-    leaves[at] = flipped(leaves[at], device, fault.element, fault.bit)
-    return structure.unflatten(leaves)
-
-
-def flipped(x: jax.Array, device: jax.Device, element: int, bit: int) -> jax.Array:
-    """Flip a bit of an element of the part of an array that one device holds."""
-    parts = []
-    for shard in x.addressable_shards:
-        part = shard.data
-        if shard.device == device:
-            raw = np.array(part)
-            width = raw.dtype.itemsize
-            words = raw.reshape(-1).view(f"u{width}")
-            words[element % words.size] ^= words.dtype.type(1 << bit % (8 * width))
-            part = jax.device_put(raw, device)
-        parts.append(part)
-    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)

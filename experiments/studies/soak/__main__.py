@@ -25,16 +25,8 @@ import sys
 from absl import flags
 
 from experiments.processes import namespaces
-from experiments.processes.faults import (
-    KINDS,
-    OF_LINKS,
-    OF_SERVER,
-    AtStep,
-    Drawn,
-    Setting,
-    check_kinds,
-    planned,
-)
+from experiments.processes.fault_plans import check_kinds, planned
+from experiments.processes.faults import KINDS, OF_LINKS, OF_SERVER, AtStep, Drawn, Setting
 from experiments.processes.files import write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup

@@ -1,4 +1,6 @@
-"""The table of soaks of a page."""
+"""The tables of runs that met faults."""
+
+import math
 
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
@@ -30,3 +32,20 @@ def row(line: Line) -> list[str]:
         f"{line['goodput']:.1%}",
         f"{line['goodput_by_daly']:.1%}" if "goodput_by_daly" in line else "",
     ]
+
+
+def goodput_table(lines: list[Line]) -> str:
+    """Return a row for each rate of faults and distance of copies."""
+    head = (
+        *("a fault in", "steps between copies", "faults", "goodput", "by Daly"),
+        *("lost by a fault", "recovery p50"),
+    )
+    body = [
+        [
+            *(f"{x['between']:g} s", x["copies"] or "none", x["restarts"]),
+            *(f"{x['goodput']:.1%}", f"{x.get('goodput_by_daly', math.nan):.1%}"),
+            *(f"{x['lost_each']:.1f} s", f"{x.get('recovery_p50', math.nan):.1f} s"),
+        ]
+        for x in lines
+    ]
+    return markdown(head, body) if body else "Not measured yet."

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from experiments.processes.fault_plans import as_dict, planned, ways
 from experiments.processes.faults import (
     BAD,
     KINDS,
@@ -20,9 +21,6 @@ from experiments.processes.faults import (
     Kill,
     Partition,
     Setting,
-    as_dict,
-    planned,
-    ways,
 )
 from experiments.processes.network.link import Link
 

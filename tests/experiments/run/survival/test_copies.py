@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.processes import frames, holder
-from experiments.processes.holder import KEPT
+from experiments.processes.channel import frames, holder
+from experiments.processes.channel.holder import KEPT
 from experiments.run.survival import copies
 from experiments.run.survival.copies import Copies, check_copies, packed, unpacked
 from parallel.mesh import data_mesh

@@ -1,7 +1,11 @@
 """What the injector does to checkpoints, rows and memory, without processes that die."""
 
 import errno
+import os
 import re
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import jax
@@ -11,17 +15,26 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs import fields
 from configs.base import Experiment
+from configs.tiny import get_config
 from experiments.processes.faults import (
+    AtSeconds,
     AtStep,
+    BadLink,
     CorruptRecord,
+    DeadLink,
     FlippedCheckpoint,
+    FlippedFrame,
     FlippedGradient,
     FlippedParameter,
     Kill,
+    KillWorker,
+    Partition,
     ReadOnlyDisk,
     TornCheckpoint,
 )
+from experiments.processes.network.link import Link
 from experiments.run.survival import injection
 from experiments.run.survival.injection import (
     Injector,
@@ -127,6 +140,68 @@ def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
     data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
     with pytest.raises(ValueError, match="under strategy 'jit' replicas exchange none"):
         read_faults("flipped_gradient", Experiment(), data_mesh(-1), data, tmp_path)
+
+
+def test_a_fault_that_this_run_cannot_meet_is_refused(tmp_path, monkeypatch):
+    data = SimpleNamespace(train=SimpleNamespace(tokens=np.zeros((9, 2))))
+    monkeypatch.setattr(injection.jax, "process_count", lambda: 2)
+    served = fields.override(get_config(), {"parallel.strategy": "parameter_server"})
+    for flag, config, words in [
+        ("dead_link", get_config(), "no links that could be changed; start them with"),
+        ("kill_worker", get_config(), "strategy 'jit' with parallel.server.pool=here has"),
+        ("kill_shard", served, "'parameter_server' with parallel.server.pool=here has"),
+        ("flipped_frame", get_config(), "experiments.launch --copies=STEPS"),
+        ("flipped_parameter", served, "this process holds no parameters"),
+    ]:
+        with pytest.raises(ValueError, match=f"--faults={flag}: .*{words}"):
+            read_faults(flag, config, data_mesh(-1), data, tmp_path)
+
+
+def test_a_link_is_worsened_by_the_launcher_and_a_frame_as_it_leaves(tmp_path, monkeypatch):
+    monkeypatch.setattr(injection.jax, "process_count", lambda: 3)
+    asked = []
+    monkeypatch.setattr(injection.orders, "worsen", lambda *given: asked.append(given))
+    plan = [
+        BadLink(AtStep(2), between=(1, 0), one_way=True, link=Link(loss=0.1)),
+        Partition(AtStep(2), group=(2,), seconds=4.0),
+        FlippedFrame(AtStep(3), bit=9),
+        DeadLink(AtSeconds(0.001), between=(1, 2), seconds=0),
+    ]
+    ours = injector(tmp_path, plan)
+    deadline = time.monotonic() + 10
+    while not asked:  # the last one, between steps
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ours.before(2, None)
+    assert ours.before_frame(b"abc") == b"abc"
+    ours.before(3, None)
+    assert ours.before_frame(b"abc") == b"a`c" and ours.before_frame(b"abc") == b"abc"
+    assert asked == [
+        ([(1, 2), (2, 1)], None, 0),
+        ([(1, 0)], Link(loss=0.1), 3.0),
+        ([(2, 0), (2, 1), (0, 2), (1, 2)], None, 4.0),
+    ]
+    assert [line["number"] for line in logged(tmp_path)] == [3, 0, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_a_worker_is_killed_by_its_number(tmp_path):
+    named = ["bash", "-c", "exec -a 'ray::WorkerProcess x' sleep 60"]
+    workers = [subprocess.Popen(named) for _ in range(2)]
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 10
+        while len(injection.descendants(os.getpid(), injection.SERVER["worker"])) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        injector(tmp_path, [KillWorker(AtStep(2), victim=7)]).before(2, None)
+        first, last = sorted(workers, key=lambda worker: worker.pid)
+        assert last.wait(10) == -9  # 7 modulo 2
+        assert first.poll() is None and other.poll() is None
+    finally:
+        for process in [*workers, other]:
+            process.kill()
+            process.wait()
 
 
 def test_the_flag_names_a_kind_or_a_file(tmp_path):

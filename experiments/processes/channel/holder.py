@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 
 import google_crc32c
 
+from experiments.processes.channel.frames import Address, DamagedFrame, receive, send
 from experiments.processes.children import die_with_parent
-from experiments.processes.frames import Address, DamagedFrame, receive, send
 
 NAME = "LOCKSTEP_COPIES"  # in the environment: steps between copies, where holders are
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 # Not `python -m`: that would start the process again under JAX's allocator.
-START = "from experiments.processes.holder import main; main()"
+START = "from experiments.processes.channel.holder import main; main()"
 KEPT = 3  # copies of each process; all have the same steps, but for those that died
 
 
