@@ -290,7 +290,7 @@ def server(
                 "Ray: parallel.server.pool=ray"
             )
         check(config, mesh)
-        config.server.validate(config.exchange, config.strategy)
+        config.serving.validate(config.exchange, config.strategy)
 
     return Strategy(
         lambda learner, mesh, config: server_program(parts(learner, mesh, config), mesh),

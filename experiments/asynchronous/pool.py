@@ -47,7 +47,9 @@ class RayPool:
         self.config = setup.config.parallel.server
         self.began_ray = False
 
-    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
+    def start(
+        self, shards: Sequence[Snapshot], privates: Sequence[Private], here: Sequence[int]
+    ) -> None:
         if not self.ray.is_initialized():
             held = self.config.snapshot_every + 8 + 4 * self.config.workers
             store = STORE_BYTES + 2 * held * whole_bytes([each.params for each in shards])
@@ -58,14 +60,25 @@ class RayPool:
         self.log: list[Command] = []
         self.saving: tuple[int, list[Any]] | None = None
         self.shards = [self.new_shard(i) for i in range(len(shards))]
-        self.workers = [self.new_worker(w) for w in range(len(privates))]
+        self.workers = {worker: self.new_worker(worker) for worker in here}
         self.private = [self.ray.put(private) for private in privates]
         # An error that each start would meet again shows here, and not as deaths.
-        self.ray.get([actor.ping.remote() for actor in [*self.shards, *self.workers]])
+        self.ray.get([actor.ping.remote() for actor in self.actors])
         self.deaths = 0  # since the last update
         self.doing: dict[int, list[Any]] = {}  # worker -> what it will return
         self.done: dict[int, list[Any]] = {}
         self.merged: list[int] = []
+
+    @property
+    def actors(self) -> list[Any]:
+        return [*self.shards, *self.workers.values()]
+
+    def join(self, worker: int) -> None:
+        self.workers[worker] = self.new_worker(worker)
+
+    def leave(self, worker: int) -> None:
+        self.ray.kill(self.workers.pop(worker))
+        self.doing.pop(worker, None)
 
     def new_worker(self, index: int) -> Any:
         actor = self.ray.remote(WorkerProcess)
@@ -210,7 +223,7 @@ class RayPool:
         return self.ray.get(self.private)
 
     def close(self) -> None:
-        for actor in [*self.shards, *self.workers]:
+        for actor in self.actors:
             self.ray.kill(actor)
         if self.began_ray:
             self.ray.shutdown()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from parallel.exchange.config import CODECS, ExchangeConfig
+from parallel.server.attendance import check_attendance
 
 MODES = ("sync", "async", "ssp")
 MOST_WORKERS = 64  # a checkpoint has room for so many numbers that are out
@@ -45,6 +46,8 @@ class ServerConfig:
     pool: str = field(default="here", metadata={"choices": ("here", "ray"), **FREE})
     # how many times slower than the others each worker is, as in (1, 1, 1, 4); (): none is
     slow: tuple = field(default=(), metadata=FREE)
+    # workers that join or leave a live run: (updates, worker, "joins" or "leaves"), ...
+    attendance: tuple = field(default=(), metadata=FREE)
     # a step's duration varies by this standard deviation of its logarithm; seeded
     jitter: float = field(default=0.0, metadata={"at_least": 0, **FREE})
     # least seconds that a worker takes for a whole number, times how slow it is
@@ -83,6 +86,13 @@ class ServerConfig:
             raise ValueError(
                 f"parallel.server.slow is {self.slow!r}; expected numbers of 1 and more, "
                 "the times by which each worker is slower"
+            )
+        check_attendance(self.attendance, self.workers)
+        if self.attendance and self.synchronous:
+            raise ValueError(
+                f"parallel.server.attendance is {self.attendance!r}, but with "
+                "parallel.server.mode=sync the workers share the rows of each number, and "
+                "all of them must be there; choose async or ssp, or unset it"
             )
         if self.compensation and self.optimizer == "worker":
             raise ValueError(

@@ -78,10 +78,11 @@ class Forms:
         session: Session = state.comm
         params, opt, scale, outer, privates = session.kept(self.whole, self.outer)
         missing, clocks = session.desk.missing, session.desk.clocks
+        num = self.parts.config.workers
         comm = {
             "next": np.int32(session.desk.next),
             "missing": padded(missing, self.saved.comm["missing"].size),
-            "clocks": padded([clocks[worker] for worker in session.workers], MOST_WORKERS),
+            "clocks": padded([clocks.get(w, NOBODY) for w in range(num)], MOST_WORKERS),
             "private": jax.tree.map(
                 lambda *xs: np.stack(xs), *(self.joined(each) for each in privates)
             ),
@@ -100,8 +101,8 @@ class Forms:
             return open_desk(workers, int(state.step))
         missing = [n for n in state.comm["missing"].tolist() if n != NOBODY]
         desk = open_desk(workers, int(state.comm["next"]), missing)
-        clocks = state.comm["clocks"].tolist()
-        return desk._replace(clocks={w: max(clocks[w], 0) for w in workers})
+        clocks = enumerate(state.comm["clocks"].tolist()[: len(workers)])
+        return desk._replace(clocks={w: clock for w, clock in clocks if clock != NOBODY})
 
     def privates(self, state: TrainState) -> list[Private]:
         num = self.parts.config.workers

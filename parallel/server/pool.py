@@ -19,8 +19,16 @@ from parallel.server.worker import Order, Private, Rows, Told, Works
 class Pool(Protocol):
     now: float  # seconds of the pool's own clock
 
-    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
-        """Begin from these states of the shards and of the workers."""
+    def start(
+        self, shards: Sequence[Snapshot], privates: Sequence[Private], here: Sequence[int]
+    ) -> None:
+        """Begin from these states of the shards and of all workers; some are `here`."""
+
+    def join(self, worker: int) -> None:
+        """Let a worker join, which begins with what it kept when it left."""
+
+    def leave(self, worker: int) -> None:
+        """Let a worker leave at once; what it works on is lost."""
 
     def launch(self, order: Order, rows: Rows) -> None:
         """Let a worker pull, and then compute; return at once."""
@@ -86,12 +94,19 @@ class LocalPool:
         self.workers, self.new_shard = workers, new_shard
         self.now = 0.0
 
-    def start(self, shards: Sequence[Snapshot], privates: Sequence[Private]) -> None:
+    def start(
+        self, shards: Sequence[Snapshot], privates: Sequence[Private], here: Sequence[int]
+    ) -> None:
         self.shards = [self.new_shard(snapshot) for snapshot in shards]
         self.private = list(privates)
         self.doing: dict[int, Doing] = {}
         self.done: dict[int, tuple[Private, list[Any]]] = {}
         self.merged: list[int] = []
+
+    def join(self, worker: int) -> None: ...
+
+    def leave(self, worker: int) -> None:
+        self.doing.pop(worker, None)
 
     def launch(self, order: Order, rows: Rows) -> None:
         pulled = [shard.pull(order.worker, order.whole) for shard in self.shards]

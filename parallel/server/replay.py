@@ -1,5 +1,6 @@
 """A schedule, audited and replayed: what was applied, and the same parameters again."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from parallel.program import Key, Params
+from parallel.server.attendance import attended
 from parallel.server.config import ServerConfig
 from parallel.server.forms import Forms
 from parallel.server.kinds import Parts
@@ -49,14 +51,16 @@ def audit(
 
 def lags(lines: Sequence[Line], config: ServerConfig) -> list[int]:
     """Return for each push how many pushes its worker was ahead when it pulled."""
-    clocks = dict.fromkeys(range(config.workers), 0)
-    after = [dict(clocks)]  # the clocks after each update
+    clocks = attended({}, config.attendance, config.workers, 0)
+    after = [clocks]  # the clocks after each update
     pushes = list(dict.fromkeys((x.update, x.worker, x.version) for x in lines))
-    for update, worker, _ in pushes:
-        clocks[worker] += 1
-        after[update:] = [dict(clocks)]
+    for update, made in itertools.groupby(pushes, lambda push: push[0]):
+        for _, worker, _ in made:
+            clocks = {**clocks, worker: clocks.get(worker, 0) + 1}
+        clocks = attended(clocks, config.attendance, config.workers, update)
+        after[update:] = [clocks]
     return [
-        after[version][worker] - min(after[version].values())
+        after[version].get(worker, 0) - min(after[version].values())
         for _, worker, version in pushes
     ]
 
@@ -79,9 +83,8 @@ def replay(parts: Parts, mesh: Mesh, lines: Sequence[Line], rows: Rows, key: Key
         if parts.merging is None:
             session.update(told)
         else:
-            session.desk = session.desk._replace(
-                out={worker: session.orders[worker].numbers for worker in told}
-            )
+            out = {worker: session.orders[worker].numbers for worker in told}
+            session.desk = session.desk._replace(out=out, clocks=dict.fromkeys(told, 0))
             session.merged(told, made[0].step)
     return session.params(forms.whole.params)
 

@@ -10,6 +10,7 @@ A step of the training loop is
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 
 from parallel.program import Metrics, Params, TrainState, divisor, weight_of
 from parallel.readings import APPLIED
-from parallel.server.desk import Desk, give_back, hand, lag, may_start, take
+from parallel.server.attendance import attended, present
+from parallel.server.desk import Desk, give_back, hand, lag, leave, may_start, take
 from parallel.server.kinds import Parts
 from parallel.server.merging import local_steps, weights, window
 from parallel.server.parts import cut, join, part_of
@@ -62,7 +64,7 @@ class Session:
     def __init__(self, parts: Parts, pool: Pool):
         self.parts, self.pool = parts, pool
         self.config, self.learner = parts.config, parts.learner
-        self.workers = range(self.config.workers)
+        self.workers: Sequence[int] = range(self.config.workers)  # that are here
         self.orders: dict[int, Order] = {}
         self.lags: dict[int, int] = {}
         self.speeds: dict[int, float] = {}  # worker -> numbers a second, of its last push
@@ -81,14 +83,35 @@ class Session:
         `outer` is what the shards' optimizer has kept, if each worker has the Learner's;
         (): it begins.
         """
-        self.desk, self.scale, self.updates = desk, state.scale, updates
+        self.scale, self.updates = state.scale, updates
         self.bare = set(self.workers)  # workers without a copy of the parameters
+        self.workers = present(self.config.attendance, self.config.workers, updates)
+        self.desk = desk._replace(clocks=self.clocks(desk))
         snapshots, kept = [], outer if self.parts.own_optimizer else state.opt
         for params in cut(state.params, self.config.shards):
             opt = part_of(kept, first_opt(self.parts.rules.optimizer, params))
             opt = jax.device_get(opt)
             snapshots.append(Snapshot(updates, updates, params, opt, {}, {}))
-        self.pool.start(snapshots, privates)
+        self.pool.start(snapshots, privates, self.workers)
+
+    def clocks(self, desk: Desk) -> dict[int, int]:
+        """Return the clocks of those that are here now."""
+        events, num = self.config.attendance, self.config.workers
+        return attended(desk.clocks, events, num, self.updates)
+
+    def attend(self) -> None:
+        """Let workers join and leave whose turn it is after so many updates."""
+        clocks = self.clocks(self.desk)
+        for worker in self.desk.clocks.keys() - clocks.keys():
+            self.desk = leave(self.desk, worker)
+            self.orders.pop(worker, None)
+            self.speeds.pop(worker, None)
+            self.bare.add(worker)
+            self.pool.leave(worker)
+        for worker in sorted(clocks.keys() - self.desk.clocks.keys()):
+            self.pool.join(worker)
+        self.workers = sorted(clocks)
+        self.desk = self.desk._replace(clocks=clocks)
 
     def launch(self, worker: int, numbers: tuple[int, ...], rows: Rows) -> None:
         order = Order(worker, numbers, self.updates, worker in self.bare, self.scale)
@@ -98,6 +121,7 @@ class Session:
 
     def hand_out(self, rows: Rows) -> None:
         """Give work to all that may start, before the next push changes the parameters."""
+        self.attend()
         end = self.learner.num_steps or None
         for worker in self.workers:
             if may_start(self.desk, worker, self.config.bound, end):

@@ -38,13 +38,13 @@ from experiments.studies.asynchronous.members import (
     timed,
     uneven,
 )
+from experiments.studies.asynchronous.rates import best_place, place, rate_of, tune, tuning
 from experiments.studies.asynchronous.runs import Bench
 from experiments.studies.asynchronous.tables import (
     islands_table,
     seconds_table,
     speed_table,
 )
-from experiments.studies.rates import best_place, place, rate_of, tune, tuning
 from experiments.sweeps import pages
 from experiments.sweeps.results import Line, measure_missing, read
 

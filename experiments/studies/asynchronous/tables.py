@@ -5,7 +5,7 @@ import math
 import statistics
 
 from experiments.studies.asynchronous.members import MERGES, MODES, SLOW, SYNC
-from experiments.studies.rates import best_place, place
+from experiments.studies.asynchronous.rates import best_place, place
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 

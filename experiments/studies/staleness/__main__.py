@@ -25,8 +25,8 @@ from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.run.build import check
+from experiments.studies.asynchronous.rates import TRIALS, tune
 from experiments.studies.asynchronous.runs import Bench
-from experiments.studies.rates import TRIALS, tune
 from experiments.studies.staleness.members import (
     PLAIN,
     RATE,

@@ -5,7 +5,7 @@ import dataclasses
 from configs.base import Experiment
 from configs.sweeps.combine import Member
 from experiments.studies.asynchronous.members import base_config
-from experiments.studies.rates import place
+from experiments.studies.asynchronous.rates import place
 
 STALENESS = (0, 1, 2, 4, 8)
 PLAIN = "plain"

@@ -2,7 +2,7 @@
 
 import statistics
 
-from experiments.studies.rates import best_place, place
+from experiments.studies.asynchronous.rates import best_place, place
 from experiments.studies.staleness.members import METHODS, PLAIN, SAME_IF_FRESH, STALENESS
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+from collections import Counter
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from configs import fields
 from configs.base import Experiment
 from configs.tiny import get_config
 from experiments.asynchronous.bodies import Setup
-from experiments.asynchronous.pool import RayPool
-from experiments.run.build import build_task, learner_of
+from experiments.asynchronous.pool import RayPool, pool_of
+from experiments.run.build import build, build_task, check, learner_of
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare
 from lm.data.rows.order import batch_reader
@@ -37,6 +38,7 @@ def experiment(corpus: pathlib.Path) -> Experiment:
             "parallel.server.staleness": 3, "parallel.server.workers": 2,
             "parallel.server.pool": "ray", "parallel.server.compensation": 0.5,
             "parallel.server.snapshot_every": 2,
+            "parallel.server.attendance": ((9, 1, "leaves"), (11, 1, "joins")),
         },
     )  # fmt: skip
 
@@ -50,6 +52,7 @@ def kill(actor) -> None:
 def check_deaths(corpus: pathlib.Path) -> None:
     """Kill workers and shards with kill -9, and let a new pool go on from a cut.
 
+    In the new pool a worker leaves, and another process comes back in its place.
     No number is lost or repeated, and the schedule gives the same bits in this process.
     """
     config = experiment(corpus)
@@ -88,11 +91,46 @@ def check_deaths(corpus: pathlib.Path) -> None:
     pools[0].close()
     state, more = steps(program.adopt(saved), STEPS - 8)
     lines += more
+    assert {x.worker for x in lines if x.update in (10, 11)} == {0}
     found = audit(lines, STEPS, [], parallel.serving)
     assert (found.applied, found.lost, found.repeated) == (STEPS, 0, 0)
     assert found.max_lag <= 3
     params = jax.device_get(program.params(state))
     program.close()
+    rows, key = batch_reader(data.train, row_order(config)), jax.random.key(config.seed)
+    again = replay(made, mesh, lines, rows, key)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def check_islands(corpus: pathlib.Path) -> None:
+    """Let islands of unlike speed train in processes; replay what they pushed."""
+    config = fields.override(
+        experiment(corpus),
+        {
+            "steps": 14, "parallel.strategy": "async_diloco", "parallel.local.every": 4,
+            "parallel.merge.by_speed": True, "parallel.exchange.codec": "int8",
+            "parallel.exchange.keep": 0.01, "parallel.server.mode": "sync",
+            "parallel.server.staleness": 2, "parallel.server.compensation": 0.0,
+            "parallel.server.slow": (1, 4), "parallel.server.floor": 0.2,
+            "parallel.server.attendance": (), "parallel.server.shards": 1,
+        },
+    )  # fmt: skip
+    mesh, data = check(config), prepare(config.data)
+    vocab_size = data.tokenizer.get_vocab_size()
+    task, program = build(
+        config, vocab_size, mesh, new_pool=pool_of(config, vocab_size, mesh)
+    )
+    state, lines = program.init(jax.random.key(config.seed)), []
+    for _ in range(config.steps):
+        state, metrics = program.step(state, None)
+        lines += metrics["applied"]
+    params = jax.device_get(program.params(state))
+    program.close()
+    found = audit(lines, config.steps, [], config.parallel.serving)
+    assert (found.applied, found.lost, found.repeated) == (config.steps, 0, 0)
+    pushes = Counter((x.update, x.worker) for x in lines)
+    assert pushes[1, lines[0].worker] == 4 and {who for _, who in pushes} == {0, 1}
+    made = config.parallel.row.parts(learner_of(config, task), mesh, config.parallel)
     rows, key = batch_reader(data.train, row_order(config)), jax.random.key(config.seed)
     again = replay(made, mesh, lines, rows, key)
     jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -11,6 +11,7 @@ from experiments.run.build import check, check_compiles
 from parallel.mesh import data_mesh
 
 SERVER = {"parallel.strategy": "parameter_server", "parallel.data": 1}
+ASYNC = {"parallel.server.mode": "async"}
 ISLANDS = {"parallel.strategy": "async_diloco"}
 REFUSED = [
     ({"parallel.server.shards": 99}, "shards 99 is more than the .* arrays of parameters"),
@@ -45,6 +46,24 @@ REFUSED = [
     ({"optim.clip_value": 1.0}, "clip_value 1.0 changes the norm .*shards 2 sees a part"),
     ({"robust.weights": "huber"}, "no effect where parallel.strategy"),
     ({"trace_norms": True}, "trace_norms is set, but strategy 'parameter_server'"),
+    (ASYNC | {"parallel.server.attendance": ((3, 9, "leaves"),)}, "worker of 0 to 3"),
+    (ASYNC | {"parallel.server.attendance": ((3, 0, "goes"),)}, "expected .updates, work"),
+    (
+        ASYNC | {"parallel.server.attendance": ((3, 0, "leaves"), (5, 0, "leaves"))},
+        "worker 0 leaves twice in a row",
+    ),
+    (
+        ASYNC | {"parallel.server.attendance": ((3, 0, "leaves"), (3, 0, "joins"))},
+        "two events of a worker at the same update",
+    ),
+    (
+        ASYNC | {"parallel.server.attendance": tuple((2, w, "leaves") for w in range(4))},
+        "after 2 updates no worker is left of parallel.server.workers 4",
+    ),
+    (
+        {"parallel.server.attendance": ((3, 0, "leaves"),)},
+        "with parallel.server.mode=sync the workers share the rows",
+    ),
     ({"parallel.merge.quorum": 2}, "merge.quorum is 2, but it has no effect where"),
     (ISLANDS | {"parallel.merge.quorum": 5}, "quorum 5 is more than .*workers 4"),
     (ISLANDS | {"parallel.server.mode": "ssp"}, "mode is 'ssp', but it has no effect"),

@@ -12,7 +12,7 @@ from experiments.processes.ray_tasks import AHEAD, RayTasks
 from lm.data.cleaning.cores import Cores
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare
-from tests.experiments.asynchronous.deaths import check_deaths
+from tests.experiments.asynchronous.deaths import check_deaths, check_islands
 from tests.experiments.runs import write_corpus
 
 CORES = 2
@@ -64,6 +64,7 @@ def test_ray(tmp_path, monkeypatch):
         prepare(config, lambda: contextlib.nullcontext(there))
         check_stream(tasks, tmp_path / "died")
         check_deaths(tmp_path)
+        check_islands(tmp_path)
     assert there.given == here.given
     assert sum(each.sketch is not None for piece in here.given for each in piece) > 30
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")

@@ -4,8 +4,14 @@ import math
 
 import pytest
 
+from experiments.studies.asynchronous.rates import (
+    best_place,
+    next_place,
+    place,
+    rate_of,
+    tune,
+)
 from experiments.studies.asynchronous.tables import islands_table, reached
-from experiments.studies.rates import best_place, next_place, place, rate_of, tune
 from experiments.studies.staleness.members import METHODS, PLAIN, pairs
 from experiments.studies.staleness.tables import loss_table, won_table
 from experiments.sweeps.results import read

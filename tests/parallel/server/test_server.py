@@ -209,6 +209,38 @@ def test_other_workers_and_shards_take_over_what_was_kept():
     assert sorted(line.number for line in lines + more) == list(range(16))
 
 
+EVENTS = ((3, 2, "joins"), (5, 0, "leaves"), (9, 0, "joins"), (9, 1, "leaves"))
+
+
+def test_workers_join_and_leave_a_live_run_and_nothing_is_lost():
+    """Worker 2 comes late, worker 0 is away for a while, worker 1 goes for good."""
+    for mode, worker in (("async", "server"), ("ssp", "worker")):
+        server = {
+            "mode": mode, "workers": 3, "slow": (2, 1, 1.5), "attendance": EVENTS,
+            "optimizer": worker,
+        }  # fmt: skip
+        p = program(CLIPPED, 20, **server)
+        state, _, lines = take(p, p.init(jax.random.key(1)), 7)
+        saved = jax.device_get(p.portable(state))  # while worker 0 is away
+        assert saved.comm["clocks"].tolist()[:4] == [
+            -1,
+            *[state.comm.desk.clocks[w] for w in (1, 2)],
+            -1,
+        ]
+        state, params, more = take(p, p.adopt(saved), 13)
+        lines += more
+        found = audit(lines, 20, [], ServerConfig(**server))
+        assert (found.applied, found.lost, found.repeated) == (20, 0, 0)
+        assert found.max_lag == max(line.lag for line in lines)
+        who = [line.worker for line in lines]  # of the updates 1, 2, ...
+        assert set(who[:3]) == {0, 1} and set(who[3:5]) <= {0, 1, 2}
+        assert set(who[5:9]) == {1, 2} and set(who[9:]) == {0, 2}
+        # Who leaves pulls everything when it is back.
+        assert next(x for x in lines[9:] if x.worker == 0).whole
+        made, draw = parts(CLIPPED, 20, **server), rows(64).__getitem__
+        assert_same(replay(made, data_mesh(1), lines, draw, jax.random.key(1)), params)
+
+
 def test_an_audit_sees_what_is_lost_or_repeated():
     lines = [Line(u, u % 2, n, 0, False, 0, 1, u) for u, n in enumerate([0, 1, 1, 3], 1)]
     found = audit(lines, 5, [4], ServerConfig(mode="async", workers=2))
