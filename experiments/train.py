@@ -109,7 +109,7 @@ def main() -> None:
                 for phase, mesh in zip(phases, meshes, strict=True)
             ]
             for phase in phases:
-                named(phase, partial(check_copies, phase.config))
+                within(phase, partial(check_copies, phase.config))
             faults = phase_faults(phases, meshes, data, folder)[0]
             change = new_end(folder, config, data)
             held.enter_context(join.leaving_at_once())
