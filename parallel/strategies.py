@@ -625,6 +625,14 @@ class ParallelConfig(SpreadConfig):
                     "leave that phase out, or give more steps"
                 )
             before = phase.after
+        rows = {name: STRATEGIES[name] for name in self.strategies}
+        apart = [n for n, row in rows.items() if row.apart and not row.synchronous]
+        if self.phases and apart:
+            raise ValueError(
+                f"strategy {apart[0]!r} cannot be one of several phases: each of its "
+                "islands takes fewer steps than the run, so the learning rate would jump; "
+                "leave out parallel.phases, or choose another strategy"
+            )
 
     def validate(self, rows: int, mesh: Mesh, name: str = "data.batch_size") -> None:
         """Raise ValueError if a batch of so many rows or the mesh does not suit."""

@@ -500,8 +500,7 @@ FAULTS = [
     ),
     Fault(
         "each process reads the same rows", "lm/data/rows/order.py",
-        "np.arange(process * local, (process + 1) * local, dtype=np.int32)",
-        "np.arange(local, dtype=np.int32)",
+        "every[process * local : (process + 1) * local]", "every[:local]",
         "lm/data/test_prepare.py",
     ),
     Fault(

@@ -234,6 +234,7 @@ BAD = [  # the later phases -> what the error says
         "phases[0].local.every is 2, but it has no effect where parallel.phases[0].strat",
     ),
     ([{"strategy": "diloco"}], SECOND + "robust.weights is 'huber', but it has no effect"),
+    ([{"strategy": "async_diloco"}], "'async_diloco' cannot be one of several phases"),
 ]
 
 
