@@ -78,7 +78,8 @@ def main() -> None:
             again = replayed(folder, config, learner, mesh, lines)
         found["replay_equal"] = same_bits(again, state.params)
         fine = fine and found["replay_equal"]
-    print(json_line({"mode": server.mode, "updates": int(state.step)} | found), end="")
+    updates = max((line.update for line in lines), default=0)
+    print(json_line({"mode": server.mode, "updates": updates} | found), end="")
     sys.exit(0 if fine else 1)
 
 

@@ -257,6 +257,21 @@ FAULTS = [
         "parallel/server/test_packing.py kept",
     ),
     Fault(
+        "the buffer of delayed Nesterov is never emptied", "parallel/server/merging.py",
+        "jnp.where(last, 0, b), buffer", "b, buffer",
+        "parallel/server/test_merging.py nesterov_by_hand",
+    ),
+    Fault(
+        "numbers of a merge are told of twice", "parallel/server/session.py",
+        "del self.merge.untold[: step - self.desk.applied]", "pass",
+        "parallel/server/test_merging.py uneven",
+    ),
+    Fault(
+        "an island's push is not weighed by its tokens", "parallel/server/merging.py",
+        "count / total if total else 0.0", "1 / len(counts)",
+        "parallel/server/test_merging.py synchronous_diloco",
+    ),
+    Fault(
         "a pull always carries everything", "parallel/server/shard.py",
         "if not whole and self.seen[worker] == self.changed:", "if False:",
         "parallel/server/test_packing.py newer",

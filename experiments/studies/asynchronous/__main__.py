@@ -32,9 +32,11 @@ from experiments.studies.asynchronous.members import (
     EVERY,
     MERGES,
     MODES,
+    OUTER_RATE,
     SLOW,
     base_config,
     merged,
+    outer_middle,
     timed,
     uneven,
 )
@@ -60,7 +62,6 @@ RESULTS = flags.DEFINE_string(
 PAGE = pages.define_page("docs/questions/how-does-asynchronous-training-work.md")
 WARM_UP = 8  # updates before seconds count: processes compile
 POINTS = 6  # of the curve of a run of islands
-OUTER_RATE = 0.5  # about the best outer rate
 
 
 def speed_head(mode: str, seed: int) -> Line:
@@ -119,7 +120,7 @@ def run_part(part: str, file: pathlib.Path, bench: Bench) -> None:
     for merge in filter(wanted, MERGES):
         head = partial(islands_head, merge)
         if part == "islands":
-            tune(file, head, of, place(OUTER_RATE), SEEDS.value)
+            tune(file, head, of, place(outer_middle(merge)), SEEDS.value)
         if part == "seconds" and (tried := tuning(read(file), head)):
             rate = rate_of(best_place(tried))
             measure_missing(file, [seconds_head(merge, rate)], of)

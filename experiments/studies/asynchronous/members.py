@@ -46,6 +46,17 @@ MERGES: dict[str, Member] = {
     "quorum of 3": {"parallel.merge.quorum": len(SLOW) - 1},
 }
 SYNC, EVERY = "sync", 8
+OUTER_RATE = 0.5  # about the best of sync
+
+
+def outer_middle(merge: str) -> float:
+    """Return where the search of an outer rate begins: at the same move per number.
+
+    A merge of fewer pushes is made more often; delayed Nesterov divides each by N.
+    """
+    given = MERGES[merge]
+    quorum = given.get("parallel.merge.quorum", 1)
+    return OUTER_RATE * quorum * given.get("parallel.merge.momentum_every", 1) / len(SLOW)
 
 
 def merged(merge: str, rate: float) -> Member:
