@@ -38,6 +38,7 @@ from experiments.studies.league.members import (
     QUICK,
     ROWS,
     SIZE,
+    STEPS,
     TRIAL_SEED,
     cells,
     dims_of,
@@ -155,7 +156,8 @@ def measure(text: str, file: pathlib.Path) -> None:
             if time.monotonic() > end:
                 return
         head = {"kind": "run", "member": member, "size": size, "islands": islands}
-        there = any((head | {"seed": seed}).items() <= line.items() for line in read(file))
+        head |= {"seed": seed, "steps": STEPS}
+        there = any(head.items() <= line.items() for line in read(file))
         if not there:
             write(file, run(member, size, islands, seed, text, file))
         if time.monotonic() > end:

@@ -93,13 +93,13 @@ def summed(heads: list[tuple], lines: list[Line], seconds: dict[str, float]) -> 
     done = number = tokens = 0
     hours = left = 0.0
     for kind, member, label, islands, which in heads:
-        cell = (kind, member, label, islands)
-        found = [
-            x for x in lines if (x["kind"], x["member"], x["size"], x["islands"]) == cell
-        ]
+        steps = STEPS // TRIAL_SHARE if kind == "trial" else STEPS
+        keys = ("kind", "member", "size", "islands", "steps")
+        cell = (kind, member, label, islands, steps)
+        found = [x for x in lines if tuple(x[key] for key in keys) == cell]
         wanted = which if kind == "trial" else 1
         there = [x for x in found if kind == "trial" or x["seed"] == which]
-        each = tokens_of(islands, STEPS // TRIAL_SHARE if kind == "trial" else STEPS)
+        each = tokens_of(islands, steps)
         one = each * seconds[label] / CORES / 3600
         done, number, tokens = done + len(there), number + wanted, tokens + each * wanted
         hours, left = hours + one * wanted, left + one * max(wanted - len(there), 0)

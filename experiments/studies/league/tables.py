@@ -14,6 +14,8 @@ from experiments.studies.league.members import (
     MEMBERS,
     SIZE,
     SIZES,
+    STEPS,
+    TRIAL_SHARE,
     cells,
     dims_of,
     tokens_of,
@@ -70,7 +72,9 @@ def trials_of(lines: list[Line], member: str, islands: int) -> Tried:
 
 
 def is_trial(line: Line, member: str, islands: int) -> bool:
-    return (line["kind"], line["member"], line["islands"]) == ("trial", member, islands)
+    """Tell whether a line is a trial of the cell, of the length that trials have now."""
+    cell = ("trial", member, islands, STEPS // TRIAL_SHARE)
+    return (line["kind"], line["member"], line["islands"], line["steps"]) == cell
 
 
 def tuned_values(lines: list[Line], member: str, islands: int) -> Member:
@@ -91,11 +95,10 @@ def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | Non
     """Return the runs of a cell beside float32's; None without a seed that both have."""
 
     def runs(name: str) -> dict[int, Line]:
-        cell = ("run", name, size, islands)
+        cell = ("run", name, size, islands, STEPS)
+        keys = ("kind", "member", "size", "islands", "steps")
         return {
-            line["seed"]: line
-            for line in lines
-            if (line["kind"], line["member"], line["size"], line["islands"]) == cell
+            line["seed"]: line for line in lines if tuple(line[key] for key in keys) == cell
         }
 
     row = Row(member, runs(member), runs(BASE))

@@ -126,14 +126,14 @@ def line(member: str, islands: int, seed: int, loss, sent: float, **more) -> dic
     return {
         "kind": "run", "member": member, "size": SIZE, "islands": islands, "seed": seed,
         "loss": loss, "bytes_slow": sent, "bytes_uploaded": sent, "bytes_warm": 0,
-        "tokens": 100, "core_seconds": 1.0, "params": 10, "text": "t",
+        "steps": STEPS, "tokens": 100, "core_seconds": 1.0, "params": 10, "text": "t",
     } | more  # fmt: skip
 
 
 def trial(member: str, point: tuple, loss) -> dict:
     head = {"kind": "trial", "member": member, "size": SIZE, "islands": 2}
     values = values_at(MEMBERS[member].dims, point)
-    more = {"values": values, "tokens": 9}
+    more = {"values": values, "tokens": 9, "steps": STEPS // 4}
     return head | {"point": list(point), "loss": loss} | more
 
 
@@ -143,6 +143,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
         line("int8", 2, 0, 2.02, 2.5e5), line("int8", 2, 1, 4.12, 2.5e5),
         line("muloco-65", 2, 0, 2.2, 1e3), line("sign", 2, 0, None, 1e5),
         line("int4", 2, 5, 1.0, 1.0),  # of a seed that float32 has not
+        line("int2", 2, 0, 1.0, 1.0, steps=7),  # of another protocol
         trial("int8", (0, 0, 0), 3.0), trial("int8", (1, 0, 0), 2.4),
         trial("int8", (2, 0, 0), None),
     ]  # fmt: skip
