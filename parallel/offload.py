@@ -8,6 +8,7 @@ al. do the update on the host too.) What is saved does not change.
 from collections.abc import Callable, Sequence
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from parallel.mesh import is_absent
@@ -54,15 +55,16 @@ def moved(state: TrainState, to: TrainState) -> TrainState:
 def fetching(near: TrainState, far: TrainState) -> tuple[Callable, Callable]:
     """Return what fetches a state's optimizer, given the gradients, and what stores it.
 
-    Without the barrier a compiler would copy before the gradients are there, and hold both
-    them and the optimizer's state beside the activations.
+    Without the barrier a compiler would copy before the gradients are there, and hold the
+    optimizer's state beside the activations. Their norm stands for all gradients, so that
+    they themselves do not pass the barrier, which would part the update from them.
     """
     if near is far:
-        return (lambda state, grads: (state, grads)), (lambda state: state)
+        return (lambda state, grads: state), (lambda state: state)
 
-    def fetch(state: TrainState, grads: Params) -> tuple[TrainState, Params]:
-        opt, grads = jax.lax.optimization_barrier((state.opt, grads))
-        return moved(state._replace(opt=opt), near), grads
+    def fetch(state: TrainState, grads: Params) -> TrainState:
+        opt, _ = jax.lax.optimization_barrier((state.opt, optax.tree.norm(grads)))
+        return moved(state._replace(opt=opt), near)
 
     return fetch, lambda state: moved(state, far)
 

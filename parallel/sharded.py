@@ -222,8 +222,8 @@ def layout_program(
         # Each device updates the shard whose optimizer state it holds.
         params = jax.lax.with_sharding_constraint(form.to(state.params), formed_shardings)
         params = jax.lax.with_sharding_constraint(params, update_shardings)
-        state, grads = fetch(state, grads)
         means = divided(grads, total_weight(sums, state.scale))
+        state = fetch(state, means)
         state, metrics = update(inner, state, params, means, sums)
         params = jax.lax.with_sharding_constraint(state.params, update_shardings)
         state = state._replace(params=form.back(gather_updated(params)))

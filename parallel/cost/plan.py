@@ -246,9 +246,9 @@ def weigh(
     for remat in reversed(policies.values()):
         used = held | memory.temporary_bytes(model, config, mesh, remat)
         away = held["optimizer"] if config.hosts_optimizer else 0.0
-        # Once it is fetched, the activations are no longer there.
-        gone = sum(used[name] for name in ("activations", "logits", "workspace"))
-        used["optimizer"] -= min(away, gone)
+        if away:  # fetched and new beside each other, where activations are gone
+            gone = sum(used[name] for name in ("activations", "logits", "workspace"))
+            used["optimizer"] = max(0.0, 2 * away - gone)
         used["program"] = machine.program * model.written * model.layer_share
         time = computing(model, hardware, config, degrees, remat)
         time["optimizer"] = (

@@ -1,7 +1,7 @@
 """Measure how wrong plans are: bytes, memory, seconds, the choice, and published runs.
 
 python -m experiments.studies.plan_accuracy [--quick] [--seconds=0.5]
-    [--parts=compiled,tpu,timed,limit,absent,maxtext]
+    [--parts=timed,speed,compiled,tpu,limit,absent,maxtext]
 
 compiled  100 small configs under ten strategies on eight emulated devices: bytes against
           the ledger, state and temporaries against the compiled program
@@ -10,6 +10,7 @@ timed     seconds of a step between two processes over links of four rates, of e
           programs and four shapes, and how much slower the planned choice is than the best;
           needs Linux and root, and a machine on which nothing else runs. It measures the
           machine's constants first (experiments.calibrate), with --seconds for each point
+speed     seconds of planning, and of the command experiments.plan
 limit     two models of four layers in a loop, compiled for absent TPUs, most of them within
           15 % of a chip's memory; about a minute of a core for each, and needs
           requirements-aot.txt
@@ -41,6 +42,7 @@ from experiments.studies.plan_accuracy.grid import (
     timed_cells,
 )
 from experiments.studies.plan_accuracy.limits import limit_cells
+from experiments.studies.plan_accuracy.speed import speed, speed_cells
 from experiments.studies.plan_accuracy.tables import NAMES, PARTS, tables
 from experiments.studies.plan_accuracy.timed import calibrated, timed, with_seconds
 from experiments.sweeps.pages import check_names, define_page, fill
@@ -50,10 +52,16 @@ from parallel.cost.machine import parse
 CELLS = {
     "compiled": compiled_cells,
     "timed": timed_cells,
+    "speed": speed_cells,
     "limit": limit_cells,
     "absent": absent_cells,
 }
-ONE_BY_ONE = {"compiled": compiled, "limit": absent, "absent": absent}
+ONE_BY_ONE = {
+    "speed": speed,
+    "compiled": compiled,
+    "limit": absent,
+    "absent": absent,
+}
 ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
 QUICK = flags.DEFINE_bool("quick", False, "Take one of seven cells.")

@@ -17,10 +17,11 @@ NAMES = (
     "plan-fits",
     "plan-time",
     "plan-regret",
+    "plan-speed",
     "plan-maxtext",
 )
 SPREAD = 0.2  # between the best and the median plan of a case that counts
-PARTS = ("timed", "compiled", "tpu", "limit", "absent", "maxtext")
+PARTS = ("timed", "speed", "compiled", "tpu", "limit", "absent", "maxtext")
 NEAR = 0.15  # of the limit
 
 
@@ -35,6 +36,7 @@ def tables(lines: list[Line]) -> dict[str, str]:
         "plan-fits": fits_table(by["tpu"] + by["absent"] + by["limit"]),
         "plan-time": time_table(by["timed"]),
         "plan-regret": regret_table(by["timed"]),
+        "plan-speed": speed_table(by["speed"]),
         "plan-maxtext": maxtext_table(by["maxtext"]),
     }
 
@@ -191,6 +193,16 @@ def regret_table(lines: list[Line]) -> str:
 def planned_order(line: Line) -> tuple[float, ...]:
     """Return what plans are sorted by (parallel/cost/plan.py)."""
     return float(f"{line['planned_seconds']:.6g}"), line["planned_sent"], line["planned_k"]
+
+
+def speed_table(lines: list[Line]) -> str:
+    head = ("config", "hardware", "candidates", "seconds of planning", "of the command")
+    rows = [
+        [x["model"], x["hardware"], x["candidates"], f"{x['planning']:.2f}",
+         f"{x['command']:.1f}"]
+        for x in lines
+    ]  # fmt: skip
+    return markdown(head, rows) if rows else "not measured"
 
 
 def maxtext_table(lines: list[Line]) -> str:

@@ -1,10 +1,12 @@
 """The constants of this machine: fitted as made up, and read back as written."""
 
+import numpy as np
 import pytest
 
-from experiments.planning import calibration
+from experiments.planning import calibration, steps
 from experiments.planning.calibration import fit_link
 from experiments.planning.hardware import hardware_of, write_machine
+from experiments.planning.steps import fit_steps
 
 
 def test_a_link_is_fitted_to_latency_and_bandwidth():
@@ -29,3 +31,27 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
     assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
     for link in found["collectives"].values():
         assert link["bandwidth"] > 0 and link["latency"] >= 0
+
+
+def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
+    parts = np.array(
+        [[3.0, 1, 2, 1], [1, 4, 1, 1], [2, 2, 9, 1], [8, 1, 1, 3], [1, 1, 1, 9]]
+    )
+    rows = np.column_stack([parts, np.ones(len(parts))])
+    found = fit_steps(rows, rows @ [1.5, 4.0, 2.0, 0.5, 0.25])
+    assert found["overhead"] == pytest.approx(0.25)
+    assert list(found["factors"].values()) == pytest.approx([1.5, 4.0, 2.0, 0.5])
+    # What would be negative is 0.
+    less = fit_steps(rows, rows @ [1.5, 4.0, 2.0, -0.1, 0.25])
+    assert less["factors"]["optimizer"] == 0
+
+
+def test_steps_of_this_machine_are_timed(monkeypatch):
+    monkeypatch.setattr(steps, "TIMED", steps.TIMED[:1])
+    machine = {
+        "flops": {"float32": [[0, 1e9]]}, "memory": 1e9, "memory_bandwidth": 1e9,
+        "overlaps": False, "collectives": {},
+    }  # fmt: skip
+    found = steps.measure_steps(machine, 0.0)
+    assert set(found["factors"]) == set(steps.PARTS)
+    assert max(*found["factors"].values(), found["overhead"]) > 0
