@@ -58,8 +58,10 @@ COPIES = 15  # steps between copies in memory; of the checkpoints, some are newe
 AFTER = 20  # steps after the last fault, so that each has met a save
 DAMAGED_ROWS = "its CRC-32C is not the one that was written"
 
+TEXT = "text"  # a copy of these pages, which may change while the soak goes on
+PAGES = ROOT / "docs/questions"
 SMALL = {
-    "data.source": "text", "data.path": f"{ROOT}/docs/questions", "data.vocab_size": 512,
+    "data.source": "text", "data.vocab_size": 512,
     "data.seq_len": 32, "data.batch_size": 16, "model.width": 32, "model.num_layers": 2,
     "model.num_heads": 2, "optim.warmup_steps": 10,
 }  # fmt: skip
@@ -124,7 +126,8 @@ def num_steps(run: str) -> int:
 def command(run: str, workdir: pathlib.Path, cache: pathlib.Path) -> list[str]:
     given = [a for a in sys.argv[1:] if a.startswith("--config.")]
     files = [a for a in sys.argv[1:] if a.startswith("--config=")]
-    config = files or [f"--config={TINY}", *as_flags(SMALL)]
+    text = {"data.path": workdir.parent / TEXT}
+    config = files or [f"--config={TINY}", *as_flags(SMALL | text)]
     processes = 1 if run == "server" else PROCESSES
     joined = run == "sync" and not namespaces.lacking()
     return [
@@ -157,15 +160,20 @@ def survive(run: str, workdir: pathlib.Path, *more: str) -> None:
 
     Raises RuntimeError if the run ends otherwise.
     """
-    cache = workdir.with_name(f"rows-{workdir.name}")
-    say(f"{workdir}: {num_steps(run)} steps; {output_of(workdir)} has what it says")
+    cache, log = cache_of(workdir), output_of(workdir)
+    say(f"{workdir}: {num_steps(run)} steps; {log} has what it says")
+    before = log.stat().st_size if log.exists() else 0
     while launch(workdir, [*command(run, workdir, cache), *more]):
-        said = output_of(workdir).read_text(encoding="utf-8", errors="replace")
-        last = said[said.rfind("error: ") :]
-        if DAMAGED_ROWS not in last:
-            raise RuntimeError(f"{workdir} ended, see {output_of(workdir)}: {last[:500]}")
+        said = log.read_bytes()[before:].decode(errors="replace")
+        before = log.stat().st_size
+        if DAMAGED_ROWS not in said:
+            raise RuntimeError(f"{workdir} ended, see {log}: {said[-500:]}")
         say("prepared rows were damaged; they are made anew")
         shutil.rmtree(cache / "rows")
+
+
+def cache_of(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.with_name(f"rows-{workdir.name}")
 
 
 def soak(run: str, folder: pathlib.Path) -> Line:
@@ -186,6 +194,8 @@ def soak(run: str, folder: pathlib.Path) -> Line:
     if run == "sync":
         found = tell_sync(workdir, folder / "plain", rows)
     else:
+        # The replay reads rows that were damaged after the run had read them.
+        shutil.rmtree(cache_of(workdir) / "rows", ignore_errors=True)
         audit = [sys.executable, "-m", "experiments.audit", f"--workdir={workdir}"]
         told = subprocess.run(
             [*audit, "--replay"], stdout=subprocess.PIPE, encoding="utf-8"
@@ -219,12 +229,17 @@ def main() -> None:
     if namespaces.lacking():
         say(f"no fault of a link happens: that needs {namespaces.lacking()}")
     write_whole(folder / "links.py", LINKS)
+    if not (folder / TEXT).exists():
+        shutil.copytree(PAGES, folder / TEXT)
     lines = [soak(run, folder) for run in RUNS.value]
     found = together(lines) | {"seed": SEED.value, "runs": lines}
     write_whole(folder / "soak.json", json.dumps(found, indent=2) + "\n")
     if RESULTS.value:
+        file = pathlib.Path(RESULTS.value)
         for line in lines:
-            write(pathlib.Path(RESULTS.value), line)
+            head = {name: line[name] for name in ("run", "seed", "faults")}
+            if not any(head.items() <= other.items() for other in read(file)):
+                write(file, line)
     if PAGE.value:
         lines = read(pathlib.Path(RESULTS.value)) if RESULTS.value else lines
         fill(pathlib.Path(PAGE.value), {"soak": soak_table(lines)})
