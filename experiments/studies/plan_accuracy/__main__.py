@@ -6,10 +6,11 @@ python -m experiments.studies.plan_accuracy [--quick] [--seconds=0.5]
 compiled  100 small configs under ten strategies on eight emulated devices: bytes against
           the ledger, state and temporaries against the compiled program
 tpu       the cells of results/tpu.jsonl: memory, and whether it fits
-timed     seconds of a step between two processes over links of four rates, of eight
+timed     seconds of a step between two processes over links of four rates, of nine
           programs and four shapes, and how much slower the planned choice is than the best;
           needs Linux and root, and a machine on which nothing else runs. It measures the
-          machine's constants first (experiments.calibrate), with --seconds for each point
+          machine's constants first (experiments.calibrate), with --seconds for each point.
+          By the plan it takes half an hour; every 72 cells, a shape, make a table
 speed     seconds of planning, and of the command experiments.plan
 limit     two models of four layers in a loop, compiled for absent TPUs, most of them within
           15 % of a chip's memory; about a minute of a core for each, and needs
