@@ -149,6 +149,11 @@ NOTHING = "Nothing is measured yet."
 PICTURE = "![Loss against bytes](league.png)"
 
 
+def short(field: str) -> str:
+    """Return the name of a config field without the component that most of them are in."""
+    return field.removeprefix("optim.").removeprefix("parallel.")
+
+
 def tuning_table(lines: list[Line]) -> str:
     """Return what each search began from, and what it found."""
     head = ["", "islands", "trials", "to begin with", "tuned", "gain", "values"]
@@ -160,10 +165,10 @@ def tuning_table(lines: list[Line]) -> str:
         dims = dims_of(member, islands, tuned_values(lines, member, ALL[0]))
         first, best = (loss_at(tried, p) for p in (next(iter(tried)), best_of(tried)))
         found = tuned_values(lines, member, islands)
-        values = ", ".join(f"{k.rpartition('.')[2]} {v:g}" for k, v in found.items())
+        values = ", ".join(f"{short(k)} {v:g}" for k, v in found.items())
         ended = following(dims, tried, length) is None
         ends = at_an_end(dims, tried) if ended else []
-        told = [f"{name.rpartition('.')[2]} at the end" for name in ends]
+        told = [f"{short(name)} at the end" for name in ends]
         going = [] if ended else ["goes on"]
         body.append(
             [member, islands, len(tried), f"{first:.4f}", f"{best:.4f}"]
