@@ -149,14 +149,19 @@ def temporary_bytes(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str
     tokens = rows * model.seq_len
     looped = model.written < model.num_layers
     kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor, looped)
-    # A gather waits for the gradient of its layer, so no layer runs beside the loss.
-    gathers = config.row.layout.params is not replicate
+    logits = logits_bytes(model, rows, tensor)
+    beside = workspace_bytes(model, tokens, tensor, remat)
+    if looped:  # the loop of layers begins when the loss has ended
+        beside = max(0.0, beside - logits)
+    elif config.row.layout.params is not replicate:
+        # A gather waits for the gradient of its layer, so no layer runs beside the loss.
+        beside = 0.0
     return {
         "activations": kept + model.carry * tokens,
-        "logits": logits_bytes(model, rows, tensor),
+        "logits": logits,
         "gradients": gradient_bytes(model, config, mesh, tensor),
         "gathered": weight_bytes(model, config, mesh, tensor),
-        "workspace": 0.0 if gathers else workspace_bytes(model, tokens, tensor, remat),
+        "workspace": beside,
     }
 
 

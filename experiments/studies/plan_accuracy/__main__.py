@@ -20,8 +20,8 @@ absent    models of a few layers that are written out, for eight absent TPU v5e 
 maxtext   published runs on TPU v5e
 
 Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
-the command may be stopped and started again. The lines hold what was measured; plans are
-made anew. Then fills in the tables of docs/planner.md. --quick takes one of seven cells.
+the command may be stopped and started again. Then it makes the plans of all lines anew, and
+fills in the tables of docs/planner.md. --quick takes one of seven cells.
 """
 
 import itertools
@@ -32,6 +32,7 @@ import sys
 from absl import flags
 
 from experiments.processes import join, namespaces
+from experiments.processes.files import json_line, write_whole
 from experiments.processes.messages import say, user_errors
 from experiments.processes.topology import check_libtpu, check_machine
 from experiments.run import startup
@@ -94,18 +95,15 @@ def main() -> None:
         measure(part, file)
     if PAGE.value:
         with user_errors():
-            found = with_seconds(replanned(read(file)))
-            fill(pathlib.Path(PAGE.value), tables(found))
+            replace(file, with_seconds(replanned(read(file))))
+            fill(pathlib.Path(PAGE.value), tables(read(file)))
 
 
 def measure(part: str, file: pathlib.Path) -> None:
     """Measure what is missing of a part."""
     if part in ANEW:
         others = [x for x in read(file) if x["part"] != part]
-        file.unlink(missing_ok=True)
-        lines = maxtext.lines() if part == "maxtext" else tpu()
-        for line in [*others, *lines]:
-            write(file, line)
+        replace(file, [*others, *(maxtext.lines() if part == "maxtext" else tpu())])
         return
     cells = CELLS[part]()[:: FEW if QUICK.value else 1]
     missing = [cell for cell in cells if not is_there(cell, read(file))]
@@ -116,6 +114,10 @@ def measure(part: str, file: pathlib.Path) -> None:
         found = ONE_BY_ONE[part](cell)
         write(file, cell | found)
         say(f"{cell}: {found}")
+
+
+def replace(file: pathlib.Path, lines: list[Line]) -> None:
+    write_whole(file, "".join(map(json_line, lines)))
 
 
 def measure_seconds(missing: list[Line], file: pathlib.Path) -> None:

@@ -150,12 +150,11 @@ def absent_plan(cell: Line) -> Line:
 
 
 def replanned(lines: list[Line]) -> list[Line]:
-    """Return the lines with what is planned now; a cell that failed is left out."""
+    """Return the lines with what is planned now."""
     plans = {"compiled": compiled_plan, "absent": absent_plan, "limit": absent_plan}
     return [
         line | plans[line["part"]](line) if line["part"] in plans else line
         for line in lines
-        if "error" not in line
     ]
 
 

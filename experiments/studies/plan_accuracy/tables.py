@@ -26,10 +26,11 @@ NEAR = 0.15  # of the limit
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
-    """Return the tables by name."""
+    """Return the tables by name; cells that failed have no part in them."""
     by: dict[str, list[Line]] = {part: [] for part in (*PARTS, "machine")}
     for line in lines:
-        by[line["part"]].append(line)
+        if "error" not in line:
+            by[line["part"]].append(line)
     return {
         "plan-compiled": compiled_table(by["compiled"]),
         "plan-tpu": tpu_table(by["tpu"], by["absent"], by["limit"]),
