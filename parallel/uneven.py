@@ -10,6 +10,7 @@ its replicas compute, all learn of all, and the policy `reverse` moves microbatc
 from the slowest.
 """
 
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ class Dealer:
         self.began: dict[int, float] = {}  # replica -> the time at which its loop began
         self.seconds_W: np.ndarray | None = None  # for a microbatch
         self.step, self.moved = -1, 0
+        self.learning = threading.Lock()  # each device calls from a thread of its own
 
     def begin(self, replica: Any, _: Any) -> np.ndarray:
         replica = int(replica)
@@ -100,10 +102,11 @@ class Dealer:
 
         Each replica of this process calls it; the first call of a step counts.
         """
-        if int(step) != self.step:
-            self.step = int(step)
-            self.moved = self.deal(np.asarray(compute_W, float)) if self.moves else 0
-        return np.int32(self.moved)
+        with self.learning:
+            if int(step) != self.step:
+                self.step = int(step)
+                self.moved = self.deal(np.asarray(compute_W, float)) if self.moves else 0
+            return np.int32(self.moved)
 
     def deal(self, compute_W: np.ndarray) -> int:
         # A replica without microbatches keeps what is known of it, with one it is measured.

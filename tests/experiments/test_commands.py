@@ -55,7 +55,7 @@ def test_workdir_holds_what_it_should(folder):
     assert summary["val_perplexity"] == pytest.approx(math.exp(summary["val_loss"]))
     assert summary["devices"] == 4 and summary["strategy"] == "jit"
     assert set(summary["seconds"]) == {
-        "prepare", "compile", "data", "step", "check", "eval", "checkpoint",
+        "prepare", "compile", "data", "step", "check", "eval", "checkpoint", "copy",
     }  # fmt: skip
     config = json.loads((workdir / "config.json").read_text())
     assert config["steps"] == 60 and config["model"]["width"] == 64
