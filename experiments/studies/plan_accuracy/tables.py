@@ -157,11 +157,19 @@ def noise(lines: list[Line]) -> list[float]:
 
 
 def regret_table(lines: list[Line]) -> str:
-    """List the cases whose plans differ, and how much slower the chosen one is."""
+    """List the cases whose plans differ, and how much slower the chosen one is.
+
+    A case with fewer measured programs than the others is not complete, and left out.
+    """
     rows, regrets = [], []
-    cases = cells_of(lines, lambda x: (x["shape"], x["rate"]))
-    for (shape, rate), group in sorted(cases.items()):
-        programs = cells_of(group, same_program)
+    cases = {
+        case: cells_of(group, same_program)
+        for case, group in cells_of(lines, lambda x: (x["shape"], x["rate"])).items()
+    }
+    whole = max(map(len, cases.values()), default=0)
+    for (shape, rate), programs in sorted(cases.items()):
+        if len(programs) < whole:
+            continue
         seconds = {
             key: statistics.mean(x["seconds"] for x in g) for key, g in programs.items()
         }
