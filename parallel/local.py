@@ -70,11 +70,9 @@ from parallel.program import (
     Program,
     TrainState,
     divided,
-    divisor,
     gradients,
     total_weight,
     update,
-    weight_of,
 )
 from parallel.regroup import dealt, num_given
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
@@ -137,13 +135,14 @@ def local_program(
     placement = TrainState(step=ONCE, params=EACH, opt=EACH, comm=apart, scale=EACH)
 
     begin_apart = partial(part, exchange, plan, num_replicas)
+    following = learner._replace(told_loss=partial(common_loss, plan.first))
 
     def init(key: Key) -> TrainState:
         return begin_apart(learner.initial_state(key))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         sum_early = partial(sum_gradients_before, plan.first, axes)
-        return own_step(learner, state, batch, accumulation, plan.first, sum_early)
+        return own_step(following, state, batch, accumulation, sum_early)
 
     def together(change: Callable[[TrainState], tuple[TrainState, Any]]) -> Callable:
         """Make a program of a change that all replicas take part in."""
@@ -314,7 +313,6 @@ def own_step(
     state: TrainState,
     batch: Batch,
     accumulation: int,
-    first: int,
     sum_early: Callable[[jax.Array, Any], Any],
 ) -> tuple[TrainState, Metrics]:
     """Take one step of this replica's optimizer; count its tokens and skipped steps.
@@ -327,14 +325,19 @@ def own_step(
     )
     grads, sums = sum_early(state.step, (grads, own))
     means = divided(grads, total_weight(sums, state.scale))
-    told = state.comm.tally.loss
-    if first:  # then the sums are those of all replicas
-        mean_loss = sums["loss"] / divisor(weight_of(sums))
-        told = jnp.where(state.step < first, mean_loss, told)
-    state, metrics = update(learner, state, state.params, means, sums, told)
+    state, metrics = update(learner, state, state.params, means, sums)
 
     tally = counted(state.comm.tally, metrics["finite"], own)
     return state._replace(comm=state.comm._replace(tally=tally)), metrics | own
+
+
+def common_loss(first: int, state: TrainState, loss: jax.Array) -> jax.Array:
+    """Return the loss that all replicas know: that told at the last meeting.
+
+    In the first steps of post-local SGD the sums, and so `loss`, are those of all replicas.
+    """
+    told = state.comm.tally.loss
+    return jnp.where(state.step < first, loss, told) if first else told
 
 
 def sum_gradients_before(first: int, axes: tuple[str, ...], step: jax.Array, sums):

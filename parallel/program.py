@@ -98,8 +98,8 @@ class Learner(NamedTuple):
     learning_rate: Callable[[optax.OptState], jax.Array]
     seed: int  # of the randomness inside steps (dropout)
     num_steps: int = 0  # of the run, up to where the program ends; 0: not known
-    # (loss scale, mean loss of the step) -> the loss that the optimizer is told
-    told_loss: Callable[[Any, jax.Array], jax.Array] = lambda scale, loss: loss
+    # (state, mean loss of the step) -> the loss that the optimizer is told
+    told_loss: Callable[[TrainState, jax.Array], jax.Array] = lambda state, loss: loss
     # (gradient of the mean loss, before the optimizer) -> more metrics of the step
     measure: Callable[[Params], Metrics] = no_metrics
     offload: bool = False  # the optimizer's state lies in the host's memory (offload.py)
@@ -236,19 +236,17 @@ def update(
     params: Params,
     grads: Params,
     sums: Metrics,
-    told_loss: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Apply one step, given the mean gradient and the sums over the whole global batch.
 
-    The optimizer is told the mean loss, or `told_loss` if it is given. If the loss or the
-    gradient is not finite, only the step count and the loss scale change. All devices see
-    the same sums, so all of them skip together. `params` is `state.params` in the layout of
-    the optimizer state.
+    If the loss or the gradient is not finite, only the step count and the loss scale
+    change. All devices see the same sums, so all of them skip together. `params` is
+    `state.params` in the layout of the optimizer state.
     """
     norm = optax.tree.norm(grads)
     loss = sums["loss"] / divisor(weight_of(sums))
     finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-    told = learner.told_loss(state.scale, loss) if told_loss is None else told_loss
+    told = learner.told_loss(state, loss)
     updates, opt = learner.optimizer.update(grads, state.opt, params, value=told)
 
     def keep(new, old):

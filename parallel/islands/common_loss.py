@@ -44,5 +44,5 @@ def following(learner: Learner) -> Learner:
 
     return learner._replace(
         scaling=scaling._replace(init=init, update=update, mark=mark, told=told),
-        told_loss=lambda scale, loss: scale.loss,
+        told_loss=lambda state, loss: state.scale.loss,
     )
