@@ -10,8 +10,8 @@ from configs import fields
 from configs.base import Experiment
 from configs.sweeps.combine import Member
 from configs.sweeps.strategies import codec, local
+from experiments.studies.uneven.members import one_layer
 from lm.data.config import DataConfig
-from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 
 STEPS = 1560  # = 52 x 30 = 24 x 65: whole numbers of rounds
@@ -149,15 +149,7 @@ def base_config(size: str, islands: int, folder: str) -> Experiment:
             seq_len=SEQ_LEN,
             batch_size=ROWS * islands,
         ),
-        model=TransformerConfig(
-            width=SIZES[size],
-            num_layers=1,  # two learn to copy all at once, at a step that hangs on the seed
-            num_heads=4,
-            activation="swiglu",
-            norm="rmsnorm",
-            positions="rotary",
-            bias=False,
-        ),
+        model=one_layer(SIZES[size]),
         optim=OptimConfig(warmup_steps=WARMUP),
     )
 

@@ -28,6 +28,18 @@ class Study(NamedTuple):
     shifted: str = ""  # corpus whose validation text is evaluated too
 
 
+def one_layer(width: int) -> TransformerConfig:
+    return TransformerConfig(
+        width=width,
+        num_layers=1,  # two learn to copy all at once, at a step that hangs on the seed
+        num_heads=4,
+        activation="swiglu",
+        norm="rmsnorm",
+        positions="rotary",
+        bias=False,
+    )
+
+
 def base_config() -> Experiment:
     return Experiment(
         steps=1000,
@@ -38,15 +50,7 @@ def base_config() -> Experiment:
             seq_len=64,
             batch_size=16,
         ),
-        model=TransformerConfig(
-            width=64,
-            num_layers=1,  # two learn to copy all at once, at a step that hangs on the seed
-            num_heads=4,
-            activation="swiglu",
-            norm="rmsnorm",
-            positions="rotary",
-            bias=False,
-        ),
+        model=one_layer(64),
         optim=OptimConfig(learning_rate=4e-3, warmup_steps=50),
     )
 
