@@ -127,6 +127,9 @@ def wait(
 ) -> int | None:
     """Wait for all to succeed (None), or for the first to fail (its index).
 
+    Of several that have failed since the last look, one that was killed is the first: the
+    others failed for want of it, within milliseconds.
+
     SIGTERM is passed on when `terminated`, which a handler fills, is no longer empty.
     """
     passed_on = False
@@ -138,7 +141,7 @@ def wait(
         codes = [process.poll() for process in processes]
         failed = [index for index, code in enumerate(codes) if code]
         if failed:
-            return failed[0]
+            return min(failed, key=lambda index: codes[index] != -signal.SIGKILL)
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.1)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from experiments.processes.children import Keeper, fewer
+from experiments.processes.children import Keeper, fewer, wait
 from tests.experiments.runs import command, run, run_together
 
 FLAGS = {  # a flag -> what the message must say
@@ -45,6 +45,16 @@ def test_fewer_processes_share_the_same_rows():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks with threads")
+def test_of_those_that_failed_at_once_the_killed_one_is_the_first():
+    processes = [
+        subprocess.Popen(["sh", "-c", f"kill -{end.value} $$" if end else "exit 1"])
+        for end in (None, signal.SIGABRT, signal.SIGKILL)
+    ]
+    for process in processes:
+        process.wait()
+    assert wait(processes) == 2 and wait(processes[:2]) == 0
+
+
 def test_a_keeper_becomes_a_command_again_and_again(tmp_path):
     log = tmp_path / "log"
     core = min(os.sched_getaffinity(0))
