@@ -13,6 +13,7 @@ import filelock
 from lm.data.sources.reading import BadRecord, BadRecords
 
 SETTLED = 2_000_000_000  # ns; a file that changed more recently may change unseen
+UNKNOWN = ["", None]  # differs from what is kept of any file, also of one that is gone
 HINT = "; a bracket in a glob is a choice of letters, write [[] for the letter ["
 
 
@@ -46,9 +47,13 @@ def list_files(field: str, pattern: str) -> list[pathlib.Path]:
 
 
 def below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield the files below a folder; links are followed, but no folder is met twice."""
+    """Yield the files below a folder; links are followed, but no folder is met twice.
+
+    A folder that cannot be listed comes as a file: whoever opens it says why.
+    """
     met: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=closed.append, followlinks=True):
         about = os.stat(parent)
         if (about.st_dev, about.st_ino) in met:
             folders.clear()
@@ -61,6 +66,7 @@ def below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             for name in names
             if not name.startswith(".") and is_file(pathlib.Path(parent, name))
         )
+    yield from (pathlib.Path(error.filename) for error in closed)
 
 
 def match(pattern: pathlib.Path) -> list[pathlib.Path]:
@@ -109,7 +115,7 @@ def file_digests(
         return [digest(file, bad) for file in files]
     store = cache / "digests.json"
     known, states = load(store), [state(file) for file in files]
-    if any(known.get(p, [0])[1:] != s for p, s in states):
+    if any(known.get(p, UNKNOWN)[1:] != s for p, s in states):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(cache / "digests.lock"):
@@ -123,7 +129,7 @@ def file_digests(
 
 def add_digests(known: dict, files, states, bad: BadRecords) -> None:
     for file, (path, about) in zip(files, states, strict=True):
-        if known.get(path, [0])[1:] != about:
+        if known.get(path, UNKNOWN)[1:] != about:
             known[path] = [digest(file, bad), *about]
 
 

@@ -90,7 +90,9 @@ def zst_blocks(file: pathlib.Path, stream: BinaryIO) -> Iterator[bytes]:
                 unpack
                 or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             )
-            yield unpack.decompress(data)
+            # A part of a packed block gives nothing yet; an empty block would be the end.
+            if block := unpack.decompress(data):
+                yield block
             data = unpack.unused_data
             unpack = None if unpack.eof else unpack
     except zstandard.ZstdError as error:
@@ -159,12 +161,12 @@ def cut(texts: Iterable[str], separator: re.Pattern | None) -> Iterator[tuple[st
 
     Yields (text, whether a document begins here).
     """
-    buffer, searched, first = "", 0, True
+    buffer, begin, searched, first = "", 0, 0, True
     for block in itertools.chain(texts, [None]):
         buffer += block or ""
         # A separator near the end may become longer with the next block.
         settled = len(buffer) - (0 if block is None else SEPARATOR)
-        start = 0
+        start = begin
         for match in separator.finditer(buffer, searched) if separator else ():
             if match.end() > settled:
                 break
@@ -176,8 +178,10 @@ def cut(texts: Iterable[str], separator: re.Pattern | None) -> Iterator[tuple[st
             end = line_end(buffer, start)
             yield buffer[start:end], first
             first, start = False, end
-        buffer, searched = buffer[start:], max(sure - start, 0)
-    yield buffer, first
+        # What stands before stays a while: ^ and (?<=...) look at it.
+        left = max(start - SEPARATOR, 0)
+        buffer, begin, searched = buffer[left:], start - left, max(sure, start) - left
+    yield buffer[begin:], first
 
 
 def parts(text: str, first: bool = True) -> Iterator[tuple[str, bool]]:
@@ -196,18 +200,32 @@ def line_end(text: str, start: int) -> int:
 
 def pieces(cuts: Iterable[tuple[str, bool]], name: Callable[[int], str]) -> Iterator[Piece]:
     """Name the parts of documents by their document's number; drop those without text."""
-    number = part = 0
+    number, part, begun = 0, 0, False
     for text, first in cuts:
         number, part = number + first, 1 if first else part + 1
+        begun = begun and not first
         if text and not text.isspace():
             more = "" if first else f", part {part}"
-            yield Piece(text, name(number) + more, first)
+            yield Piece(text, name(number) + more, not begun)
+            begun = True
+
+
+def unified(texts: Iterable[str]) -> Iterator[str]:
+    """Write each line end of a stream as \\n, so that separators of lines are found."""
+    held = ""  # a \\r whose \\n may be in the next block
+    for text in texts:
+        text = held + text
+        held = "\r" * text.endswith("\r")
+        text = text.removesuffix(held)
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
+    yield "\n" * len(held)
 
 
 def text_pieces(file: pathlib.Path, separator: re.Pattern | None) -> Iterator[Piece]:
     """Yield the documents of a text file; without a separator it is one document."""
+    texts = characters(file)
     return pieces(
-        cut(characters(file), separator),
+        cut(unified(texts) if separator else texts, separator),
         lambda number: f"{file}#{number}" if separator else str(file),
     )
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 
 import pyarrow
@@ -13,7 +14,14 @@ import zstandard
 from lm.data.sources import listing, reading
 from lm.data.sources.files import Policy, jsonl_corpus, parquet_corpus, text_corpus
 from lm.data.sources.listing import file_digests, list_files
-from lm.data.sources.reading import BadRecords, compiled, cut, read_text
+from lm.data.sources.reading import (
+    BadRecords,
+    compiled,
+    cut,
+    pieces,
+    read_text,
+    text_pieces,
+)
 from lm.data.sources.splits import PLACES, border
 
 SKIP = Policy("skip")
@@ -116,6 +124,12 @@ def test_compressed_files_are_read_to_their_end_or_refused(tmp_path):
     }  # fmt: skip
     for file in write(tmp_path, whole).iterdir():
         assert read_text(file) == text
+    # Hardly packed: a part of such a file may end inside a block, and inside a character.
+    dense = "".join(
+        random.Random(0).choices([chr(0x4E00 + i) for i in range(9999)], k=99999)
+    )
+    (tmp_path / "b.zst").write_bytes(pack(dense.encode()))
+    assert read_text(tmp_path / "b.zst") == dense
     bad = {
         "cut.gz": gzip.compress(os.urandom(9999))[:-2000], "no.gz": b"plain text",
         "cut.zst": pack(os.urandom(300_000))[:-2000], "no.zst": b"plain text",
@@ -145,17 +159,34 @@ def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch):
 def test_unreadable_files_stop_or_are_counted(tmp_path, capsys):
     write(tmp_path, {f"{i}.txt": f"text {i}" for i in range(9)} | {"x.bin": b"\xff\xfe"})
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(
-        ValueError, match="gone.txt cannot be read .No such .*on_bad_record"
-    ):
-        text_corpus(str(tmp_path), "", 0.3)
-    train, held_out = sides(text_corpus(str(tmp_path), "", 0.3, policy=SKIP))
+    for cache in (None, tmp_path / ".cache"):
+        with pytest.raises(
+            ValueError, match="gone.txt cannot be read .No such .*on_bad_record"
+        ):
+            text_corpus(str(tmp_path), "", 0.3, policy=Policy("stop", cache))
+    skip = Policy("skip", tmp_path / ".cache")
+    train, held_out = sides(text_corpus(str(tmp_path), "", 0.3, policy=skip))
     assert sorted(train + held_out) == [f"text {i}" for i in range(9)]
     told = capsys.readouterr().err
     assert told.count("left out 2 records that cannot be read") == 1 and "gone" in told
     (tmp_path / "gone.txt").unlink()
     with pytest.raises(ValueError, match="x.bin is not UTF-8"):
         sides(text_corpus(str(tmp_path), "", 0.3))
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    write(tmp_path, {"a.txt": "a", "b.txt": "b", "closed/c.txt": "c"})
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match="/closed cannot be read"):
+        text_corpus(str(tmp_path), "", 0.5)
+    assert len(sum(sides(text_corpus(str(tmp_path), "", 0.5, policy=SKIP)), [])) == 2
 
 
 BAD_LINES = {
@@ -222,6 +253,7 @@ SEPARATORS = [  # as it is given, is it a regular expression, the same for re.sp
     ("<|endoftext|>", False, r"<\|endoftext\|>"),
     (r"\n\s*\n", True, r"\n\s*\n"),
     ("^---$", True, "(?m)^---$"),
+    ("^-", True, "(?m)^-"),  # not the second sign of a line, once the first is cut off
     ("\n\n", False, "\n\n"),
 ]
 
@@ -245,6 +277,20 @@ def test_documents_of_one_file_are_cut_wherever_blocks_end(
     assert max(len(part) for part, _ in found) <= 8 + 7
     joined = "".join("|" * first + part for part, first in found)
     assert joined == "|" + "|".join(expected)
+
+
+def test_separators_of_lines_are_found_whatever_the_line_ends(tmp_path, monkeypatch):
+    lines = ["a", "---", "", "b", "b", "", "c", "---", "d", ""]
+    for size in (1, 2, 1000):
+        monkeypatch.setattr(reading, "BLOCK", size)
+        for end in ("\n", "\r\n", "\r"):
+            (tmp_path / "a").write_bytes(end.join(lines).encode())
+            for given, expected in (
+                ("^---\n", ["a\n", "\nb\nb\n\nc\n", "d\n"]),
+                (r"\n\n", ["a\n---", "b\nb", "c\n---\nd\n"]),
+            ):
+                found = text_pieces(tmp_path / "a", compiled(given, True))
+                assert [piece.text for piece in found] == expected
 
 
 def test_separators_in_a_corpus(tmp_path):
@@ -281,6 +327,9 @@ def test_a_long_document_comes_in_parts_on_one_side(tmp_path, monkeypatch):
     train, held_out = ("".join(side) for side in sides(single))
     assert train + held_out == long["3.txt"]
     assert len(held_out) / len(train + held_out) == pytest.approx(0.25, abs=0.01)
+    # A document begins with its first part that has text.
+    cuts = [("a", True), (" ", True), ("b", False), ("c", False), ("d", True)]
+    assert [piece.first for piece in pieces(cuts, str)] == [True, True, False, True]
 
 
 def test_files_are_hashed_once_and_again_when_they_change(tmp_path, monkeypatch):
