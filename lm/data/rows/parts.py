@@ -12,7 +12,7 @@ import numpy as np
 
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows
-from lm.data.rows.strata import rates
+from lm.data.rows.strata import check_rates, rates
 from lm.data.rows.weights import effective_size, importance
 
 MOST_TOLD = 12  # strata that the start of a run tells of
@@ -48,10 +48,9 @@ def parts_of(
         drawn = sizes
         if sampling.rates == "weights":
             drawn = weights_of(names, sizes, source_weights, number)
-        parts = []
-        for name, size, rate in zip(
-            names, sizes, rates(drawn, sampling.temperature).tolist(), strict=True
-        ):
+        parts, chosen = [], rates(drawn, sampling.temperature).tolist()
+        check_rates(names, chosen)
+        for name, size, rate in zip(names, sizes, chosen, strict=True):
             share = size / whole * wanted[name] if sampling.reweigh else 0.0
             if share and not rate:
                 raise ValueError(
@@ -95,7 +94,8 @@ def parts_told(
     for name, of_shards in zip(names, zip(*parts, strict=True), strict=True):
         rows = sum(part.num_rows for part in of_shards)
         rate = sum(part.rate for part in of_shards) / len(parts)
-        epochs = num_drawn * rate / rows
+        # A few tokens may give no row, where packing=concat drops what does not fill one.
+        epochs = num_drawn * rate / rows if rows else 0.0
         lines.append(f"{name or 'all'} {rows} rows, {rate:.2%} drawn, {epochs:.3g} epochs")
     shown = lines[:MOST_TOLD]
     if more := len(lines) - len(shown):

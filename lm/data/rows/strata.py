@@ -39,14 +39,19 @@ def times_in_period(wanted: np.ndarray) -> np.ndarray:
     times = np.floor(exact).astype(np.int64)
     missing = PERIOD - int(times.sum())
     times[np.argsort(times - exact, kind="stable")[:missing]] += 1
-    if (rare := (times == 0) & (wanted > 0)).any():
-        number = int(np.argmax(rare))
-        raise ValueError(
-            f"stratum {number} has the rate {wanted[number]:.2g}, less than one row in "
-            f"{PERIOD}; raise data.sampling.temperature, or its weight, or leave its text "
-            "out"
-        )
     return times
+
+
+def check_rates(names: Sequence[str], wanted: Sequence[float]) -> None:
+    """Raise ValueError for a stratum that has a rate, but no place in a period."""
+    times = times_in_period(np.array(wanted))
+    for name, rate, number in zip(names, wanted, times.tolist(), strict=True):
+        if rate and not number:
+            raise ValueError(
+                f"the stratum {name!r} has the rate {rate:.2g}, less than one row in "
+                f"{PERIOD}; raise data.sampling.temperature, or its weight, or leave its "
+                "text out"
+            )
 
 
 def spread_evenly(times: np.ndarray) -> np.ndarray:

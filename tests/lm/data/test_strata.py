@@ -5,7 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from lm.data.rows.strata import PERIOD, Draw, rates, row_order
+from lm.data.rows import strata
+from lm.data.rows.parts import Part, parts_told
+from lm.data.rows.strata import Draw, check_rates, rates, row_order
 
 
 def test_one_stratum_is_the_plain_order():
@@ -24,12 +26,13 @@ def test_rates_follow_the_temperature():
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
+def test_each_stratum_has_its_rate_and_whole_epochs(shuffled, monkeypatch):
+    monkeypatch.setattr(strata, "PERIOD", period := 512)
     sizes, wanted = [60, 20], rates([60, 20], 3)
     draw = Draw(sizes, 1, wanted, shuffled)
-    rows = [draw(i).row for i in range(PERIOD)]
+    rows = [draw(i).row for i in range(2 * period)]
     rare = [row for row in rows if row >= sizes[0]]
-    assert abs(len(rare) / len(rows) - wanted[1]) < 1 / PERIOD
+    assert abs(len(rare) / len(rows) - wanted[1]) < 1 / period
     # No row comes a second time before all others of its stratum have come.
     for start in range(0, len(rare) - 20, 20):
         assert set(rare[start : start + 20]) == set(range(60, 80))
@@ -37,7 +40,7 @@ def test_each_stratum_has_its_rate_and_whole_epochs(shuffled):
     assert max(counts.values()) - min(counts.values()) <= 1
     # Another object finds the same row at any position, whatever it was asked before.
     again = Draw(sizes, 1, wanted, shuffled)
-    assert [again(i).row for i in (4000, 5)] == [rows[4000], rows[5]]
+    assert [again(i).row for i in (900, 5)] == [rows[900], rows[5]]
 
 
 def test_stratified_batches_hold_each_stratum_in_proportion():
@@ -55,5 +58,12 @@ def test_stratified_batches_hold_each_stratum_in_proportion():
 
 
 def test_a_stratum_too_rare_for_a_period_is_refused():
-    with pytest.raises(ValueError, match="less than one row in 4096"):
-        Draw([100_000, 1], 0, rates([100_000, 1], 1), False)
+    with pytest.raises(ValueError, match="'rare' has the rate 1e-05, less than one row in"):
+        check_rates(("common", "rare"), rates([100_000, 1], 1).tolist())
+    check_rates(("common", "rare", "never"), [0.999, 0.001, 0.0])
+
+
+def test_a_stratum_that_gives_no_row_is_told():
+    parts = [[Part(0, 0.0, 1.0), Part(5, 1.0, 1.0)]]
+    told = parts_told(parts, ("numbers", "prose"), 10)
+    assert "numbers 0 rows, 0.00% drawn, 0 epochs; prose 5 rows, 100.00% drawn, 2" in told
