@@ -59,6 +59,10 @@ def strip_markup(text: str) -> tuple[str, int]:
     """
     if not HTML.search(text):
         return text, 0
+    # What opens a comment that is not closed is text. The parser would look for the end of
+    # each such comment up to the end of the text.
+    closed = text.rfind("-->") + 1
+    text = text[:closed] + text[closed:].replace("<!--", "&lt;!--")
     stripper = Stripper()
     stripper.feed(NO_TAG.sub("&lt;", text))
     stripper.close()

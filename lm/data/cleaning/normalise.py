@@ -24,7 +24,9 @@ from lm.data.sources.corpus import Document
 LINE_END = re.compile("\r+\n|\r")
 # Further line ends of Unicode. Compilers do not take them for such, so code keeps them.
 PROSE_LINE_END = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-TRAILING_SPACE = re.compile(r"[^\S\n]+(?=\n|\Z)")
+# It begins at the beginning of a run alone: else a run of n spaces inside a line would be
+# looked at n times.
+TRAILING_SPACE = re.compile(r"(?<![^\S\n])[^\S\n]+(?=\n|\Z)")
 # A number that is not part of a name: 3, 1_000, 2.5e-3, 1,234.5; but not the 8 of utf8.
 NUMBER = re.compile(r"(?<![\w.])\d[\d_]*(?:[.,]\d+)*(?:[eE][+-]?\d+)?(?!\w)")
 NUMBER_WORD = "<number>"
@@ -34,6 +36,7 @@ CODE_SUFFIXES = set(
     ".ts .tsx .vue .xml .yaml .yml .zsh".split()
 )
 PROSE_SUFFIXES = {".htm", ".html", ".md", ".rst", ".tex", ".txt"}
+PLACE = re.compile(r"(?:#\d+)?(?:, part \d+)?\Z")  # of a document in its file
 CODE_LINE = re.compile(r"[{}()\[\];:=,\\]$|^\s*(?:#|//|/\*|\*|import |return\b)")
 CODE_SHARE = 0.4  # of lines that look like code, from which a text is code
 
@@ -56,7 +59,8 @@ class NormaliseConfig:
 
 def is_code(document: Document) -> bool:
     """Tell code from prose by the suffix of the file, else by the look of the lines."""
-    suffix = pathlib.PurePath(document.name.partition("#")[0]).suffix.lower()
+    file = PLACE.sub("", document.name.lower())
+    suffix = pathlib.PurePath(file.removesuffix(".gz").removesuffix(".zst")).suffix
     if suffix in CODE_SUFFIXES or suffix in PROSE_SUFFIXES:
         return suffix in CODE_SUFFIXES
     lines = [line for line in document.text[:20_000].splitlines() if line.strip()]

@@ -189,7 +189,7 @@ def test_lost_characters_are_filled_in_or_masked():
     assert exact > 0.3 * (exact + wrong + open_) and wrong < 0.15 * exact
 
 
-def test_a_gap_is_filled_only_where_its_surroundings_are_sure():
+def test_a_gap_is_filled_only_where_its_surroundings_are_sure(monkeypatch):
     memory = "the quick brown fox jumps over the lazy dog"
     gap = "a quick brown \ufffd\ufffd\ufffd jumps over it"
     assert repair(gap, memory) == (gap.replace("\ufffd\ufffd\ufffd", "fox"), ["fox"])
@@ -199,6 +199,9 @@ def test_a_gap_is_filled_only_where_its_surroundings_are_sure():
     open_ended = "the quick brown \ufffd over the lazy dog"  # one mark for nine characters
     assert repair(open_ended, memory)[1] == ["fox jumps"]
     assert repair("\ufffdx", memory) == ("\ufffdx", [])
+    monkeypatch.setattr("lm.data.cleaning.anomalies.repair.MOST_GAPS", 1)
+    text, filled = repair(f"{gap}. {gap}", memory)
+    assert filled == ["fox"] and text.count("\ufffd\ufffd\ufffd") == 1
 
 
 def test_few_documents_and_empty_ones():

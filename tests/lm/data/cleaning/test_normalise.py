@@ -1,6 +1,7 @@
 """Normal forms of prose and of code, each change counted."""
 
 import ast
+import time
 
 from lm.data.cleaning.markup import strip_markup
 from lm.data.cleaning.normalise import NormaliseConfig, is_code, normalise
@@ -67,6 +68,8 @@ def test_markup():
         assert strip_markup(text) == (text, 0)
     assert strip_markup("<p>list<int> x < y</p>")[0].strip() == "list<int> x < y"
     assert normal("<p>a</p>")[0] == "<p>a</p>"
+    # A comment without an end is text.
+    assert strip_markup("<b>a</b> <!-- c --> d <!-- e") == ("a  d <!-- e", 3)
     text, changes = normal("<p>a</p>", markup="strip")
     assert text.strip() == "a" and changes["markup"] == "2 tags and comments dropped"
 
@@ -98,3 +101,14 @@ def test_prose_is_told_from_code():
     assert not is_code(Document(PROSE, "part.jsonl#3"))
     assert is_code(Document(PROSE, "a.py")) and not is_code(Document("x = f(y);", "a.md"))
     assert not is_code(Document("", ""))
+    for name in ("C#/a.PY", "a.py#3", "a.py#3, part 2", "a.py, part 2", "a.py.gz"):
+        assert is_code(Document(PROSE, name)), name
+
+
+def test_the_time_does_not_grow_with_the_square_of_the_text():
+    began = time.process_time()
+    spaces = f"a{' ' * 100_000}b"
+    assert normal(spaces) == (spaces, {})
+    comments = "<!-- " * 40_000
+    assert strip_markup(comments) == (comments, 0)
+    assert time.process_time() - began < 5
