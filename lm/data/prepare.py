@@ -41,7 +41,7 @@ from lm.data.tokenizer import load_tokenizer, sample_of_all, train_tokenizer
 from lm.data.whole import write_whole
 
 SILENT_SECONDS = 5.0  # a longer wait for another process is reported
-FORMAT = 6  # part of the fingerprint; raise it when rows are made or stored differently
+FORMAT = 7  # part of the fingerprint; raise it when rows are made or stored differently
 FULL = (errno.ENOSPC, errno.EDQUOT)
 TOKENIZER_CHARACTERS = 50_000_000  # the tokenizer is trained on at most this much text
 
@@ -289,7 +289,7 @@ def kept_tokenizer(
     return load_tokenizer(file)
 
 
-def tokenizer_of(config: DataConfig, texts: Iterator[str]) -> Tokenizer:
+def tokenizer_of(config: DataConfig, texts: Iterable[str]) -> Tokenizer:
     """Learn the tokenizer from texts, or load that of another model."""
     if config.tokenizer == "pretrained":
         return pretrained_tokenizer(

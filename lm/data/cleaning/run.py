@@ -101,13 +101,16 @@ def decided(
 ) -> Iterator[Todo]:
     """Yield the documents that pass `number` left, with the verdicts of the next step."""
     documents = Records(passes / f"{number}.documents")
-    sketches = Records(passes / f"{number}.sketches")
     num_train = cleaned.splits.get("train", 0)
+    # A stage that leaves held-out documents alone learns nothing from them either.
+    seen = len(documents) if step.stage.held_out else num_train
+    sketches = Records(passes / f"{number}.sketches", 0, seen)
     if step.stage.decide is leakage.decide:
         texts = Texts(documents)
         verdicts = leakage.decide(step.config, sketches, num_train, texts)
     else:
         verdicts = step.stage.decide(step.config, sketches)
+    verdicts = itertools.chain(verdicts, itertools.repeat(None, len(documents) - seen))
     splits = itertools.chain.from_iterable(
         itertools.repeat(split, num) for split, num in cleaned.splits.items()
     )
@@ -204,7 +207,7 @@ def gather(passes: pathlib.Path, folder: pathlib.Path, num: int) -> None:
         for number in range(num):
             with (passes / f"{number}.findings").open("rb") as found:
                 shutil.copyfileobj(found, findings)
-    last = passes / f"{num - 1}.documents"
-    if last.exists():  # else a killed process has moved it
-        last.rename(folder / "documents")
-        ends_file(last).rename(ends_file(folder / "documents"))
+    last, kept = passes / f"{num - 1}.documents", folder / "documents"
+    for file, place in ((last, kept), (ends_file(last), ends_file(kept))):
+        if file.exists():  # else a killed process has moved it
+            file.rename(place)

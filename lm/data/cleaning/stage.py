@@ -46,6 +46,6 @@ class Stage(NamedTuple):
     # (config, sketches) -> a verdict for each; the sketches may be on disk, so keep no more
     # of them in memory than is needed
     decide: Callable[[Any, Sequence[Any]], Sequence[Any]] | None = None
-    # whether documents that are held out go through it too
+    # whether documents that are held out go through it too; else `decide` is not given them
     held_out: bool = True
     follows: tuple[str, ...] = ()  # stages that must come earlier where they are chosen

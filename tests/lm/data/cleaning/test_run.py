@@ -8,8 +8,8 @@ import pytest
 from configs import fields
 from lm.data.cleaning import cores, table
 from lm.data.cleaning.leakage import LeakageConfig
-from lm.data.cleaning.records import Records
-from lm.data.cleaning.run import Leaks, run_steps
+from lm.data.cleaning.records import Records, ends_file
+from lm.data.cleaning.run import PROGRESS, Leaks, run_steps
 from lm.data.cleaning.stage import Finding, Stage
 from lm.data.cleaning.table import STAGES
 from lm.data.cleaning.work import Step
@@ -70,6 +70,13 @@ def test_a_stage_may_leave_held_out_documents_alone(tmp_path):
     left = [(split, d.text) for split, d in items() if d.text.strip()]
     trained = [x.upper() for s, x in left if s == "train" and not x.startswith("a")]
     assert found == trained + [x for split, x in left if split == "validation"]
+    # Such a stage decides without them, too.
+    stage = RANK.stage._replace(held_out=False)
+    result(tmp_path / "ranked", [RANK._replace(stage=stage)])
+    sizes = [len(text) for split, text in left if split == "train"]
+    keys = [f"{sum(x > size for x in sizes)}." for size in sizes]
+    found = [document.key for document in Records(tmp_path / "ranked" / "documents")]
+    assert found == keys + [""] * (len(left) - len(keys))
 
 
 def test_stages_see_what_the_ones_before_them_left(tmp_path):
@@ -134,6 +141,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 
     again = result(tmp_path / "killed", [RANK, SHOUT, RANK], documents=unread())
     assert again == whole
+    # Killed between the moves of the two files that the documents lie in.
+    ends = ends_file(tmp_path / "killed" / "documents")
+    ends.rename(tmp_path / "killed" / PROGRESS / "2.documents.ends")
+    assert result(tmp_path / "killed", [RANK, SHOUT, RANK], documents=unread()) == whole
+    assert list(Records(tmp_path / "killed" / "documents"))
 
 
 def test_a_stage_that_leaves_nothing_is_named(tmp_path):
