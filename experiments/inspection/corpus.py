@@ -13,7 +13,7 @@ from experiments.inspection.observe import Observed, observe
 from experiments.inspection.survey import Survey, sample_tokenizer, survey
 from lm.data.cleaning.records import Records
 from lm.data.config import DataConfig
-from lm.data.prepare import current_fingerprint, load_prepared
+from lm.data.prepare import current_fingerprint, load_prepared, tokenizer_of
 from lm.data.sources.corpus import Corpus, Document
 from lm.data.texts import clean_corpus, numbered, open_corpus
 
@@ -41,11 +41,6 @@ def inspect(config: DataConfig, num_shards: int, folder: pathlib.Path) -> Inspec
         (folder / name).mkdir()
     size: collections.Counter = collections.Counter()
     observed = observe(config, counted(numbered(corpus), size), folder / "looked")
-    if not len(observed.documents):
-        raise ValueError(
-            f"the corpus of data.source={config.source} has no document with text; give "
-            "another data.path, or another source"
-        )
     tokenizer, trained_on = find_tokenizer(config, observed.documents)
     found = report(observed)
     wanted = [x["document"] for kind in found["kinds"].values() for x in kind["worst"]]
@@ -70,6 +65,8 @@ def find_tokenizer(config: DataConfig, documents: Records) -> tuple[Tokenizer, s
     kind = f"{config.tokenizer} with {config.vocab_size} tokens"
     if prepared := load_prepared(config, current_fingerprint(config)):
         return prepared.tokenizer, f"{kind}, of the prepared data"
+    if config.tokenizer == "pretrained":
+        return tokenizer_of(config, ()), f"{kind}, of {config.tokenizer_file}"
     tokenizer = sample_tokenizer(config, documents)
     return tokenizer, f"estimated: {kind}, trained on a sample of the documents"
 

@@ -37,13 +37,21 @@ def open_corpus(config: DataConfig) -> Corpus | PairCorpus:
 def numbered(corpus: Corpus) -> Iterator[tuple[str, Document]]:
     """Yield all documents in their order, with their splits.
 
-    Of the shifted split come only the first ones, up to SHIFTED_CHARACTERS.
+    Of the shifted split come only the first ones, up to SHIFTED_CHARACTERS. ValueError for
+    a split without documents.
     """
     for split in corpus.splits:
         documents = corpus.documents(split)
         if split == "shifted":
             documents = head(documents, SHIFTED_CHARACTERS)
-        yield from ((split, document) for document in documents)
+        is_empty = True
+        for document in documents:
+            is_empty = False
+            yield split, document
+        if is_empty:
+            raise ValueError(
+                f"the {split} text has no document with text; give more, or other files"
+            )
 
 
 def clean_corpus(

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments.inspection.corpus import inspect
+from experiments.inspection.corpus import find_tokenizer, inspect
 from experiments.inspection.found import write_json
 from experiments.inspection.page import write_inspection
 from experiments.inspection.repeats import difference, examples
@@ -15,6 +15,7 @@ from experiments.sweeps.template import Difference
 from lm.data.config import DataConfig
 from lm.data.sources.corpus import Corpus
 from lm.data.sources.table import SOURCES, Source
+from lm.data.tokenizer import train_tokenizer
 
 NASTY = "<script>alert(1)</script>|`x`\x07\n"
 WORDS = [f"{a}{b}{c}" for a in "bdkmt" for b in "aeiou" for c in "lnrsx"]
@@ -167,6 +168,17 @@ def test_a_difference_shows_what_differs_and_little_else():
         sum(x.count("\n") for part in difference(other, "\n".join(left)) for x in part[1:])
         < 60
     )
+
+
+def test_tokens_are_those_of_a_given_tokenizer(folder, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(train_tokenizer("byte", [], 257).to_str())
+    config = DataConfig(
+        source="jsonl", path=f"{folder}/train.jsonl", cache=str(tmp_path),
+        tokenizer="pretrained", tokenizer_file=f"{tmp_path}/tokenizer.json", vocab_size=257,
+    )  # fmt: skip
+    tokenizer, told = find_tokenizer(config, documents=None)
+    assert len(tokenizer.encode(text(0)).ids) == len(text(0))  # a token a byte
+    assert told == f"pretrained with 257 tokens, of {tmp_path}/tokenizer.json"
 
 
 def test_a_corpus_without_documents(tmp_path, monkeypatch):

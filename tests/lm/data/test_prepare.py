@@ -217,10 +217,15 @@ def test_bad_files_are_named(tmp_path):
         (bad_text(tmp_path, b""), "is empty"),
         (bad_text(tmp_path, b"good \xff bad", "latin.txt"), "latin.txt.*byte 5 is 0xff"),
         (bad_text(tmp_path, b"short text", "short.txt"), "too short for one row"),
+        (blank := bad_text(tmp_path, b" \n \n", "blank.txt"), "train text has no document"),
     ]
     for path, words in cases:
         with pytest.raises(ValueError, match=words):
             prepare(config(tmp_path, path=path))
+    path = bad_text(tmp_path, b"text", "a.txt")
+    for split in ("validation", "shifted"):
+        with pytest.raises(ValueError, match=f"the {split} text has no document with text"):
+            prepare(config(tmp_path, path=path, **{f"{split}_path": blank}))
     cases = [
         (b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
         (b'{"texts": "a"}\n', "line 1 has no text under 'text'"),
