@@ -5,8 +5,8 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.tables import digits, markdown
 
 WORK = {
-    "fix": "mojibake, control characters, markup",
-    "normalise": "Unicode form, line ends, white space",
+    "fix": "mojibake, control characters",
+    "normalise": "Unicode form, line ends, white space, markup",
     "exact_dedup": "a digest of each document",
     "near_dedup": "MinHash signatures, candidates compared",
     "anomaly": "measures, n-gram, isolation forest",
