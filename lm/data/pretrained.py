@@ -22,11 +22,7 @@ PROBE = "def f(x):\n\treturn x  # naïve Größe, 漢字 🎉\n\n"
 def pretrained_tokenizer(path: str, end_token: str, vocab_size: int) -> Tokenizer:
     """Load a tokenizer.json; ValueError if it cannot be used or has another size."""
     file = pathlib.Path(path).expanduser()
-    made = read_json(file)
-    try:
-        ids = Tokenizer.from_str(json.dumps(made)).get_vocab()
-    except Exception as error:  # the library raises plain Exceptions
-        raise ValueError(f"{file} is not a tokenizer.json ({error})") from None
+    made, ids = opened(file)
     if made["model"]["type"] != "BPE":
         raise ValueError(f"{file} has a {made['model']['type']} model; give one of BPE")
     size = max(ids.values()) + 1
@@ -42,6 +38,19 @@ def pretrained_tokenizer(path: str, end_token: str, vocab_size: int) -> Tokenize
     return tokenizer
 
 
+def opened(file: pathlib.Path) -> tuple[dict, dict[str, int]]:
+    """Return a tokenizer.json as the library writes it today, and the id of each token.
+
+    Older files leave out parts, such as the type of the model.
+    """
+    text = json.dumps(read_json(file))
+    try:
+        found = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exceptions
+        raise ValueError(f"{file} is not a tokenizer.json ({error})") from None
+    return json.loads(found.to_str()), found.get_vocab()
+
+
 class Found(NamedTuple):
     end_token: str
     end_id: int  # before it changes places with token 0
@@ -53,11 +62,7 @@ def found_in(path: pathlib.Path, end_token: str, end_id: int | None) -> Found:
 
     The end token is the one given, or that of `find_end`, or the one that has `end_id`.
     """
-    made = read_json(path)
-    try:
-        ids = Tokenizer.from_str(json.dumps(made)).get_vocab()
-    except Exception as error:  # the library raises plain Exceptions
-        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
+    made, ids = opened(path)
     named = [token for token, index in ids.items() if index == end_id]
     try:
         end_token = end_token or find_end(path, made)

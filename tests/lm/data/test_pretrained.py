@@ -117,6 +117,11 @@ def test_rows_are_made_with_it_and_its_file_decides_them(tmp_path):
 def test_what_cannot_be_used_is_refused(tmp_path):
     made = byte_level()
     file, size = save(made, tmp_path, "<|end|>", "<|begin|>")
+    whole = pretrained_tokenizer(file, "<|end|>", size).to_str()
+    old = json.loads((tmp_path / "tokenizer.json").read_text())
+    del old["model"]["type"], old["model"]["byte_fallback"]  # as gpt2's file is
+    (tmp_path / "tokenizer.json").write_text(json.dumps(old))
+    assert pretrained_tokenizer(file, "<|end|>", size).to_str() == whole
     for end, number, words in [
         ("", size, r"set data.end_token to .*special tokens: <\|begin\|>, <\|end\|>"),
         ("<eos>", size, "end token '<eos>' is not in"),
