@@ -31,7 +31,7 @@ TRAILING_SPACE = re.compile(r"(?<![^\S\n])[^\S\n]+(?=\n|\Z)")
 NUMBER = re.compile(r"(?<![\w.])\d[\d_]*(?:[.,]\d+)*(?:[eE][+-]?\d+)?(?!\w)")
 NUMBER_WORD = "<number>"
 CODE_SUFFIXES = set(
-    ".bash .c .cc .cpp .cs .css .cu .cxx .f90 .go .h .hpp .java .jl .js .json .jsx .kt "
+    ".bash .c .cc .cpp .cs .css .cu .cxx .f90 .go .h .hpp .java .jl .js .jsx .kt "
     ".lua .m .php .pl .proto .pxd .py .pyi .pyx .r .rb .rs .scala .sh .sql .swift .toml "
     ".ts .tsx .vue .xml .yaml .yml .zsh".split()
 )

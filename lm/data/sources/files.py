@@ -106,17 +106,14 @@ def files_corpus(
     def documents(split: str) -> Iterator[Document]:
         chosen = {"train": files, "validation": held_out, "shifted": shifted}[split]
         chosen = chosen or files
-        # A key is a folder below the one that all files have in common: a corpus may move.
-        common = os.path.commonpath([file.parent for file in chosen])
-        found = pieces(chosen)
+        keys, found = keys_of(chosen), pieces(chosen)
         if not held_out and split != "shifted":
             found = one_side(found, where(), split == "validation")
         for file, piece in found:
-            yield Document(piece.text, piece.name, os.path.relpath(file.parent, common))
+            yield Document(piece.text, piece.name, keys[file])
 
-    bad = BadRecords(policy.on_bad_record)
     identity = {
-        name: file_digests(each, policy.cache, bad)
+        name: identity_of(each, policy)
         for name, each in [
             ("files", files), ("validation_files", held_out), ("shifted_files", shifted)
         ]
@@ -126,6 +123,22 @@ def files_corpus(
         "on_bad_record": policy.on_bad_record,
     }
     return Corpus(identity, documents, SHIFTED if shifted else SHIFTED[:2])
+
+
+def keys_of(files: Sequence[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """Return the folder of each file below that which all have in common.
+
+    So a corpus may move.
+    """
+    common = os.path.commonpath([file.parent for file in files]) if files else ""
+    return {file: os.path.relpath(file.parent, common) for file in files}
+
+
+def identity_of(files: Sequence[pathlib.Path], policy: Policy) -> list[tuple]:
+    """Return what decides documents: the text, the key, and the suffix (prose or code)."""
+    digests = file_digests(files, policy.cache, BadRecords(policy.on_bad_record))
+    told = zip(digests, keys_of(files).items(), strict=True)
+    return [(digest, key, file.suffixes) for digest, (file, key) in told]
 
 
 class Border(NamedTuple):

@@ -369,3 +369,13 @@ def test_the_key_of_a_document_is_its_folder_below_the_common_one(tmp_path):
     corpus = text_corpus(str(tmp_path / "corpus"), str(tmp_path / "held"), 0.5)
     assert [d.key for d in corpus.documents("train")] == ["code", "code/deep", "prose"]
     assert [d.key for d in corpus.documents("validation")] == ["."]
+    # The folder and the suffix of a file decide rows, so they are in the identity.
+    identities = [corpus.identity]
+    for old, new in (("prose/c.txt", "prose/c.py"), ("prose/c.py", "code/z.py")):
+        (tmp_path / "corpus" / old).rename(tmp_path / "corpus" / new)
+        moved = text_corpus(str(tmp_path / "corpus"), str(tmp_path / "held"), 0.5)
+        identities.append(moved.identity)
+    assert identities[0] != identities[1] != identities[2]
+    (tmp_path / "corpus").rename(tmp_path / "elsewhere")
+    moved = text_corpus(str(tmp_path / "elsewhere"), str(tmp_path / "held"), 0.5)
+    assert moved.identity == identities[2]
