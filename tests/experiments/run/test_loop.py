@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
+from experiments.run import loop
 from experiments.run.build import check_alone, check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
@@ -55,6 +56,31 @@ def test_an_exchange_that_keeps_spikes_is_warned_of(capsys):
         warn_of_spikes(run_of(9, 3, parallel=parallel))
         said = capsys.readouterr().err
         assert ("parallel.exchange.clip=1.0 bounds it" in said) == warned, exchange
+
+
+def test_shards_are_told_with_the_bytes_that_each_process_reads(monkeypatch):
+    run = run_of(9, 8, steps=1)
+    run.config.data = DataConfig(batch_size=8, shards=4, partition="kmeans")
+    rows, sizes = (3, 1, 3, 2), (3000, 1000, 4000, 2000)
+    told = [{"rows": n, "bytes": b} for n, b in zip(rows, sizes, strict=True)]
+    run.data.meta = {"train": {"shards": told}}
+    run.program = SimpleNamespace(mesh=None)
+    monkeypatch.setattr(loop, "process_rows", lambda mesh: (0, 2))
+    assert loop.shards_told(run).split("; ") == [
+        "4 shards by kmeans: 1 to 3 rows",
+        "part 0 reads shards 0 to 1, 4 kB",
+        "part 1 reads shards 2 to 3, 6 kB",
+    ]
+
+
+def test_only_shards_that_are_alike_have_a_noise_scale():
+    for alike, fields in [
+        (True, {}),
+        (True, {"shards": 2, "partition": "round_robin"}),
+        (False, {"shards": 2, "partition": "range"}),
+        (False, {"packing": "none", "equal_tokens": True}),
+    ]:
+        assert loop.alike(Experiment(data=DataConfig(**fields))) == alike, fields
 
 
 def test_skipping_ends_after_so_many_steps_in_a_row():
