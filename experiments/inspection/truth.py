@@ -191,8 +191,9 @@ MEASURES = {
 }
 
 
-def planted_table(lines: list[Line]) -> str:
-    """Tabulate each measure: its mean over the seeds, the lowest and the highest."""
+def planted_table(lines: list[Line], documents: int) -> str:
+    """Tabulate each measure of corpora of one size: its mean, lowest and highest."""
+    lines = [line for line in lines if line["documents"] == documents]
     names = [name for name in lines[0] if name not in ("member", "seed", "documents")]
     body = []
     for name in names:

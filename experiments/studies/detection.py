@@ -4,7 +4,7 @@ python -m experiments.studies.detection [--seeds=0,1,2,3,4 --documents=3000]
 
 For each seed, plants faults as experiments.studies.planted does, and looks at the corpus as
 experiments.inspect does. Adds a line for each seed to results/planted.jsonl, then fills in
-the table `planted` of a page from all lines there.
+the table `planted` of a page from all lines there of as many documents.
 """
 
 import json
@@ -23,7 +23,9 @@ from experiments.sweeps.results import measure_missing, read
 from lm.data.config import DataConfig
 
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds of planted corpora.")
-DOCUMENTS = flags.DEFINE_integer("documents", CLEAN, "Number of clean documents.")
+DOCUMENTS = flags.DEFINE_integer(
+    "documents", CLEAN, "Number of clean documents.", lower_bound=20
+)
 RESULTS = flags.DEFINE_string(
     "results", "results/planted.jsonl", "File of results, to which lines of JSON are added."
 )
@@ -31,8 +33,9 @@ PAGE = define_page("docs/questions/how-is-dirty-text-found.md")
 
 
 def measure(seed: int, num_clean: int) -> dict[str, float]:
-    """Plant, look and compare; ValueError if so many documents cannot be planted."""
-    texts, truth = plant(seed, num_clean)
+    """Plant, look and compare."""
+    with user_errors():  # there may not be so many documents to plant
+        texts, truth = plant(seed, num_clean)
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         folder = pathlib.Path(name)
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
@@ -54,7 +57,8 @@ def main() -> None:
     measure_missing(file, heads, lambda head: measure(head["seed"], head["documents"]))
     if PAGE.value:
         with user_errors():
-            fill(pathlib.Path(PAGE.value), {"planted": planted_table(read(file))})
+            table = planted_table(read(file), DOCUMENTS.value)
+            fill(pathlib.Path(PAGE.value), {"planted": table})
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from experiments.studies.links.tables import link_tables, partition_table
 from experiments.studies.plan_accuracy.cells import replanned
 from experiments.studies.plan_accuracy.tables import tables as plan_tables
 from experiments.studies.plan_accuracy.timed import with_seconds
+from experiments.studies.planted.plant import CLEAN
 from experiments.studies.preparation.tables import preparation_tables
 from experiments.studies.soak.table import goodput_table, soak_table
 from experiments.studies.staleness.tables import loss_table, won_table
@@ -214,7 +215,7 @@ def test_the_tables_are_those_of_the_results():
     page = ROOT / "docs/questions/how-are-bytes-sent.md"
     assert tables(page) == transfer_tables(results.get("transfer", []))
     page = ROOT / "docs/questions/how-is-dirty-text-found.md"
-    assert tables(page) == {"planted": planted_table(results["planted"])}
+    assert tables(page) == {"planted": planted_table(results["planted"], CLEAN)}
     page = ROOT / "docs/planner.md"
     lines = with_seconds(replanned(read(ROOT / "results/plan_accuracy.jsonl")))
     assert tables(page) == plan_tables(lines)

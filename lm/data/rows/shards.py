@@ -72,8 +72,8 @@ def write_shards(
         told = write_rows(counted(strata, counts), folder, name, meta)
         if not told["targets"] and len(shards) > 1:
             raise ValueError(
-                f"shard {number} of data.shards {len(shards)} has no text of two tokens; "
-                "give fewer shards"
+                f"shard {number} of data.shards {len(shards)} has too little text for a "
+                f"row of data.seq_len {meta['row_len'] - 1}; give fewer shards"
             )
         num_bytes = sum(file.stat().st_size for file in folder.glob(f"{name}.*"))
         made.append(told | {"strata": counts, "bytes": num_bytes})

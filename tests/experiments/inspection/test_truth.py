@@ -36,8 +36,10 @@ def test_all_copies_are_found_and_nothing_else(planted, tmp_path, monkeypatch):
     # If they were no copies, nothing of what is found would be right.
     alone = truth | {"pairs": [x for x in truth["pairs"] if not 0.8 <= x[2] < 1]}
     assert copies(alone, inspection.observed)["near_precision"] == 0
-    lines = [found, found | {"near_recall": 0.5}]
-    assert "0.7500 | 0.5000 | 1.0000 |" in planted_table(lines)
+    lines = [
+        found | {"near_recall": x, "documents": n} for x, n in [(1, 9), (0.5, 9), (0, 8)]
+    ]
+    assert "0.7500 | 0.5000 | 1.0000 |" in planted_table(lines, 9)
 
 
 def test_the_area_is_that_of_scikit_learn():

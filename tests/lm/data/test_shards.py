@@ -155,3 +155,9 @@ def test_bad_input_names_the_numbers(folder):
         config(folder, shard_sizes="natural").validate()
     with pytest.raises(ValueError, match="data.shards is 1000, but there are"):
         prepare(config(folder, shards=1000))
+    given = config(folder, shards=2, packing="concat")
+    given.seq_len = 100_000
+    with pytest.raises(
+        ValueError, match="shard 0 of data.shards 2 has too little .*100000"
+    ):
+        prepare(given)
