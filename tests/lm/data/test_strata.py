@@ -28,15 +28,16 @@ def test_rates_follow_the_temperature():
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_each_stratum_has_its_rate_and_whole_epochs(shuffled, monkeypatch):
     monkeypatch.setattr(strata, "PERIOD", period := 512)
-    sizes, wanted = [60, 20], rates([60, 20], 3)
+    sizes, wanted = [600, 200], rates([600, 200], 3)
     draw = Draw(sizes, 1, wanted, shuffled)
     rows = [draw(i).row for i in range(2 * period)]
     rare = [row for row in rows if row >= sizes[0]]
     assert abs(len(rare) / len(rows) - wanted[1]) < 1 / period
     # No row comes a second time before all others of its stratum have come.
-    for start in range(0, len(rare) - 20, 20):
-        assert set(rare[start : start + 20]) == set(range(60, 80))
-    counts = collections.Counter(row for row in rows if row < 60)
+    assert len(rare) > 400
+    for start in (0, 200):
+        assert set(rare[start : start + 200]) == set(range(600, 800))
+    counts = collections.Counter(row for row in rows if row < 600)
     assert max(counts.values()) - min(counts.values()) <= 1
     # Another object finds the same row at any position, whatever it was asked before.
     again = Draw(sizes, 1, wanted, shuffled)
@@ -44,13 +45,13 @@ def test_each_stratum_has_its_rate_and_whole_epochs(shuffled, monkeypatch):
 
 
 def test_stratified_batches_hold_each_stratum_in_proportion():
-    draw, batch = Draw([300, 100], 0, [0.75, 0.25], False), 16
+    draw, batch = Draw([3000, 1000], 0, [0.75, 0.25], False), 16
     for step in range(100):
         rows = [draw(i).row for i in range(step * batch, (step + 1) * batch)]
-        assert abs(sum(row >= 300 for row in rows) - 4) <= 1
-    shuffled = Draw([300, 100], 0, [0.75, 0.25], True)
+        assert abs(sum(row >= 3000 for row in rows) - 4) <= 1
+    shuffled = Draw([3000, 1000], 0, [0.75, 0.25], True)
     rare = [
-        sum(shuffled(i).row >= 300 for i in range(step * batch, (step + 1) * batch))
+        sum(shuffled(i).row >= 3000 for i in range(step * batch, (step + 1) * batch))
         for step in range(100)
     ]
     # About the variance of independent draws, 16 * 1/4 * 3/4.
