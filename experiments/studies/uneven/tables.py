@@ -42,15 +42,21 @@ def excess(seeds: dict[int, Line], base: dict[int, Line], field: str = "loss") -
 
 
 def poisoned_table(found: Lines) -> str:
-    """Also tell which share of the gap from poisoned to clean each member wins back."""
-    rows = []
+    """Also tell which share of the gap from poisoned to clean each member wins back.
+
+    It is over the seeds that all three have.
+    """
+    rows, clean = [], found.get("clean", {})
     for name, seeds in found.items():
         kind, _, remedy = name.partition("; ")
-        worst, won = found.get(f"{kind}; {UNTREATED}"), ""
-        if worst and remedy != UNTREATED:
-            gap = mean(worst) - mean(found["clean"])
-            won = f"{(mean(worst) - mean(seeds)) / gap:.0%}"
-        rows.append([name, told(seeds), excess(seeds, found["clean"]), won, len(seeds)])
+        worst, won = found.get(f"{kind}; {UNTREATED}", {}), ""
+        every = seeds.keys() & worst.keys() & clean.keys()
+        if every and remedy != UNTREATED:
+            here, bad, good = (
+                sum(x[seed]["loss"] for seed in every) for x in (seeds, worst, clean)
+            )
+            won = f"{(bad - here) / (bad - good):.0%}"
+        rows.append([name, told(seeds), excess(seeds, clean), won, len(seeds)])
     head = ["training text", "validation loss", "to clean", "gap won back", "seeds"]
     return markdown(head, rows)
 
@@ -117,7 +123,7 @@ def augmentation_table(found: Lines) -> str:
             told(seeds, "train"),
             told(seeds),
             f"{mean(seeds) - mean(seeds, 'train'):.3f}",
-            excess(seeds, found["none"]),
+            excess(seeds, found.get("none", {})),
             f"{mean(seeds, 'epochs'):.1f}",
             len(seeds),
         ]

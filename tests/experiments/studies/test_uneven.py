@@ -77,6 +77,12 @@ def test_the_gap_is_that_between_poisoned_and_clean():
     assert rows[2] == "| clean | 2.0050 ± 0.0050 | +0.00% |  | 2 |"
     assert rows[3] == "| letters; as it is | 3.0050 ± 0.0050 | +49.88% |  | 2 |"
     assert rows[4] == "| letters; both | 2.2550 ± 0.0050 | +12.47% | 75% | 2 |"
+    # A seed that one of the three lacks does not count; without a base there is no gap.
+    rows = table("poisoned", lines[:-1] + [lines[0] | {"seed": 2, "loss": 9}]).splitlines()
+    assert rows[4] == "| letters; both | 2.2500 ± 0.0000 | +12.50% | 75% | 1 |"
+    assert "| letters; both | 2.2550 ± 0.0050 |  |  | 2 |" in table("poisoned", lines[2:])
+    alone = {"study": "augmentation", "member": "token_dropout, 5%", "epochs": 9, "seed": 0}
+    assert "| 1.0000 ± 0.0000 |" in table("augmentation", [alone | {"train": 1, "loss": 2}])
 
 
 def test_partitions_are_compared_with_the_hash_under_the_same_method():
