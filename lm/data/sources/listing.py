@@ -96,10 +96,12 @@ def is_file(path: pathlib.Path) -> bool:
 
 
 def is_empty(file: pathlib.Path) -> bool:
+    """Tell files and pipes without bytes; a folder has none on some file systems."""
     try:
-        return file.stat().st_size == 0
+        about = file.stat()
     except OSError:
         return False
+    return not stat.S_ISDIR(about.st_mode) and about.st_size == 0
 
 
 def file_digests(

@@ -184,5 +184,12 @@ def test_tokens_are_those_of_a_given_tokenizer(folder, tmp_path):
 def test_a_corpus_without_documents(tmp_path, monkeypatch):
     nothing = Source(lambda config: Corpus({}, lambda split: iter(())))
     monkeypatch.setitem(SOURCES, "nothing", nothing)
-    with pytest.raises(ValueError, match="no document with text"):
-        inspect(DataConfig(source="nothing"), 2, tmp_path)
+    (tmp_path / "blank.txt").write_text("\n \n")
+    blank = {"source": "text", "path": f"{tmp_path}/*.txt", "cache": f"{tmp_path}/cache"}
+    for number, given in enumerate(({"source": "nothing"}, blank)):
+        (folder := tmp_path / f"{number}").mkdir()
+        with pytest.raises(ValueError, match="train text has no document with text"):
+            inspect(DataConfig(**given), 2, folder)
+    given = {"source": "gettext", "name": "django", "cache": blank["cache"]}
+    with pytest.raises(ValueError, match="gives pairs of texts; expected a source of"):
+        inspect(DataConfig(**given), 2, tmp_path)
