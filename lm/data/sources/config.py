@@ -41,7 +41,8 @@ class TextsConfig:
     shifted_path: str = field(default="", metadata=read("shifted_path") | BY_TEXT)
     # TFDS feature, key of a JSON line, or Parquet column that holds the text
     text_key: str = field(default="text", metadata=read("text_key"))
-    # what lies between the documents of a file; "": a file is one document
+    # what lies between the documents of a file, whose line ends are \n here; "": a file is
+    # one document
     separator: str = field(default="", metadata=read("separator"))
     # text: as it is written; regex: a regular expression, such as \n\s*\n for blank lines
     separator_kind: str = field(

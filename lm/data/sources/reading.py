@@ -139,11 +139,16 @@ def read_text(file: pathlib.Path) -> str:
 
 
 def compiled(separator: str, is_regex: bool) -> re.Pattern | None:
-    """Return the pattern of a separator; None if it is empty. ValueError for a bad one."""
+    """Return the pattern of a separator; None if it is empty. ValueError for a bad one.
+
+    Its line ends of Windows become \\n, as those of the text do (`unified`).
+    """
     if not separator:
         return None
+    plain = separator.replace("\r\n", "\n")
+    regex = plain.replace(r"\r\n", r"\n") if is_regex else re.escape(plain)
     try:
-        pattern = re.compile(separator if is_regex else re.escape(separator), re.MULTILINE)
+        pattern = re.compile(regex, re.MULTILINE)
     except re.error as error:
         raise ValueError(
             f"data.separator {separator!r} is not a regular expression: {error}; "

@@ -285,11 +285,13 @@ def test_separators_of_lines_are_found_whatever_the_line_ends(tmp_path, monkeypa
         monkeypatch.setattr(reading, "BLOCK", size)
         for end in ("\n", "\r\n", "\r"):
             (tmp_path / "a").write_bytes(end.join(lines).encode())
-            for given, expected in (
-                ("^---\n", ["a\n", "\nb\nb\n\nc\n", "d\n"]),
-                (r"\n\n", ["a\n---", "b\nb", "c\n---\nd\n"]),
+            for given, is_regex, expected in (
+                ("^---\n", True, ["a\n", "\nb\nb\n\nc\n", "d\n"]),
+                (r"\n\n", True, ["a\n---", "b\nb", "c\n---\nd\n"]),
+                (r"\r\n\r\n", True, ["a\n---", "b\nb", "c\n---\nd\n"]),
+                ("\r\n\r\n", False, ["a\n---", "b\nb", "c\n---\nd\n"]),
             ):
-                found = text_pieces(tmp_path / "a", compiled(given, True))
+                found = text_pieces(tmp_path / "a", compiled(given, is_regex))
                 assert [piece.text for piece in found] == expected
 
 
