@@ -1,12 +1,11 @@
 """Which regime a run is in: little text, enough text for one device's model, or more."""
 
-import pathlib
 from typing import NamedTuple
 
 from configs.base import Experiment
 from experiments.processes.messages import human, size
 from lm.data.sources.listing import list_files
-from lm.data.sources.stdlib import source_files, stdlib_folder
+from lm.data.sources.stdlib import source_files, split_of, stdlib_folder
 from lm.task import num_parameters
 from parallel.cost.machine import Hardware
 from parallel.cost.memory import whole_bytes
@@ -24,16 +23,19 @@ class Regime(NamedTuple):
 
 
 def text_tokens(config: Experiment) -> float | None:
-    """Estimate the tokens of the text from the sizes of its files; None: not known."""
+    """Estimate the tokens of the training text from its files' sizes; None: not known."""
     data = config.data
+    if data.sources:
+        return None
     if data.source == "stdlib":
         folder = stdlib_folder()
-        files = [folder / name for name in source_files()]
-    elif data.path and not data.sources:
+        files = [folder / name for name in source_files() if split_of(name) == "train"]
+    elif data.path:
         files = list_files("data.path", data.path)
     else:
         return None
-    return sum(pathlib.Path(file).stat().st_size for file in files) / BYTES_PER_TOKEN
+    found = (file.stat().st_size for file in files if file.exists())  # no link to nothing
+    return sum(found) / BYTES_PER_TOKEN
 
 
 def regime(model: Model, hardware: Hardware, tokens: float) -> Regime:

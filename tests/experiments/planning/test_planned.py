@@ -8,12 +8,13 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from experiments.planning.hardware import hardware_of, write_machine
-from experiments.planning.regime import regime
+from experiments.planning.regime import regime, text_tokens
 from experiments.planning.search import kept_degrees, planned, strategies_of
 from experiments.planning.shapes import model_of
 from experiments.run.build import model_flops
 from experiments.run.startup import read_config_file
 from experiments.sweeps.results import read
+from lm.data.sources.stdlib import source_files, stdlib_folder
 from parallel.cost.machine import parse
 from parallel.cost.memory import state_bytes, temporary_bytes
 from parallel.cost.step_time import product_flops
@@ -94,6 +95,18 @@ def test_the_regime_follows_the_text_and_the_memory(tiny):
     assert regime(model, v5e, 6 * count).name == "medium"
     little = v5e._replace(machine=v5e.machine._replace(memory=20e6))
     assert regime(model, little, 6 * count).name == "large"
+
+
+def test_the_tokens_of_the_text_are_those_of_training(tmp_path):
+    config = read_config_file("configs/tiny.py")
+    tests = sum(x.stat().st_size for x in (stdlib_folder() / "test").rglob("*.py"))
+    every = sum((stdlib_folder() / name).stat().st_size for name in source_files())
+    assert 0.5 * (every - tests) < 4 * text_tokens(config) < 0.95 * (every - tests)
+    (tmp_path / "a.txt").write_text("a" * 400)
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    config.data.source, config.data.path = "text", str(tmp_path)
+    assert text_tokens(config) == 100
+    assert text_tokens(read_config_file("configs/mixture.py")) is None
 
 
 def test_fit_takes_the_largest_microbatch_and_the_least_rematerialisation(tiny):
