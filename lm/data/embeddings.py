@@ -9,6 +9,7 @@ else by its text without the spaces around it: " self" finds the vector of "self
 
 import contextlib
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -28,7 +29,7 @@ class Vectors(NamedTuple):
 def reading(file: str) -> Iterator[BinaryIO]:
     """Open a file of vectors; ValueError if it cannot be read."""
     try:
-        with pathlib.Path(file).expanduser().open("rb") as stream:
+        with open(os.path.expanduser(file), "rb") as stream:
             yield stream
     except OSError as error:
         raise ValueError(f"model.embeddings {file!r} cannot be read ({error})") from None
@@ -61,8 +62,8 @@ def read_header(file: str, width: int) -> int:
 def read_lines(file: str, width: int) -> Iterator[tuple[int, str, str]]:
     """Yield the number of each line, its token, and the text of its vector."""
     count = read_header(file, width)
-    path = pathlib.Path(file).expanduser()
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as stream:
+    path = os.path.expanduser(file)
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as stream:
         stream.readline()
         number = 1
         for number, line in enumerate(stream, 2):

@@ -6,6 +6,7 @@ its token 0 change places; all other ids stay.
 
 import hashlib
 import json
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ PROBE = "def f(x):\n\treturn x  # naïve Größe, 漢字 🎉\n\n"
 
 def pretrained_tokenizer(path: str, end_token: str, vocab_size: int) -> Tokenizer:
     """Load a tokenizer.json; ValueError if it cannot be used or has another size."""
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(os.path.expanduser(path))
     made, ids = opened(file)
     if made["model"]["type"] != "BPE":
         raise ValueError(f"{file} has a {made['model']['type']} model; give one of BPE")
@@ -77,7 +78,7 @@ def found_in(path: pathlib.Path, end_token: str, end_id: int | None) -> Found:
 
 def tokenizer_identity(path: str, end_token: str) -> dict[str, str]:
     """Return what decides the ids: the files' text, and the end token."""
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(os.path.expanduser(path))
     beside = file.with_name("tokenizer_config.json")
     texts = [json.dumps(read_json(each)) for each in (file, beside) if each.exists()]
     digest = hashlib.sha256("".join(texts).encode()).hexdigest()

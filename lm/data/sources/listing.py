@@ -25,25 +25,32 @@ def list_files(field: str, pattern: str) -> list[pathlib.Path]:
     """
     if not pattern:
         raise ValueError(f"{field} is empty; give a file, a folder or a glob")
-    path = pathlib.Path(pattern).expanduser()
-    if path.is_dir():
-        found = sorted(below(path))
-    elif os.path.lexists(path):
-        found = [path]
-    else:
-        matched = match(path)
-        found = [each for each in matched if not each.is_dir()]
-        if matched and not found:
-            raise ValueError(
-                f"{field} {pattern!r} matches only folders; give a folder itself, or end "
-                "the glob with **/*"
-            )
+    try:
+        found = found_at(pathlib.Path(os.path.expanduser(pattern)))
+    except OSError as error:  # of a folder above, or for too long a name
+        raise ValueError(f"{field} {pattern!r} cannot be read ({error.strerror})") from None
+    if found is None:
+        raise ValueError(
+            f"{field} {pattern!r} matches only folders; give a folder itself, or end the "
+            "glob with **/*"
+        )
     if not found:
         raise ValueError(f"{field} {pattern!r} matches no file{HINT * ('[' in pattern)}")
     filled = [file for file in found if not is_empty(file)]
     if not filled:
         raise ValueError(f"{field}: {found[0]} is empty; remove it or fill it")
     return filled
+
+
+def found_at(path: pathlib.Path) -> list[pathlib.Path] | None:
+    """Return the files that a path means; None if it is a glob of folders alone."""
+    if path.is_dir():
+        return sorted(below(path))
+    if os.path.lexists(path):
+        return [path]
+    matched = match(path)
+    found = [each for each in matched if not each.is_dir()]
+    return None if matched and not found else found
 
 
 def below(folder: pathlib.Path) -> Iterator[pathlib.Path]:

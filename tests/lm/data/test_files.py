@@ -107,11 +107,13 @@ def test_folders_globs_links_and_odd_names(tmp_path):
     assert found("odd [1].txt") == "o" and found("data[x]/*") == "d"
     cases = {
         "su*": "matches only folders", "none[1]*": r"matches no file.*write \[\[\]",
-        "sub/empty.txt": "empty.txt is empty",
+        "sub/empty.txt": "empty.txt is empty", "n" * 300: "cannot be read .File name too",
     }  # fmt: skip
     for pattern, words in cases.items():
         with pytest.raises(ValueError, match=words):
             found(pattern)
+    with pytest.raises(ValueError, match="'~nobody-here/x' matches no file"):
+        list_files("data.path", "~nobody-here/x")
 
 
 def test_compressed_files_are_read_to_their_end_or_refused(tmp_path):
