@@ -127,6 +127,8 @@ def read_mo(file: pathlib.Path) -> Iterator[Pair]:
 
 
 def string_at(raw: bytes, size: int, offset: int) -> str:
+    if offset + size > len(raw):
+        raise struct.error("it ends too early")
     return raw[offset : offset + size].decode()
 
 

@@ -13,7 +13,7 @@ from lm.data.prepare import prepare
 from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.pairs import encode_sources
 from lm.data.sources.files import Policy
-from lm.data.sources.pairs import gettext_corpus, parallel_corpus, read_mo
+from lm.data.sources.pairs import catalogues, gettext_corpus, parallel_corpus, read_mo
 from lm.task import targets_mask
 from lm.vocabulary import END_ID
 
@@ -57,6 +57,10 @@ def test_catalogues_are_read_as_the_library_reads_them(tmp_path, order):
     (tmp_path / "b.mo").write_bytes(b"not a catalogue")
     with pytest.raises(ValueError, match="b.mo is not a compiled gettext catalogue"):
         list(read_mo(tmp_path / "b.mo"))
+    for end in (-3, 40):  # inside the last text, inside the tables
+        (tmp_path / "c.mo").write_bytes((tmp_path / "a.mo").read_bytes()[:end])
+        with pytest.raises(ValueError, match="c.mo cannot be read"):
+            list(read_mo(tmp_path / "c.mo"))
 
 
 @pytest.fixture
@@ -125,13 +129,21 @@ def until(tokens):
     return tokens[: tokens.index(END_ID)]
 
 
-def test_gettext_packages_and_languages_are_named(package):
+def test_gettext_packages_and_languages_are_named(package, capsys):
     with pytest.raises(ValueError, match="'nowhere_at_all' is not an installed package"):
         gettext_corpus("nowhere_at_all", "de", 0.1)
     with pytest.raises(ValueError, match="no catalogue of data.language 'xx'; it has de"):
         gettext_corpus(package, "xx", 0.1)
     of_all = set(gettext_corpus("", "de", 0.1).pairs("train"))
     assert of_all >= set(gettext_corpus(package, "de", 0.1).pairs("train")) > set()
+    (first, *_) = catalogues(package, "de")
+    first.write_bytes(b"no catalogue")
+    corpus = gettext_corpus(package, "de", 0.1)
+    with pytest.raises(ValueError, match="x.mo is not a compiled .*on_bad_record=skip"):
+        list(corpus.pairs("train"))
+    corpus = gettext_corpus(package, "de", 0.1, Policy("skip"))
+    assert set(corpus.pairs("train"))  # of the other catalogue
+    assert capsys.readouterr().err.count("left out 1 records") == 1
 
 
 def test_parallel_files(tmp_path, capsys):
@@ -148,6 +160,10 @@ def test_parallel_files(tmp_path, capsys):
         prepare(config_of(tmp_path, **files))
     with pytest.raises(ValueError, match="data.target_path is empty"):
         prepare(config_of(tmp_path, source="parallel", path=str(sources)))
+    with pytest.raises(
+        ValueError, match="must each be one file; they match .*b.txt, .*b.t"
+    ):
+        parallel_corpus(f"{tmp_path}/*.txt", str(targets), 0.2)
 
 
 def test_lines_of_parallel_files_are_what_stands_in_them(tmp_path, capsys):

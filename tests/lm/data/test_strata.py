@@ -68,3 +68,7 @@ def test_a_stratum_that_gives_no_row_is_told():
     parts = [[Part(0, 0.0, 1.0), Part(5, 1.0, 1.0)]]
     told = parts_told(parts, ("numbers", "prose"), 10)
     assert "numbers 0 rows, 0.00% drawn, 0 epochs; prose 5 rows, 100.00% drawn, 2" in told
+    assert "Kish" not in told
+    # Half of the draws weigh 1, half 3: (1 + 3)^2 / (2 (1 + 9)) of them.
+    parts = [[Part(5, 0.5, 1.0), Part(5, 0.5, 3.0)]]
+    assert "100 rows are worth 80.0 of equal" in parts_told(parts, ("a", "b"), 10)

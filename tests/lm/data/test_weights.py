@@ -12,6 +12,7 @@ from lm.data.prepare import tell_weights
 from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, TOKEN, first_fit
 from lm.data.rows.sampling import SamplingConfig
+from lm.data.rows.shards import read_shards, write_shards
 from lm.data.rows.store import Rows, read_rows, write_rows
 from lm.data.rows.weights import effective_size, encode, importance
 from lm.data.sources.corpus import Document
@@ -108,6 +109,23 @@ def test_weights_are_stored_only_where_there_are_some(tmp_path):
     for row, _ in rows:
         row["weight"] = row["id"] % 2
     assert not written(rows, tmp_path, "train")[0]["fractional_weights"]
+
+
+def test_shards_with_weights_and_without_are_one_text(tmp_path):
+    plain, weighted = ([(r.copy(), s) for r, s in first_fit(documents(), 8)] for _ in "ab")
+    for row, _ in plain:
+        row["weight"] = 1
+    told = write_shards([[plain], [weighted]], tmp_path, "train", META)
+    read = read_shards(tmp_path, "train", META | {"train": told, "strata": [""]})
+    inside = np.array([segments > 0 for _, segments in plain + weighted])
+    given = np.array([row["weight"] for row, _ in plain + weighted])
+    found = read.weights[np.arange(len(inside))]
+    np.testing.assert_array_equal(found, np.where(inside, given, 1))
+    weights = np.array([t[1] for t in targets(plain + weighted)], np.float64)
+    assert told["weight"] == pytest.approx(weights.sum(), rel=1e-12)
+    expected = weights.sum() ** 2 / (weights**2).sum()
+    assert told["effective_targets"] == pytest.approx(expected, rel=1e-12)
+    assert told["fractional_weights"]
 
 
 def test_held_out_rows_have_documents_and_no_weights(tmp_path):

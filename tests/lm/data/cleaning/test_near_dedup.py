@@ -10,6 +10,7 @@ import pytest
 
 from lm.data.cleaning import near_dedup
 from lm.data.cleaning.near_dedup import NearDedupConfig
+from lm.data.cleaning.stage import Copy
 from lm.data.sources.corpus import Document
 
 WORDS = [f"word{i}" for i in range(3000)]
@@ -128,3 +129,12 @@ def test_languages_without_spaces_and_many_equal_documents():
     found = near_dedup.decide(NearDedupConfig(), sketches(texts))
     assert [copy.first if copy else None for copy in found[:3]] == [None, None, 0]
     assert {copy.first for copy in found[3:]} == {0}
+
+
+def test_the_reason_names_the_first_and_a_chain_to_it():
+    for share, chain in ((0.9, False), (0.5, True)):
+        verdict = Copy(0, "first", share)
+        left, (found,) = near_dedup.apply(NearDedupConfig(), Document("", "x"), verdict)
+        assert left is None and found.score == share
+        assert f"{share:.1%} of its shingles and those of first" in found.reason
+        assert ("a chain of documents" in found.reason) == chain
