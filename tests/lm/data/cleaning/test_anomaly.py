@@ -54,11 +54,21 @@ def areas(seed: int, count: int, each: int) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def planted():
     texts, kinds = plant(modules(500, 0), EACH, 0)
-    return texts, kinds, sketches_of(texts)
+    sketches = sketches_of(texts)
+    return texts, kinds, sketches, anomaly.scores_of(sketches)
 
 
-def applied(config: AnomalyConfig, texts: list[str], sketches: list[anomaly.Sketch]):
-    verdicts = anomaly.decide(config, sketches)
+def applied(
+    config: AnomalyConfig,
+    texts: list[str],
+    sketches: list[anomaly.Sketch],
+    known: scores.Scores | None = None,
+):
+    """Decide and apply; the scores do not depend on the config, and may be known."""
+    with pytest.MonkeyPatch.context() as patch:
+        if known:
+            patch.setattr(anomaly, "scores_of", lambda sketches: known)
+        verdicts = anomaly.decide(config, sketches)
     return [
         anomaly.apply(config, Document(text, str(i)), verdict)
         for i, (text, verdict) in enumerate(zip(texts, verdicts, strict=True))
@@ -66,8 +76,8 @@ def applied(config: AnomalyConfig, texts: list[str], sketches: list[anomaly.Sket
 
 
 def test_planted_damage_has_the_highest_scores(planted):
-    texts, kinds, sketches = planted
-    by_kind = anomaly.scores_of(sketches).by_kind
+    texts, kinds, sketches, known = planted
+    by_kind = known.by_kind
     for kind, least in LEAST_AREA.items():
         some = (kinds == kind) | (kinds == "clean")
         area = roc_auc_score(kinds[some] == kind, by_kind[kind][some])
@@ -76,8 +86,8 @@ def test_planted_damage_has_the_highest_scores(planted):
 
 
 def test_dropped_documents_are_named_with_kind_score_and_reason(planted):
-    texts, kinds, sketches = planted
-    result = applied(AnomalyConfig(), texts, sketches)
+    texts, kinds, sketches, known = planted
+    result = applied(AnomalyConfig(), texts, sketches, known)
     dropped = np.array([document is None for document, _ in result])
     assert dropped[kinds == "clean"].mean() < 0.1
     for kind in ("gibberish", "language", "base64", "encoding"):
@@ -96,15 +106,17 @@ def test_dropped_documents_are_named_with_kind_score_and_reason(planted):
 
 
 def test_threshold_quantile_and_kinds_choose(planted):
-    texts, kinds, sketches = planted
+    texts, kinds, sketches, known = planted
     for config, most in (
         (AnomalyConfig(threshold=1e9), 0),
         (AnomalyConfig(threshold=0.1, quantile=0.99, kinds="language,gibberish"), 5),
     ):
-        dropped = [document is None for document, _ in applied(config, texts, sketches)]
+        result = applied(config, texts, sketches, known)
+        dropped = [document is None for document, _ in result]
         assert most - 1 <= sum(dropped) <= most, config
     config = AnomalyConfig(kinds="base64, language")
-    found = {x.kind for _, findings in applied(config, texts, sketches) for x in findings}
+    result = applied(config, texts, sketches, known)
+    found = {x.kind for _, findings in result for x in findings}
     assert found == {"base64", "language"}
     with pytest.raises(ValueError, match="'poetry', which is no kind; choose from base64"):
         AnomalyConfig(kinds="poetry").chosen()
@@ -113,8 +125,8 @@ def test_threshold_quantile_and_kinds_choose(planted):
 
 
 def test_worse_documents_weigh_less(planted):
-    texts, kinds, sketches = planted
-    result = applied(AnomalyConfig(action="weight"), texts, sketches)
+    texts, kinds, sketches, known = planted
+    result = applied(AnomalyConfig(action="weight"), texts, sketches, known)
     weights = np.array([document.weight for document, _ in result])
     worst = [max((x.score for x in found), default=0) for _, found in result]
     assert np.allclose(weights, 5 / np.maximum(worst, 5))
@@ -123,9 +135,9 @@ def test_worse_documents_weigh_less(planted):
 
 
 def test_bad_spans_are_masked_and_whole_bad_documents_dropped(planted):
-    texts, kinds, sketches = planted
+    texts, kinds, sketches, known = planted
     texts, sketches, rng = list(texts), list(sketches), random.Random(1)
-    usual = [not found for _, found in applied(AnomalyConfig(), texts, sketches)]
+    usual = [not found for _, found in applied(AnomalyConfig(), texts, sketches, known)]
     clean = np.flatnonzero((kinds == "clean") & usual)
     clean = [place for place in clean if len(texts[place]) > 4000]
     spans = {}
