@@ -19,7 +19,9 @@ from lm.data.rows.parts import effective_share, parts_of
 from lm.data.rows.sampling import SamplingConfig
 from lm.data.rows.store import Rows, targets
 from lm.data.sources.config import SourceConfig
-from lm.data.texts import open_corpus
+from lm.data.sources.corpus import Corpus, Document
+from lm.data.sources.mixture import mixed_corpus
+from lm.data.texts import numbered, open_corpus
 
 BATCH, NUM = 8, 512
 BY_WEIGHT = SamplingConfig("key", rates="weights")
@@ -154,6 +156,22 @@ def test_each_source_holds_out_documents_by_its_own_rules(folder):
         ]
         assert list(mixture.documents(split)) == apart
         assert {document.key for document in apart} == {"much", "rare"}
+
+
+def test_of_shifted_text_each_source_gives_a_part_of_what_is_read(monkeypatch):
+    for module in ("sources.mixture", "texts"):
+        monkeypatch.setattr(f"lm.data.{module}.SHIFTED_CHARACTERS", 18)
+
+    def opened(source):
+        texts = [source.label * length for length in (7, 0, 3, 9)]
+        splits = ("train",) if source.label == "c" else ("train", "shifted")
+        return Corpus({}, lambda split: (Document(x, "") for x in texts), splits)
+
+    sources = [SourceConfig(label=label) for label in "abc"]
+    found = list(numbered(mixed_corpus(sources, opened)))
+    assert [split for split, _ in found].count("train") == 12
+    shifted = [document.text for split, document in found if split == "shifted"]
+    assert shifted == ["a" * 7, "aa", "b" * 7, "bb"]  # 9 characters of each
 
 
 def test_tokens_are_drawn_as_the_weights_say(folder, mixed):
