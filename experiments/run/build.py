@@ -35,6 +35,7 @@ from lm.optimizers import MAXIMIZERS
 from lm.precision import DTYPES, PrecisionConfig, loss_scaling, mixed_precision
 from lm.robust import RobustConfig, robust, robust_scaling
 from lm.task import Task, with_embeddings
+from parallel.config import Having
 from parallel.counting.program import counting_program
 from parallel.layout import validate_tensor_dims
 from parallel.mesh import process_rows
@@ -43,7 +44,7 @@ from parallel.server.kinds import Parts
 from parallel.server.parts import check_shards
 from parallel.server.pool import Pool
 from parallel.server.program import server_program
-from parallel.strategies import STRATEGIES, Having, build_program
+from parallel.strategies import STRATEGIES, build_program
 
 
 class Run(NamedTuple):

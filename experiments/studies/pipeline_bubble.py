@@ -37,6 +37,7 @@ from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read, write
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
+from parallel.config import ParallelConfig
 from parallel.pipeline.schedules import (
     ORDERS,
     bubble,
@@ -45,7 +46,6 @@ from parallel.pipeline.schedules import (
     ideal_bubble,
     promised_inputs,
 )
-from parallel.strategies import ParallelConfig
 
 join.define_flags()
 OUTPUT = flags.DEFINE_string(

@@ -29,8 +29,8 @@ from lm.data.prepare import Data
 from lm.data.rows.order import train_batches
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Params, num_parameters
+from parallel.config import ParallelConfig
 from parallel.mesh import place_rows
-from parallel.strategies import ParallelConfig
 
 CALIBRATIONS = ("largest", "error", "loss")
 MODEL, RECORD = "compressed.safetensors", "compression.json"

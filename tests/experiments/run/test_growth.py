@@ -16,7 +16,7 @@ from lm.data.prepare import prepare
 from lm.data.rows.order import Order, step_rows
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 from tests.experiments.run.test_resume import final_arrays
 from tests.experiments.runs import losses, write_corpus
 

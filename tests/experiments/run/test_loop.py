@@ -15,9 +15,9 @@ from lm.data.config import DataConfig
 from lm.data.rows.order import step_rows
 from lm.data.rows.store import Rows
 from lm.optim import OptimConfig
+from parallel.config import ParallelConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
-from parallel.strategies import ParallelConfig
 from tests.parallel.workers import run_two
 
 

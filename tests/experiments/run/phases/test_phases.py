@@ -30,10 +30,10 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig, schedule
 from lm.precision import PrecisionConfig
 from lm.robust import RobustConfig
+from parallel.config import ParallelConfig, PhaseConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.server.config import ServerConfig
-from parallel.strategies import ParallelConfig, PhaseConfig
 from tests.experiments.run.test_resume import final_arrays
 from tests.experiments.runs import losses, run, write_corpus
 
