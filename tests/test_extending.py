@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import base, fields
 from configs.base import Experiment
-from experiments.run.build import check
+from experiments.run.check import check
 from lm.data.cleaning.stage import Finding, Stage
 from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig

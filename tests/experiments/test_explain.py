@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from experiments.run.explanation import unexpected
+from experiments.planning.explanation import unexpected
 from parallel.config import ParallelConfig
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, step_ledger

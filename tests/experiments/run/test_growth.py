@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import Run, build, check
+from experiments.run.build import Run, build
+from experiments.run.check import check
 from experiments.run.loop import train
 from experiments.run.phases.phase import phases_of
 from experiments.run.survival.clock import Clock

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import check_alone, check_plateau
+from experiments.run.check import check_alone, check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from experiments.run.steps import row_order

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import fields
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.studies.league import corpus, picture, search, tables
 from experiments.studies.league.members import (
     BASE,

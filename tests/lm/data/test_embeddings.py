@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import build, check
+from experiments.run.build import build
+from experiments.run.check import check
 from experiments.run.workdir import check_own, write_files
 from lm.data.config import DataConfig
 from lm.data.embeddings import (

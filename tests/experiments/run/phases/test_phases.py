@@ -15,7 +15,7 @@ from configs import fields
 from configs.base import Experiment
 from experiments.planning.out_of_memory import next_command, settled
 from experiments.run import loop
-from experiments.run.build import check_phases
+from experiments.run.check import check_phases
 from experiments.run.phases.account import by_phase
 from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases
