@@ -1,5 +1,6 @@
 """What a parameter server is refused, in a line that helps."""
 
+import math
 import sys
 
 import pytest
@@ -32,6 +33,30 @@ REFUSED = [
         "parallel.server.slow has 2 numbers, but there are parallel.server.workers 4",
     ),
     ({"parallel.server.slow": (1, 1, 1, 0.5)}, "expected numbers of 1 and more"),
+    ({"parallel.server.slow": (1, 1, 1, math.nan)}, "expected numbers of 1 and more"),
+    ({"parallel.server.slow": (1, 1, 1, math.inf)}, "expected numbers of 1 and more"),
+    ({"parallel.server.policy": "grid"}, "choose one of static, round_robin, minimum_co"),
+    (ASYNC | {"parallel.server.policy": "by_speed"}, "no effect where parallel.server.mo"),
+    ({"parallel.server.pieces": 6}, "batch_size 32 .*server.pieces 6 = 6; change one"),
+    (
+        {"parallel.server.policy": "backup", "parallel.exchange.codec": "int8"},
+        "policy=backup with 4 pieces for .*workers 4 does not go with .*codec=int8",
+    ),
+    (
+        {"parallel.server.pieces": 8, "parallel.server.optimizer": "worker"},
+        "policy=static with 8 pieces .*not go with parallel.server.optimizer=worker",
+    ),
+    (
+        {
+            "parallel.exchange.codec": "int8", "parallel.exchange.clip": 1.0,
+            "parallel.server.optimizer": "worker",
+        },
+        "exchange.clip 1.0 clips gradients, but with parallel.server.optimizer=worker",
+    ),
+    (
+        {"parallel.server.pool": "ray", "compress.distil.teacher": "runs/large"},
+        "teacher is 'runs/large', but with parallel.server.pool=ray workers read their",
+    ),
     ({"parallel.server.workers": 5}, "batch_size 32 .*workers 5 = 5; change one"),
     ({"parallel.server.workers": 65}, "workers is 65; it must be at least 1 and at most"),
     ({"parallel.exchange.codec": "power_sgd"}, "choose one of none, bfloat16, int8"),
@@ -66,6 +91,18 @@ REFUSED = [
     ),
     ({"parallel.merge.quorum": 2}, "merge.quorum is 2, but it has no effect where"),
     (ISLANDS | {"parallel.merge.quorum": 5}, "quorum 5 is more than .*workers 4"),
+    (
+        ISLANDS | {"parallel.merge.quorum": 4, "parallel.merge.grace": 0.5},
+        "grace 0.5 has no effect: .*quorum 4 pushes, and there are .*workers 4",
+    ),
+    (
+        ISLANDS | {"parallel.merge.activation": 0.5},
+        "activation 0.5 has no effect where parallel.merge.momentum_every is 1",
+    ),
+    (
+        ISLANDS | {"parallel.exchange.codec": "int8", "parallel.exchange.clip": 1.0},
+        "exchange.clip is 1.0, but under .* replicas exchange moves, not gradients",
+    ),
     (ISLANDS | {"parallel.server.mode": "ssp"}, "mode is 'ssp', but it has no effect"),
     (ISLANDS | {"parallel.local.inner": "diloco"}, "inner is 'diloco', which cannot"),
     (ISLANDS | {"parallel.local.every": 9999}, "4 x .* 9999 = 39996 numbers may be out"),

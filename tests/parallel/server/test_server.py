@@ -149,7 +149,9 @@ def test_pushes_of_a_clock_that_are_applied_together_are_sync_for_any_optimizer(
     for clock in range(clocks):
         assert session.updates == clock
         session.hand_out(numbers.__getitem__)
-        session.update({worker: session.pool.finish(worker) for worker in range(num)})
+        session.update(
+            [(session.orders.pop(w), session.pool.finish(w)) for w in range(num)]
+        )
         for worker in range(num):
             session.desk = desk.take(session.desk, worker)
     assert_near(session.params(together), together, 2e-6)
@@ -245,9 +247,12 @@ def test_an_audit_sees_what_is_lost_or_repeated():
     lines = [Line(u, u % 2, n, 0, False, 0, 1, u) for u, n in enumerate([0, 1, 1, 3], 1)]
     found = audit(lines, 5, [4], ServerConfig(mode="async", workers=2))
     assert (found.applied, found.lost, found.repeated, found.max_staleness) == (4, 1, 1, 3)
-    both = [Line(1, w, 0, 0, True, 0, 1, 1) for w in (0, 1)]
+    both = [Line(1, w, 0, 0, True, 0, 1, 1, w) for w in (0, 1)]
     both.append(Line(2, 0, 1, 1, False, 0, 1, 2))
     found = audit(both, 2, [], ServerConfig(workers=2))
     assert (found.lost, found.repeated) == (1, 0)
+    # The position would hand out again what was applied.
+    found = audit(both[:2], 1, [0], ServerConfig(workers=2))
+    assert (found.lost, found.repeated) == (0, 2)
     with pytest.raises(ValueError, match="no push of update 2"):
         by_update([lines[0], lines[2]])
