@@ -3,13 +3,14 @@
 python -m experiments.audit --workdir=runs/server [--replay]
 
 Compares schedule.jsonl, the pushes in the order in which they were applied, with the
-position in the last checkpoint. Prints a line of JSON: how many numbers were `applied`, how
-many are `lost` or `repeated`, the largest staleness (updates between a pull and its
-push) and the largest lag (pushes that a worker was ahead of the slowest). With --replay,
-the schedule is applied again in this process, and `replay_equal` tells whether that gives
-the checkpoint's parameters to the bit. If the run had more than one device for each worker,
-give the same --devices. A run that began with parameters from elsewhere can be replayed as
-long as its first checkpoint, which has them, is kept.
+position in the last whole checkpoint. Prints a line of JSON: how many numbers were
+`applied`, how many are `lost` or `repeated`, the largest staleness (updates between a pull
+and its push) and the largest lag (pushes that a worker was ahead of the slowest). In the
+mode sync, pieces of numbers are counted. With --replay, the schedule is applied again in
+this process, and `replay_equal` tells whether that gives the checkpoint's parameters to the
+bit. If the run had more than one device for each worker, give the same --devices. A run
+that began with parameters from elsewhere can be replayed as long as its first checkpoint,
+which has them, is kept.
 
 The exit code is 1 if a number is lost or repeated, or the replay differs.
 """
@@ -24,7 +25,7 @@ from absl import flags
 from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.files import json_line
-from experiments.processes.messages import user_errors
+from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.run.build import build_task, check, given_vectors, learner_of
 from experiments.run.checkpoint import Checkpoints
@@ -96,20 +97,30 @@ def schedule_of(folder: pathlib.Path, last_step: int) -> list[Line]:
 
 
 def last_state(folder: pathlib.Path, config: Experiment, program: Program) -> TrainState:
-    """Load what the last checkpoint holds; ValueError if it is none of this training."""
+    """Load the last whole checkpoint, from which the run would go on.
+
+    Raises ValueError if it is none of this training, OSError if all are damaged.
+    """
     # That of step 0 has the parameters that a run begins with, and no position.
-    steps = [step for step in saved_steps(folder) if step]
+    steps, damaged = [step for step in saved_steps(folder) if step], None
     if not steps:
         raise ValueError(f"{folder / 'checkpoints'} holds no checkpoint of training yet")
     with Checkpoints(folder / "checkpoints", config.keep, write=False) as checkpoints:
-        state = jax.device_get(checkpoints.load_state(steps[-1], program))
-    if not state.comm:
-        raise ValueError(
-            f"the last checkpoint of {folder}, at step {steps[-1]}, is of another strategy "
-            f"than {config.parallel.strategy!r}, which has saved none yet; let the run go "
-            "on, and audit it then"
-        )
-    return state
+        for step in reversed(steps):
+            try:
+                state = jax.device_get(checkpoints.load_state(step, program))
+            except OSError as error:
+                say(f"warning: {error}")
+                damaged = error
+                continue
+            if state.comm:
+                return state
+            raise ValueError(
+                f"the last checkpoint of {folder}, at step {step}, is of another strategy "
+                f"than {config.parallel.strategy!r}, which has saved none yet; let the run "
+                "go on, and audit it then"
+            )
+    raise damaged
 
 
 def replayed(

@@ -45,13 +45,18 @@ def test_meeting_after_every_sgd_step_is_synchronous(strategy):
 
 
 def test_post_local_sgd_is_synchronous_before_its_first_step_alone():
-    """With momentum and clipping too, which local steps would change."""
-    local = changed(every=4, first=STEPS)
-    program = toy_program("post_local_sgd", toy_learner(MOMENTUM), data=4, local=local)
+    """With momentum and clipping, which local steps would change, and with a codec."""
+    local, exchange = changed(every=4, first=STEPS), ExchangeConfig("auto", "top_k")
+    learner = toy_learner(MOMENTUM)._replace(num_steps=STEPS)
+    program = toy_program("post_local_sgd", learner, data=4, local=local, exchange=exchange)
     state, params, losses = train(program, STEPS)
     expected, expected_losses = oracle(MOMENTUM, STEPS)
     assert_equal(params, expected)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    agreed = state.comm.fragments[0].agreed  # from here on moves are counted
+    jax.tree.map(lambda a, x: np.testing.assert_array_equal(a, x[0]), agreed, state.params)
+    told, last = float(state.comm.tally.loss[0]), expected_losses[-1]
+    np.testing.assert_allclose(told, last, rtol=1e-5)  # until they meet again
     state, metrics = program.step(state, program.place(batches(1)[0]))
     kernel = np.asarray(state.params["output"]["kernel"])
     assert not np.array_equal(kernel[0], kernel[1])  # then they part
