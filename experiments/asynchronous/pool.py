@@ -27,7 +27,7 @@ import parallel
 from configs.base import Experiment
 from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
 from experiments.processes.messages import say
-from experiments.processes.ray_tasks import import_ray, start_ray
+from experiments.processes.ray_tasks import check_address, import_ray, start_ray
 from experiments.run.build import whole_bytes
 from parallel.server.kinds import Parts
 from parallel.server.pool import Place, Pool
@@ -60,8 +60,10 @@ class RayPool:
         if not self.ray.is_initialized():
             held = self.config.snapshot_every + 8 + 4 * self.config.workers
             store = STORE_BYTES + 2 * held * whole_bytes([each.params for each in shards])
-            address = os.environ.get("RAY_ADDRESS", "")
-            start_ray(self.ray, address, self.config.workers, CODE, store)
+            try:
+                start_ray(self.ray, address(), self.config.workers, CODE, store)
+            except ValueError as error:  # of the cluster, which has answered before
+                raise ConnectionError(error) from None
             self.began_ray = True
         self.base = [self.ray.put(snapshot) for snapshot in shards]
         self.log: list[Command] = []
@@ -240,16 +242,22 @@ class RayPool:
             self.ray.shutdown()
 
 
+def address() -> str:
+    """Return where the cluster is that workers and shards run on; "": on this machine."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 def pool_of(
     config: Experiment, vocab_size: int, mesh: Mesh
 ) -> Callable[[Parts], Pool] | None:
     """Return what makes the pool that the config asks for; None: that of this process.
 
-    Raises ValueError if Ray is not installed.
+    Raises ValueError if Ray is not installed, or no cluster is at its address.
     """
     if config.parallel.row.synchronous or config.parallel.server.pool == "here":
         return None
     import_ray()
+    check_address(address())
     platform = mesh.devices.flat[0].platform
     setup = Setup(config, vocab_size, mesh.size, platform)
     return lambda parts: RayPool(setup)

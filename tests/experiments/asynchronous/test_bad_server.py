@@ -2,12 +2,14 @@
 
 import math
 import sys
+from types import ModuleType
 
 import pytest
 
 from configs import fields
 from configs.tiny import get_config
-from experiments.asynchronous.pool import pool_of
+from experiments.asynchronous.bodies import Setup
+from experiments.asynchronous.pool import RayPool, pool_of
 from experiments.run.build import check, check_compiles
 from parallel.mesh import data_mesh
 
@@ -137,3 +139,18 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
         pool_of(config, 300, data_mesh(1))
     config.parallel.server.pool = "here"
     assert pool_of(config, 300, data_mesh(1)) is None
+
+
+def test_without_a_cluster_at_the_address_it_says_so(monkeypatch):
+    """A cluster that refuses the run later, by its token, ends it in a line as well."""
+    ray = ModuleType("ray")
+    ray.is_initialized = lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    config = fields.override(get_config(), SERVER | {"parallel.server.pool": "ray"})
+    for address in ("127.0.0.1:1", "127.0.0.1:99999"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at '{address}'"):
+            pool_of(config, 300, data_mesh(1))
+    pool = RayPool(Setup(config, 300, 1, "cpu"))
+    with pytest.raises(OSError, match="no Ray cluster answers at '127.0.0.1:99999'"):
+        pool.start([], [], [])
