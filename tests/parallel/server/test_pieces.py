@@ -86,15 +86,19 @@ def test_a_piece_of_a_worker_that_died_is_computed_again():
 
 def test_an_update_that_is_left_out_leaves_no_trace_with_any_worker():
     """The first worker's rows are fine, and the second one's have no loss."""
-    p = program(optax.adam(0.05), exchange={"codec": "top_k", "keep": 0.2}, workers=2)
+    exchange = {"codec": "top_k", "keep": 0.2}
+    made = parts(optax.adam(0.05), exchange=exchange, workers=2)
+    p = server_program(made, data_mesh(1))
     good, bad = rows(64), dict(rows(64)[1])
     bad["row"] = bad["row"] - 99 * (np.arange(ROWS) >= ROWS // 2)
-    state, params, _ = take(p, p.init(KEY), 3, [good[0], bad, good[2]])
+    seen = [good[0], bad, good[2]]
+    state, params, lines = take(p, p.init(KEY), 3, seen)
     other, expected, _ = take(p, p.init(KEY), 2, [good[0], good[2]])
     assert_same(params, expected)
     kept, wanted = (x.comm.pool.privates() for x in (state, other))
     assert_same(kept, wanted)
     assert all(np.abs(each.residual[0]["table"]).max() > 0 for each in kept)
+    assert_same(replay(made, data_mesh(1), lines, seen.__getitem__, KEY), params)
 
 
 def test_pushes_are_clipped_before_they_are_compressed():

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from parallel.mesh import data_mesh
+from parallel.program import begin
 from parallel.server import desk
 from parallel.server.config import ServerConfig
 from parallel.server.kinds import Parts
@@ -166,6 +167,18 @@ def test_pushes_of_a_clock_that_are_applied_together_are_sync_for_any_optimizer(
         for worker in range(num):
             session.desk = desk.take(session.desk, worker)
     assert_near(session.params(together), together, 2e-6)
+
+
+def test_a_run_that_began_with_given_parameters_is_replayed_from_them():
+    made, mesh, key = compiled(0.0, "server"), data_mesh(1), jax.random.key(1)
+    p = server_program(made, mesh)
+    given = jax.tree.map(lambda x: x / 2, start())
+    state, params, lines = take(p, p.adopt(begin(made.learner, p, given)), 6)
+    draw = rows(64).__getitem__
+    assert_same(replay(made, mesh, lines, draw, key, given), params)
+    assert not np.array_equal(
+        replay(made, mesh, lines, draw, key)["table"], params["table"]
+    )
 
 
 KEPT = [
