@@ -36,7 +36,21 @@ def changed(**fields) -> LocalConfig:
     return LocalConfig(**vars(PLAIN) | fields)
 
 
-@pytest.mark.parametrize("strategy", PLANS)
+# Without first steps, the plan of post_local_sgd is that of local_sgd.
+LOCAL = [name for name in PLANS if name != "post_local_sgd"]
+
+
+def test_without_first_steps_post_local_sgd_is_local_sgd():
+    """Then they train alike, so the laws below leave it out."""
+    plans = [PLANS[name](LocalConfig(first=0)) for name in ("post_local_sgd", "local_sgd")]
+    assert plans[0]._replace(outer=None) == plans[1]._replace(outer=None)
+    grads = {"w": jnp.array([1.0, -2.0])}
+    for plan in plans:
+        moves, _ = plan.outer.update(grads, plan.outer.init(grads), grads)
+        np.testing.assert_array_equal(moves["w"], [-1.0, 2.0])
+
+
+@pytest.mark.parametrize("strategy", LOCAL)
 def test_meeting_after_every_sgd_step_is_synchronous(strategy):
     local = changed(fragments=1)
     program = toy_program(strategy, toy_learner(SGD), data=8, local=local)
@@ -62,18 +76,20 @@ def test_post_local_sgd_is_synchronous_before_its_first_step_alone():
     assert not np.array_equal(kernel[0], kernel[1])  # then they part
 
 
+TASK = toy_task()
+
+
+@jax.jit
+def sgd(params, rows):
+    grads, sums = jax.grad(TASK.loss, has_aux=True)(params, rows, None)
+    tokens = sums["tokens"]
+    step = RATE / jnp.maximum(tokens, 1.0)
+    return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
+
+
 def by_hand(num_replicas: int, num_steps: int, meet):
     """Train replicas one after the other on one device; `meet(step, replicas, tokens)`."""
-    task = toy_task()
-
-    @jax.jit
-    def sgd(params, rows):
-        grads, sums = jax.grad(task.loss, has_aux=True)(params, rows, None)
-        tokens = sums["tokens"]
-        step = RATE / jnp.maximum(tokens, 1.0)
-        return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
-
-    start = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+    start = jax.device_get(jax.jit(TASK.init)(jax.random.key(1)))
     replicas = [start] * num_replicas
     meet = meet(replicas[0])
     seen = np.zeros(num_replicas)
@@ -124,14 +140,13 @@ def diloco_by_hand(every: int, rate: float, momentum: float, last=0, alone=0):
     "strategy, rate, momentum, last, alone",
     [
         ("local_sgd", 1.0, 0.0, 0, 0),
-        ("post_local_sgd", 1.0, 0.0, 0, 0),
         ("diloco", 0.7, 0.9, 8, 4),
     ],
 )
 def test_replicas_train_as_by_hand(strategy, rate, momentum, last, alone):
     """Stopped between two meetings, or at the end of the run, where they meet again."""
     steps, every = 8, 3
-    local = LocalConfig(every=every, first=0, alone=alone)
+    local = LocalConfig(every=every, alone=alone)
     learner = toy_learner(SGD)._replace(num_steps=last)
     program = toy_program(strategy, learner, data=4, local=local)
     state, params, _ = train(program, steps)
@@ -252,7 +267,8 @@ def test_a_layer_meets_as_a_whole_stacked_or_not():
     jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 
-@pytest.mark.parametrize("strategy", PLANS)
+# The one with the least beside parameters, and the one with the most.
+@pytest.mark.parametrize("strategy", ["local_sgd", "streaming_diloco"])
 def test_the_state_is_saved_and_taken_back_whole(strategy):
     local = changed(every=2, fragments=2, overlap=1, mix=0.5, momentum=0.9)
     program = toy_program(strategy, toy_learner(MOMENTUM), data=4, local=local)
