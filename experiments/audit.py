@@ -71,9 +71,11 @@ def main() -> None:
         program = build_program(config.parallel, learner, mesh)
         state = last_state(folder, config, program)
         lines = schedule_of(folder, int(state.step))
+        others = taken_elsewhere(folder, int(state.step))
     missing = [n for n in state.comm["missing"].tolist() if n >= 0]
     server = config.parallel.serving
-    found = audit(lines, int(state.comm["next"]), missing, server)._asdict()
+    position = int(state.comm["next"]), missing
+    found = audit(lines, *position, server, others)._asdict()
     fine = not found["lost"] and not found["repeated"]
     if REPLAY.value:
         with user_errors():
@@ -94,6 +96,12 @@ def schedule_of(folder: pathlib.Path, last_step: int) -> list[Line]:
         raise ValueError(
             f"{file} is no schedule of this version ({error}); it cannot be audited"
         ) from None
+
+
+def taken_elsewhere(folder: pathlib.Path, last_step: int) -> set[int]:
+    """Return the numbers of the steps that the run took under another strategy."""
+    records = read_metrics(folder / "metrics.jsonl", last_step)
+    return {x["step"] - 1 for x in records if x["split"] == "train" and "number" not in x}
 
 
 def last_state(folder: pathlib.Path, config: Experiment, program: Program) -> TrainState:

@@ -1,8 +1,9 @@
 """A schedule, audited and replayed: what was applied, and the same parameters again."""
 
+import bisect
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,15 +29,21 @@ class Audit(NamedTuple):
 
 
 def audit(
-    lines: Sequence[Line], next: int, missing: Sequence[int], config: ServerConfig
+    lines: Sequence[Line],
+    next: int,
+    missing: Sequence[int],
+    config: ServerConfig,
+    elsewhere: Collection[int] = (),
 ) -> Audit:
     """Compare a schedule with the position (next, missing) that a checkpoint has.
 
-    The lag is counted from the lines alone, not read from them.
+    `elsewhere` are numbers that the run took under another strategy. The lag is counted
+    from the lines alone, not read from them.
     """
     pieces = range(config.num_pieces if config.synchronous else 1)
     pushed = Counter((line.number, line.piece) for line in lines)
-    expected = {(n, piece) for n in set(range(next)) - set(missing) for piece in pieces}
+    numbers = set(range(next)).difference(missing, elsewhere)
+    expected = {(n, piece) for n in numbers for piece in pieces}
     staleness = [line.update - 1 - line.version for line in lines]
     return Audit(
         applied=len(lines),
@@ -52,16 +59,19 @@ def lags(lines: Sequence[Line], config: ServerConfig) -> list[int]:
     if config.synchronous:
         return [0] * len(lines)
     clocks = attended({}, config.attendance, config.workers, 0)
-    after = [clocks]  # the clocks after each update
+    updates, after = [0], [clocks]  # updates, and the clocks after each of them
     pushes = list(dict.fromkeys((x.update, x.worker, x.version) for x in lines))
     for update, made in itertools.groupby(pushes, lambda push: push[0]):
         for _, worker, _ in made:
             clocks = {**clocks, worker: clocks.get(worker, 0) + 1}
         clocks = attended(clocks, config.attendance, config.workers, update)
-        after[update:] = [clocks]
+        updates.append(update)
+        after.append(clocks)
+    # A schedule may begin late, where another strategy made the first updates.
+    pulled = [after[bisect.bisect(updates, version) - 1] for _, _, version in pushes]
     return [
-        after[version].get(worker, 0) - min(after[version].values())
-        for _, worker, version in pushes
+        seen.get(worker, 0) - min(seen.values())
+        for seen, (_, worker, _) in zip(pulled, pushes, strict=True)
     ]
 
 

@@ -289,6 +289,10 @@ def test_an_audit_sees_what_is_lost_or_repeated():
     both.append(Line(2, 0, 1, 1, False, 0, 1, 2))
     found = audit(both, 2, [], ServerConfig(workers=2))
     assert (found.lost, found.repeated) == (1, 0)
+    # The first steps of the run were those of another strategy.
+    late = [line._replace(version=2) for line in lines[3:]]
+    found = audit(late, 5, [4], ServerConfig(mode="async", workers=2), {0, 1})
+    assert found == (1, 1, 0, 1, 0)
     # The position would hand out again what was applied.
     found = audit(both[:2], 1, [0], ServerConfig(workers=2))
     assert (found.lost, found.repeated) == (0, 2)
