@@ -63,6 +63,14 @@ class Plan(NamedTuple):
         in_turn = ((step - first) % self.every == 0) & (step >= first)
         return in_turn | (step == self.last)
 
+    def waits(self, index: int, step: int) -> bool:
+        """Tell whether a result of fragment `index` waits when all meet at the end.
+
+        What it was made of must not be in the moves of the last meeting once more.
+        """
+        before = range(max(step - self.overlap, 1), step)
+        return step == self.last and any(self.meets(index, each) for each in before)
+
     def validate(self) -> None:
         if self.fragments > self.every:
             raise ValueError(
@@ -170,6 +178,8 @@ def meetings(
     for program in share if step == (plan.alone or plan.first) else ():
         state, _ = program(state._replace(step=step))
     for index in range(plan.fragments):
+        if plan.waits(index, step):
+            state, _ = arrive[index](state._replace(step=step))
         if plan.meets(index, step):
             state, news = meet[index](state._replace(step=step))
             # Of several meetings in one step, the first has told all.

@@ -188,8 +188,11 @@ def test_a_warm_start_is_one_broadcast():
     assert meetings == [5, 8] and step.plan.num_meetings(0, 8) == 2
 
 
-def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
-    """Section 2 of Douillard et al. 2025, leaf by leaf."""
+def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float, last: int):
+    """Section 2 of Douillard et al. 2025, leaf by leaf.
+
+    After the step `last` all results arrive, and then those of one more meeting.
+    """
 
     def begin(params):
         leaves, structure = jax.tree.flatten(params)
@@ -199,24 +202,31 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
         arriving, seen_by = [None] * len(leaves), [0] * len(leaves)
         total_seen = 0
 
+        def arrive(i, own):
+            velocity[i] = 0.9 * velocity[i] + arriving[i]
+            agreed[i] = agreed[i] - 0.7 * (0.9 * velocity[i] + arriving[i])
+            arriving[i] = None
+            for x in own:
+                x[i] = mix * x[i] + (1 - mix) * agreed[i]
+
         def meet(step, replicas, seen):
             nonlocal total_seen
             total_seen = total_seen + seen
             own = [jax.tree.leaves(replica) for replica in replicas]
             for i, fragment in enumerate(chosen):
                 turn = (fragment + 1) * every // num_fragments
-                if (step - turn) % every == 0:
+                if step == last and arriving[i] is not None:
+                    arrive(i, own)
+                if (step - turn) % every == 0 or step == last:
                     share = total_seen - seen_by[i]
                     share = share / share.sum()
                     seen_by[i] = total_seen
                     arriving[i] = sum(
                         s * (agreed[i] - x[i]) for s, x in zip(share, own, strict=True)
                     )
-                if step >= turn + overlap and (step - turn - overlap) % every == 0:
-                    velocity[i] = 0.9 * velocity[i] + arriving[i]
-                    agreed[i] = agreed[i] - 0.7 * (0.9 * velocity[i] + arriving[i])
-                    for x in own:
-                        x[i] = mix * x[i] + (1 - mix) * agreed[i]
+                due = step >= turn + overlap and (step - turn - overlap) % every == 0
+                if due or step == last:
+                    arrive(i, own)
             return [structure.unflatten(x) for x in own], np.zeros_like(seen)
 
         return meet
@@ -224,13 +234,18 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
     return begin
 
 
-@pytest.mark.parametrize("overlap, mix", [(0, 0.0), (2, 0.5)])
-def test_streaming_diloco_as_by_hand(overlap, mix):
+@pytest.mark.parametrize("overlap, mix, last", [(0, 0.0, 0), (2, 0.5, 11)])
+def test_streaming_diloco_as_by_hand(overlap, mix, last):
+    """Stopped between meetings; and at the end of the run, where results are on their way.
+
+    There one of three was due in the last step, one after it, and one had come.
+    """
     steps, every, fragments = 11, 4, 3
     local = LocalConfig(every=every, fragments=fragments, overlap=overlap, mix=mix)
-    program = toy_program("streaming_diloco", toy_learner(SGD), data=2, local=local)
+    learner = toy_learner(SGD)._replace(num_steps=last)
+    program = toy_program("streaming_diloco", learner, data=2, local=local)
     _, params, _ = train(program, steps)
-    hand = streaming_by_hand(every, fragments, overlap, mix)
+    hand = streaming_by_hand(every, fragments, overlap, mix, last)
     assert_equal(params, by_hand(2, steps, hand))
 
 
