@@ -167,6 +167,16 @@ class ParallelConfig(SpreadConfig):
         return self.offload == "optimizer" and self.row.offloads
 
     @property
+    def keeps_spikes(self) -> bool:
+        """Whether what is left of a huge gradient would be sent in later steps.
+
+        Moves, and what a worker's optimizer makes, are made of clipped gradients.
+        """
+        pushes = not (self.row.synchronous or self.row.apart)
+        gradients = pushes and self.server.optimizer == "server"
+        return (self.row.exact or gradients) and self.exchange.keeps_spikes
+
+    @property
     def deals(self) -> bool:
         """Whether replicas may take different numbers of microbatches."""
         return bool(self.speeds) or self.stragglers != "ignore"
@@ -309,7 +319,8 @@ class ParallelConfig(SpreadConfig):
         """Raise ValueError if a batch of so many rows cannot be split; `name` names it."""
         parts = {"data degree": batch_degree(mesh), "accumulation": self.accumulation}
         if not self.row.synchronous and self.serving.synchronous:
-            parts["parallel.server.workers"] = self.server.workers
+            name_of_pieces = "pieces" if self.server.pieces else "workers"
+            parts[f"parallel.server.{name_of_pieces}"] = self.server.num_pieces
         if rows % (product := math.prod(parts.values())):
             told = " x ".join(f"{part} {number}" for part, number in parts.items())
             raise ValueError(

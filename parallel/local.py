@@ -70,9 +70,11 @@ from parallel.program import (
     Program,
     TrainState,
     divided,
+    divisor,
     gradients,
     total_weight,
     update,
+    weight_of,
 )
 from parallel.regroup import dealt, num_given
 from parallel.replicas import EACH, ONCE, for_each, placed, spread
@@ -162,7 +164,8 @@ def local_program(
         for i in indices
         if plan.overlap
     ]
-    shared = [together(partial(share, plan=plan, axes=axes))] if plan.alone else []
+    begins = plan.alone or plan.first
+    shared = [together(partial(share, plan=plan, axes=axes))] if begins else []
     steps = ApartSteps(
         plan,
         mesh,
@@ -221,7 +224,7 @@ class ApartSteps(NamedTuple):
     own: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     meet: list[Callable]  # of each fragment: state -> (state, what was told)
     arrive: list[Callable]  # of each fragment, if it arrives late
-    share: list[Callable]  # ends the steps that the first replica trains alone, if any
+    share: list[Callable]  # ends the steps before the replicas train apart, if any
     compile_meetings: Callable[[], list[list[Callable]]]
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -325,9 +328,12 @@ def own_step(
     )
     grads, sums = sum_early(state.step, (grads, own))
     means = divided(grads, total_weight(sums, state.scale))
+    # While gradients are exchanged, all know the loss of each step.
+    told = learner.told_loss(state, sums["loss"] / divisor(weight_of(sums)))
     state, metrics = update(learner, state, state.params, means, sums)
 
     tally = counted(state.comm.tally, metrics["finite"], own)
+    tally = tally._replace(loss=jnp.where(metrics["finite"], told, tally.loss))
     return state._replace(comm=state.comm._replace(tally=tally)), metrics | own
 
 

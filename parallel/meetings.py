@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     fragments: int = 1
     overlap: int = 0
     mix: float = 0.0
-    first: int = 0
+    first: int = 0  # steps at the start, in which gradients are exchanged in every step
     alone: int = 0  # steps at the start; then all take the first replica's parameters
     last: int = 0  # the step at which a run ends, and all meet once more; 0: none
 
@@ -50,7 +50,8 @@ class Plan(NamedTuple):
     def meets(self, index: int, step: Any) -> Any:
         """Tell whether fragment `index` meets after so many steps."""
         in_turn = (step - self.turn(index)) % self.every == 0
-        return in_turn & (step > self.alone) | (step == self.last)
+        due = in_turn & (step > self.alone) | (step == self.last)
+        return due & (step > self.first)
 
     def num_meetings(self, index: int, steps: int) -> int:
         """Return how often fragment `index` meets in so many steps."""
@@ -61,6 +62,14 @@ class Plan(NamedTuple):
         first = self.turn(index) + self.overlap
         in_turn = ((step - first) % self.every == 0) & (step >= first)
         return in_turn | (step == self.last)
+
+    def waits(self, index: int, step: int) -> bool:
+        """Tell whether a result of fragment `index` waits when all meet at the end.
+
+        What it was made of must not be in the moves of the last meeting once more.
+        """
+        before = range(max(step - self.overlap, 1), step)
+        return step == self.last and any(self.meets(index, each) for each in before)
 
     def validate(self) -> None:
         if self.fragments > self.every:
@@ -161,14 +170,16 @@ def meetings(
 ) -> tuple[TrainState, Metrics]:
     """Let the fragments meet whose turn it is after this step, and let arrive what is due.
 
-    `meet` and `arrive` are programs, one of each fragment, and `share` is the one that ends
-    the steps that are taken alone, if there are some; the host calls them. Return also what
+    `meet` and `arrive` are programs, one of each fragment, and `share` is the one after
+    which they train apart, if there are steps before; the host calls them. Return also what
     the replicas told, if any have met.
     """
     told: Metrics = {}
-    for program in share if step == plan.alone else ():
+    for program in share if step == (plan.alone or plan.first) else ():
         state, _ = program(state._replace(step=step))
     for index in range(plan.fragments):
+        if plan.waits(index, step):
+            state, _ = arrive[index](state._replace(step=step))
         if plan.meets(index, step):
             state, news = meet[index](state._replace(step=step))
             # Of several meetings in one step, the first has told all.
@@ -179,13 +190,18 @@ def meetings(
 
 
 def share(state: TrainState, plan: Plan, axes: tuple[str, ...]) -> tuple[TrainState, tuple]:
-    """Give all replicas the parameters of the first; what the others learnt is dropped.
+    """Let all replicas agree on the parameters from which they will train apart.
 
-    Each replica keeps its own optimizer state, so that only parameters travel. What was
-    counted of tokens and losses begins anew. It runs where `axes` are bound.
+    If the first replica has trained alone, all take its parameters, and what the others
+    learnt is dropped. Each keeps its own optimizer state, so that only parameters travel.
+    After steps in which they exchanged gradients, all have the same ones already, and
+    nothing travels. What was counted of tokens and losses begins anew. It runs where `axes`
+    are bound.
     """
-    with jax.named_scope("warmup"):
-        params = broadcast(state.params, axes)
+    params = state.params
+    if plan.alone:
+        with jax.named_scope("warmup"):
+            params = broadcast(params, axes)
     fragments = [
         fragment._replace(agreed=own)
         for fragment, own in zip(

@@ -20,7 +20,7 @@ IN_A_ROW = "skipped_in_a_row_by_replica"  # the last of them, and those before, 
 # The pushes that an update was made of (parallel/server/program.py:Line); no numbers.
 APPLIED = "applied"
 # Seconds that each replica computed in the step, without waiting for others, float32[W];
-# all replicas know all of them.
+# all replicas know all of them. NaN: of a worker of a server that has told nothing now.
 COMPUTE = "compute_seconds_by_replica"
 # The norm of each replica's own mean gradient, float32[W], known to all in every step.
 NORMS = "gradient_norm_by_replica"

@@ -272,6 +272,27 @@ FAULTS = [
         "parallel/server/test_merging.py synchronous_diloco",
     ),
     Fault(
+        "pieces are added up as they come", "parallel/server/session.py",
+        "for piece in sorted(pushes)]", "for piece in pushes]",
+        "parallel/server/test_pieces.py no_bit",
+    ),
+    Fault(
+        "workers remember an update that is left out", "parallel/server/session.py",
+        "counts = self.parts.merging is not None or finite(square, loss)",
+        "counts = True",
+        "parallel/server/test_pieces.py no_trace",
+    ),
+    Fault(
+        "a push is not clipped", "parallel/server/worker.py",
+        "if spread.most:", "if False:",
+        "parallel/server/test_pieces.py clipped",
+    ),
+    Fault(
+        "an audit does not see what would come again", "parallel/server/replay.py",
+        "len(pushed) + len(pushed.keys() - expected)", "len(pushed)",
+        "parallel/server/test_server.py audit_sees",
+    ),
+    Fault(
         "a pull always carries everything", "parallel/server/shard.py",
         "if not whole and self.seen[worker] == self.changed:", "if False:",
         "parallel/server/test_packing.py newer",
@@ -597,6 +618,11 @@ FAULTS = [
     Fault(
         "a slow step is a straggler at once", "parallel/balance/stragglers.py",
         "np.flatnonzero(self.above_W >= STEPS)", "np.flatnonzero(self.above_W)",
+        "parallel/balance/test_stragglers.py",
+    ),
+    Fault(
+        "a worker that tells nothing is forgotten", "parallel/balance/stragglers.py",
+        "np.where(np.isfinite(seconds_W), after_W, before_W)", "after_W",
         "parallel/balance/test_stragglers.py",
     ),
     Fault(

@@ -16,7 +16,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -27,10 +27,10 @@ import parallel
 from configs.base import Experiment
 from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
 from experiments.processes.messages import say
-from experiments.processes.ray_tasks import import_ray, start_ray
+from experiments.processes.ray_tasks import check_address, import_ray, start_ray
 from experiments.run.build import whole_bytes
 from parallel.server.kinds import Parts
-from parallel.server.pool import Pool
+from parallel.server.pool import Place, Pool
 from parallel.server.shard import Push, Snapshot
 from parallel.server.worker import Order, Private, Rows, Told
 
@@ -38,6 +38,13 @@ CODE = [pathlib.Path(module.__path__[0]) for module in (lm, parallel, configs, e
 STORE_BYTES = 128 << 20  # of the object store, and what it holds of the run
 MOST_DEATHS = 20  # of workers and shards without an update between them
 Command = tuple  # the name of a shard's method, its arguments, what each shard gets besides
+
+
+class Doing(NamedTuple):
+    """What a worker does."""
+
+    piece: int  # of the number's rows
+    answers: list[Any]  # what it will return
 
 
 class RayPool:
@@ -53,8 +60,10 @@ class RayPool:
         if not self.ray.is_initialized():
             held = self.config.snapshot_every + 8 + 4 * self.config.workers
             store = STORE_BYTES + 2 * held * whole_bytes([each.params for each in shards])
-            address = os.environ.get("RAY_ADDRESS", "")
-            start_ray(self.ray, address, self.config.workers, CODE, store)
+            try:
+                start_ray(self.ray, address(), self.config.workers, CODE, store)
+            except ValueError as error:  # of the cluster, which has answered before
+                raise ConnectionError(error) from None
             self.began_ray = True
         self.base = [self.ray.put(snapshot) for snapshot in shards]
         self.log: list[Command] = []
@@ -65,9 +74,9 @@ class RayPool:
         # An error that each start would meet again shows here, and not as deaths.
         self.ray.get([actor.ping.remote() for actor in self.actors])
         self.deaths = 0  # since the last update
-        self.doing: dict[int, list[Any]] = {}  # worker -> what it will return
-        self.done: dict[int, list[Any]] = {}
-        self.merged: list[int] = []
+        self.doing: dict[int, Doing] = {}
+        self.done: dict[Place, list[Any]] = {}
+        self.merged: list[Place] = []
 
     @property
     def actors(self) -> list[Any]:
@@ -141,21 +150,22 @@ class RayPool:
         worker = order.worker
         pulled = self.tell("pull", worker, order.whole)
         compute = self.workers[worker].compute.options(num_returns=2 + len(self.shards))
-        self.doing[worker] = compute.remote(order, self.private[worker], *pulled)
+        answers = compute.remote(order, self.private[worker], *pulled)
+        self.doing[worker] = Doing(order.piece, answers)
 
     @property
     def now(self) -> float:
         return time.monotonic()
 
     def finished(self, until: float | None = None) -> tuple[int, Told | None] | None:
-        told = {answers[0]: worker for worker, answers in self.doing.items()}
+        told = {each.answers[0]: worker for worker, each in self.doing.items()}
         left = None if until is None else max(0.0, until - self.now)
         ready, _ = self.ray.wait(list(told), timeout=left)
         if not ready:
             return None
         first = ready[0]
         worker = told[first]
-        answers = self.doing.pop(worker)
+        piece, answers = self.doing.pop(worker)
         try:
             found = self.ray.get(first)
         except Exception as error:
@@ -163,7 +173,7 @@ class RayPool:
             say(f"the work of worker {worker} is lost; its numbers are handed out again")
             self.heal(worker)
             return worker, None
-        self.done[worker] = answers[1:]
+        self.done[worker, piece] = answers[1:]
         return worker, found
 
     def heal(self, worker: int) -> None:
@@ -179,15 +189,18 @@ class RayPool:
             self.workers[worker] = self.new_worker(worker)
 
     def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
-        self.merged = [push.worker for push in pushes]
-        payloads = [self.done[worker][1:] for worker in self.merged]
+        self.merged = [(push.worker, push.piece) for push in pushes]
+        payloads = [self.done[place][1:] for place in self.merged]
         return self.answers(self.tell("merge", update, list(pushes), each=payloads))
 
-    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+    def apply(
+        self, update: int, square: float, factor: float, loss: float, counts: bool
+    ) -> float:
         rates = self.answers(self.tell("apply", update, square, factor, loss))
         self.deaths = 0
-        for worker in self.merged:
-            self.private[worker] = self.done.pop(worker)[0]
+        for worker, piece in self.merged if counts else ():
+            self.private[worker] = self.done[worker, piece][0]
+        self.done.clear()
         if update % self.config.snapshot_every == 0:
             self.take_snapshots()
         return rates[0]
@@ -229,16 +242,22 @@ class RayPool:
             self.ray.shutdown()
 
 
+def address() -> str:
+    """Return where the cluster is that workers and shards run on; "": on this machine."""
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 def pool_of(
     config: Experiment, vocab_size: int, mesh: Mesh
 ) -> Callable[[Parts], Pool] | None:
     """Return what makes the pool that the config asks for; None: that of this process.
 
-    Raises ValueError if Ray is not installed.
+    Raises ValueError if Ray is not installed, or no cluster is at its address.
     """
     if config.parallel.row.synchronous or config.parallel.server.pool == "here":
         return None
     import_ray()
+    check_address(address())
     platform = mesh.devices.flat[0].platform
     setup = Setup(config, vocab_size, mesh.size, platform)
     return lambda parts: RayPool(setup)

@@ -56,15 +56,11 @@ def start_ray(
             ray.init("local", include_dashboard=False, **here, **quiet)
         return
     shipped = {"py_modules": [str(folder) for folder in code]}
+    check_address(address)
     try:
-        answers(address)
         ray.init(address, runtime_env=shipped, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address!r} ({error}); give the address "
-            "that `ray start --head` printed, with its token in RAY_AUTH_TOKEN if it "
-            "has one; or none, and Ray is started on this machine"
-        ) from None
+        raise no_answer(address, error) from None
 
 
 class RayTasks:
@@ -106,8 +102,20 @@ class RayTasks:
             yield self.ray.get(pending.popleft())
 
 
-def answers(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT, for which Ray would wait very long."""
+def check_address(address: str) -> None:
+    """Raise ValueError if nothing listens at HOST:PORT; Ray would wait for very long."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
+    if not colon or not port.isdigit():
+        return
+    try:
         socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(address, error) from None
+
+
+def no_answer(address: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"no Ray cluster answers at {address!r} ({error}); give the address that "
+        "`ray start --head` printed, with its token in RAY_AUTH_TOKEN if it has one; or "
+        "none, and Ray is started on this machine"
+    )

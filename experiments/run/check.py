@@ -133,6 +133,13 @@ def check_server(config: Experiment, task: Task) -> None:
         )
     num_shards, optim = config.parallel.server.shards, config.optim
     check_shards(jax.eval_shape(task.init, jax.random.key(0)), num_shards)
+    if config.compress.distil.teacher and config.parallel.server.pool != "here":
+        raise ValueError(
+            f"compress.distil.teacher is {config.compress.distil.teacher!r}, but with "
+            f"parallel.server.pool={config.parallel.server.pool} workers read their rows "
+            "by themselves, without what a teacher says of them; set pool to here, or "
+            "unset the teacher"
+        )
     if config.parallel.row.apart:
         return  # an island clips its whole gradient by itself
     for name in ("clip_value", "clip_adaptive"):

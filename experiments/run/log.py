@@ -196,7 +196,8 @@ class Log:
         if estimates:
             estimates["noise_scale"] = self.noise.add(**estimates)
         for replica, ratio in self.watched(reading.seconds).items():
-            self.say(straggler_told(step, replica, ratio))
+            who = "worker" if "number" in m else "replica"
+            self.say(straggler_told(step, who, replica, ratio))
         self.write(
             {
                 "split": "train",
@@ -231,7 +232,7 @@ class Log:
         return Skipped(step, why, self.skipped_in_a_row, number=m.get("number"))
 
     def watched(self, seconds: Sequence[float]) -> dict[int, float]:
-        """Take in the seconds of each replica; return those that begin to straggle."""
+        """Take in the seconds of each replica or worker; return who begins to straggle."""
         if not seconds:
             return {}
         if self.watch and len(self.watch.means_W) != len(seconds):
@@ -265,9 +266,9 @@ class Log:
             self.board.close()
 
 
-def straggler_told(step: int, replica: int, ratio: float) -> str:
+def straggler_told(step: int, who: str, index: int, ratio: float) -> str:
     return (
-        f"step {step}: replica {replica} straggles: for {STEPS} steps its running mean of "
+        f"step {step}: {who} {index} straggles: for {STEPS} steps its running mean of "
         f"seconds of computing has been above {FACTOR} x the median, now {ratio:.2f} x"
     )
 

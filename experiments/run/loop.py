@@ -350,7 +350,7 @@ def warn_of_repetition(run: Run) -> None:
 def warn_of_spikes(run: Run) -> None:
     """Warn where nothing bounds what an exchange keeps; moves are clipped steps already."""
     parallel, clip = run.config.parallel, run.config.optim.clip_norm
-    if parallel.row.exact and parallel.exchange.keeps_spikes:
+    if parallel.keeps_spikes:
         say(
             f"warning: parallel.exchange.codec={parallel.exchange.codec} keeps what it "
             "does not send, before the optimizer clips it. What is left of a single huge "

@@ -96,7 +96,8 @@ def summarize(
         "model_flops_per_token": model_flops(config, data.tokenizer.get_vocab_size()),
         **step_costs(run),
         "noise_scale": log.noise.value,
-        # replica -> the largest multiple of the median's seconds of computing; if measured
+        # replica, or worker of a server -> the largest multiple of the median's seconds of
+        # computing; if measured
         "stragglers": log.watch and log.watch.worst,
         "emulated": are_emulated(),
         "strategy": config.parallel.strategy,  # of the last phase
@@ -170,7 +171,8 @@ tokens               {human(s["tokens"])} in {s["steps"]} steps{epochs_seen(s)},
 seconds              {seconds}
 {goodput_line(s)}\
 peak memory          {human(s["peak_memory_bytes"])}B{allocator_line(s)}
-strategy             {s["strategy"]} over {s["devices"]} x {s["device_kind"]}
+strategy             {s["strategy"]} over {workers_told(s)}{s["devices"]} x \
+{s["device_kind"]}
 {phases_lines(s)}skipped, spikes      {s["skipped_steps"]}, {s["loss_spikes"]}
 {stragglers_line(s)}\
 sample
@@ -205,16 +207,21 @@ def phases_lines(summary: dict[str, Any]) -> str:
     return "".join(f"  {line}\n" for line in told_phases(summary))
 
 
+def workers_told(summary: dict[str, Any]) -> str:
+    return f"{summary['workers']} workers of " if summary.get("workers") else ""
+
+
 def stragglers_line(summary: dict[str, Any]) -> str:
     told = told_stragglers(summary)
     return f"stragglers           {told}\n" if told else ""
 
 
 def told_stragglers(summary: dict[str, Any]) -> str:
-    """Return words for the replicas that were slower than the others; "": none were."""
+    """Return words for who was slower than the others; "": none was."""
+    who = "worker" if summary.get("workers") else "replica"
     return ", ".join(
-        f"replica {replica} up to {ratio:.2f} x the median's seconds of computing"
-        for replica, ratio in (summary.get("stragglers") or {}).items()
+        f"{who} {index} up to {ratio:.2f} x the median's seconds of computing"
+        for index, ratio in (summary.get("stragglers") or {}).items()
     )
 
 

@@ -58,6 +58,9 @@ OWN = (
 # Fields that a folder of parameters without any training has decided already.
 GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size")
 
+# What the commands write that begin a run with parameters: import_hf, compress.
+BESIDE_GIVEN = ("hub", "compression.json")
+
 PUT_BACK = "put back a copy of it, or give another --workdir"
 REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
 
@@ -205,6 +208,11 @@ def has_begun(workdir: pathlib.Path) -> bool:
     """Tell whether a run has taken a step here."""
     records = workdir / "metrics.jsonl"
     return bool(saved_steps(workdir)) or records.exists() and records.stat().st_size > 0
+
+
+def has_given(workdir: pathlib.Path) -> bool:
+    """Tell whether the run begins with parameters that another command has put there."""
+    return any((workdir / name).exists() for name in BESIDE_GIVEN)
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:

@@ -3,10 +3,13 @@
 An event is the end of a piece or the death of a worker. After each, the policy is asked who
 does what next. It knows the seconds that it was told, corrected by what each worker has
 shown so far. How long a piece takes is `actual_NM`, which it is not told.
+
+The state of the workers (Workers) is also that of live ones: parallel/server/session.py
+moves it on by the clock.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +56,7 @@ class Workers:
         self.queues = [()] * num_workers
         self.running = [NONE] * num_workers
         self.start_M, self.end_M = np.zeros(num_workers), np.full(num_workers, np.inf)
+        self.free_M = np.zeros(num_workers)  # when each has ended what it did before
         self.dead = [False] * num_workers
         self.slowness_M = np.ones(num_workers)  # shown seconds over told ones
         self.ran: list[Ran] = []
@@ -64,7 +68,7 @@ class Workers:
         is late.
         """
         seconds_NM = self.told_NM * self.slowness_M
-        ready_M = np.zeros(len(self.queues))
+        ready_M = np.maximum(self.free_M - self.now, 0.0)
         for worker, piece in enumerate(self.running):
             if self.dead[worker]:
                 ready_M[worker] = np.inf
@@ -75,15 +79,20 @@ class Workers:
         pool = tuple(sorted(self.left - taken))
         return View(seconds_NM, pool, tuple(self.queues), tuple(self.running), ready_M)
 
-    def begin(self, actual_NM: np.ndarray) -> None:
-        """Let each worker that runs nothing begin the first piece of its queue."""
+    def begin(self, busy: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Let each worker that runs nothing begin the first piece of its queue.
+
+        Return (worker, piece) of those that begin. `busy` workers still do something else.
+        """
+        begun = []
         for worker, queue in enumerate(self.queues):
-            if self.running[worker] == NONE and queue and not self.dead[worker]:
+            runs = self.running[worker] != NONE or worker in busy or self.dead[worker]
+            if queue and not runs:
                 piece, *rest = queue
                 self.queues[worker], self.running[worker] = tuple(rest), piece
                 self.start_M[worker] = self.now
-                trouble = self.troubles.get(worker)
-                self.end_M[worker] = end_of(self.now, actual_NM[piece, worker], trouble)
+                begun.append((worker, piece))
+        return begun
 
     def next_event(self) -> None:
         """Go on to the next end of a piece or death, and take in all of that moment."""
@@ -99,14 +108,22 @@ class Workers:
             if at == self.now:
                 self.stop(worker, counts=False)
                 self.dead[worker], self.queues[worker] = True, ()
-        self.queues = [tuple(p for p in q if p in self.left) for q in self.queues]
 
     def ended(self, worker: int) -> None:
+        """Note that a worker has ended its piece, which nobody needs to begin any more."""
         piece = self.running[worker]
         ratio = (self.now - self.start_M[worker]) / self.told_NM[piece, worker]
         self.slowness_M[worker] += RECENT * (ratio - self.slowness_M[worker])
         self.stop(worker, counts=piece in self.left)
         self.left.discard(piece)
+        self.queues = [tuple(p for p in q if p != piece) for q in self.queues]
+
+    def lost(self, worker: int) -> None:
+        """Note that what a worker runs is lost; the worker is there and begins it anew."""
+        piece = self.running[worker]
+        self.running[worker] = NONE
+        if piece in self.left:
+            self.queues[worker] = (piece, *self.queues[worker])
 
     def stop(self, worker: int, counts: bool) -> None:
         if (piece := self.running[worker]) != NONE:
@@ -129,7 +146,10 @@ def simulate(
     workers = Workers(told_NM, troubles or {})
     while workers.left:
         workers.queues = list(policy(workers.view()))
-        workers.begin(actual_NM)
+        for worker, piece in workers.begin():
+            trouble = workers.troubles.get(worker)
+            end = end_of(workers.now, actual_NM[piece, worker], trouble)
+            workers.end_M[worker] = end
         if max(workers.running) == NONE:
             raise RuntimeError(
                 f"the policy leaves the pieces {sorted(workers.left)} undone"

@@ -13,7 +13,7 @@ STEPS = 10  # for so many steps
 class Watch(NamedTuple):
     """What is remembered of the steps so far."""
 
-    means_W: np.ndarray  # running means of each worker's seconds
+    means_W: np.ndarray  # running means of each worker's seconds; NaN: none is known
     above_W: np.ndarray  # for how many steps its mean has been above FACTOR x the median
     # The largest multiple of the median that each was at as a straggler; 0: it was none.
     worst_W: np.ndarray
@@ -24,7 +24,8 @@ class Watch(NamedTuple):
 
         So one of two workers can straggle.
         """
-        return self.means_W / np.sort(self.means_W)[(len(self.means_W) - 1) // 2]
+        known = np.sort(self.means_W[np.isfinite(self.means_W)])
+        return self.means_W / (known[(len(known) - 1) // 2] if len(known) else 1.0)
 
     @property
     def worst(self) -> dict[int, float]:
@@ -41,14 +42,16 @@ class Watch(NamedTuple):
 def watched(watch: Watch | None, seconds_W: Sequence[float]) -> Watch:
     """Return the watch after one more step; None: it is the first.
 
-    `seconds_W` are above 0 and without the time that a worker waits for others.
+    `seconds_W` are above 0 and without the time that a worker waits for others. A worker
+    that tells nothing in a step (NaN or None) keeps its mean.
     """
     seconds_W = np.asarray(seconds_W, float)
     if watch is None:
         zeros = np.zeros(len(seconds_W))
         watch = Watch(seconds_W, zeros.astype(int), zeros)
-    means_W = watch.means_W + RECENT * (seconds_W - watch.means_W)
-    watch = watch._replace(means_W=means_W)
+    before_W = np.where(np.isfinite(watch.means_W), watch.means_W, seconds_W)
+    after_W = before_W + RECENT * (seconds_W - before_W)
+    watch = watch._replace(means_W=np.where(np.isfinite(seconds_W), after_W, before_W))
     above_W = np.where(watch.ratios_W > FACTOR, watch.above_W + 1, 0)
     late_W = np.where(above_W >= STEPS, watch.ratios_W, 0.0)
     return watch._replace(above_W=above_W, worst_W=np.maximum(watch.worst_W, late_W))

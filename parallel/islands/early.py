@@ -8,7 +8,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from parallel.local import numbered
-from parallel.program import Batch, Metrics, Params, Program, TrainState, same
+from parallel.program import (
+    Batch,
+    Metrics,
+    Params,
+    Program,
+    TrainState,
+    divisor,
+    same,
+    weight_of,
+)
 
 
 class EarlySteps(NamedTuple):
@@ -29,7 +38,7 @@ class EarlySteps(NamedTuple):
         step = np.int32(state.step + 1)
         state, metrics = self.early(state, batch)
         state = state._replace(step=step)
-        return (self.begin(state) if step == self.first else state), metrics
+        return (told(self.begin(state), metrics) if step == self.first else state), metrics
 
     def lower(self, state: TrainState, batch: Batch) -> "EarlySteps":
         early = self.early.lower(self.abstract, batch)
@@ -47,6 +56,23 @@ class EarlySteps(NamedTuple):
 
     def cost_analysis(self) -> dict[str, float]:
         return self.late.cost_analysis()
+
+
+def told(state: TrainState, metrics: Metrics) -> TrainState:
+    """Tell all islands the loss of the last step that they took together.
+
+    A schedule that follows the loss is told that one until they have met.
+    """
+    loss = np.float32(metrics["loss"] / divisor(weight_of(metrics)))
+    if not np.isfinite(loss):
+        return state
+    tally = [
+        each._replace(
+            loss=jax.device_put(np.full(each.loss.shape, loss), each.loss.sharding)
+        )
+        for each in state.comm.tally
+    ]
+    return state._replace(comm=state.comm._replace(tally=tally))
 
 
 def early_program(first: int, early: Program, late: Program) -> Program:

@@ -1,7 +1,9 @@
 """The config of a parameter server."""
 
+import math
 from dataclasses import dataclass, field
 
+from parallel.balance.policies import POLICIES
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.server.attendance import check_attendance
 
@@ -10,7 +12,10 @@ MOST_WORKERS = 64  # a checkpoint has room for so many numbers that are out
 MOST_NUMBERS = 1 << 15  # that are out where a push has several
 
 PUSHING = {"parallel.strategy": ("parameter_server",)}  # gradients, not moves
+TOGETHER = PUSHING | {".mode": ("sync",)}  # all workers take part in an update
 APART = {".mode": ("async", "ssp")}  # a push is an update
+# `grid` arranges pieces by length, and those of a number are equally long.
+LIVE = [name for name in POLICIES if name != "grid"]
 FREE = {"decides": False}
 
 
@@ -24,6 +29,13 @@ class ServerConfig:
     workers: int = field(default=4, metadata={"at_least": 1, "at_most": MOST_WORKERS})
     # number of server shards; each has some of the parameters and their optimizer state
     shards: int = field(default=2, metadata={"at_least": 1})
+    # who computes which piece of a number's rows, by the seconds that workers took before
+    # (docs/balance.md)
+    policy: str = field(
+        default="static", metadata={"choices": LIVE, "only": TOGETHER, "decides": False}
+    )
+    # pieces of a number's rows, each of which is a push; 0: as many as workers
+    pieces: int = field(default=0, metadata={"at_least": 0, "only": TOGETHER})
     # most pushes by which a worker may be ahead of the slowest one
     staleness: int = field(default=2, metadata={"at_least": 0, "only": {".mode": ("ssp",)}})
     # lambda of DC-ASGD, which corrects a late gradient to first order; 0: no correction
@@ -64,6 +76,11 @@ class ServerConfig:
         return self.mode == "sync"
 
     @property
+    def num_pieces(self) -> int:
+        """The pushes that an update of `sync` is made of."""
+        return self.pieces or self.workers
+
+    @property
     def slowness(self) -> tuple[float, ...]:
         return self.slow or (1.0,) * self.workers
 
@@ -80,7 +97,9 @@ class ServerConfig:
                 f"parallel.server.workers {self.workers}; give a number for each worker"
             )
         if any(
-            isinstance(each, bool) or not isinstance(each, int | float) or each < 1
+            isinstance(each, bool)
+            or not isinstance(each, int | float)
+            or not 1 <= each < math.inf
             for each in self.slow
         ):
             raise ValueError(
@@ -100,7 +119,32 @@ class ServerConfig:
                 "with parallel.server.optimizer=worker updates are pushed; choose server, "
                 "or unset the compensation"
             )
+        self.check_pieces(exchange)
+        if exchange.clip and self.optimizer == "worker":
+            raise ValueError(
+                f"parallel.exchange.clip {exchange.clip} clips gradients, but with "
+                "parallel.server.optimizer=worker updates are pushed, which are made of "
+                "clipped gradients (optim.clip_norm) already; choose server, or unset the "
+                "clip"
+            )
         check_exchange(exchange, strategy)
+
+    def check_pieces(self, exchange: ExchangeConfig) -> None:
+        """Raise ValueError if pieces go to any worker that keeps something of its own."""
+        if self.policy == "static" and self.num_pieces == self.workers:
+            return
+        if exchange.codec != "none" or self.optimizer == "worker":
+            keeps = (
+                f"parallel.exchange.codec={exchange.codec}"
+                if exchange.codec != "none"
+                else "parallel.server.optimizer=worker"
+            )
+            raise ValueError(
+                f"parallel.server.policy={self.policy} with {self.num_pieces} pieces for "
+                f"parallel.server.workers {self.workers} does not go with {keeps}: what a "
+                "worker keeps of its pushes belongs to the piece that it always has; leave "
+                "policy at static and pieces at 0, or unset the other"
+            )
 
 
 def check_exchange(exchange: ExchangeConfig, strategy: str) -> None:
@@ -112,7 +156,6 @@ def check_exchange(exchange: ExchangeConfig, strategy: str) -> None:
         "every": "a worker pushes once for each number",
         "delay": "the delay is that of the workers (parallel.server.mode=async)",
         "compensation": "that of a server is parallel.server.compensation",
-        "clip": "a worker clips nothing; the shards clip the merged gradient",
     }.items():
         if (value := getattr(exchange, name)) != getattr(usual, name):
             raise ValueError(

@@ -109,9 +109,12 @@ class Forms:
         first = jax.device_get(self.parts.first_private(state))
         if not state.comm or not jax.tree.leaves(first):
             return [first] * num
-        private = state.comm["private"]
+        private: Private = state.comm["private"]
         if num_given(private) != num:
-            private = jax.device_get(dealt(private, num))
+            # Other workers: all begin with the mean of the optimizers and loss scales.
+            same = jax.tree.map(lambda x: np.stack([x] * num), first)
+            residual = jax.device_get(dealt({"residual": private.residual}, num))
+            private = same._replace(**residual)
 
         def of(worker: int) -> Private:
             own = jax.tree.map(lambda x: x[worker], private)

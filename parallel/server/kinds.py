@@ -50,15 +50,10 @@ def gradient_parts(
 ) -> Parts:
     """Make those of a parameter server, each of whose workers has a mesh like this one."""
     wire, own = wire_of(exchange), config.optimizer == "worker"
-    spread = Spread(
-        learner,
-        config.workers,
-        config.shards,
-        accumulation,
-        wire,
-        own,
-        config.synchronous,
-    )
+    num_pieces = config.num_pieces if config.synchronous else 1
+    # Of W means of a W-th of the rows the mean is taken, as of shares in an exchange.
+    most = exchange.clip * num_pieces**0.5
+    spread = Spread(learner, num_pieces, config.shards, accumulation, wire, own, most)
     # What a worker's optimizer made is added as it is.
     tx = optax.with_extra_args_support(optax.identity()) if own else learner.optimizer
     rate = unknown_rate if own else learner.learning_rate

@@ -47,6 +47,19 @@ class MergeConfig:
                 f"parallel.merge.quorum {self.quorum} is more than parallel.server.workers "
                 f"{workers}, of which each has one push on its way; give at most {workers}"
             )
+        if self.grace and self.quorum == workers:
+            raise ValueError(
+                f"parallel.merge.grace {self.grace} has no effect: a merge waits for "
+                f"parallel.merge.quorum {self.quorum} pushes, and there are "
+                f"parallel.server.workers {workers}, so no more can come; unset it, or "
+                "lower the quorum"
+            )
+        if self.activation and self.momentum_every == 1:
+            raise ValueError(
+                f"parallel.merge.activation {self.activation} has no effect where "
+                "parallel.merge.momentum_every is 1: there are no merges between two "
+                "changes of the momentum; unset it, or give 2 or more"
+            )
         if self.activation * self.momentum_every > 1:
             raise ValueError(
                 f"parallel.merge.activation {self.activation} is more than "

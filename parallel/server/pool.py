@@ -15,6 +15,8 @@ from parallel.server.config import ServerConfig
 from parallel.server.shard import Push, Shard, Snapshot
 from parallel.server.worker import Order, Private, Rows, Told, Works
 
+Place = tuple[int, int]  # a worker, and the piece of rows that it pushed
+
 
 class Pool(Protocol):
     now: float  # seconds of the pool's own clock
@@ -41,10 +43,19 @@ class Pool(Protocol):
         """
 
     def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
-        """Merge the last pushes of workers on all shards; return the squares."""
+        """Merge these pushes on all shards, in their order; return the squares.
 
-    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
-        """Apply what was merged on all shards; return the learning rate."""
+        All others that have come until they are applied are forgotten.
+        """
+
+    def apply(
+        self, update: int, square: float, factor: float, loss: float, counts: bool
+    ) -> float:
+        """Apply what was merged on all shards; return the learning rate.
+
+        `counts`: workers go on with what they kept of these pushes; else with what they had
+        before.
+        """
 
     def snapshots(self) -> list[Snapshot]:
         """Return all shards after the last update, while workers go on."""
@@ -58,9 +69,9 @@ class Pool(Protocol):
 def duration(config: ServerConfig, seed: int, order: Order) -> float:
     """Return how long a worker's push lasts, where a fast worker has 1 for a number.
 
-    Under `sync` a worker has a part of the number's rows, and takes as much less time.
+    Under `sync` a push is of a piece of the number's rows, and takes as much less time.
     """
-    numbers = 1 / config.workers if config.synchronous else len(order.numbers)
+    numbers = 1 / config.num_pieces if config.synchronous else len(order.numbers)
     slow = config.slowness[order.worker] * numbers
     if not config.jitter:
         return slow
@@ -100,8 +111,8 @@ class LocalPool:
         self.shards = [self.new_shard(snapshot) for snapshot in shards]
         self.private = list(privates)
         self.doing: dict[int, Doing] = {}
-        self.done: dict[int, tuple[Private, list[Any]]] = {}
-        self.merged: list[int] = []
+        self.done: dict[Place, tuple[Private, list[Any]]] = {}
+        self.merged: list[Place] = []
 
     def join(self, worker: int) -> None: ...
 
@@ -127,20 +138,23 @@ class LocalPool:
         told, private, payloads = self.workers[worker].compute(
             order, pulled, rows, self.private[worker]
         )
-        self.done[worker] = private, payloads
+        self.done[worker, order.piece] = private, payloads
         return told._replace(seconds=end - began)
 
     def merge(self, update: int, pushes: Sequence[Push]) -> list[float]:
-        self.merged = [push.worker for push in pushes]
+        self.merged = [(push.worker, push.piece) for push in pushes]
         return [
-            shard.merge(update, pushes, [self.done[w][1][i] for w in self.merged])
+            shard.merge(update, pushes, [self.done[place][1][i] for place in self.merged])
             for i, shard in enumerate(self.shards)
         ]
 
-    def apply(self, update: int, square: float, factor: float, loss: float) -> float:
+    def apply(
+        self, update: int, square: float, factor: float, loss: float, counts: bool
+    ) -> float:
         rates = [shard.apply(update, square, factor, loss) for shard in self.shards]
-        for worker in self.merged:
-            self.private[worker], _ = self.done.pop(worker)
+        for worker, piece in self.merged if counts else ():
+            self.private[worker], _ = self.done[worker, piece]
+        self.done.clear()
         return rates[0]
 
     def snapshots(self) -> list[Snapshot]:

@@ -5,8 +5,9 @@ from numbers to rows and draws by itself. The state that the loop holds is a han
 parameters and optimizer state lie on the shards of a session, and `portable` and `params`
 read a consistent cut of them, all shards after the same updates, while workers run on.
 
-A push is a mean over the worker's tokens, with its weight. The shards add pushes up in the
-order of the workers, not of their arrival, each weighted by its share of the tokens.
+A push is a mean over the tokens of its rows, with its weight. The shards add pushes up in
+the order of these rows (islands: of the workers), not of their arrival, each weighted by
+its share of the tokens.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,10 @@
 
 A step of the training loop is
 
-  sync         an update, of the pushes of all workers, which share the rows of a number
+  sync         an update, of the pushes of all workers, which share the rows of a number.
+               These are cut into pieces, and a policy says who computes which. What each
+               piece adds is added in the order of the pieces: the sum has the same bits,
+               whoever computes them
   async, ssp   an update, of one push of one number
   islands      a number. An island pushes after several steps, each of a number of its own,
                and a merge of pushes is one update. A merge is made in the step that tells
@@ -16,8 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from parallel.balance.policies import POLICIES
+from parallel.balance.simulate import RECENT, Workers
 from parallel.program import Metrics, Params, TrainState, divisor, weight_of
-from parallel.readings import APPLIED
+from parallel.readings import APPLIED, COMPUTE
 from parallel.server.attendance import attended, present
 from parallel.server.desk import Desk, give_back, hand, lag, leave, may_start, take
 from parallel.server.kinds import Parts
@@ -39,6 +44,10 @@ class Line(NamedTuple):
     lag: int  # pushes that the worker was ahead of the slowest when it pulled
     shards: int
     step: int  # of the training loop, in which the update was made
+    piece: int = 0  # of the number's rows, where an update has several
+
+
+Pushed = tuple[Order, Told]
 
 
 class Merge(NamedTuple):
@@ -66,8 +75,10 @@ class Session:
         self.config, self.learner = parts.config, parts.learner
         self.workers: Sequence[int] = range(self.config.workers)  # that are here
         self.orders: dict[int, Order] = {}
+        self.began: dict[int, float] = {}  # by the pool's clock
         self.lags: dict[int, int] = {}
         self.speeds: dict[int, float] = {}  # worker -> numbers a second, of its last push
+        self.takes: dict[int, float] = {}  # worker -> seconds of a piece, a running mean
         self.merge: Merge | None = None
 
     def start(
@@ -113,10 +124,13 @@ class Session:
         self.workers = sorted(clocks)
         self.desk = self.desk._replace(clocks=clocks)
 
-    def launch(self, worker: int, numbers: tuple[int, ...], rows: Rows) -> None:
-        order = Order(worker, numbers, self.updates, worker in self.bare, self.scale)
+    def launch(
+        self, worker: int, numbers: tuple[int, ...], rows: Rows, piece: int = 0
+    ) -> None:
+        whole = worker in self.bare
+        order = Order(worker, numbers, self.updates, whole, self.scale, piece)
         self.bare.discard(worker)
-        self.orders[worker] = order
+        self.orders[worker], self.began[worker] = order, self.pool.now
         self.pool.launch(order, rows)
 
     def hand_out(self, rows: Rows) -> None:
@@ -150,20 +164,46 @@ class Session:
         return (self.together if self.config.synchronous else self.alone)(rows)
 
     def together(self, rows: Rows) -> Metrics:
-        """Let all workers push their rows of one number, and make one update of it."""
-        number = self.desk.next
-        for worker in self.workers:
-            self.launch(worker, (number,), rows)
-        told: dict[int, Told] = {}
-        while len(told) < len(self.workers):
-            worker, found = self.pool.finished()
-            if found is None:
+        """Let workers push the pieces of one number, and make one update of all of them.
+
+        Who still runs a copy of a piece that another one pushed first ends it later.
+        """
+        number, began = self.desk.next, self.pool.now
+        workers, pushes = self.dealt(began), {}
+        policy = POLICIES[self.config.policy]
+        while workers.left:
+            workers.queues = list(policy(workers.view()))
+            for worker, piece in workers.begin(self.orders):
+                self.launch(worker, (number,), rows, piece)
+            worker, told = self.pool.finished()
+            order = self.orders.pop(worker)
+            workers.now = self.pool.now - began
+            if told is None:
                 self.bare.add(worker)
-                self.launch(worker, (number,), rows)
+            elif not order.whole:
+                self.takes[worker] = recent(self.takes.get(worker), told.seconds)
+            if order.version < self.updates:  # a copy, of the number before
+                workers.free_M[worker] = workers.now
+                continue
+            if told is None:
+                workers.lost(worker)
             else:
-                told[worker] = found
+                if order.piece in workers.left:
+                    pushes[order.piece] = order, told
+                workers.ended(worker)
         self.desk = self.desk._replace(next=number + 1)
-        return self.update(told)
+        return self.update([pushes[piece] for piece in sorted(pushes)])
+
+    def dealt(self, now: float) -> Workers:
+        """Return the workers before the pieces of the next number are dealt to them."""
+        known = sorted(self.takes.values())
+        usual = known[len(known) // 2] if known else 1.0
+        seconds_W = np.array([self.takes.get(worker, usual) for worker in self.workers])
+        num_pieces = self.config.num_pieces
+        workers = Workers(np.broadcast_to(seconds_W, (num_pieces, len(seconds_W))), {})
+        for worker in self.orders:
+            workers.free_M[worker] = max(self.began[worker] + seconds_W[worker] - now, 0.0)
+        return workers
 
     def alone(self, rows: Rows) -> Metrics:
         """Wait for the next push, and make an update of it."""
@@ -173,42 +213,54 @@ class Session:
             if told is not None:
                 break
             self.died(worker)
-        metrics = self.update({worker: told})
+        metrics = self.update([(self.orders.pop(worker), told)])
         self.desk = take(self.desk, worker)
         return metrics | {"worker": np.int32(worker)}
 
-    def update(self, told: dict[int, Told]) -> Metrics:
-        """Make an update of the gradients of these workers, in their order."""
-        workers = sorted(told)
-        sums = jax.tree.map(lambda *xs: np.sum(xs, 0), *(told[w].sums for w in workers))
+    def update(self, pushes: list[Pushed]) -> Metrics:
+        """Make an update of these pushes of gradients, in their order."""
+        orders, told = [order for order, _ in pushes], [told for _, told in pushes]
+        sums = jax.tree.map(lambda *xs: np.sum(xs, 0), *(each.sums for each in told))
         weight = float(divisor(weight_of(sums)))
-        orders = [self.orders.pop(worker) for worker in workers]
         staleness = self.updates - orders[0].version
         inverse = self.config.weigh == "inverse"
         factor = 1 / max(1, staleness) if inverse else 1.0
         shares = [
-            float(weight_of(told[w].sums)) / weight if len(told) > 1 else 1.0
-            for w in workers
+            float(weight_of(each.sums)) / weight if len(told) > 1 else 1.0 for each in told
         ]
         loss = float(sums["loss"]) / weight
         square, rate = self.apply(orders, shares, factor, loss)
-        finite = math.isfinite(square) and math.isfinite(loss)
+        fine = finite(square, loss)
         shown = self.learner.scaling.told(self.scale)
-        scaled = self.learner.scaling.update(self.scale, np.bool_(finite), sums)
+        scaled = self.learner.scaling.update(self.scale, np.bool_(fine), sums)
         self.scale = jax.device_get(scaled)
         own = self.parts.own_optimizer
-        rate = told[workers[0]].learning_rate if own else rate
+        rate = told[0].learning_rate if own else rate
         return {
             **sums,
             **shown,
             "grad_norm": np.float32(math.sqrt(square) if square >= 0 else math.nan),
-            "finite": np.bool_(finite),
+            "finite": np.bool_(fine),
             "learning_rate": np.float32(rate),
             "number": np.int32(orders[0].numbers[0]),
             "staleness": np.int32(staleness),
-            "filled": np.float32(max(each.filled for each in told.values())),
+            "filled": np.float32(max(each.filled for each in told)),
+            COMPUTE: self.seconds(pushes),
             APPLIED: self.lines(orders, self.updates),
         }
+
+    def seconds(self, pushes: list[Pushed]) -> np.ndarray:
+        """Return the seconds that each worker took for a number, or a piece, float32[W].
+
+        NaN: it has told nothing now, or of its first push, in which it compiles.
+        """
+        found: dict[int, list[float]] = {
+            worker: [] for worker in range(self.config.workers)
+        }
+        for order, told in pushes:
+            if not order.whole:
+                found[order.worker].append(told.seconds / len(order.numbers))
+        return np.array([np.mean(x) if x else np.nan for x in found.values()], np.float32)
 
     def apply(
         self, orders: list[Order], shares: list[float], factor: float, loss: float
@@ -218,20 +270,23 @@ class Session:
         Return the square of the norm of what was merged, and the learning rate.
         """
         pushes = [
-            Push(order.worker, order.numbers[0], share)
+            Push(order.worker, order.numbers[0], share, order.piece)
             for order, share in zip(orders, shares, strict=True)
         ]
         self.updates += 1
         # In the order of the shards.
         square = math.fsum(self.pool.merge(self.updates, pushes))
-        return square, self.pool.apply(self.updates, square, factor, loss)
+        # An update that is left out leaves no trace with any of its workers. An island has
+        # taken its steps in any case.
+        counts = self.parts.merging is not None or finite(square, loss)
+        return square, self.pool.apply(self.updates, square, factor, loss, counts)
 
     def lines(self, orders: list[Order], step: int) -> list[Line]:
         """Return the lines of the last update, which was made in this step of the loop."""
         return [
             Line(
                 self.updates, order.worker, number, order.version, order.whole,
-                self.lags.get(order.worker, 0), self.config.shards, step,
+                self.lags.get(order.worker, 0), self.config.shards, step, order.piece,
             )
             for order in orders
             for number in order.numbers
@@ -291,6 +346,7 @@ class Session:
                     "worker": np.int32(worker),
                     "staleness": np.int32(self.updates - order.version),
                     "filled": np.float32(told[worker].filled),
+                    COMPUTE: self.seconds([(order, told[worker])]),
                 }
                 for i, number in enumerate(order.numbers)
             ]
@@ -331,6 +387,14 @@ class Session:
         scales = [each.scale for each in privates]
         scale = mean(scales) if jax.tree.leaves(scales) else self.scale
         return Kept(params, mean([each.opt for each in privates]), scale, opt, privates)
+
+
+def recent(mean: float | None, seconds: float) -> float:
+    return seconds if mean is None else mean + RECENT * (seconds - mean)
+
+
+def finite(*numbers: float) -> bool:
+    return all(map(math.isfinite, numbers))
 
 
 def mean(trees: list[Any]) -> Any:

@@ -45,6 +45,7 @@ class Push(NamedTuple):
     worker: int
     number: int
     share: float  # its weight among the pushes of the update
+    piece: int = 0  # of the number's rows
 
 
 class Snapshot(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -44,6 +45,7 @@ class Order(NamedTuple):
     version: int  # updates that had been applied when the worker pulled
     whole: bool  # the worker had no copy before
     scale: Any  # of the loss
+    piece: int = 0  # of the number's rows, where an update has several
 
 
 class Private(NamedTuple):
@@ -84,12 +86,12 @@ class Spread(NamedTuple):
     """How a Learner is spread over workers and shards."""
 
     learner: Learner
-    num_workers: int
+    num_pieces: int  # into which the rows of a number are cut
     num_shards: int
     accumulation: int
     wire: Wire
     own_optimizer: bool  # each worker has one
-    splits: bool  # the rows of a number are split over the workers
+    most: float = 0.0  # norm of a gradient before it is compressed; 0: any
 
     def first_private(self, state: TrainState) -> Private:
         residual = first_residual(self.wire, state.params, self.num_shards)
@@ -154,10 +156,8 @@ class Worker:
         private: Private,
     ) -> tuple[Told, Private, list[Any]]:
         params, rows = self.copy.pull(pulled, self.trade.patch), rows_of(order.numbers[0])
-        if self.spread.splits:
-            rows = {
-                k: np.split(x, self.spread.num_workers)[self.index] for k, x in rows.items()
-            }
+        num = self.spread.num_pieces
+        rows = {k: np.split(x, num)[order.piece] for k, x in rows.items()}
         batch = place_rows(self.trade.mesh, rows)
         number, worker = np.uint32(order.numbers[0]), np.uint32(self.index)
         found = self.trade.push(params, private, batch, order.scale, number, worker)
@@ -188,6 +188,9 @@ def push(
         rate = learner.learning_rate(opt)
         # Not finite on the shards either, so that all of them leave this push out.
         means = jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), means)
+    if spread.most:  # what is left of a huge gradient would come again, push by push
+        factor = jnp.minimum(1, spread.most / optax.tree.norm(means))
+        means = jax.tree.map(lambda x: x * factor, means)
     key = push_key(learner.seed, number, worker)
     payloads, lost = packed(spread.wire, means, private.residual, spread.num_shards, key)
     new = Private(lost, opt)

@@ -36,7 +36,21 @@ def changed(**fields) -> LocalConfig:
     return LocalConfig(**vars(PLAIN) | fields)
 
 
-@pytest.mark.parametrize("strategy", PLANS)
+# Without first steps, the plan of post_local_sgd is that of local_sgd.
+LOCAL = [name for name in PLANS if name != "post_local_sgd"]
+
+
+def test_without_first_steps_post_local_sgd_is_local_sgd():
+    """Then they train alike, so the laws below leave it out."""
+    plans = [PLANS[name](LocalConfig(first=0)) for name in ("post_local_sgd", "local_sgd")]
+    assert plans[0]._replace(outer=None) == plans[1]._replace(outer=None)
+    grads = {"w": jnp.array([1.0, -2.0])}
+    for plan in plans:
+        moves, _ = plan.outer.update(grads, plan.outer.init(grads), grads)
+        np.testing.assert_array_equal(moves["w"], [-1.0, 2.0])
+
+
+@pytest.mark.parametrize("strategy", LOCAL)
 def test_meeting_after_every_sgd_step_is_synchronous(strategy):
     local = changed(fragments=1)
     program = toy_program(strategy, toy_learner(SGD), data=8, local=local)
@@ -45,30 +59,37 @@ def test_meeting_after_every_sgd_step_is_synchronous(strategy):
 
 
 def test_post_local_sgd_is_synchronous_before_its_first_step_alone():
-    """With momentum and clipping too, which local steps would change."""
-    local = changed(every=4, first=STEPS)
-    program = toy_program("post_local_sgd", toy_learner(MOMENTUM), data=4, local=local)
+    """With momentum and clipping, which local steps would change, and with a codec."""
+    local, exchange = changed(every=4, first=STEPS), ExchangeConfig("auto", "top_k")
+    learner = toy_learner(MOMENTUM)._replace(num_steps=STEPS)
+    program = toy_program("post_local_sgd", learner, data=4, local=local, exchange=exchange)
     state, params, losses = train(program, STEPS)
     expected, expected_losses = oracle(MOMENTUM, STEPS)
     assert_equal(params, expected)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    agreed = state.comm.fragments[0].agreed  # from here on moves are counted
+    jax.tree.map(lambda a, x: np.testing.assert_array_equal(a, x[0]), agreed, state.params)
+    told, last = float(state.comm.tally.loss[0]), expected_losses[-1]
+    np.testing.assert_allclose(told, last, rtol=1e-5)  # until they meet again
     state, metrics = program.step(state, program.place(batches(1)[0]))
     kernel = np.asarray(state.params["output"]["kernel"])
     assert not np.array_equal(kernel[0], kernel[1])  # then they part
 
 
+TASK = toy_task()
+
+
+@jax.jit
+def sgd(params, rows):
+    grads, sums = jax.grad(TASK.loss, has_aux=True)(params, rows, None)
+    tokens = sums["tokens"]
+    step = RATE / jnp.maximum(tokens, 1.0)
+    return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
+
+
 def by_hand(num_replicas: int, num_steps: int, meet):
     """Train replicas one after the other on one device; `meet(step, replicas, tokens)`."""
-    task = toy_task()
-
-    @jax.jit
-    def sgd(params, rows):
-        grads, sums = jax.grad(task.loss, has_aux=True)(params, rows, None)
-        tokens = sums["tokens"]
-        step = RATE / jnp.maximum(tokens, 1.0)
-        return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
-
-    start = jax.device_get(jax.jit(task.init)(jax.random.key(1)))
+    start = jax.device_get(jax.jit(TASK.init)(jax.random.key(1)))
     replicas = [start] * num_replicas
     meet = meet(replicas[0])
     seen = np.zeros(num_replicas)
@@ -119,14 +140,13 @@ def diloco_by_hand(every: int, rate: float, momentum: float, last=0, alone=0):
     "strategy, rate, momentum, last, alone",
     [
         ("local_sgd", 1.0, 0.0, 0, 0),
-        ("post_local_sgd", 1.0, 0.0, 0, 0),
         ("diloco", 0.7, 0.9, 8, 4),
     ],
 )
 def test_replicas_train_as_by_hand(strategy, rate, momentum, last, alone):
     """Stopped between two meetings, or at the end of the run, where they meet again."""
     steps, every = 8, 3
-    local = LocalConfig(every=every, first=0, alone=alone)
+    local = LocalConfig(every=every, alone=alone)
     learner = toy_learner(SGD)._replace(num_steps=last)
     program = toy_program(strategy, learner, data=4, local=local)
     state, params, _ = train(program, steps)
@@ -168,8 +188,11 @@ def test_a_warm_start_is_one_broadcast():
     assert meetings == [5, 8] and step.plan.num_meetings(0, 8) == 2
 
 
-def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
-    """Section 2 of Douillard et al. 2025, leaf by leaf."""
+def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float, last: int):
+    """Section 2 of Douillard et al. 2025, leaf by leaf.
+
+    After the step `last` all results arrive, and then those of one more meeting.
+    """
 
     def begin(params):
         leaves, structure = jax.tree.flatten(params)
@@ -179,24 +202,31 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
         arriving, seen_by = [None] * len(leaves), [0] * len(leaves)
         total_seen = 0
 
+        def arrive(i, own):
+            velocity[i] = 0.9 * velocity[i] + arriving[i]
+            agreed[i] = agreed[i] - 0.7 * (0.9 * velocity[i] + arriving[i])
+            arriving[i] = None
+            for x in own:
+                x[i] = mix * x[i] + (1 - mix) * agreed[i]
+
         def meet(step, replicas, seen):
             nonlocal total_seen
             total_seen = total_seen + seen
             own = [jax.tree.leaves(replica) for replica in replicas]
             for i, fragment in enumerate(chosen):
                 turn = (fragment + 1) * every // num_fragments
-                if (step - turn) % every == 0:
+                if step == last and arriving[i] is not None:
+                    arrive(i, own)
+                if (step - turn) % every == 0 or step == last:
                     share = total_seen - seen_by[i]
                     share = share / share.sum()
                     seen_by[i] = total_seen
                     arriving[i] = sum(
                         s * (agreed[i] - x[i]) for s, x in zip(share, own, strict=True)
                     )
-                if step >= turn + overlap and (step - turn - overlap) % every == 0:
-                    velocity[i] = 0.9 * velocity[i] + arriving[i]
-                    agreed[i] = agreed[i] - 0.7 * (0.9 * velocity[i] + arriving[i])
-                    for x in own:
-                        x[i] = mix * x[i] + (1 - mix) * agreed[i]
+                due = step >= turn + overlap and (step - turn - overlap) % every == 0
+                if due or step == last:
+                    arrive(i, own)
             return [structure.unflatten(x) for x in own], np.zeros_like(seen)
 
         return meet
@@ -204,13 +234,18 @@ def streaming_by_hand(every: int, num_fragments: int, overlap: int, mix: float):
     return begin
 
 
-@pytest.mark.parametrize("overlap, mix", [(0, 0.0), (2, 0.5)])
-def test_streaming_diloco_as_by_hand(overlap, mix):
+@pytest.mark.parametrize("overlap, mix, last", [(0, 0.0, 0), (2, 0.5, 11)])
+def test_streaming_diloco_as_by_hand(overlap, mix, last):
+    """Stopped between meetings; and at the end of the run, where results are on their way.
+
+    There one of three was due in the last step, one after it, and one had come.
+    """
     steps, every, fragments = 11, 4, 3
     local = LocalConfig(every=every, fragments=fragments, overlap=overlap, mix=mix)
-    program = toy_program("streaming_diloco", toy_learner(SGD), data=2, local=local)
+    learner = toy_learner(SGD)._replace(num_steps=last)
+    program = toy_program("streaming_diloco", learner, data=2, local=local)
     _, params, _ = train(program, steps)
-    hand = streaming_by_hand(every, fragments, overlap, mix)
+    hand = streaming_by_hand(every, fragments, overlap, mix, last)
     assert_equal(params, by_hand(2, steps, hand))
 
 
@@ -247,7 +282,8 @@ def test_a_layer_meets_as_a_whole_stacked_or_not():
     jax.tree.map(np.testing.assert_array_equal, joined, params)
 
 
-@pytest.mark.parametrize("strategy", PLANS)
+# The one with the least beside parameters, and the one with the most.
+@pytest.mark.parametrize("strategy", ["local_sgd", "streaming_diloco"])
 def test_the_state_is_saved_and_taken_back_whole(strategy):
     local = changed(every=2, fragments=2, overlap=1, mix=0.5, momentum=0.9)
     program = toy_program(strategy, toy_learner(MOMENTUM), data=4, local=local)

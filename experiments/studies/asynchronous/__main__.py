@@ -2,9 +2,10 @@
 
 python -m experiments.studies.asynchronous --devices=1 [--parts=speed,islands] [--seeds=1]
 
-speed       numbers a second of sync, async and ssp with one of four workers four times
-            slower; workers are processes of Ray (requirements-ray.txt), and a step lasts
-            at least --floor seconds, so that few cores can hold them
+speed       numbers a second, and seconds to a loss, of sync, async and ssp with one of
+            four workers four times slower; and of sync whose rows are dealt by speed, or
+            with a spare worker. Workers are processes of Ray (requirements-ray.txt), and a
+            step lasts at least --floor seconds, so that few cores can hold them
 islands     the loss of DiLoCo by tokens, by updates and by time, with one of four islands
             four times slower: all wait for all, or each push is an update, and what is
             between. Islands take turns in this process, on a clock of whole steps. The
@@ -95,17 +96,19 @@ def member_config(head: Line) -> Experiment:
 def measure(bench: Bench, head: Line) -> Line:
     """Train, and evaluate on all held-out rows."""
     config, steps = member_config(head), head["steps"]
-    if head["part"] == "islands":
-        found = bench.train(config, points=[steps * i // POINTS for i in range(1, POINTS)])
-        curve = [point._asdict() for point in found.curve]
-        return {"loss": found.loss, "now": found.now, "updates": found.updates} | {
-            "curve": curve
-        }
+    points = [steps * i // POINTS for i in range(1, POINTS)]
     # An island compiles in its first push.
-    warm_up = WARM_UP if head["part"] == "speed" else len(SLOW) * EVERY
-    found = bench.train(config, warm_up)
-    return {
+    warm_up = {"islands": 0, "speed": WARM_UP, "seconds": len(SLOW) * EVERY}[head["part"]]
+    found = bench.train(config, warm_up, [x for x in points if x > warm_up])
+    line = {
         "loss": found.loss,
+        "now": found.now,
+        "updates": found.updates,
+        "curve": [point._asdict() for point in found.curve],
+    }
+    if head["part"] == "islands":
+        return line
+    return line | {
         "numbers_per_second": found.numbers_per_second,
         "most_filled": found.most_filled,
     }

@@ -7,8 +7,12 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 
 SLOW = (1, 1, 1, 4)  # one of four workers is four times slower
+# The rows of a number in as many pieces as it has rows: a row each.
+PIECES = {"parallel.server.pieces": 16}
 MODES: dict[str, Member] = {
     "sync": {},
+    "by speed": PIECES | {"parallel.server.policy": "by_speed"},
+    "backup": PIECES | {"parallel.server.policy": "backup"},
     "async": {"parallel.server.mode": "async"},
     "ssp": {"parallel.server.mode": "ssp", "parallel.server.staleness": 2},
 }

@@ -23,14 +23,14 @@ class Point(NamedTuple):
 
     step: int
     updates: int  # of the shards
-    now: float  # of the pool's clock
+    now: float  # by the pool's clock, since the end of the warm-up
     loss: float  # on all held-out rows
 
 
 class Trained(NamedTuple):
     loss: float  # at the end
     updates: int
-    now: float  # of the pool's clock, at the end
+    now: float  # by the pool's clock, from the end of the warm-up to that of the run
     numbers_per_second: float  # after the warm-up
     most_filled: float  # the largest share of its least duration in which a step computed
     curve: list[Point]
@@ -58,25 +58,26 @@ class Bench:
         self.evaluate = self.evaluate or Evaluator(
             task, self.data.tokenizer, self.data.validation, self.batch_size, self.mesh
         )
-        state, began, most, kept = program.init(jax.random.key(config.seed)), 0.0, 0.0, []
+        state, most, kept = program.init(jax.random.key(config.seed)), 0.0, []
         session: Session = state.comm
+        began = start = 0.0
         try:
             for step in range(config.steps):
                 if step == warm_up:
-                    began = time.perf_counter()
+                    began, start = time.perf_counter(), session.pool.now
                 state, metrics = program.step(state, program.draw(rows, step))
                 if step >= warm_up:
                     most = max(most, float(metrics["filled"]))
                 if step + 1 in points:
-                    place = step + 1, session.updates, session.pool.now
+                    place = step + 1, session.updates, session.pool.now - start
                     kept.append((place, program.params(state)))
             seconds = time.perf_counter() - began
-            end, params = (session.updates, session.pool.now), program.params(state)
+            end, params = session.pool.now - start, program.params(state)
         finally:
             program.close()
         curve = [Point(*place, self.loss(params)) for place, params in kept]
         speed = (config.steps - warm_up) / seconds
-        return Trained(self.loss(params), *end, speed, most, curve)
+        return Trained(self.loss(params), session.updates, end, speed, most, curve)
 
     def loss(self, params: Params) -> float:
         return self.evaluate(params)["loss"]

@@ -13,8 +13,11 @@ NONE = "Not measured yet."
 
 
 def speed_table(lines: list[Line]) -> str:
-    """Show numbers a second, of the runs in which no step took longer than it should."""
-    lines = [x for x in lines if x["part"] == "speed" and x["most_filled"] <= 1]
+    """Show numbers a second, and when a run first has the loss at the end of sync.
+
+    Of the longest runs, those in which no step took longer than it should.
+    """
+    lines = [x for x in longest(lines, "speed") if x["most_filled"] <= 1]
     if not lines:
         return NONE
     found = {mode: [x for x in lines if x["mode"] == mode] for mode in MODES}
@@ -23,7 +26,8 @@ def speed_table(lines: list[Line]) -> str:
         for mode, of in found.items()
         if of
     }
-    ideal = {"sync": 1 / max(SLOW) * len(SLOW), "async": sum(1 / x for x in SLOW)}
+    nobody_waits = sum(1 / x for x in SLOW)
+    ideal = {"sync": len(SLOW) / max(SLOW), "async": nobody_waits, "by speed": nobody_waits}
     body = [
         [
             mode,
@@ -32,10 +36,14 @@ def speed_table(lines: list[Line]) -> str:
             f"{rate / rates['sync']:.3g}" if "sync" in rates else "",
             f"{ideal[mode] / ideal['sync']:.3g}" if mode in ideal else "",
             f"{statistics.fmean(x['loss'] for x in found[mode]):.4f}",
+            time_to(found[mode], found[SYNC]),
         ]
         for mode, rate in rates.items()
     ]
-    head = ("mode", "runs", "numbers a second", "over sync", "ideal", "validation loss")
+    head = (
+        "mode", "runs", "numbers a second", "over sync", "ideal", "validation loss",
+        "time to the loss of sync, over sync",
+    )  # fmt: skip
     return markdown(head, body)
 
 
@@ -101,13 +109,16 @@ def time_to(found: list[Line], sync: list[Line]) -> str:
     """Return when a run first has the loss at the end of sync, as a share of that time.
 
     It is the mean over the seeds that both have; between two points the loss is straight.
+    Lines without a curve tell nothing.
     """
-    ends = {x["seed"]: x for x in sync}
+    ends = {x["seed"]: x for x in sync if "curve" in x}
     shares = [
         reached([*x["curve"], x], ends[x["seed"]]["loss"]) / ends[x["seed"]]["now"]
         for x in found
-        if x["seed"] in ends
+        if x["seed"] in ends and "curve" in x
     ]
+    if not shares:
+        return ""
     mean = statistics.fmean(shares)
     return f"{mean:.3g}" if math.isfinite(mean) else "not reached"
 

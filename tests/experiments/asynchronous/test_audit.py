@@ -1,8 +1,11 @@
 """A run of the command, stopped and continued, whose schedule is audited and replayed."""
 
 import json
+import os
+import shutil
 
-from tests.experiments.runs import run, small, write_corpus
+from experiments.run.survival.damage import largest_file
+from tests.experiments.runs import command, run, run_together, small, write_corpus
 
 
 def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
@@ -37,9 +40,28 @@ def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
     lines[3]["number"] = lines[4]["number"]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (workdir / "schedule.jsonl").write_text(text)
+    # The last checkpoint is damaged, so the run would go on from the one before.
+    file = largest_file(workdir)
+    os.truncate(file, file.stat().st_size // 2)
     bad = run("audit", f"--workdir={workdir}", check=False)
-    assert bad.returncode == 1
-    assert json.loads(bad.stdout) | {"lost": 1, "repeated": 1} == json.loads(bad.stdout)
+    assert bad.returncode == 1 and "step 12 is damaged" in bad.stderr
+    counted = {"updates": 10, "applied": 10, "lost": 1, "repeated": 1}
+    assert json.loads(bad.stdout) | counted == json.loads(bad.stdout)
+    check_runs_without_a_position(workdir)
+
+
+def check_runs_without_a_position(workdir):
+    """A run that was killed before its first checkpoint, or its first on a server."""
+    checkpoints, started = workdir / "checkpoints", workdir.parent / "started"
+    shutil.rmtree(checkpoints / "12")
+    shutil.rmtree(checkpoints / "10" / "comm")  # no other strategy has it
+    shutil.copytree(workdir, started, ignore=lambda *_: ["checkpoints"])
+    both = [(command("audit", f"--workdir={x}"), {}) for x in (workdir, started)]
+    other, none = run_together(both, check=False)
+    assert other.returncode == none.returncode == 2
+    assert "at step 10, is of another strategy than 'parameter_server'" in other.stderr
+    assert f"{started}/checkpoints holds no checkpoint of training yet" in none.stderr
+    assert not (started / "checkpoints").exists()
 
 
 def test_islands_that_stop_between_merges_are_audited_and_replayed(tmp_path):

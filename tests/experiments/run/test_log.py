@@ -101,5 +101,26 @@ def test_a_straggler_is_named_once_and_remembered_by_a_run_that_goes_on(tmp_path
         log.flush()
         assert log.watch.worst == {} and len(log.watch.means_W) == 2
     assert told not in capsys.readouterr().err
+    check_pushes(tmp_path, capsys)
     assert told_stragglers({"stragglers": {"2": 3.0}}).startswith("replica 2 up to 3.00 x")
+    worker = {"stragglers": {"2": 3.0}, "workers": 4}
+    assert told_stragglers(worker).startswith("worker 2 up to 3.00 x")
     assert told_stragglers({}) == told_stragglers({"stragglers": None}) == ""
+
+
+def check_pushes(folder, capsys):
+    """Pushes tell of one worker each; a run that goes on reads null for the others."""
+    (folder / "metrics.jsonl").unlink()
+    with Log(folder, 0, 40, 6.0, epochs=float, write=True) as log:
+        for number in range(2 + STEPS):
+            seconds = np.full(2, np.nan)
+            seconds[number % 2] = (0.1, 0.4)[number % 2]
+            metrics = {"tokens": 4.0, "number": number, COMPUTE: seconds}
+            arrays = {name: np.asarray(x) for name, x in metrics.items()}
+            log.train(number + 1, arrays, 0.0, 0.0)
+        log.flush()
+    assert capsys.readouterr().err.count("worker 1 straggles") == 1
+    records = read_metrics(folder / "metrics.jsonl")
+    assert records[0]["compute_seconds"] == [pytest.approx(0.1), None]
+    with Log(folder, 2 + STEPS, 40, 6.0, epochs=float, write=True) as log:
+        assert log.watch.worst == pytest.approx({1: 4.0})

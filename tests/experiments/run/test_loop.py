@@ -51,6 +51,9 @@ def test_an_exchange_that_keeps_spikes_is_warned_of(capsys):
         ("shard_map", {"codec": "int8", "error_feedback": "off"}, False),
         ("shard_map", {"codec": "majority_vote"}, False),
         ("diloco", {"codec": "int4"}, False),
+        ("parameter_server", {"codec": "top_k"}, True),
+        ("parameter_server", {"codec": "top_k", "clip": 1.0}, False),
+        ("async_diloco", {"codec": "top_k"}, False),
     ]:
         parallel = ParallelConfig(strategy, exchange=ExchangeConfig(**exchange))
         warn_of_spikes(run_of(9, 3, parallel=parallel))

@@ -11,7 +11,7 @@ from experiments.studies.asynchronous.rates import (
     rate_of,
     tune,
 )
-from experiments.studies.asynchronous.tables import islands_table, reached
+from experiments.studies.asynchronous.tables import islands_table, reached, speed_table
 from experiments.studies.staleness.members import METHODS, PLAIN, pairs
 from experiments.studies.staleness.tables import loss_table, won_table
 from experiments.sweeps.results import read
@@ -97,3 +97,26 @@ def test_islands_are_compared_by_the_time_to_the_loss_of_sync():
     assert rows[1] == "| async | 1 | 0.25 (an edge) | 3.0000 | 9 | 0.4 | 0.25 |"
     assert reached([{"now": 1.0, "loss": 5.0}], 4.0) == math.inf
     assert reached([{"now": 1.0, "loss": 3.0}], 4.0) == pytest.approx(1.0)
+
+
+def test_modes_are_compared_by_the_time_to_the_loss_of_sync():
+    def line(mode, rate, loss, now, points, filled=0.5):
+        curve = [dict(zip(("now", "loss"), each, strict=True)) for each in points]
+        return {
+            "part": "speed", "mode": mode, "member": mode, "seed": 0, "steps": 100,
+            "numbers_per_second": rate, "loss": loss, "now": now, "curve": curve,
+            "most_filled": filled,
+        }  # fmt: skip
+
+    lines = [
+        line("sync", 1.0, 4.0, 100.0, [(50.0, 5.0)]),
+        line("by speed", 3.0, 4.0, 34.0, [(17.0, 5.0)]),
+        line("async", 3.2, 4.5, 31.0, [(15.0, 6.0)]),
+        line("backup", 9.0, 1.0, 1.0, [], filled=1.1),  # computed for too long
+    ]
+    rows = [row.strip("| ").split(" | ") for row in speed_table(lines).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["sync", "by speed", "async"]
+    assert [row[3:5] for row in rows] == [["1", "1"], ["3", "3.25"], ["3.2", "3.25"]]
+    assert [row[-1] for row in rows] == ["1", "0.34", "not reached"]
+    del lines[0]["curve"]
+    assert speed_table(lines).splitlines()[2].endswith("| 4.0000 |  |")

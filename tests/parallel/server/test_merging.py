@@ -27,7 +27,6 @@ from parallel.server.program import server_program
 from parallel.server.replay import audit, replay
 from parallel.sharded import jit_program
 from tests.parallel.server.line import (
-    LineTask,
     assert_near,
     assert_same,
     learner,
@@ -95,16 +94,6 @@ def test_steps_by_speed_shares_and_the_window():
     assert window(10.0, 14.0, 0.5) == 16.0
 
 
-class Poisoned(LineTask):
-    """A task whose loss is not a number on rows whose number is below 0."""
-
-    @staticmethod
-    def loss(params, batch, key):
-        total, sums = LineTask.loss(params, batch, key)
-        bad = jnp.where(batch["row"].min() < 0, jnp.nan, 1.0)
-        return total * bad, sums | {"loss": total * bad}
-
-
 def made(
     tx, merge=None, every=1, outer=None, num_steps=0, exchange=None, **server
 ) -> Parts:
@@ -112,7 +101,7 @@ def made(
     config = MergeConfig(**(merge or {}))
     server = ServerConfig(mode="async", **server)
     config.validate(server.workers)
-    learn = learner(tx, num_steps)._replace(task=Poisoned)
+    learn = learner(tx, num_steps)
     inner = jit_program(learn, data_mesh(1), 1, REPLICATED)
     outer = outer or delayed_nesterov(1.0, 0.0, config.momentum_every, 0.0)
     exchange = ExchangeConfig(**(exchange or {}))
