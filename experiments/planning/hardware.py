@@ -62,6 +62,7 @@ def machine_of(found: dict[str, Any]) -> Machine:
         factors=factors,
         overhead=float(found.get("overhead", 0.0)),
         cache=float(found.get("cache", 0.0)),
+        platform=str(found["platform"]),
     )
 
 

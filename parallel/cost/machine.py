@@ -62,13 +62,7 @@ class Machine(NamedTuple):
     factors: dict[str, float] = {}
     overhead: float = 0.0  # seconds of a step, however small
     cache: float = 0.0  # bytes of a layer's activations that need not go through memory
-
-    @property
-    def platform(self) -> str:
-        """Return the platform whose kernels run on it, as JAX names it."""
-        if self.torus:
-            return "tpu"
-        return "cpu" if self.outer is None else "gpu"
+    platform: str = "cpu"  # whose kernels and compiler it has, as JAX names it
 
     def rate(self, dtype: str, smallest: float) -> float:
         """Return the FLOP/s of a product whose smallest dim is given."""
@@ -120,6 +114,7 @@ def tpu(
         Link(outer, 30e-6),
         host,
         program=22e6,
+        platform="tpu",
         **more,
     )
 
@@ -143,6 +138,7 @@ def gpu(
         Link(inner, 2.5e-6),
         Link(outer, 5e-6),
         host,
+        platform="gpu",
     )
 
 

@@ -47,6 +47,7 @@ class Model(NamedTuple):
     layer: list[Product]  # of one layer, forward
     outer: list[Product]  # of all that is not in layers
     written: int = 1  # layers that the program writes out; 1: one, which runs in a loop
+    norms: int = 1  # of the whole gradient, that a step takes
 
     @property
     def num_layers(self) -> int:
@@ -231,7 +232,9 @@ def weigh(
 ) -> Iterator[Candidate]:
     """Yield a candidate for each policy of rematerialisation; `held` is the state."""
     machine, degrees = hardware.machine, dict(mesh.shape)
-    sent = traffic(config, model.params, mesh, model.cut)
+    sent = traffic(
+        config, model.params, mesh, model.cut, model.norms, machine.platform != "cpu"
+    )
     links = {
         one.name: machine.collectives.get(one.kind) or slowest(hardware, degrees, one.axes)
         for one in sent

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.planning import calibration, steps
 from experiments.planning.calibration import fit_link
-from experiments.planning.hardware import hardware_of, write_machine
+from experiments.planning.hardware import hardware_of, machine_of, write_machine
 from experiments.planning.steps import fit_steps
 
 
@@ -26,6 +26,9 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
     write_machine(tmp_path / "here.json", found)
     hardware = hardware_of(f"{tmp_path}/here.json:4")
     assert hardware.num_devices == 4 and not hardware.machine.overlaps
+    assert hardware.machine.platform == "cpu"
+    gpu = machine_of(found | {"platform": "gpu"})  # its kernels are those of a GPU
+    assert gpu.platform == "gpu"
     slow, fast = dict(found["flops"]["float32"])[32], hardware.machine.rate("float32", 63)
     assert fast == slow > 0  # a product between two widths has the rate of the smaller
     assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
@@ -49,6 +52,7 @@ def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
 def test_steps_of_this_machine_are_timed(monkeypatch):
     monkeypatch.setattr(steps, "TIMED", steps.TIMED[:1])
     machine = {
+        "platform": "cpu",
         "flops": {"float32": [[0, 1e9]]}, "memory": 1e9, "memory_bandwidth": 1e9,
         "overlaps": False, "collectives": {},
     }  # fmt: skip

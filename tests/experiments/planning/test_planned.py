@@ -111,6 +111,7 @@ def test_fit_takes_the_largest_microbatch_and_the_least_rematerialisation(tiny):
 
 def test_the_command_ranks_explains_and_writes(tmp_path):
     machine = {
+        "platform": "cpu",
         "devices": 2,
         "flops": {"float32": [[0, 1e9], [512, 5e10]]},
         "memory": 4e9,

@@ -136,6 +136,30 @@ def test_among_equally_fast_plans_fewer_bytes_then_fewer_microbatches_are_better
     assert sorted([slow, more, cut, few], key=order) == [few, cut, more, slow]
 
 
+def test_arrays_that_are_not_joined_wait_one_after_the_other():
+    """Two arrays of a million numbers are split over four devices, a short one is not."""
+    shapes = {"a": (1024, 1024), "b": (1024, 1024), "short": (8,)}
+    params = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items()}
+    mesh, link = AbstractMesh((4,), ("data",)), Link(bandwidth=1e6, latency=1e-3)
+
+    def counted(strategy: str, number: int, joins: bool) -> dict[str, float]:
+        config = ParallelConfig(strategy=strategy, accumulation=number)
+        parts = traffic(config, params, mesh, None, norms=2, joins=joins)
+        for part in parts:  # no bytes; up and down a tree of four, or round a ring
+            if part.name == "scalars":
+                seconds = part.count * (4 if joins else 6) * 1e-3
+                assert collective_seconds(part, link) == pytest.approx(seconds)
+        return {part.name: part.count for part in parts}
+
+    sums = {"scatters": 3, "updated parameters": 1, "gradients": 1}
+    assert counted("zero2", 3, True) == sums | {"scalars": 2}  # two norms
+    assert counted("zero2", 3, False) == sums | {"scalars": 2 * 2}  # of each split array
+    assert counted("jit", 3, True) == {"gradients": 3}  # once in a microbatch
+    assert counted("jit", 3, False) == {"gradients": 3 * 3, "scalars": 3 * 2}
+    assert counted("shard_map", 3, True) == {"gradients": 1}
+    assert counted("shard_map", 3, False) == {"gradients": 1, "scalars": 1}  # metrics
+
+
 def test_a_stage_sends_in_every_tick_of_its_schedule():
     for name, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2)):
         for stages, number in itertools.product((2, 4), (4, 8)):
