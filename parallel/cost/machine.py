@@ -157,9 +157,8 @@ MACHINES = {
 
 def parse(text: str, measured: Machine | None = None) -> Hardware:
     """Read NAME:AxB; `measured` is what `this` means. ValueError names what is known."""
-    count, star, rest = text.partition("*")
-    slices = int(count) if star and count.isdecimal() else 1
-    name, _, sizes = (rest if star else text).partition(":")
+    count, star, rest = text.rpartition("*")
+    name, _, sizes = rest.partition(":")
     known = MACHINES | ({"this": measured} if measured else {})
     if name not in known:
         raise ValueError(
@@ -167,12 +166,13 @@ def parse(text: str, measured: Machine | None = None) -> Hardware:
             f"{', '.join(MACHINES)}, this, or a file that experiments.calibrate has written"
         )
     machine, parts = known[name], sizes.split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    numbers = [*parts, count if star else "1"]
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
         raise ValueError(
             f"--hardware={text}: expected NAME:SIZES, as in tpu-v5e:4x8 (a torus), "
             "h100:8x2 (2 hosts of 8), 2*tpu-v5e:16x16 (2 slices) or this:2"
         )
-    shape = tuple(map(int, parts))
+    *shape, slices = map(int, numbers)
     most = machine.torus or 2
     if len(shape) > most:
         raise ValueError(
@@ -181,7 +181,7 @@ def parse(text: str, measured: Machine | None = None) -> Hardware:
         )
     if slices > 1 and not machine.torus:
         raise ValueError(f"--hardware={text}: only TPUs have slices; give hosts, as in 8x2")
-    return Hardware(machine, shape, slices)
+    return Hardware(machine, tuple(shape), slices)
 
 
 def axis_links(hardware: Hardware, degrees: Mapping[str, int]) -> dict[str, Link]:

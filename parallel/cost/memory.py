@@ -126,7 +126,7 @@ def exchange_state_bytes(params: Any, config: Any, mesh: Mesh) -> float:
     if not config.row.exchanges:
         return 0.0
     exchange = build_exchange(config.exchange, config.exchanging(mesh))
-    if config.row.exact:
+    if config.row.exact or not config.row.synchronous:
         return whole_bytes(jax.eval_shape(exchange.init, params))
     plan = PLANS[config.strategy](config.local)
     return whole_bytes(jax.eval_shape(lambda x: first_fragments(x, exchange, plan), params))

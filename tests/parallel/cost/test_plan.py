@@ -64,6 +64,8 @@ def test_hardware_is_read_and_refused_in_a_line():
         "h100:8xtwo": "expected NAME:SIZES",
         "tpu-v5e:2x2x2": "3 sizes, and tpu-v5e is joined in 2 dims",
         "2*h100:8": "only TPUs have slices",
+        "0*tpu-v5e:4x8": "expected NAME:SIZES",
+        "two*tpu-v5e:4x8": "expected NAME:SIZES",
     }.items():
         with pytest.raises(ValueError, match=words):
             parse(text)
