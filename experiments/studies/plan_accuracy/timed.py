@@ -58,7 +58,6 @@ def calibrated(seconds: float) -> Line:
                     subprocess.Popen(
                         namespaces.inside(index, command),
                         stdout=subprocess.DEVNULL,
-                        stderr=None if index == 0 else subprocess.DEVNULL,
                         preexec_fn=partial(settle, index, HOSTS),
                     )
                 )

@@ -7,6 +7,7 @@ from experiments.planning import calibration, steps
 from experiments.planning.calibration import fit_link
 from experiments.planning.hardware import hardware_of, machine_of, write_machine
 from experiments.planning.steps import fit_steps
+from tests.experiments.runs import run
 
 
 def test_a_link_is_fitted_to_latency_and_bandwidth():
@@ -34,6 +35,11 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
     assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
     for link in found["collectives"].values():
         assert link["bandwidth"] > 0 and link["latency"] >= 0
+
+
+def test_what_would_fail_after_a_minute_is_refused_at_once(tmp_path):
+    result = run("calibrate", f"--out={tmp_path}", check=False)
+    assert result.returncode == 2 and "is a folder; give a file" in result.stderr
 
 
 def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
