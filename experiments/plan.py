@@ -5,15 +5,16 @@ python -m experiments.plan --config=configs/llama_1b.py --hardware=tpu-v5e:4x8
     [--tokens=3e9] [--critical_batch=500000]
 
 Prints a table of strategies x degrees x microbatches x rematerialisation, the best first:
-memory of a device, seconds of a step, what bounds it; then the flags of the best, the
-reasons, what does not fit and by how much, the cost of the run, and which regime the size
-of the text makes it. --hardware is a known machine (tpu-v5e:4x8, h100:8x2), this (which
-experiments.calibrate has measured) or a file that it wrote.
+memory of a device and seconds of a step, by part, and what bounds it; then the flags of the
+best, the reasons, what does not fit and by how much, the cost of the run, and which regime
+the size of the text makes it. --hardware is a known machine (tpu-v5e:4x8, h100:8x2), this
+(which experiments.calibrate has measured) or a file that it wrote.
 
-Nothing is compiled, so an answer takes seconds. --topology compiles the best candidates
-for absent TPUs. --fit keeps the strategy and the degrees of the config, and looks for the
-largest microbatch and the least rematerialisation that fit; it compiles its answer. --out
-writes plan.json and plan.html. docs/planner.md says how wrong plans are.
+Nothing is compiled, so an answer takes seconds. --topology compiles the best candidates for
+absent TPUs. --fit keeps the strategy and the degrees of the config, and looks for the
+largest microbatch and the least rematerialisation that fit; it compiles its answer, if the
+devices here are those of the plan. --out writes plan.json and plan.html. docs/planner.md
+says how wrong plans are.
 """
 
 import pathlib
@@ -30,7 +31,7 @@ from experiments.planning.advice import (
     reasons,
 )
 from experiments.planning.compiled import compile_candidate, lacking
-from experiments.planning.found import table, write_plan
+from experiments.planning.found import all_tables, write_plan
 from experiments.planning.hardware import check_topology, hardware_of
 from experiments.planning.regime import Regime, regime, text_tokens
 from experiments.planning.search import kept_degrees, planned, strategies_of
@@ -127,9 +128,11 @@ def show(
     tokens = TOKENS.value or text_tokens(config)
     if tokens:
         kind = regime(model, hardware, tokens)
-    print(table(found, model, hardware, TOP.value).markdown(padded=True))
+    for one in all_tables(found, model, hardware, TOP.value):
+        print(f"{one.title}. {one.note}".strip(), one.markdown(padded=True), sep="\n\n")
+        print()
     if best.fits:
-        print(f"\nThe best: {' '.join(flags_of(best, config))}\n")
+        print(f"The best: {' '.join(flags_of(best, config))}\n")
     print("\n".join(words))
     print(told_regime(kind))
     for one in compiled:

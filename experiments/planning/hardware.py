@@ -25,7 +25,14 @@ def hardware_of(text: str) -> Hardware:
             f"--out={file} measures this machine and writes it"
         )
     machine, number = read_machine(file)
-    return parse(f"this:{sizes or number}", machine)
+    hardware = parse(f"this:{sizes or number}", machine)
+    if hardware.num_devices > 1 and not machine.collectives:
+        raise ValueError(
+            f"--hardware={text}: {file} was measured on one device, which sends nothing, "
+            f"and the plan is for {hardware.num_devices}; run experiments.calibrate with "
+            "two devices or --processes=2, or plan for this:1"
+        )
+    return hardware
 
 
 def check_topology(topology: str | None, hardware: Hardware) -> None:

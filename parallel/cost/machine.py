@@ -1,7 +1,7 @@
 """Hardware as data: what a device computes, holds and sends, and how devices are joined.
 
 `parse` reads names such as tpu-v5e:4x8 (a torus of 4 x 8 chips), h100:8x2 (2 hosts of 8
-GPUs) and this:2 (2 processes of this machine, measured by experiments.calibrate).
+GPUs) and this:2 (2 devices such as experiments.calibrate has measured here).
 
 Figures are those of data sheets: bytes and FLOP/s in powers of ten, bandwidth in bytes/s in
 one direction. `efficiency` is the share of the FLOP/s that large products reach.

@@ -243,6 +243,7 @@ def weigh(
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }
+    updated = memory.update_bytes(model, config, mesh, held["optimizer"])
     hides = [one.name for one in sent if one.hides and machine.overlaps]
     # The policies that keep equally much are one.
     policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
@@ -254,9 +255,7 @@ def weigh(
             used["optimizer"] = max(0.0, 2 * away - gone)
         used["program"] = machine.program * model.written * model.layer_share
         time = computing(model, hardware, config, degrees, remat)
-        time["optimizer"] = (
-            2 * (held["parameters"] + held["optimizer"]) + used["gradients"]
-        ) / machine.memory_bandwidth
+        time["optimizer"] = updated / machine.memory_bandwidth
         time = {name: x * machine.factors.get(name, 1.0) for name, x in time.items()}
         time["overhead"] = machine.overhead
         time["host"] = 2 * away / machine.host

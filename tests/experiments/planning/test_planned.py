@@ -117,6 +117,10 @@ def test_what_cannot_be_planned_is_one_line(tiny, tmp_path):
         write_machine(tmp_path / "bad.json", HERE | {changed: said[0]})
         with pytest.raises(ValueError, match=said[1]):
             hardware_of(f"{tmp_path}/bad.json")
+    write_machine(tmp_path / "bad.json", HERE | {"collectives": {}})
+    assert hardware_of(f"{tmp_path}/bad.json:1").num_devices == 1
+    with pytest.raises(ValueError, match="measured on one device, .* plan is for 2"):
+        hardware_of(f"{tmp_path}/bad.json")
     counting = read_config_file("configs/ngram.py")
     with pytest.raises(ValueError, match="no gradients to plan for"):
         model_of(counting, "cpu")
@@ -152,6 +156,7 @@ def test_the_command_ranks_explains_and_writes(tmp_path):
         f"--out={tmp_path}/plan", "--critical_batch=8192", "--top=3",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert "Memory of a device, by part" in result.stdout and " logits |" in result.stdout
     assert "The best: --config.parallel.strategy=" in result.stdout
     assert "Regime small" not in result.stdout and "device-hours" in result.stdout
     found = json.loads((tmp_path / "plan/plan.json").read_text(encoding="utf-8"))

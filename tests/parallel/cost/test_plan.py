@@ -162,6 +162,22 @@ def test_arrays_that_are_not_joined_wait_one_after_the_other():
     assert counted("shard_map", 3, False) == {"gradients": 1, "scalars": 1}  # metrics
 
 
+def test_an_update_reads_and_writes_what_a_device_has_the_state_of():
+    """AdamW has two moments: seven passes over the parameters, one of them the gradient."""
+    whole = 4.0 * (L * (D * D + D * F) + V * D)
+    names, bandwidth = ["jit", "zero1", "fsdp"], MACHINES["h100"].memory_bandwidth
+    for devices in (1, 8):
+        found = plan(made_up(), parse(f"h100:{devices}"), ParallelConfig(), names, 1)
+        for one in found:
+            split = 1 if one.strategy == "jit" else devices
+            assert one.time["optimizer"] == pytest.approx(7 * whole / split / bandwidth)
+        if devices == 1:  # nothing is split: all are as fast, and the plain one is smallest
+            assert found[0].strategy == "jit"
+            assert {one.seconds for one in found if one.remat == "none"} == {
+                found[0].seconds
+            }
+
+
 def test_a_stage_sends_in_every_tick_of_its_schedule():
     for name, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2)):
         for stages, number in itertools.product((2, 4), (4, 8)):
