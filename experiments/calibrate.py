@@ -9,6 +9,7 @@ GPUs and TPUs between the devices of this process. Writes a file of JSON; nothin
 run on the machine.
 """
 
+import math
 import os
 import pathlib
 import subprocess
@@ -46,8 +47,7 @@ def main() -> None:
     alone = flags.FLAGS.coordinator is None and flags.FLAGS.num_processes is None
     with user_errors():
         file = pathlib.Path(OUT.value)
-        if not file.parent.is_dir():
-            raise ValueError(f"--out={file}: there is no folder {file.parent}")
+        check(file, SECONDS.value)
         if not alone or PROCESSES.value == 1:
             join.start_jax()
         elif is_cpu():
@@ -61,6 +61,16 @@ def main() -> None:
         with user_errors():
             write_machine(file, found)
         print(shown(found))
+
+
+def check(file: pathlib.Path, seconds: float) -> None:
+    """Raise ValueError for what would fail after a minute of measuring."""
+    if not file.parent.is_dir():
+        raise ValueError(f"--out={file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"--out={file} is a folder; give a file, as in {file / FILE}")
+    if not math.isfinite(seconds):
+        raise ValueError(f"--seconds={seconds}: expected a number of seconds, from 0")
 
 
 def is_cpu() -> bool:
@@ -80,7 +90,6 @@ def together(file: pathlib.Path) -> None:
                 f"--seconds={SECONDS.value}", "--devices=1", f"--coordinator={address}",
                 f"--num_processes={number}", f"--process_id={index}",
             ],
-            stderr=None if index == 0 else subprocess.DEVNULL,
             stdout=None if index == 0 else subprocess.DEVNULL,
             preexec_fn=partial(settle, index, number),
         )

@@ -5,15 +5,16 @@ python -m experiments.plan --config=configs/llama_1b.py --hardware=tpu-v5e:4x8
     [--tokens=3e9] [--critical_batch=500000]
 
 Prints a table of strategies x degrees x microbatches x rematerialisation, the best first:
-memory of a device, seconds of a step, what bounds it; then the flags of the best, the
-reasons, what does not fit and by how much, the cost of the run, and which regime the size
-of the text makes it. --hardware is a known machine (tpu-v5e:4x8, h100:8x2), this (which
-experiments.calibrate has measured) or a file that it wrote.
+memory of a device and seconds of a step, by part, and what bounds it; then the flags of the
+best, the reasons, what does not fit and by how much, the cost of the run, and which regime
+the size of the text makes it. --hardware is a known machine (tpu-v5e:4x8, h100:8x2), this
+(which experiments.calibrate has measured) or a file that it wrote.
 
-Nothing is compiled, so an answer takes seconds. --topology compiles the best candidates
-for absent TPUs. --fit keeps the strategy and the degrees of the config, and looks for the
-largest microbatch and the least rematerialisation that fit; it compiles its answer. --out
-writes plan.json and plan.html. docs/planner.md says how wrong plans are.
+Nothing is compiled, so an answer takes seconds. --topology compiles the best candidates for
+absent TPUs. --fit keeps the strategy and the degrees of the config, and looks for the
+largest microbatch and the least rematerialisation that fit; it compiles its answer, if the
+devices here are those of the plan. --out writes plan.json and plan.html. docs/planner.md
+says how wrong plans are.
 """
 
 import pathlib
@@ -30,16 +31,17 @@ from experiments.planning.advice import (
     nothing_fits,
     reasons,
 )
-from experiments.planning.compiled import compile_candidate
-from experiments.planning.found import table, write_plan
-from experiments.planning.hardware import hardware_of
+from experiments.planning.compiled import compile_candidate, lacking
+from experiments.planning.found import all_tables, write_plan
+from experiments.planning.hardware import check_topology, hardware_of
 from experiments.planning.regime import Regime, regime, text_tokens
 from experiments.planning.search import kept_degrees, planned, strategies_of
 from experiments.planning.shapes import model_of
 from experiments.processes import join, topology
-from experiments.processes.messages import size, user_errors
+from experiments.processes.messages import say, size, user_errors
 from experiments.run import startup
 from experiments.run.phases.phase import first_phase
+from parallel.cost.machine import Hardware
 from parallel.cost.plan import Candidate, Model
 
 join.define_flags()
@@ -76,6 +78,7 @@ def main() -> None:
                 "no --hardware given; for example --hardware=tpu-v5e:4x8, or this"
             )
         hardware = hardware_of(name)
+        check_topology(TOPOLOGY.value, hardware)
         names = strategies_of(ONLY.value, config, FIT.value)
         devices = start_devices(TOPOLOGY.value, config)
         model = model_of(config, hardware.machine.platform)
@@ -83,17 +86,25 @@ def main() -> None:
         if FIT.value:
             found = kept_degrees(found, config, hardware)
     with topology.compiler_errors(name):
-        compiled = check_best(found, config, devices)
+        compiled = check_best(found, config, hardware, devices)
     with user_errors():
         show(config, model, hardware, found, compiled)
 
 
 def check_best(
-    found: list[Candidate], config: Experiment, devices: list[jax.Device] | None
+    found: list[Candidate],
+    config: Experiment,
+    hardware: Hardware,
+    devices: list[jax.Device] | None,
 ) -> list[dict[str, Any]]:
-    """Compile the best candidates; with --fit, go on until one fits."""
-    here = FIT.value and devices is None and HARDWARE.value.startswith("this")
-    if devices is None and not here:
+    """Compile the best candidates; with --fit, go on until one fits.
+
+    Without --topology, --fit compiles for the devices here, if they are those of the plan.
+    """
+    if devices is None and not FIT.value:
+        return []
+    if devices is None and (reason := lacking(hardware)):
+        say(f"--fit: not compiled, {reason}")
         return []
     told = []
     for one in [one for one in found if one.fits]:
@@ -106,19 +117,22 @@ def check_best(
 def show(
     config: Experiment,
     model: Model,
-    hardware: Any,
+    hardware: Hardware,
     found: list[Candidate],
     compiled: list[dict[str, Any]],
 ) -> None:
-    best, kind, words = found[0], None, reasons(found)
+    best, kind = found[0], None
+    words = reasons(found, "has the largest microbatch" if FIT.value else "is the fastest")
     if best.fits:
         words += cost_lines(best, config, hardware.num_devices, CRITICAL.value)
     tokens = TOKENS.value or text_tokens(config)
     if tokens:
         kind = regime(model, hardware, tokens)
-    print(table(found, model, hardware, TOP.value).markdown(padded=True))
+    for one in all_tables(found, model, hardware, TOP.value):
+        print(f"{one.title}. {one.note}".strip(), one.markdown(padded=True), sep="\n\n")
+        print()
     if best.fits:
-        print(f"\nThe best: {' '.join(flags_of(best, config))}\n")
+        print(f"The best: {' '.join(flags_of(best, config))}\n")
     print("\n".join(words))
     print(told_regime(kind))
     for one in compiled:

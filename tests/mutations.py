@@ -44,7 +44,7 @@ FAULTS = [
     ),
     Fault(
         "a plan holds the optimizer's state whole", "parallel/cost/memory.py",
-        "(\"optimizer\", model.opt, layout.opt),", "(\"optimizer\", model.opt, replicate),",
+        "model, model.opt, layout.opt, mesh", "model, model.opt, replicate, mesh",
         "parallel/cost/test_memory.py state",
     ),
     Fault(

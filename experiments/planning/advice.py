@@ -48,13 +48,13 @@ def largest_part(candidate: Candidate) -> str:
     return max(candidate.memory, key=candidate.memory.get)
 
 
-def reasons(found: list[Candidate]) -> list[str]:
+def reasons(found: list[Candidate], best_is: str = "is the fastest") -> list[str]:
     """Return sentences about the best candidate, its rivals, and what does not fit."""
     best, said = found[0], []
     if best.fits:
         share = best.time[best.bound.partition(" over ")[0]] / best.seconds
         said.append(
-            f"{named(best)} is the fastest that fits: {duration(best.seconds)} a step, "
+            f"{named(best)} {best_is} that fits: {duration(best.seconds)} a step, "
             f"{share:.0%} of it {best.bound}; it takes {size(best.memory_bytes)} of a "
             f"device's {size(best.limit)}, most of it {largest_part(best)}."
         )

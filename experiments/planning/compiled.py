@@ -19,6 +19,7 @@ from experiments.run.check import check
 from experiments.run.trial import build_trial
 from experiments.sweeps.members import as_flags
 from parallel.cost.ledger import step_ledger
+from parallel.cost.machine import Hardware
 from parallel.cost.plan import Candidate
 from parallel.mesh import is_absent
 
@@ -30,6 +31,17 @@ def candidate_config(candidate: Candidate, config: Experiment) -> Experiment:
     found = copy.deepcopy(config)
     numbers = {k: int(v) if v.isdecimal() else v for k, v in values.items()}
     return fields.override(found, numbers)
+
+
+def lacking(hardware: Hardware) -> str:
+    """Return why a plan cannot be compiled for the devices here; "": it can."""
+    if hardware.machine.name == "this" and hardware.num_devices == jax.device_count():
+        return ""
+    return (
+        f"for the plan is for {hardware.name}, and {jax.device_count()} "
+        f"{jax.default_backend()} devices are here; --topology compiles for TPUs, and "
+        "--devices=N for N devices of this machine"
+    )
 
 
 def compile_candidate(

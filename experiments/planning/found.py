@@ -16,7 +16,7 @@ from parallel.cost.step_time import product_flops
 
 HEAD = (
     "strategy", "mesh", "microbatches", "remat", "memory", "fits", "s a step", "tokens/s",
-    "MFU", "sent", "bound by",
+    "MFU", "sent", "collectives", "bound by",
 )  # fmt: skip
 MOST_BARS = 12
 
@@ -51,6 +51,7 @@ def table(found: list[Candidate], model: Model, hardware: Hardware, top: int) ->
                 human(model.rows * model.seq_len / one.seconds),
                 f"{mfu(one, model, hardware):.0%}",
                 size(one.sent_bytes),
+                f"{one.collectives:g}",
                 one.bound,
             )
         )
@@ -65,13 +66,20 @@ def memory_table(found: list[Candidate], top: int) -> Table:
     return Table("Memory of a device, by part", "", ("candidate", *parts), rows)
 
 
+def all_tables(
+    found: list[Candidate], model: Model, hardware: Hardware, top: int
+) -> list[Table]:
+    parts = memory_table(found, top), time_table(found, top)
+    return [table(found, model, hardware, top), *parts]
+
+
 def time_table(found: list[Candidate], top: int) -> Table:
     parts = list(dict.fromkeys(part for one in found[:top] for part in one.time))
     rows = [
         (named(one), *(f"{one.time.get(part, 0.0):.3g}" for part in parts))
         for one in found[:top]
     ]
-    note = "Seconds. `hidden` is communication beside products; it is not in the sum."
+    note = "`hidden` is communication beside products; it is not in the sum."
     return Table("Seconds of a step, by part", note, ("candidate", *parts), rows)
 
 
@@ -121,17 +129,13 @@ def write_plan(
     }
     write_whole(folder / "plan.json", json_line(content, indent=1))
     shown = write_picture(folder, "bounds", "What bounds each candidate", bounds(found))
+    candidates, *parts = all_tables(found, model, hardware, top)
     page = Page(
         title=f"Plan for {hardware.name}",
         notes=[kind.reason] if kind else [],
         heading="Why",
         advice=words,
-        sections=[
-            table(found, model, hardware, top),
-            shown,
-            memory_table(found, top),
-            time_table(found, top),
-        ],
+        sections=[candidates, shown, *parts],
     )
     return write_page(folder, "plan", page)
 

@@ -1,6 +1,7 @@
 """The machine that a plan is for: a name, or a file that experiments.calibrate writes."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ from experiments.processes.files import json_line, read_object, write_whole
 from parallel.cost.machine import Hardware, Link, Machine, parse
 
 FILE = "hardware.json"
+PLATFORMS = ("cpu", "gpu", "tpu")
 AGAIN = "python -m experiments.calibrate writes it anew"
 
 
@@ -23,7 +25,23 @@ def hardware_of(text: str) -> Hardware:
             f"--out={file} measures this machine and writes it"
         )
     machine, number = read_machine(file)
-    return parse(f"this:{sizes or number}", machine)
+    hardware = parse(f"this:{sizes or number}", machine)
+    if hardware.num_devices > 1 and not machine.collectives:
+        raise ValueError(
+            f"--hardware={text}: {file} was measured on one device, which sends nothing, "
+            f"and the plan is for {hardware.num_devices}; run experiments.calibrate with "
+            "two devices or --processes=2, or plan for this:1"
+        )
+    return hardware
+
+
+def check_topology(topology: str | None, hardware: Hardware) -> None:
+    """Raise ValueError if the devices to compile for are not those of the plan."""
+    if topology and topology != hardware.name:
+        raise ValueError(
+            f"--topology={topology} compiles for other devices than "
+            f"--hardware={hardware.name} plans for; give the same, or leave out one"
+        )
 
 
 def read_machine(file: pathlib.Path) -> tuple[Machine, int]:
@@ -31,37 +49,68 @@ def read_machine(file: pathlib.Path) -> tuple[Machine, int]:
     found = read_object(file, AGAIN)
     try:
         return machine_of(found), int(found["devices"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} lacks or has a wrong {error}; {AGAIN}") from None
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error}; {AGAIN}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {AGAIN}") from None
+
+
+def number(name: str, value: Any, above: bool = True) -> float:
+    """Return a finite number above 0, or with above=False from 0; else ValueError."""
+    fits = type(value) in (int, float) and 0 <= value < math.inf and (value or not above)
+    if not fits:
+        raise ValueError(
+            f"{name} is {value!r}, expected a number {'above' if above else 'from'} 0"
+        )
+    return float(value)
 
 
 def machine_of(found: dict[str, Any]) -> Machine:
-    """Return the machine of which experiments.calibrate has found this."""
+    """Return the machine of which experiments.calibrate has found this.
+
+    KeyError for what is lacking, ValueError for what cannot be.
+    """
     flops = {
-        dtype: tuple((float(size), float(rate)) for size, rate in table)
+        dtype: tuple(
+            sorted((float(size), number(f"flops of {dtype}", x)) for size, x in table)
+        )
         for dtype, table in found["flops"].items()
     }
+    if not flops["float32"]:
+        raise ValueError("flops of float32 are [], expected [[width, FLOP/s], ...]")
     links = {
-        kind: Link(float(link["bandwidth"]), float(link["latency"]))
+        kind: Link(
+            number(f"the bandwidth of {kind}", link["bandwidth"]),
+            number(f"the latency of {kind}", link["latency"], above=False),
+        )
         for kind, link in found["collectives"].items()
     }
-    factors = {name: float(x) for name, x in found.get("factors", {}).items()}
+    factors = {
+        name: number(f"the factor of {name}", x, above=False)
+        for name, x in found.get("factors", {}).items()
+    }
+    if found["platform"] not in PLATFORMS:
+        raise ValueError(
+            f"platform is {found['platform']!r}, expected {' or '.join(PLATFORMS)}"
+        )
+    bandwidth = number("memory_bandwidth", found["memory_bandwidth"])
     return Machine(
         "this",
         flops,
-        float(found["memory"]),
-        float(found["memory_bandwidth"]),
+        number("memory", found["memory"]),
+        bandwidth,
         # A single device sends to none.
         links.get("all-reduce", Link(float("inf"), 0.0)),
         None,
         # On a CPU the host's memory is the device's; on a GPU it was not measured.
-        host=float(found["memory_bandwidth"]),
+        host=bandwidth,
         overlaps=bool(found["overlaps"]),
         efficiency=1.0,
         collectives=links,
         factors=factors,
-        overhead=float(found.get("overhead", 0.0)),
-        cache=float(found.get("cache", 0.0)),
+        overhead=number("overhead", found.get("overhead", 0.0), above=False),
+        cache=number("cache", found.get("cache", 0.0), above=False),
+        platform=found["platform"],
     )
 
 

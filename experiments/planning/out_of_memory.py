@@ -79,8 +79,9 @@ def these(mesh: jax.sharding.Mesh) -> Hardware:
         memory = memory_bytes(mesh) / jax.device_count()
     unknown = {"float32": ((0.0, 1.0),)}
     machine = Machine(
-        "this", unknown, memory, 1.0, Link(1.0, 0.0), None, 1.0, efficiency=1.0
-    )
+        "this", unknown, memory, 1.0, Link(1.0, 0.0), None, 1.0, efficiency=1.0,
+        platform=mesh.devices.flat[0].platform,
+    )  # fmt: skip
     return Hardware(machine, (mesh.size,))
 
 

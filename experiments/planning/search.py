@@ -17,17 +17,24 @@ def strategies_of(
     Without `only`, those that are exact, that compile ahead, and whose optimizer is the
     usual one: what the others gain is not the same loss, or not time.
     """
+    if keep and only:
+        raise ValueError(
+            f"--fit keeps the strategy of the config, {config.parallel.strategy}; leave "
+            f"out --only={','.join(only)}, or --fit"
+        )
     if keep:
-        return [config.parallel.strategy]
+        only = [config.parallel.strategy]
     if only is None:
         whole = config.optim.name == "muon"
         return [n for n in Having(exact=True, ahead=True) if whole or n != "zero1_whole"]
-    for name in only:
-        if name not in STRATEGIES:
-            raise ValueError(
-                f"--only={name}: there is no such strategy; choose among "
-                f"{', '.join(STRATEGIES)}"
-            )
+    known = Having(synchronous=True)
+    for name in only or [""]:
+        if name not in known:
+            given = f"parallel.strategy={name}" if keep else f"--only={name}"
+            why = "there is no such strategy"
+            if name in STRATEGIES:
+                why = "its workers have no step in common that could be planned"
+            raise ValueError(f"{given}: {why}; choose among {', '.join(known)}")
     return only
 
 

@@ -60,6 +60,7 @@ def model_of(config: Experiment, platform: str) -> Model:
         layer=layer,
         outer=outer,
         written=1 if cut is None or STACK in params else cut.num_layers,
+        norms=1 + bool(config.optim.clip_norm),  # one is measured, another clips
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from scipy.optimize import nnls
 
 from configs import fields
@@ -64,7 +65,9 @@ def measure_steps(found: dict[str, Any], seconds: float) -> dict[str, Any]:
         one = next(x for x in every if x.accumulation == config.parallel.accumulation)
         rows.append([one.time[name] for name in PARTS] + [1.0])
         took.append(step_seconds(config, mesh, seconds))
-    return fit_steps(np.array(rows), np.array(took))
+    # A step that processes take together lasts as long as that of the slowest.
+    slowest = multihost_utils.process_allgather(np.array(took)).reshape(-1, len(took))
+    return fit_steps(np.array(rows), slowest.max(0))
 
 
 def step_seconds(config: Experiment, mesh, seconds: float) -> float:

@@ -5,6 +5,7 @@ that says what was given, what was expected and what to change.
 """
 
 import copy
+import itertools
 import pathlib
 import re
 import sys
@@ -164,12 +165,20 @@ def flag_value(argv: list[str], name: str) -> str | None:
 def numbers_for_words(argv: list[str], config: Experiment) -> list[str]:
     """Replace words that stand for numbers, as in --config.parallel.accumulation=auto."""
     words = {
-        f"{dashes}config.{field.name}={word}": f"--config.{field.name}={number}"
+        (f"{dashes}config.{field.name}", word): number
         for field in fields.walk(config)
         for word, number in field.metadata.get("words", {}).items()
         for dashes in ("-", "--")
     }
-    return [words.get(argument, argument) for argument in argv]
+    found = []
+    for before, argument in itertools.pairwise(["", *argv]):
+        name, equals, word = argument.partition("=")
+        if (before, argument) in words:
+            argument = str(words[before, argument])
+        elif equals and (name, word) in words:
+            argument = f"{name}={words[name, word]}"
+        found.append(argument)
+    return found
 
 
 def named_config(argv: list[str]) -> Experiment:

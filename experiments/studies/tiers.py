@@ -64,6 +64,7 @@ PAGE = define_page("docs/questions/which-regime-is-my-run-in.md")
 def stand_in(memory: float, devices: int) -> dict[str, Any]:
     """Return devices for a plan; only their memory matters here, the rest is made up."""
     return {
+        "platform": "cpu",
         "devices": devices,
         "flops": {"float32": [[0, 1e11]]},
         "memory": memory,

@@ -111,6 +111,8 @@ class Regathered(NamedTuple):
     gathers: float
     scatters: float
     whole: float  # parameters too small to split: their gradients are summed once a step
+    num_gathers: int = 1  # a layer's arrays are gathered together
+    num_scatters: int = 1
 
 
 def regathered(params: Params, cut: Cut | None, n: int) -> Regathered:
@@ -134,14 +136,18 @@ def regathered(params: Params, cut: Cut | None, n: int) -> Regathered:
         num_layers * sum(split_sizes(first, n)),
         sum(size for _, size in entering + leaving),
     )
-    passes, gathered = 2, ends
+    passes, gathered, num_ends = 2, ends, bool(entering) + bool(leaving)
+    num_gathered = num_ends
     if cut.platform == "cpu":
         passes = 1 if LAYERS in params else 2
-        gathered = ends / 2 if entering == leaving else ends
+        if entering == leaving:
+            gathered, num_gathered = ends / 2, min(num_ends, 1)
     return Regathered(
         gathers=cut.compute * (passes * layers + gathered),
         scatters=layers + ends,
         whole=cut.outer + cut.layers - layers - sum(outer),
+        num_gathers=passes * num_layers + num_gathered,
+        num_scatters=num_layers + num_ends,
     )
 
 

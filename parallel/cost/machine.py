@@ -1,7 +1,7 @@
 """Hardware as data: what a device computes, holds and sends, and how devices are joined.
 
 `parse` reads names such as tpu-v5e:4x8 (a torus of 4 x 8 chips), h100:8x2 (2 hosts of 8
-GPUs) and this:2 (2 processes of this machine, measured by experiments.calibrate).
+GPUs) and this:2 (2 devices such as experiments.calibrate has measured here).
 
 Figures are those of data sheets: bytes and FLOP/s in powers of ten, bandwidth in bytes/s in
 one direction. `efficiency` is the share of the FLOP/s that large products reach.
@@ -62,13 +62,7 @@ class Machine(NamedTuple):
     factors: dict[str, float] = {}
     overhead: float = 0.0  # seconds of a step, however small
     cache: float = 0.0  # bytes of a layer's activations that need not go through memory
-
-    @property
-    def platform(self) -> str:
-        """Return the platform whose kernels run on it, as JAX names it."""
-        if self.torus:
-            return "tpu"
-        return "cpu" if self.outer is None else "gpu"
+    platform: str = "cpu"  # whose kernels and compiler it has, as JAX names it
 
     def rate(self, dtype: str, smallest: float) -> float:
         """Return the FLOP/s of a product whose smallest dim is given."""
@@ -120,6 +114,7 @@ def tpu(
         Link(outer, 30e-6),
         host,
         program=22e6,
+        platform="tpu",
         **more,
     )
 
@@ -143,6 +138,7 @@ def gpu(
         Link(inner, 2.5e-6),
         Link(outer, 5e-6),
         host,
+        platform="gpu",
     )
 
 
@@ -161,9 +157,8 @@ MACHINES = {
 
 def parse(text: str, measured: Machine | None = None) -> Hardware:
     """Read NAME:AxB; `measured` is what `this` means. ValueError names what is known."""
-    count, star, rest = text.partition("*")
-    slices = int(count) if star and count.isdecimal() else 1
-    name, _, sizes = (rest if star else text).partition(":")
+    count, star, rest = text.rpartition("*")
+    name, _, sizes = rest.partition(":")
     known = MACHINES | ({"this": measured} if measured else {})
     if name not in known:
         raise ValueError(
@@ -171,12 +166,13 @@ def parse(text: str, measured: Machine | None = None) -> Hardware:
             f"{', '.join(MACHINES)}, this, or a file that experiments.calibrate has written"
         )
     machine, parts = known[name], sizes.split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    numbers = [*parts, count if star else "1"]
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
         raise ValueError(
             f"--hardware={text}: expected NAME:SIZES, as in tpu-v5e:4x8 (a torus), "
             "h100:8x2 (2 hosts of 8), 2*tpu-v5e:16x16 (2 slices) or this:2"
         )
-    shape = tuple(map(int, parts))
+    *shape, slices = map(int, numbers)
     most = machine.torus or 2
     if len(shape) > most:
         raise ValueError(
@@ -185,7 +181,7 @@ def parse(text: str, measured: Machine | None = None) -> Hardware:
         )
     if slices > 1 and not machine.torus:
         raise ValueError(f"--hardware={text}: only TPUs have slices; give hosts, as in 8x2")
-    return Hardware(machine, shape, slices)
+    return Hardware(machine, tuple(shape), slices)
 
 
 def axis_links(hardware: Hardware, degrees: Mapping[str, int]) -> dict[str, Link]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from parallel.cost.saved import activation_bytes
 from parallel.exchange.config import build_exchange
-from parallel.layout import replicate, shard_axis, specs
+from parallel.layout import Rule, replicate, shard_axis, specs
 from parallel.local import PLANS
 from parallel.meetings import first_fragments
 from parallel.mesh import batch_degree
@@ -97,20 +97,29 @@ def state_bytes(model: Any, config: Any, mesh: Mesh) -> dict[str, float]:
     `model` is a Model (parallel/cost/plan.py), `config` a ParallelConfig.
     """
     layout = config.row.layout
-    held = {}
-    for name, tree, rule in (
-        ("parameters", model.params, layout.params),
-        ("optimizer", model.opt, layout.opt),
-    ):
-        if STAGE in mesh.shape:
-            held[name] = staged_bytes(tree, mesh.shape[STAGE])
-            continue
-        # All layers lie alike, so that one of them stands for all.
-        tree = first_of_layers(tree)
-        over = specs(rule, tree, mesh.shape, model.tensor_dims)
-        held[name] = held_bytes(tree, over, mesh.shape, model.num_layers)
-    held["exchange"] = exchange_state_bytes(model.params, config, mesh)
-    return held
+    return {
+        "parameters": lying_bytes(model, model.params, layout.params, mesh),
+        "optimizer": lying_bytes(model, model.opt, layout.opt, mesh),
+        "exchange": exchange_state_bytes(model.params, config, mesh),
+    }
+
+
+def lying_bytes(model: Any, tree: Any, rule: Rule, mesh: Mesh) -> float:
+    """Return the bytes of a tree of the model's on a device, if it lies by this rule."""
+    if STAGE in mesh.shape:
+        return staged_bytes(tree, mesh.shape[STAGE])
+    # All layers lie alike, so that one of them stands for all.
+    tree = first_of_layers(tree)
+    over = specs(rule, tree, mesh.shape, model.tensor_dims)
+    return held_bytes(tree, over, mesh.shape, model.num_layers)
+
+
+def update_bytes(model: Any, config: Any, mesh: Mesh, optimizer: float) -> float:
+    """Return what an update reads and writes: parameters and the optimizer's state, and
+    the gradients, which it only reads. A device updates what it has the state of.
+    """
+    updated = lying_bytes(model, model.params, config.row.layout.opt, mesh)
+    return 3 * updated + 2 * optimizer
 
 
 def staged_bytes(tree: Any, stages: int) -> float:
@@ -126,7 +135,7 @@ def exchange_state_bytes(params: Any, config: Any, mesh: Mesh) -> float:
     if not config.row.exchanges:
         return 0.0
     exchange = build_exchange(config.exchange, config.exchanging(mesh))
-    if config.row.exact:
+    if config.row.exact or not config.row.synchronous:
         return whole_bytes(jax.eval_shape(exchange.init, params))
     plan = PLANS[config.strategy](config.local)
     return whole_bytes(jax.eval_shape(lambda x: first_fragments(x, exchange, plan), params))

@@ -48,6 +48,7 @@ class Model(NamedTuple):
     layer: list[Product]  # of one layer, forward
     outer: list[Product]  # of all that is not in layers
     written: int = 1  # layers that the program writes out; 1: one, which runs in a loop
+    norms: int = 1  # of the whole gradient, that a step takes
 
     @property
     def num_layers(self) -> int:
@@ -232,7 +233,9 @@ def weigh(
 ) -> Iterator[Candidate]:
     """Yield a candidate for each policy of rematerialisation; `held` is the state."""
     machine, degrees = hardware.machine, dict(mesh.shape)
-    sent = traffic(config, model.params, mesh, model.cut)
+    sent = traffic(
+        config, model.params, mesh, model.cut, model.norms, machine.platform != "cpu"
+    )
     links = {
         one.name: machine.collectives.get(one.kind) or slowest(hardware, degrees, one.axes)
         for one in sent
@@ -241,6 +244,7 @@ def weigh(
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }
+    updated = memory.update_bytes(model, config, mesh, held["optimizer"])
     hides = [one.name for one in sent if one.hides and machine.overlaps]
     # The policies that keep equally much are one.
     policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
@@ -252,9 +256,7 @@ def weigh(
             used["optimizer"] = max(0.0, 2 * away - gone)
         used["program"] = machine.program * model.written * model.layer_share
         time = computing(model, hardware, config, degrees, remat)
-        time["optimizer"] = (
-            2 * (held["parameters"] + held["optimizer"]) + used["gradients"]
-        ) / machine.memory_bandwidth
+        time["optimizer"] = updated / machine.memory_bandwidth
         time = {name: x * machine.factors.get(name, 1.0) for name, x in time.items()}
         time["overhead"] = machine.overhead
         time["host"] = 2 * away / machine.host

@@ -14,6 +14,7 @@ from parallel.cost.closed_forms import (
     Cut,
     crossings,
     exchange_kinds,
+    jit_bytes,
     regathered,
     split_sizes,
     stream_bytes,
@@ -25,10 +26,20 @@ from parallel.mesh import batch_axes, batch_degree
 from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR
 
 
-def traffic(config: Any, params: Any, mesh: Mesh, cut: Cut | None) -> list[Collective]:
+def traffic(
+    config: Any,
+    params: Any,
+    mesh: Mesh,
+    cut: Cut | None,
+    norms: int = 0,
+    joins: bool = True,
+) -> list[Collective]:
     """Return the collectives of a step; `config` is a ParallelConfig, params are shapes.
 
-    A part that sends nothing is left out.
+    `norms` are taken of the whole gradient in a step. `joins`: the compiler joins arrays
+    that it sums at one place; XLA for CPUs sends them one after the other. A part that
+    sends nothing is left out, but for the sums of single numbers (`scalars`): their bytes
+    do not count, and each of them waits as long as a large array's first send.
     """
     total = config.row.sent_bytes(config, params, mesh, cut) or 0.0
     found = pipeline_parts(config, mesh, cut) if STAGE in mesh.shape else []
@@ -47,8 +58,10 @@ def traffic(config: Any, params: Any, mesh: Mesh, cut: Cut | None) -> list[Colle
     kinds = exchange_kinds(config) if config.row.exchanges else {"all-reduce"}
     kind = next(iter(kinds)) if len(kinds) == 1 else "all-reduce"
     steps = sends(algorithm, degree)
-    found.append(Collective("gradients", over, rest, rounds(config), steps, kind))
-    return [one for one in found if one.sent_bytes > 0]
+    times = rounds(config) if joins else arrays_summed(config, params, cut)
+    found.append(Collective("gradients", over, rest, times, steps, kind))
+    found = [one for one in found if one.sent_bytes > 0]
+    return found + scalar_parts(config, params, mesh, norms, joins)
 
 
 def updating_parts(
@@ -72,7 +85,50 @@ def rounds(config: Any) -> float:
         return 1 / config.local.every
     if config.row.exchanges:
         return config.accumulation // (config.exchange.every or config.accumulation)
-    return 1
+    return config.accumulation if left_to_compiler(config) else 1
+
+
+def left_to_compiler(config: Any) -> bool:
+    """Tell whether the compiler chooses the sums, as it does under `jit`."""
+    return config.row.sent_bytes is jit_bytes
+
+
+def arrays_summed(config: Any, params: Any, cut: Cut | None) -> float:
+    """Return how many arrays are summed one by one, as XLA for CPUs does.
+
+    It sums the gradient of a tied embedding twice (jit_bytes). All other strategies join
+    their arrays by hand (parallel/collectives.py).
+    """
+    if not left_to_compiler(config):
+        return rounds(config)
+    tied = sum(map(all, zip(*cut.reads, strict=True))) if cut else 0
+    return rounds(config) * (len(jax.tree.leaves(params)) + tied)
+
+
+def scalar_parts(
+    config: Any, params: Any, mesh: Mesh, norms: int, joins: bool
+) -> list[Collective]:
+    """Return the sums of single numbers: norms of gradients that are split, and metrics.
+
+    A norm adds up a number of each split array. Metrics travel with the gradients, except
+    in an exchange and under `jit` on CPUs, which sums two in each microbatch. Numbers that
+    are summed over `tensor` or over stages are not counted.
+    """
+    axis = FSDP if FSDP in mesh.shape else AXIS
+    times = 0.0
+    if config.row.layout.opt is not replicate and mesh.shape.get(axis, 1) > 1:
+        sizes = split_sizes(jax.tree.leaves(params), mesh.shape[axis])
+        times += norms * (1 if joins else sum(size > 0 for size in sizes))
+    if not joins and left_to_compiler(config):
+        times += 2 * config.accumulation
+    elif not joins and config.row.exchanges:
+        times += rounds(config)
+    degree = batch_degree(mesh)
+    if not times or degree == 1:
+        return []
+    # Accelerators sum little along a tree, Gloo in a ring.
+    steps = sends("halving_doubling" if joins else "psum", degree)
+    return [Collective("scalars", batch_axes(mesh), 0.0, times, steps)]
 
 
 def gathering_parts(
@@ -81,15 +137,15 @@ def gathering_parts(
     """Return the gathers and scatters of FSDP, layer by layer."""
     axis = FSDP if FSDP in mesh.shape else AXIS
     n, k, tensor = mesh.shape[axis], config.accumulation, mesh.shape.get(TENSOR, 1)
-    moved, layers = regathered(params, cut, n), cut.num_layers if cut else 0
+    moved = regathered(params, cut, n)
     share = k / tensor * (n - 1) / n
     return [
         Collective(
-            "gathers", (axis,), moved.gathers * share, k * (2 * layers + 2), n - 1,
+            "gathers", (axis,), moved.gathers * share, k * moved.num_gathers, n - 1,
             "all-gather", hides=True,
         ),
         Collective(
-            "scatters", (axis,), moved.scatters * share, k * (layers + 2), n - 1,
+            "scatters", (axis,), moved.scatters * share, k * moved.num_scatters, n - 1,
             "reduce-scatter", hides=True,
         ),
     ]  # fmt: skip

@@ -5,7 +5,9 @@ import functools
 import jax
 import pytest
 
-from parallel.cost.ledger import ledger
+from parallel.cost.closed_forms import cut_of
+from parallel.cost.ledger import ARRAY, COLLECTIVE, ledger, split_computations, walk
+from parallel.cost.traffic import traffic
 from parallel.layout import (
     FSDP,
     MIN_SHARDED_SIZE,
@@ -18,7 +20,7 @@ from parallel.layout import (
 from parallel.mesh import data_mesh
 from parallel.pipeline.schedules import ORDERS
 from parallel.program import AXIS
-from parallel.strategies import EXACT
+from parallel.strategies import EXACT, ParallelConfig
 from tests.parallel.toy import SEVERAL_AXES, SGD, batches, sgd_program, toy_learner
 
 DROPOUT = {1: {}, 2: {"dropout": 0.2}}
@@ -44,6 +46,15 @@ def by_kind(program, degree):
     for entry in ledger(program.as_text(), data_mesh(degree)):
         assert entry.axes == (AXIS,)
         total[entry.kind] = total.get(entry.kind, 0) + entry.elements
+    return total
+
+
+def arrays_moved(program):
+    """Map each kind of collective of a compiled program to the arrays that it moves."""
+    total = {}
+    for line, times, *_ in walk(*split_computations(program.as_text()), 1.0):
+        _, result, kind, _ = COLLECTIVE.search(line).groups()
+        total[kind] = total.get(kind, 0) + times * len(ARRAY.findall(result))
     return total
 
 
@@ -98,6 +109,20 @@ def test_collectives_are_those_of_the_strategy(strategy, degree, accumulation):
     assert large <= entries["all-gather"] <= most * large
     slack = entries["all-reduce"] - small
     assert 0 < slack < 100  # the loss's sums and each shard's part of the norm
+
+
+@pytest.mark.parametrize("degree, accumulation", PROGRAMS)
+@pytest.mark.parametrize("strategy", LAYOUTS)
+def test_a_plan_counts_the_arrays_that_cpus_send_one_by_one(strategy, degree, accumulation):
+    config = ParallelConfig(strategy=strategy, accumulation=accumulation)
+    task = toy_learner(SGD).task
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    cut = cut_of(task, params, batches(1)[0], "cpu")
+    planned = {}
+    # SGD clips by the norm, which the step also measures.
+    for part in traffic(config, params, data_mesh(degree), cut, norms=2, joins=False):
+        planned[part.kind] = planned.get(part.kind, 0) + part.count
+    assert planned == arrays_moved(compiled(strategy, degree, accumulation))
 
 
 def test_shard_largest():

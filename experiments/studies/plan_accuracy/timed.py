@@ -31,6 +31,13 @@ from parallel.cost.machine import Hardware, Link, Machine
 HOSTS = 2
 MTU = 9000  # bytes of a packet; with smaller ones the emulator would need more of a core
 PAYLOAD = (MTU - 52) / MTU  # 20 bytes of IP's header, 32 of TCP's
+# How often a link between two processes carries the bytes of a collective, one direction
+# after the other. In Gloo, a process that arrives later finds the other one ready, sends at
+# once, and its own word that it is ready to receive waits behind its data. So the other one
+# sends when the data have arrived: all of a permute, and of a gather, which has two halves,
+# the first (pair.cc and allgather.cc of Gloo, gloo_communicator.cc of XLA). A sum says that
+# it is ready before it sends. Links without a limit are bound by the cores, not by this.
+TURNS = {"collective-permute": 2.0, "all-gather": 1.5}
 FIRST, FEWEST, MOST_STEPS, MOST_SECONDS = 2, 3, 12, 1.2
 
 
@@ -51,7 +58,6 @@ def calibrated(seconds: float) -> Line:
                     subprocess.Popen(
                         namespaces.inside(index, command),
                         stdout=subprocess.DEVNULL,
-                        stderr=None if index == 0 else subprocess.DEVNULL,
                         preexec_fn=partial(settle, index, HOSTS),
                     )
                 )
@@ -94,10 +100,13 @@ def limited(machine: Machine, megabits: float) -> Machine:
     """Return the machine with links of this rate; 0: its own."""
     rate = megabits * 1e6 / 8 * PAYLOAD or math.inf
 
-    def slower(link: Link) -> Link:
-        return link._replace(bandwidth=min(link.bandwidth, rate))
+    def slower(link: Link, turns: float = 1.0) -> Link:
+        return link._replace(bandwidth=min(link.bandwidth, rate / turns))
 
-    collectives = {kind: slower(link) for kind, link in machine.collectives.items()}
+    collectives = {
+        kind: slower(link, TURNS.get(kind, 1.0))
+        for kind, link in machine.collectives.items()
+    }
     return machine._replace(inner=slower(machine.inner), collectives=collectives)
 
 

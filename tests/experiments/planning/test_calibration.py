@@ -5,8 +5,9 @@ import pytest
 
 from experiments.planning import calibration, steps
 from experiments.planning.calibration import fit_link
-from experiments.planning.hardware import hardware_of, write_machine
+from experiments.planning.hardware import hardware_of, machine_of, write_machine
 from experiments.planning.steps import fit_steps
+from tests.experiments.runs import run
 
 
 def test_a_link_is_fitted_to_latency_and_bandwidth():
@@ -26,11 +27,19 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
     write_machine(tmp_path / "here.json", found)
     hardware = hardware_of(f"{tmp_path}/here.json:4")
     assert hardware.num_devices == 4 and not hardware.machine.overlaps
+    assert hardware.machine.platform == "cpu"
+    gpu = machine_of(found | {"platform": "gpu"})  # its kernels are those of a GPU
+    assert gpu.platform == "gpu"
     slow, fast = dict(found["flops"]["float32"])[32], hardware.machine.rate("float32", 63)
     assert fast == slow > 0  # a product between two widths has the rate of the smaller
     assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
     for link in found["collectives"].values():
         assert link["bandwidth"] > 0 and link["latency"] >= 0
+
+
+def test_what_would_fail_after_a_minute_is_refused_at_once(tmp_path):
+    result = run("calibrate", f"--out={tmp_path}", check=False)
+    assert result.returncode == 2 and "is a folder; give a file" in result.stderr
 
 
 def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
@@ -49,6 +58,7 @@ def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
 def test_steps_of_this_machine_are_timed(monkeypatch):
     monkeypatch.setattr(steps, "TIMED", steps.TIMED[:1])
     machine = {
+        "platform": "cpu",
         "flops": {"float32": [[0, 1e9]]}, "memory": 1e9, "memory_bandwidth": 1e9,
         "overlaps": False, "collectives": {},
     }  # fmt: skip

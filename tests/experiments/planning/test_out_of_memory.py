@@ -67,9 +67,10 @@ def test_the_next_command_doubles_the_microbatches():
 
 def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):
     config = read_config_file("configs/tiny.py")
-    argv = ["train", "--config.parallel.accumulation=auto", "-config.parallel.data=2"]
+    flag = "--config.parallel.accumulation"
+    argv = ["train", f"{flag}=auto", "-config.parallel.data=2", flag, "auto", "auto"]
     words = numbers_for_words(argv, config)
-    assert words == ["train", "--config.parallel.accumulation=0", argv[2]]
+    assert words == ["train", f"{flag}=0", argv[2], flag, "0", "auto"]
     parallel = dataclasses.replace(config.parallel, accumulation=0, data=2)
     auto = dataclasses.replace(config, parallel=parallel)
     devices = jax.devices()[:2]
@@ -87,6 +88,10 @@ def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):
     assert found == sorted(found) and found[0] < found[-1] <= 16
     with pytest.raises(ValueError, match="accumulation=auto: nothing fits on this:2"):
         little(1e6)
+    # The workers of a server have no step in common, but each has the memory of one.
+    served = dataclasses.replace(parallel, strategy="parameter_server")
+    auto = dataclasses.replace(config, parallel=served)
+    assert little(2e9) == 1
 
 
 def test_the_allocator_is_told(monkeypatch):

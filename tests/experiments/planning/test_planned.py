@@ -4,10 +4,12 @@ import dataclasses
 import json
 import statistics
 
+import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from experiments.planning.hardware import hardware_of, write_machine
+from experiments.planning.compiled import lacking
+from experiments.planning.hardware import check_topology, hardware_of, write_machine
 from experiments.planning.regime import regime, text_tokens
 from experiments.planning.search import kept_degrees, planned, strategies_of
 from experiments.planning.shapes import model_of
@@ -22,6 +24,15 @@ from tests.experiments.runs import run
 from tests.test_structure import ROOT
 
 SPLASH = 17  # the lines before are of an attention that kept more
+HERE = {  # what experiments.calibrate would have written
+    "platform": "cpu",
+    "devices": 2,
+    "flops": {"float32": [[0, 1e9], [512, 5e10]]},
+    "memory": 4e9,
+    "memory_bandwidth": 1e10,
+    "collectives": {"all-reduce": {"bandwidth": 5e8, "latency": 1e-4}},
+    "overlaps": False,
+}
 ONE_AXIS = ("jit", "shard_map", "zero1", "zero2", "fsdp")
 
 
@@ -69,8 +80,24 @@ def test_what_cannot_be_planned_is_one_line(tiny, tmp_path):
     config, model = tiny
     names = strategies_of(None, config)
     assert {"pmap", "diloco", "zero1_whole"}.isdisjoint(names)
-    with pytest.raises(ValueError, match="--only=zero9: there is no such strategy"):
-        strategies_of(["zero9"], config)
+    for only, said in {
+        ("zero9",): "--only=zero9: there is no such strategy; choose among jit, pmap",
+        (): "--only=: there is no such strategy",
+        ("parameter_server",): "--only=parameter_server: its workers have no step",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            strategies_of(list(only), config)
+    with pytest.raises(ValueError, match="--fit keeps the strategy of the config, jit"):
+        strategies_of(["fsdp"], config, keep=True)
+    with pytest.raises(ValueError, match="tpu-v5e:2x4 compiles for other .*tpu-v5e:4x8"):
+        check_topology("tpu-v5e:2x4", parse("tpu-v5e:4x8"))
+    here = parse(
+        f"this:{jax.device_count()}", parse("h100:8").machine._replace(name="this")
+    )
+    assert not lacking(here)
+    assert "for the plan is for h100:8, and 8 cpu devices are here" in lacking(
+        parse("h100:8")
+    )
     with pytest.raises(ValueError, match="data.batch_size 32 rows .* the 64 devices"):
         planned(model, parse("h100:8x8"), config, ["fsdp"])
     with pytest.raises(ValueError, match="parallel.fsdp 3 do not multiply to the 8"):
@@ -79,8 +106,21 @@ def test_what_cannot_be_planned_is_one_line(tiny, tmp_path):
         kept_degrees(found, dataclasses.replace(config, parallel=odd), parse("h100:8"))
     with pytest.raises(ValueError, match="experiments.calibrate --out=.*absent.json"):
         hardware_of(f"{tmp_path}/absent.json")
-    (tmp_path / "bad.json").write_text('{"flops": {}}', encoding="utf-8")
-    with pytest.raises(ValueError, match="lacks or has a wrong .*writes it anew"):
+    link = {"bandwidth": 5e8, "latency": -1}
+    for changed, said in {
+        "memory_bandwidth": (0, "memory_bandwidth is 0, expected a number above 0"),
+        "memory": ("4 GB", "memory is '4 GB', expected a number above 0"),
+        "flops": ({}, "lacks 'float32'"),
+        "collectives": ({"all-reduce": link}, "latency of all-reduce is -1, .* from 0"),
+        "platform": ("fpga", "platform is 'fpga', expected cpu or gpu or tpu"),
+        "devices": (0, "expected NAME:SIZES"),
+    }.items():
+        write_machine(tmp_path / "bad.json", HERE | {changed: said[0]})
+        with pytest.raises(ValueError, match=said[1]):
+            hardware_of(f"{tmp_path}/bad.json")
+    write_machine(tmp_path / "bad.json", HERE | {"collectives": {}})
+    assert hardware_of(f"{tmp_path}/bad.json:1").num_devices == 1
+    with pytest.raises(ValueError, match="measured on one device, .* plan is for 2"):
         hardware_of(f"{tmp_path}/bad.json")
     counting = read_config_file("configs/ngram.py")
     with pytest.raises(ValueError, match="no gradients to plan for"):
@@ -123,20 +163,13 @@ def test_fit_takes_the_largest_microbatch_and_the_least_rematerialisation(tiny):
 
 
 def test_the_command_ranks_explains_and_writes(tmp_path):
-    machine = {
-        "devices": 2,
-        "flops": {"float32": [[0, 1e9], [512, 5e10]]},
-        "memory": 4e9,
-        "memory_bandwidth": 1e10,
-        "collectives": {"all-reduce": {"bandwidth": 5e8, "latency": 1e-4}},
-        "overlaps": False,
-    }
-    write_machine(tmp_path / "here.json", machine)
+    write_machine(tmp_path / "here.json", HERE)
     result = run(
         "plan", "--config=configs/tiny.py", f"--hardware={tmp_path}/here.json",
         f"--out={tmp_path}/plan", "--critical_batch=8192", "--top=3",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert "Memory of a device, by part" in result.stdout and " logits |" in result.stdout
     assert "The best: --config.parallel.strategy=" in result.stdout
     assert "Regime small" not in result.stdout and "device-hours" in result.stdout
     found = json.loads((tmp_path / "plan/plan.json").read_text(encoding="utf-8"))
@@ -149,7 +182,7 @@ def test_the_command_ranks_explains_and_writes(tmp_path):
         assert one["data"] * one["fsdp"] * one["tensor"] * one["stage"] == 2
     assert "<img" in (tmp_path / "plan/plan.html").read_text(encoding="utf-8")
 
-    write_machine(tmp_path / "small.json", machine | {"memory": 1e6})
+    write_machine(tmp_path / "small.json", HERE | {"memory": 1e6})
     small = f"--hardware={tmp_path}/small.json"
     result = run("plan", "--config=configs/tiny.py", small, check=False)
     assert result.returncode == 2

@@ -65,6 +65,8 @@ def test_hardware_is_read_and_refused_in_a_line():
         "h100:8xtwo": "expected NAME:SIZES",
         "tpu-v5e:2x2x2": "3 sizes, and tpu-v5e is joined in 2 dims",
         "2*h100:8": "only TPUs have slices",
+        "0*tpu-v5e:4x8": "expected NAME:SIZES",
+        "two*tpu-v5e:4x8": "expected NAME:SIZES",
     }.items():
         with pytest.raises(ValueError, match=words):
             parse(text)
@@ -135,6 +137,46 @@ def test_among_equally_fast_plans_fewer_bytes_then_fewer_microbatches_are_better
     few = one._replace(accumulation=2)
     slow = one._replace(time=one.time | {"compute": 2 * one.time["compute"]}, sent_bytes=0)
     assert sorted([slow, more, cut, few], key=order) == [few, cut, more, slow]
+
+
+def test_arrays_that_are_not_joined_wait_one_after_the_other():
+    """Two arrays of a million numbers are split over four devices, a short one is not."""
+    shapes = {"a": (1024, 1024), "b": (1024, 1024), "short": (8,)}
+    params = {k: jax.ShapeDtypeStruct(x, jnp.float32) for k, x in shapes.items()}
+    mesh, link = AbstractMesh((4,), ("data",)), Link(bandwidth=1e6, latency=1e-3)
+
+    def counted(strategy: str, number: int, joins: bool) -> dict[str, float]:
+        config = ParallelConfig(strategy=strategy, accumulation=number)
+        parts = traffic(config, params, mesh, None, norms=2, joins=joins)
+        for part in parts:  # no bytes; up and down a tree of four, or round a ring
+            if part.name == "scalars":
+                seconds = part.count * (4 if joins else 6) * 1e-3
+                assert collective_seconds(part, link) == pytest.approx(seconds)
+        return {part.name: part.count for part in parts}
+
+    sums = {"scatters": 3, "updated parameters": 1, "gradients": 1}
+    assert counted("zero2", 3, True) == sums | {"scalars": 2}  # two norms
+    assert counted("zero2", 3, False) == sums | {"scalars": 2 * 2}  # of each split array
+    assert counted("jit", 3, True) == {"gradients": 3}  # once in a microbatch
+    assert counted("jit", 3, False) == {"gradients": 3 * 3, "scalars": 3 * 2}
+    assert counted("shard_map", 3, True) == {"gradients": 1}
+    assert counted("shard_map", 3, False) == {"gradients": 1, "scalars": 1}  # metrics
+
+
+def test_an_update_reads_and_writes_what_a_device_has_the_state_of():
+    """AdamW has two moments: seven passes over the parameters, one of them the gradient."""
+    whole = 4.0 * (L * (D * D + D * F) + V * D)
+    names, bandwidth = ["jit", "zero1", "fsdp"], MACHINES["h100"].memory_bandwidth
+    for devices in (1, 8):
+        found = plan(made_up(), parse(f"h100:{devices}"), ParallelConfig(), names, 1)
+        for one in found:
+            split = 1 if one.strategy == "jit" else devices
+            assert one.time["optimizer"] == pytest.approx(7 * whole / split / bandwidth)
+        if devices == 1:  # nothing is split: all are as fast, and the plain one is smallest
+            assert found[0].strategy == "jit"
+            assert {one.seconds for one in found if one.remat == "none"} == {
+                found[0].seconds
+            }
 
 
 def test_a_stage_sends_in_every_tick_of_its_schedule():
