@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,7 @@ def read_faults(
     """Return the faults of --faults: a file with get_faults(), or the name of a kind.
 
     A kind is one fault, at a step that the seed chooses. Raises ValueError if it is
-    neither.
+    neither, or for a fault that this run cannot meet.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
     seed, steps = config.seed, config.steps
@@ -97,7 +98,9 @@ def read_faults(
             raise ValueError(f"{flag}: get_faults() returns {faults!r}; expected a list")
     else:
         check_kinds([flag])
-        faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
+        spec = Drawn((flag,), 1, AtStep(max(steps // 2, 1)), seed)
+        (fault,) = planned([spec], setting)
+        faults = [replace(fault, at=AtStep(min(fault.at.step, steps)))]
     plan = planned(faults, setting)
     for fault in plan:
         if problem := unfit(fault, config):
@@ -108,6 +111,11 @@ def read_faults(
 def unfit(fault: Fault, config: Experiment) -> str:
     """Say why a fault cannot happen to this run, and what to change; "" if it can."""
     strategy, server = config.parallel.strategy, config.parallel.server
+    if isinstance(fault.at, AtStep) and fault.at.step > config.steps:
+        return (
+            f"step {fault.at.step} comes after the last one, which steps {config.steps} "
+            "sets; let it come earlier, or give more --config.steps"
+        )
     able = where(exchanges=True, exact=True)["parallel.strategy"]
     if isinstance(fault, FlippedGradient) and strategy not in able:
         return (
@@ -205,7 +213,7 @@ class Injector:
                     timer = threading.Timer(delay, self.act, (number, fault, None))
                     timer.daemon = True
                     timer.start()
-                self.timers.append(timer)
+                    self.timers.append(timer)
         self.first = first
 
     def end(self) -> None:

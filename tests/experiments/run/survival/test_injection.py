@@ -127,6 +127,14 @@ def test_only_its_target_acts(tmp_path, killed):
     assert logged(tmp_path) == [{"number": 0, "kind": "kill", "step": 2, "process": 1}]
 
 
+def test_a_fault_at_an_instant_is_that_of_one_process(tmp_path, killed):
+    plan = [Kill(AtSeconds(0.001), process=1)]
+    assert not injector(tmp_path, plan, index=0).timers
+    (timer,) = injector(tmp_path, plan, index=1).timers
+    timer.join(10)
+    assert killed and [line["process"] for line in logged(tmp_path)] == [1]
+
+
 def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
     plan = [FlippedGradient(AtStep(4), row=2, leaf=1, element=3, bit=30)]
     (flip,) = gradient_flips(plan, tmp_path, seed=9)
@@ -209,6 +217,9 @@ def test_the_flag_names_a_kind_or_a_file(tmp_path):
     given = Experiment(steps=100), data_mesh(-1), data, tmp_path
     (fault,) = read_faults("kill", *given)
     assert isinstance(fault, Kill) and fault.at.step >= 2
+    for seed in range(40):  # it happens, whatever the seed
+        short = Experiment(steps=4, seed=seed), *given[1:]
+        assert 2 <= read_faults("kill", *short)[0].at.step <= 4
     assert [fault] == read_faults("kill", *given) and read_faults(None, *given) == []
     file = tmp_path / "faults.py"
     file.write_text("def get_faults():\n    return 3\n")
@@ -219,6 +230,13 @@ def test_the_flag_names_a_kind_or_a_file(tmp_path):
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             read_faults(flag, *given)
+    late = tmp_path / "late.py"
+    late.write_text(
+        "from experiments.processes.faults import *\n"
+        "def get_faults():\n    return [Kill(AtStep(101))]\n"
+    )
+    with pytest.raises(ValueError, match="step 101 comes after .* which steps 100 sets"):
+        read_faults(str(late), *given)
 
 
 def test_a_run_that_goes_on_with_fewer_devices_meets_the_same_faults(tmp_path):
