@@ -47,14 +47,14 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}; get it again") from None
         for each in there:
-            check_stored(each, found)
+            if other := found.get(each.name):
+                raise ValueError(f"{each.name} is both in {other.file} and in {file}")
             found[each.name] = each
     return found
 
 
-def check_stored(stored: Stored, others: dict[str, Stored]) -> None:
-    if other := others.get(stored.name):
-        raise ValueError(f"{stored.name} is both in {other.file} and in {stored.file}")
+def check_type(stored: Stored) -> None:
+    """Raise ValueError for a tensor of numbers that cannot be read."""
     if stored.dtype not in TYPES:
         raise ValueError(
             f"{stored.name} in {stored.file} is of the type {stored.dtype}; those that can "

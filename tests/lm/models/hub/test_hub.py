@@ -174,9 +174,11 @@ def test_wrong_tensors_are_named(tmp_path):
     assert "it is (16,)" in told
     integers = damaged(folder, lambda found: found.update({name: np.ones(16, np.int8)}))
     assert "is of the type I8; those that can be read are F32, BF16, F16" in integers
-    extra = "transformer.h.0.attn.bias"  # a mask, in older files
     found = load_file(folder / "model.safetensors")
-    save_file(found | {extra: np.ones((1, 4, 4), np.float32)}, folder / "model.safetensors")
+    for kind in (np.float32, np.uint8, bool):  # masks, in older files
+        extra = {"transformer.h.0.attn.bias": np.ones((1, 4, 4), kind)}
+        save_file(found | extra, folder / "model.safetensors")
+        assert "transformer.h.0.attn.bias" in find_tensors(folder)
     load(folder)
     bare = {name.removeprefix("transformer."): x for name, x in found.items()}
     save_file(bare, folder / "model.safetensors")  # of the model without a head
