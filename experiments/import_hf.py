@@ -29,7 +29,13 @@ from experiments.processes.messages import human, is_main_process, say, user_err
 from experiments.run import startup
 from experiments.run.build import build_task, setting
 from experiments.run.checkpoint import Checkpoints
-from experiments.run.workdir import check_free, locked, remove_own, write_description
+from experiments.run.workdir import (
+    HUB,
+    check_free,
+    locked,
+    remove_own,
+    write_description,
+)
 from lm.data.pretrained import Found, found_in, pretrained_tokenizer
 from lm.models.hub.arrays import check_tensors, places, read_params
 from lm.models.hub.fields import find_shape, from_theirs
@@ -47,7 +53,6 @@ MODEL = flags.DEFINE_string("model", None, "Folder of the model.")
 END_TOKEN = flags.DEFINE_string(
     "end_token", "", "The token that ends a text, where the folder does not say it."
 )
-HUB = "hub"  # the folder's small files, in the workdir
 KEPT = (
     "config.json",
     "generation_config.json",
@@ -182,7 +187,6 @@ def made(workdir: pathlib.Path) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            shutil.rmtree(workdir / HUB, ignore_errors=True)
             remove_own(workdir, folders)
             raise
 

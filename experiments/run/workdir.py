@@ -12,6 +12,7 @@ heartbeats/      the last sign of life of each process
 faults.jsonl     faults that were made to happen; faults.json: what there was to fail
 summary.json     the final block; the run is complete when it exists
 summary-N.json   the final block at step N, if a complete run was trained on
+hub/             the small files of the folder that the model came in (import_hf.py)
 """
 
 import contextlib
@@ -38,6 +39,8 @@ from lm.data.tokenizer import load_tokenizer
 
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
 
+HUB = "hub"
+
 # Files that a run killed at its very start may leave.
 FIRST_FILES = ("lock", "config.partial")
 # Files that a start makes; a failed start removes them in this order.
@@ -50,6 +53,7 @@ OWN = (
     "heartbeats",
     "faults.jsonl",
     "faults.json",
+    HUB,
     "tokenizer.json",
     "config.json",
     "lock",
