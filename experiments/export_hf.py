@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -72,6 +73,7 @@ def main() -> None:
             write_tensors(folder, sizes, make, int(FILE_GB.value * 1e9))
             write_json(folder / "config.json", values)
             write_tokenizer(workdir, folder, config)
+        multihost_utils.sync_global_devices("folder written")
         difference = compared(config, shape, params, folder, end_id, mesh)
     if is_main_process():
         print(f"step {step} of {workdir} as a {shape.architecture}, {dtype}, in {folder}")

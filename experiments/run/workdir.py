@@ -20,7 +20,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
@@ -77,6 +77,19 @@ def claimed(
     """
     is_new = not (workdir / "config.json").exists()
     check_free(workdir) if is_new else check_own(workdir, config, data)
+    with held(workdir, write, lambda: is_new and not has_begun(workdir)):
+        if write:
+            set_summary_apart(workdir, config.steps)
+            write_files(workdir, config, data)
+        yield
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, write: bool, undoes: Callable[[], bool]) -> Iterator[None]:
+    """Hold a folder that all processes have checked, in the one that writes.
+
+    If what is inside fails and `undoes` says so, nothing is left of a run.
+    """
     # Wait, so that no process checks the folder after another has written into it.
     multihost_utils.sync_global_devices("workdir checked")
     if not write:
@@ -85,11 +98,9 @@ def claimed(
     made = [each for each in (workdir, *workdir.parents) if not each.exists()]
     with locked(workdir):
         try:
-            set_summary_apart(workdir, config.steps)
-            write_files(workdir, config, data)
             yield
         except BaseException:
-            if is_new and not has_begun(workdir):
+            if undoes():
                 remove_own(workdir, made)
             raise
 
@@ -107,6 +118,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_free(workdir: pathlib.Path) -> None:
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds a run already; give another --workdir")
     if workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and holds no config.json, so it is not a run's "

@@ -89,10 +89,10 @@ def make_smaller(
         if is_main_process() and (workdir / HUB).is_dir():  # with it the model goes back
             shutil.copytree(workdir / HUB, to / HUB)
         save(to, config, params)
-        found["after"] |= stored.write(
-            to / MODEL, jax.device_get(params), config.compress.quantise
-        )
-        write_whole(to / RECORD, json_line(found, indent=2))
+        if is_main_process():
+            whole = jax.device_get(params)
+            found["after"] |= stored.write(to / MODEL, whole, config.compress.quantise)
+            write_whole(to / RECORD, json_line(found, indent=2))
     return found
 
 
