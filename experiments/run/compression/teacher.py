@@ -111,7 +111,7 @@ class Teacher:
         self.params, self.vocab_size, self.mesh = params, vocab_size, mesh
         self.config, self.cache = config, cache
         self.shapes: dict[int, tuple[int, int]] = {}
-        tell = partial(top_logits, task, top_k=config.top_k)
+        tell = partial(top_logits, task, top_k=config.top_k, vocab_size=vocab_size)
         self.tell = jax.jit(knowing(mesh, tell))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Said:
