@@ -22,6 +22,7 @@ DTYPES = {
     "bfloat16": np.dtype(jnp.bfloat16),
     "float16": np.dtype(np.float16),
 }
+PIECE = 1 << 22  # bytes of float32 that are read at once
 
 
 class Stored(NamedTuple):
@@ -99,15 +100,23 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def read_slice(stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
-    """Read a slice as float32.
+    """Read a slice as float32, some rows at a time.
 
-    The file is opened for it alone: of an open file, all that was read stays in memory.
+    The file is opened for each of them: of an open file, all that was read stays in memory.
     """
+    bounds = [x.indices(n)[:2] for x, n in zip(index, stored.shape, strict=True)]
+    whole = np.empty([stop - start for start, stop in bounds], np.float32)
+    (start, stop), *_ = bounds
+    step = max(1, PIECE // max(1, whole[:1].nbytes))
     try:
-        with safe_open(stored.file, framework="np") as opened:
-            return np.asarray(opened.get_slice(stored.name)[index], np.float32)
+        for at in range(start, stop, step):
+            part = slice(at, min(at + step, stop)), *index[1:]
+            with safe_open(stored.file, framework="np") as opened:
+                piece = opened.get_slice(stored.name)[part]
+                whole[at - start : at - start + step] = piece
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} cannot be read: {error}; get it again") from None
+    return whole
 
 
 def files_of(sizes: Iterable[tuple[str, int]], most_bytes: int) -> Iterator[list[str]]:

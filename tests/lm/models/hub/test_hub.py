@@ -30,6 +30,7 @@ from experiments.studies.hub.compare import (
 )
 from lm.data.pretrained import found_in, pretrained_tokenizer
 from lm.models.hub import arrays
+from lm.models.hub import tensors as stored_tensors
 from lm.models.hub.arrays import check_tensors, places, read_params, tensors_of
 from lm.models.hub.fields import find_shape, fitting, from_theirs, whole
 from lm.models.hub.shapes import SHAPES
@@ -84,6 +85,7 @@ def test_each_device_reads_its_own_part(scan, monkeypatch):
         return read_slice(stored, index)
 
     monkeypatch.setattr(arrays, "read_slice", counted)
+    monkeypatch.setattr(stored_tensors, "PIECE", 100)  # bytes: a row or two
 
     def split(x):
         spec = [None] * (x.ndim - 1) + ["data" if x.shape[-1] % 4 == 0 else None]
