@@ -44,7 +44,7 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
     config = CompressConfig(
         quantise=QuantiseConfig(weights="int8"), low_rank=LowRankConfig(kind="lora", rank=2)
     )
-    base = tree()
+    base = tree(num_layers=1)
     params = jax.jit(lambda p: factored(p, config.low_rank, KEY))(base)
     jax.tree.map(
         np.testing.assert_array_equal,
