@@ -60,7 +60,8 @@ OWN = (
 )
 
 # Fields that a folder of parameters without any training has decided already.
-GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size")
+FORM = "compress.low_rank."  # of the parameters; experiments.compress changes it
+GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size", FORM)
 
 PUT_BACK = "put back a copy of it, or give another --workdir"
 REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
@@ -147,9 +148,11 @@ def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
             f"{vectors[1] or 'nothing'} here"
         )
     if differing:
+        remedy = "Give another --workdir, or the config it was made with"
+        if all(line.startswith(FORM) for line in differing):
+            remedy += "; experiments.compress makes a run of it with such factors"
         raise ValueError(
-            f"{workdir} belongs to another config: {'; '.join(differing)}. "
-            "Give another --workdir, or the config it was made with"
+            f"{workdir} belongs to another config: {'; '.join(differing)}. {remedy}"
         )
     check_tokenizer(workdir, data)
     read_summary(workdir)
