@@ -178,8 +178,17 @@ class Targets(NamedTuple):
     """What faults damage besides processes and checkpoints."""
 
     mesh: Mesh
-    rows: pathlib.Path  # the file of the tokens of training rows
-    row_bytes: int
+    # The files of the tokens of training rows, and how many rows each has.
+    rows: Sequence[tuple[pathlib.Path, int]]
+
+    def record(self, number: int) -> tuple[pathlib.Path, int]:
+        """Return the file of a row's tokens, and the byte in the middle of the row."""
+        for file, num_rows in self.rows:
+            if number < num_rows:
+                row_bytes = file.stat().st_size // num_rows
+                return file, number * row_bytes + row_bytes // 2
+            number -= num_rows
+        raise IndexError(f"there is no row {number} after the last one")
 
 
 class Injector:
@@ -193,7 +202,7 @@ class Injector:
         targets: Targets,
     ):
         self.workdir, self.index = workdir, index
-        self.mesh, self.rows, self.row_bytes = targets
+        self.mesh, self.targets = targets.mesh, targets
         done = {line["number"] for line in logged(workdir)}
         self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
         self.slow: list[tuple[range, float]] = []
@@ -291,7 +300,7 @@ class Injector:
                 flip_in_file(file, file.stat().st_size // 2, bit)
                 kill()
             case CorruptRecord(record=record, bit=bit):
-                flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+                flip_in_file(*self.targets.record(record), bit)
             case BadLink(seconds=seconds, link=link):
                 orders.worsen(ways(fault, jax.process_count()), link, seconds)
             case DeadLink(seconds=seconds) | Partition(seconds=seconds):

@@ -57,10 +57,11 @@ def killed(monkeypatch):
 
 
 def injector(folder, plan, index=0):
-    rows = folder / "train.tokens"
-    if not rows.exists():
-        rows.write_bytes(bytes(range(60)))
-    made = Injector(plan, folder, index, Targets(data_mesh(-1), rows, 12))
+    rows = [(folder / "train-0.tokens", 3), (folder / "train-1.tokens", 2)]
+    for file, num_rows in rows:
+        if not file.exists():
+            file.write_bytes(bytes(range(12 * num_rows)))
+    made = Injector(plan, folder, index, Targets(data_mesh(-1), rows))
     made.begin()
     return made
 
@@ -89,12 +90,18 @@ def test_checkpoints_are_damaged_once_there_are_two(tmp_path, killed):
 
 
 def test_a_record_and_a_save_are_hit(tmp_path):
-    plan = [CorruptRecord(AtStep(1), record=2, bit=3), ReadOnlyDisk(AtStep(4))]
+    plan = [
+        CorruptRecord(AtStep(1), record=2, bit=3),
+        CorruptRecord(AtStep(1), record=4),  # the second row of the second file
+        ReadOnlyDisk(AtStep(4)),
+    ]
     ours = injector(tmp_path, plan)
     ours.before(1, None)
-    expected = bytearray(range(60))
-    expected[2 * 12 + 6] ^= 8
-    assert (tmp_path / "train.tokens").read_bytes() == bytes(expected)
+    for name, row, flip in [("train-0", 2, 8), ("train-1", 1, 1)]:
+        file = tmp_path / f"{name}.tokens"
+        expected = bytearray(range(file.stat().st_size))
+        expected[row * 12 + 6] ^= flip
+        assert file.read_bytes() == bytes(expected)
     ours.before_save(3)
     ours.before(4, None)
     with pytest.raises(OSError) as error:
@@ -254,7 +261,7 @@ def test_a_run_that_goes_on_with_fewer_devices_meets_the_same_faults(tmp_path):
     keep_setting(tmp_path, setting_of(config, data_mesh(8), data))
     after = read_faults(str(file), config, data_mesh(2), data, tmp_path)
     assert before == after and len(before) == 21
-    ours = Injector(after[:1], tmp_path, 0, Targets(data_mesh(2), tmp_path / "x", 1))
+    ours = Injector(after[:1], tmp_path, 0, Targets(data_mesh(2), []))
     ours.begin()
     ours.before(2, None)
     assert not logged(tmp_path)
