@@ -112,7 +112,9 @@ def read_tokenizer(folder: pathlib.Path, values: dict) -> Found:
             f"from_pretrained('{folder}').save_pretrained('{folder}')"
         )
     end = values.get("eos_token_id")
-    return found_in(file, END_TOKEN.value, end[0] if isinstance(end, list) else end)
+    if isinstance(end, list):  # several end a text; none may be given
+        end = end[0] if end else None
+    return found_in(file, END_TOKEN.value, end)
 
 
 def imported(
