@@ -53,7 +53,7 @@ def check_smaller(source: Experiment, config: Experiment) -> Experiment:
     if isinstance(source.model, TransformerConfig):
         config = replace(config, model=narrower(source.model, config.model))
     # This command needs no strategy; the training of the new run checks its own.
-    check(replace(config, parallel=ParallelConfig()), jax.devices()[:1])
+    check(replace(config, parallel=ParallelConfig()), jax.local_devices()[:1])
     return config
 
 
