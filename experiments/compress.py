@@ -58,13 +58,13 @@ def main() -> None:
         config = startup.load_config(CONFIG)
         if MERGE.value:
             config = replace(config, compress=CompressConfig())
+        join.start_jax()
         config = check_smaller(whole, config)
         if CALIBRATION.value != "largest" and not config.compress.quantise.bits:
             raise ValueError(
                 f"--calibration={CALIBRATION.value} has no effect without "
                 "--config.compress.quantise.weights; unset it, or give int8 or int4"
             )
-        join.start_jax()
         found = make_smaller(
             workdir, pathlib.Path(TO.value).expanduser(), config, CHECKPOINT.value,
             CALIBRATION.value, BATCHES.value,

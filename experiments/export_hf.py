@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -29,7 +30,7 @@ from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
 from experiments.run.build import plain_task
 from experiments.run.restore import define_checkpoint, load_run
-from experiments.run.workdir import family_name, read_config, read_tokenizer
+from experiments.run.workdir import HUB, family_name, read_config, read_tokenizer
 from lm.data.pretrained import found_in
 from lm.models.hub.arrays import check_tensors, places, read_params, tensors_of
 from lm.models.hub.fields import find_shape, fitting, whole
@@ -50,7 +51,6 @@ DTYPE = flags.DEFINE_enum(
 FILE_GB = flags.DEFINE_float(
     "file_gb", 5.0, "Most gigabytes of a file; more are several.", lower_bound=1e-6
 )
-HUB = "hub"  # what import_hf has put into the workdir
 ROWS, LENGTH = 2, 64  # of the batch whose logits are compared
 
 
@@ -73,6 +73,7 @@ def main() -> None:
             write_tensors(folder, sizes, make, int(FILE_GB.value * 1e9))
             write_json(folder / "config.json", values)
             write_tokenizer(workdir, folder, config)
+        multihost_utils.sync_global_devices("folder written")
         difference = compared(config, shape, params, folder, end_id, mesh)
     if is_main_process():
         print(f"step {step} of {workdir} as a {shape.architecture}, {dtype}, in {folder}")

@@ -10,10 +10,8 @@ evaluate, generate and export_hf go on. The config gives everything but the mode
 tokenizer (default: configs/finetune.py); until the first step it may be changed.
 """
 
-import contextlib
 import pathlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -29,7 +27,7 @@ from experiments.processes.messages import human, is_main_process, say, user_err
 from experiments.run import startup
 from experiments.run.build import build_task, setting
 from experiments.run.checkpoint import Checkpoints
-from experiments.run.workdir import check_free, locked, remove_own, write_description
+from experiments.run.workdir import HUB, check_free, held, write_description
 from lm.data.pretrained import Found, found_in, pretrained_tokenizer
 from lm.models.hub.arrays import check_tensors, places, read_params
 from lm.models.hub.fields import find_shape, from_theirs
@@ -47,7 +45,6 @@ MODEL = flags.DEFINE_string("model", None, "Folder of the model.")
 END_TOKEN = flags.DEFINE_string(
     "end_token", "", "The token that ends a text, where the folder does not say it."
 )
-HUB = "hub"  # the folder's small files, in the workdir
 KEPT = (
     "config.json",
     "generation_config.json",
@@ -66,6 +63,7 @@ USUAL = pathlib.Path(configs.__file__).with_name("finetune.py")
 def main() -> None:
     with user_errors():
         workdir, folder = startup.workdir(WORKDIR), given_folder()
+        check_free(workdir)
         source = str(folder / "config.json")
         values = read_json(folder / "config.json")
         shape = find_shape(values, source)
@@ -73,6 +71,7 @@ def main() -> None:
         found = read_tokenizer(folder, values)
         config = imported(startup.load_config(CONFIG), shape, values, found, workdir)
         config.validate()
+        join.start_jax()
         config.model.validate(setting(config, found.size))
         task = build_task(config, found.size)
         abstract = jax.eval_shape(task.init, jax.random.key(0))
@@ -80,12 +79,12 @@ def main() -> None:
         tokenizer = pretrained_tokenizer(
             str(folder / "tokenizer.json"), found.end_token, found.size
         )
-        join.start_jax()
-        with made(workdir):
+        with held(workdir, is_main_process(), lambda: True):
             save(workdir, config, read_sharded(task, shape, stored, found.end_id))
-            copy_files(folder, workdir / HUB)
-            write_whole(workdir / "tokenizer.json", tokenizer.to_str())
-            write_description(workdir, config, "")
+            if is_main_process():
+                copy_files(folder, workdir / HUB)
+                write_whole(workdir / "tokenizer.json", tokenizer.to_str())
+                write_description(workdir, config, "")
     say(
         f"{human(num_parameters(abstract))} parameters of a {shape.architecture} are in "
         f"{workdir}; the end of a text is {found.end_token!r}, and data.seq_len is "
@@ -113,7 +112,9 @@ def read_tokenizer(folder: pathlib.Path, values: dict) -> Found:
             f"from_pretrained('{folder}').save_pretrained('{folder}')"
         )
     end = values.get("eos_token_id")
-    return found_in(file, END_TOKEN.value, end[0] if isinstance(end, list) else end)
+    if isinstance(end, list):  # several end a text; none may be given
+        end = end[0] if end else None
+    return found_in(file, END_TOKEN.value, end)
 
 
 def imported(
@@ -173,24 +174,8 @@ def save(workdir: pathlib.Path, config: Experiment, params: Params) -> None:
             raise OSError(f"the checkpoint in {folder} could not be written")
 
 
-@contextlib.contextmanager
-def made(workdir: pathlib.Path) -> Iterator[None]:
-    """Hold a new workdir; a failure leaves nothing of it."""
-    check_free(workdir)
-    folders = [each for each in (workdir, *workdir.parents) if not each.exists()]
-    with locked(workdir):
-        try:
-            yield
-        except BaseException:
-            shutil.rmtree(workdir / HUB, ignore_errors=True)
-            remove_own(workdir, folders)
-            raise
-
-
 def copy_files(folder: pathlib.Path, to: pathlib.Path) -> None:
     """Copy what says how the model is read elsewhere, for export_hf."""
-    if not is_main_process():
-        return
     to.mkdir()
     for name in KEPT:
         if (folder / name).is_file():

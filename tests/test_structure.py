@@ -1,6 +1,7 @@
 """Who may import whom, by DESIGN: no arrow runs back, and nothing imports a command."""
 
 import ast
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -37,9 +38,15 @@ def files(folder: str) -> list[pathlib.Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
+def nodes(file: pathlib.Path) -> list[ast.AST]:
+    """Return all that a file says, the file itself first."""
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+
+
 def imported(file: pathlib.Path) -> Iterator[str]:
     """Yield the dotted name of every module, or module and name, that a file imports."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -125,7 +132,7 @@ def test_no_file_imports_a_command():
 def test_a_flag_is_defined_by_a_command_or_in_a_function():
     """A flag that a library defines when imported would be every command's."""
     for file in set(files("experiments")) - set(COMMANDS):
-        for node in ast.parse(file.read_text()).body:
+        for node in nodes(file)[0].body:
             if not isinstance(node, ast.FunctionDef):
                 assert "DEFINE_" not in ast.unparse(node), file
 
@@ -160,8 +167,7 @@ def test_text_is_utf_8_in_every_locale():
         assert opens_text_without_encoding(call) == expected, source
     for folder in FOLDERS:
         for file in files(folder):
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
+            for node in nodes(file):
                 if isinstance(node, ast.Call):
                     where = f"{file}:{node.lineno}"
                     assert not opens_text_without_encoding(node), where
@@ -172,3 +178,48 @@ def test_no_folder_is_crowded(folder):
     for path in {file.parent for file in files(folder)}:
         code = [file for file in path.glob("*.py") if file.name != "__init__.py"]
         assert len(code) <= MOST_FILES, path
+
+
+def defined(module: pathlib.Path) -> set[str]:
+    """Return the names that a module has once it is imported."""
+    inside = {
+        id(node)
+        for scope in nodes(module)
+        if isinstance(scope, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+        for node in ast.walk(scope)
+        if node is not scope
+    }
+    names: set[str] = set()
+    for node in nodes(module):
+        if id(node) in inside:
+            continue
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def test_a_module_has_what_is_asked_of_it():
+    """Of a study that no test runs, nothing else tells that a name is gone."""
+    known: dict[pathlib.Path, set[str]] = {}
+    asked = 0
+    for file in (file for folder in FOLDERS for file in files(folder)):
+        modules = {
+            alias.asname or alias.name: module
+            for node in nodes(file)
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+            for alias in node.names
+            if (
+                module := ROOT / node.module.replace(".", "/") / f"{alias.name}.py"
+            ).exists()
+        }
+        for node in nodes(file):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if module := modules.get(node.value.id):
+                    names = known.setdefault(module, defined(module))
+                    asked += 1
+                    assert node.attr in names, f"{file}:{node.lineno}: {ast.unparse(node)}"
+    assert asked > 200

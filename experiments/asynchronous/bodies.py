@@ -2,17 +2,18 @@
 
 Each builds its own part of the run from the config, on JAX devices of its own. Rows do not
 travel: a worker reads those of a number from the prepared data, which is in the cache of
-its machine, or is prepared there.
+its machine, or is prepared there. The arrays that travel are sealed (sealed.py).
 """
 
 import os
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from configs.base import Experiment
+from experiments.asynchronous.sealed import Sealed, opened, sealed
 from experiments.processes.programs import use_cache
 from experiments.run.build import build_task, learner_of
 from experiments.run.steps import row_order
@@ -52,44 +53,52 @@ class WorkerProcess:
         self.rows = batch_reader(rows, row_order(setup.config))
         self.seed = setup.config.seed
 
-    def compute(
-        self, order: Order, private: Private, *pulled: Pulled | None
-    ) -> tuple[Any, ...]:
+    def compute(self, order: Order, private: Sealed, *pulled: Sealed) -> tuple[Sealed, ...]:
         """Return what is told, what is kept, and each shard's payload.
 
         It lasts as long as the config says: two cores can have four workers of known
         speeds, if each sleeps for most of the time.
         """
         began = time.perf_counter()
-        told, kept, payloads = self.worker.compute(order, pulled, self.rows, private)
+        found: list[Pulled | None] = [
+            opened(each, f"what shard {i} sent to worker {order.worker}")
+            for i, each in enumerate(pulled)
+        ]
+        kept: Private = opened(private, f"what worker {order.worker} kept")
+        told, kept, payloads = self.worker.compute(order, found, self.rows, kept)
         computed = time.perf_counter() - began
         least = self.config.floor * duration(self.config, self.seed, order)
         time.sleep(max(0.0, least - computed))
         told = told._replace(
             seconds=max(least, computed), filled=least and computed / least
         )
-        return told, kept, *payloads
+        return sealed(told), sealed(kept), *map(sealed, payloads)
 
     def ping(self) -> int:
         return os.getpid()
 
 
 class ShardProcess:
-    def __init__(self, setup: Setup, snapshot: Snapshot):
+    def __init__(self, setup: Setup, snapshot: Sealed):
         # A shard computes on its first device: it adds and lets the optimizer act.
-        self.shard = Shard(setup.parts().arithmetic, snapshot)
+        begins: Snapshot = opened(snapshot, "the snapshot of a shard")
+        self.shard = Shard(setup.parts().arithmetic, begins)
 
-    def pull(self, worker: int, whole: bool) -> Pulled | None:
-        return self.shard.pull(worker, whole)
+    def pull(self, worker: int, whole: bool) -> Sealed:
+        return sealed(self.shard.pull(worker, whole))
 
-    def merge(self, update: int, pushes: Sequence[Push], *payloads: Any) -> float:
-        return self.shard.merge(update, pushes, payloads)
+    def merge(self, update: int, pushes: Sequence[Push], *payloads: Sealed) -> float:
+        given = [
+            opened(payload, f"the push of worker {push.worker}")
+            for push, payload in zip(pushes, payloads, strict=True)
+        ]
+        return self.shard.merge(update, pushes, given)
 
     def apply(self, update: int, square: float, factor: float, loss: float) -> float:
         return self.shard.apply(update, square, factor, loss)
 
-    def snapshot(self) -> Snapshot:
-        return self.shard.snapshot()
+    def snapshot(self) -> Sealed:
+        return sealed(self.shard.snapshot())
 
     def ping(self) -> int:
         return os.getpid()

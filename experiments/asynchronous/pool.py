@@ -9,7 +9,8 @@ the push. If it dies, its number goes back and another process takes its place.
 
 A shard is a state machine (parallel/server/shard.py). The pool keeps the last snapshot of
 each shard, and all commands since the snapshots of all shards were whole, with their
-pushes. A shard that died begins from its snapshot and gets these commands again.
+pushes. A shard that died begins from its snapshot and gets these commands again. Damaged
+bytes are as a death: what they were for is done again.
 """
 
 import os
@@ -26,9 +27,11 @@ import lm
 import parallel
 from configs.base import Experiment
 from experiments.asynchronous.bodies import Setup, ShardProcess, WorkerProcess
+from experiments.asynchronous.sealed import opened, sealed
 from experiments.processes.messages import say
 from experiments.processes.ray_tasks import check_address, import_ray, start_ray
 from experiments.run.build import whole_bytes
+from experiments.run.survival.replicas import Damage
 from parallel.server.kinds import Parts
 from parallel.server.pool import Place, Pool
 from parallel.server.shard import Push, Snapshot
@@ -65,12 +68,12 @@ class RayPool:
             except ValueError as error:  # of the cluster, which has answered before
                 raise ConnectionError(error) from None
             self.began_ray = True
-        self.base = [self.ray.put(snapshot) for snapshot in shards]
+        self.base = [self.ray.put(sealed(snapshot)) for snapshot in shards]
         self.log: list[Command] = []
         self.saving: tuple[int, list[Any]] | None = None
         self.shards = [self.new_shard(i) for i in range(len(shards))]
         self.workers = {worker: self.new_worker(worker) for worker in here}
-        self.private = [self.ray.put(private) for private in privates]
+        self.private = [self.ray.put(sealed(private)) for private in privates]
         # An error that each start would meet again shows here, and not as deaths.
         self.ray.get([actor.ping.remote() for actor in self.actors])
         self.deaths = 0  # since the last update
@@ -126,10 +129,11 @@ class RayPool:
     def revive(self, index: int, error: Exception) -> Any:
         """Begin a dead shard again; return what stands for its last answer.
 
-        Any error but its death is raised, and so is one death too many.
+        Any error but its death, or damage, is raised, and so is one death too many.
         """
         self.check_death(error)
-        say(f"server shard {index} died; another process takes over from its snapshot")
+        what = "got damaged bytes" if isinstance(error, Damage) else "died"
+        say(f"server shard {index} {what}; another process takes over from its snapshot")
         self.shards[index] = self.new_shard(index)
         answer = None
         for command in self.log:
@@ -143,7 +147,10 @@ class RayPool:
 
     def is_death(self, error: Exception) -> bool:
         kinds = self.ray.exceptions
-        lost = (kinds.RayActorError, kinds.ObjectLostError, kinds.WorkerCrashedError)
+        lost = (
+            *(kinds.RayActorError, kinds.ObjectLostError, kinds.WorkerCrashedError),
+            Damage,
+        )
         return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
 
     def launch(self, order: Order, rows: Rows) -> None:
@@ -167,7 +174,7 @@ class RayPool:
         worker = told[first]
         piece, answers = self.doing.pop(worker)
         try:
-            found = self.ray.get(first)
+            found = opened(self.ray.get(first), f"what worker {worker} told")
         except Exception as error:
             self.check_death(error)
             say(f"the work of worker {worker} is lost; its numbers are handed out again")
@@ -213,7 +220,8 @@ class RayPool:
             if len(ready) < len(saved):
                 return
             try:
-                self.ray.get(saved)
+                for each in self.ray.get(saved):
+                    opened(each, "the snapshot of a shard")
             except Exception as error:  # the next ones will do
                 if not self.is_death(error):
                     raise
@@ -226,14 +234,18 @@ class RayPool:
         for index in range(len(self.shards)):
             while True:
                 try:
-                    found.append(self.ray.get(self.shards[index].snapshot.remote()))
+                    got = self.ray.get(self.shards[index].snapshot.remote())
+                    found.append(opened(got, f"the snapshot of shard {index}"))
                     break
                 except Exception as error:
                     self.revive(index, error)
         return found
 
     def privates(self) -> list[Private]:
-        return self.ray.get(self.private)
+        return [
+            opened(each, f"what worker {worker} kept")
+            for worker, each in enumerate(self.ray.get(self.private))
+        ]
 
     def close(self) -> None:
         for actor in self.actors:

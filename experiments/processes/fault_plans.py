@@ -50,7 +50,8 @@ def planned(faults: Sequence[Fault | Drawn], setting: Setting) -> list[Fault]:
 
 def check(fault: Fault, setting: Setting) -> None:
     """Raise ValueError for a time or a target that there is not."""
-    if not isinstance(fault.at, AtStep | AtSeconds) or fault.at[0] <= 0:
+    check_types(fault)
+    if not is_time(fault.at):
         raise ValueError(f"{fault}: `at` must be AtStep or AtSeconds of a positive number")
     if isinstance(fault, IN_STEP) and not isinstance(fault.at, AtStep):
         raise ValueError(
@@ -67,8 +68,33 @@ def check(fault: Fault, setting: Setting) -> None:
                 f"{fault}: there is no {name} {getattr(fault, name)}; the run has "
                 f"{number}, numbered from 0"
             )
-
+    if not 0 <= (seconds := getattr(fault, "seconds", 0)) < math.inf:
+        raise ValueError(f"{fault}: seconds {seconds} is not a number from 0 up")
+    if (steps := getattr(fault, "steps", 1)) < 1:
+        raise ValueError(f"{fault}: steps {steps} is not a number from 1 up")
     check_link(fault, setting.num_processes)
+
+
+def check_types(fault: Fault) -> None:
+    """Raise ValueError for a field that has not the type of its default."""
+    alike = {float: int | float, tuple: tuple | list}
+    for field in dataclasses.fields(fault):
+        if field.name == "at":
+            continue
+        value, kind = getattr(fault, field.name), type(field.default)
+        is_alike = isinstance(value, alike.get(kind, kind))
+        if not is_alike or isinstance(value, bool) != (kind is bool):
+            raise ValueError(
+                f"{fault}: {field.name} is {value!r}; expected a {kind.__name__}"
+            )
+
+
+def is_time(when: Any) -> bool:
+    """Tell whether it is AtStep of a whole number, or AtSeconds, above 0."""
+    whole = isinstance(when, AtStep)
+    if not whole and not isinstance(when, AtSeconds):
+        return False
+    return isinstance(when[0], int if whole else int | float) and 0 < when[0] < math.inf
 
 
 def check_link(fault: Fault, num_processes: int) -> None:
@@ -76,8 +102,6 @@ def check_link(fault: Fault, num_processes: int) -> None:
     if not isinstance(fault, OF_LINKS):
         return
     hosts = range(num_processes)
-    if not 0 <= fault.seconds < math.inf:
-        raise ValueError(f"{fault}: seconds {fault.seconds} is not a number from 0 up")
     if isinstance(fault, Partition):
         group = set(fault.group)
         if not group or not group < set(hosts):
@@ -107,7 +131,7 @@ def ways(fault: Fault, num_processes: int) -> list[tuple[int, int]]:
 
 def drawn(spec: Drawn, setting: Setting) -> Iterator[Fault]:
     """Draw faults; the n-th is a function of (seed, n) and the gaps before it."""
-    check_kinds(spec.kinds)
+    check_drawn(spec)
     at = 0.0
     for number in range(spec.number):
         rng = np.random.default_rng((spec.seed, number))
@@ -149,6 +173,22 @@ def drawn_link(
     if kind is BadLink:
         found["link"] = BAD[rng.integers(len(BAD))]
     return found
+
+
+def check_drawn(spec: Drawn) -> None:
+    """Raise ValueError for what no fault can be drawn of."""
+    check_kinds(spec.kinds)
+    if not spec.kinds:
+        raise ValueError(f"{spec}: kinds is empty; choose of {', '.join(KINDS)}")
+    for name, value, least in (("number", spec.number, 1), ("seed", spec.seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{spec}: {name} {value!r} is not a whole number from {least} up"
+            )
+    if not is_time(spec.every):
+        raise ValueError(
+            f"{spec}: `every` must be AtStep or AtSeconds of a positive number"
+        )
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ heartbeats/      the last sign of life of each process
 faults.jsonl     faults that were made to happen; faults.json: what there was to fail
 summary.json     the final block; the run is complete when it exists
 summary-N.json   the final block at step N, if a complete run was trained on
+hub/             the small files of the folder that the model came in (import_hf.py)
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
@@ -38,6 +39,8 @@ from lm.data.tokenizer import load_tokenizer
 
 PATHS = ("path", "target_path", "validation_path", "shifted_path", "cache", "tfds_dir")
 
+HUB = "hub"
+
 # Files that a run killed at its very start may leave.
 FIRST_FILES = ("lock", "config.partial")
 # Files that a start makes; a failed start removes them in this order.
@@ -50,13 +53,15 @@ OWN = (
     "heartbeats",
     "faults.jsonl",
     "faults.json",
+    HUB,
     "tokenizer.json",
     "config.json",
     "lock",
 )
 
 # Fields that a folder of parameters without any training has decided already.
-GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size")
+FORM = "compress.low_rank."  # of the parameters; experiments.compress changes it
+GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size", FORM)
 
 # What the commands write that begin a run with parameters: import_hf, compress.
 BESIDE_GIVEN = ("hub", "compression.json")
@@ -76,6 +81,19 @@ def claimed(
     """
     is_new = not (workdir / "config.json").exists()
     check_free(workdir) if is_new else check_own(workdir, config, data)
+    with held(workdir, write, lambda: is_new and not has_begun(workdir)):
+        if write:
+            set_summary_apart(workdir, config.steps)
+            write_files(workdir, config, data)
+        yield
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, write: bool, undoes: Callable[[], bool]) -> Iterator[None]:
+    """Hold a folder that all processes have checked, in the one that writes.
+
+    If what is inside fails and `undoes` says so, nothing is left of a run.
+    """
     # Wait, so that no process checks the folder after another has written into it.
     multihost_utils.sync_global_devices("workdir checked")
     if not write:
@@ -84,11 +102,9 @@ def claimed(
     made = [each for each in (workdir, *workdir.parents) if not each.exists()]
     with locked(workdir):
         try:
-            set_summary_apart(workdir, config.steps)
-            write_files(workdir, config, data)
             yield
         except BaseException:
-            if is_new and not has_begun(workdir):
+            if undoes():
                 remove_own(workdir, made)
             raise
 
@@ -106,6 +122,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_free(workdir: pathlib.Path) -> None:
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds a run already; give another --workdir")
     if workdir.exists() and any(f.name not in FIRST_FILES for f in workdir.iterdir()):
         raise ValueError(
             f"{workdir} is not empty and holds no config.json, so it is not a run's "
@@ -133,9 +151,11 @@ def check_own(workdir: pathlib.Path, config: Experiment, data: Data) -> None:
             f"{vectors[1] or 'nothing'} here"
         )
     if differing:
+        remedy = "Give another --workdir, or the config it was made with"
+        if all(line.startswith(FORM) for line in differing):
+            remedy += "; experiments.compress makes a run of it with such factors"
         raise ValueError(
-            f"{workdir} belongs to another config: {'; '.join(differing)}. "
-            "Give another --workdir, or the config it was made with"
+            f"{workdir} belongs to another config: {'; '.join(differing)}. {remedy}"
         )
     check_tokenizer(workdir, data)
     read_summary(workdir)

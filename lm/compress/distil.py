@@ -58,9 +58,14 @@ class Said(NamedTuple):
     logits_BTK: np.ndarray  # float32
 
 
-def top_logits(task: Task, params: Params, batch: Batch, top_k: int) -> Said:
-    """Return the `top_k` largest logits at each position; 0: all of them."""
-    logits_BTV = task.logits(params, batch)
+def top_logits(
+    task: Task, params: Params, batch: Batch, top_k: int, vocab_size: int
+) -> Said:
+    """Return the `top_k` largest logits of tokens at each position; 0: all of them.
+
+    A teacher may have rows that are no token, and its student other ones.
+    """
+    logits_BTV = task.logits(params, batch)[..., :vocab_size]
     values, ids = jax.lax.top_k(logits_BTV, top_k or logits_BTV.shape[-1])
     return Said(ids, values)
 

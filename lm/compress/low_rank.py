@@ -116,11 +116,21 @@ def is_added(keys: Names) -> bool:
 def only_added(
     tx: optax.GradientTransformationExtraArgs, config: LowRankConfig
 ) -> optax.GradientTransformationExtraArgs:
-    """Let the optimizer see, and keep state of, nothing but what lora adds."""
+    """Let the optimizer see, keep state of and move nothing but what lora adds."""
     if config.kind != "lora":
         return tx
 
     def selection(params: Params) -> Params:
         return nested({keys: is_added(keys) for keys in flat(params)})
 
-    return optax.masked(tx, selection)
+    inner = optax.masked(tx, selection)
+
+    def update(grads: Params, state: optax.OptState, params: Params, **told):
+        updates, state = inner.update(grads, state, params, **told)
+        # What is masked comes through as it is, such as the decay of pruned weights.
+        kept = {
+            k: u if is_added(k) else jnp.zeros_like(u) for k, u in flat(updates).items()
+        }
+        return nested(kept), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,6 +1,7 @@
 """A smaller run of a trained one, end to end."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from experiments.run.compression.teacher import Teacher, check_teacher
+from experiments.run.compression.teacher import Teacher, check_teacher, with_teacher
 from experiments.run.restore import load_run
 from experiments.run.workdir import read_config, read_tokenizer
 from lm.compress import stored
@@ -58,7 +59,7 @@ def test_a_compressed_run_has_the_loss_and_bytes_that_are_told_and_trains_on(fol
     )
 
 
-def test_a_teacher_has_the_tokenizer_and_the_rows_of_its_student(folder):
+def test_a_teacher_has_the_tokenizer_and_the_rows_of_its_student(folder, capsys):
     config = read_config(folder / "a")
     tokenizer = read_tokenizer(folder / "a")
     config.compress.distil.teacher = str(folder / "a")
@@ -70,14 +71,21 @@ def test_a_teacher_has_the_tokenizer_and_the_rows_of_its_student(folder):
     config.data.seq_len = 64
     with pytest.raises(ValueError, match="reads rows of 32 tokens, but data.seq_len is 64"):
         check_teacher(config, SimpleNamespace(tokenizer=tokenizer))
+    without = shutil.ignore_patterns("checkpoints")
+    shutil.copytree(folder / "a", folder / "untrained", ignore=without)
+    config.compress.distil.teacher = str(folder / "untrained")
+    with pytest.raises(SystemExit, match="2"):
+        with_teacher(SimpleNamespace(mesh=data_mesh(1)), config)
+    assert "untrained/checkpoints holds no checkpoint yet" in capsys.readouterr().err
 
 
 def test_a_teacher_tells_its_largest_logits_live_and_from_disk(tmp_path):
     task, rows = toy_task(), toy_batches(1)[0]
     params = jax.jit(task.init)(jax.random.key(0))
     mesh, config = data_mesh(8), DistilConfig(teacher="a", top_k=5)
-    teacher = Teacher(task, params, VOCAB, config, mesh, Cache(tmp_path, "a"))
-    logits_BTV = np.asarray(jax.jit(task.logits)(params, rows))
+    size = VOCAB - 3  # the last rows are no tokens
+    teacher = Teacher(task, params, size, config, mesh, Cache(tmp_path, "a"))
+    logits_BTV = np.asarray(jax.jit(task.logits)(params, rows))[..., :size]
     uneven = {name: x[:13] for name, x in rows.items()}  # 8 devices do not divide 13 rows
     for given in (uneven, rows, uneven):
         said = teacher(given)

@@ -50,17 +50,18 @@ def check(file: str, changes: Any, num_hosts: int) -> list[Change]:
     for change in changes:
         if not isinstance(change, Change) or not isinstance(change.link, Link | None):
             raise ValueError(f"{file}: {change!r} is no Change of a Link, or of None")
-        if not 0 <= change.after < math.inf:
-            raise ValueError(f"{file}: after {change.after} is not a number of seconds")
+        after = change.after
+        if not isinstance(after, int | float) or not 0 <= after < math.inf:
+            raise ValueError(f"{file}: after {after!r} is not a number of seconds")
         if change.between is None:
             if change.one_way:
                 raise ValueError(f"{file}: one_way needs `between`, two processes")
             continue
-        pair = tuple(change.between)
-        hosts = range(num_hosts)
-        if len(set(pair)) != 2 or not all(host in hosts for host in pair):
+        pair, hosts = change.between, range(num_hosts)
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and pair[0] != pair[1]
+        if not is_pair or not all(host in hosts for host in pair):
             raise ValueError(
-                f"{file}: there is no link between {pair}; expected two of the processes "
+                f"{file}: there is no link between {pair!r}; expected two of the processes "
                 f"0 to {num_hosts - 1}"
             )
     return list(changes)

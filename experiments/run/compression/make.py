@@ -1,6 +1,7 @@
 """Make a new run of a trained one, with compressed parameters."""
 
 import pathlib
+import shutil
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from experiments.run.checkpoint import Checkpoints
 from experiments.run.evaluation import Evaluator
 from experiments.run.restore import load_run, run_data
 from experiments.run.steps import row_order
-from experiments.run.workdir import claimed, read_config
+from experiments.run.workdir import HUB, claimed, read_config
 from lm.compress import stored
 from lm.compress.config import compressed
 from lm.compress.low_rank import factored
@@ -53,7 +54,7 @@ def check_smaller(source: Experiment, config: Experiment) -> Experiment:
     if isinstance(source.model, TransformerConfig):
         config = replace(config, model=narrower(source.model, config.model))
     # This command needs no strategy; the training of the new run checks its own.
-    check(replace(config, parallel=ParallelConfig()), jax.devices()[:1])
+    check(replace(config, parallel=ParallelConfig()), jax.local_devices()[:1])
     return config
 
 
@@ -86,11 +87,13 @@ def make_smaller(
                 config, build_task, params, data, mesh, config.compress.quantise
             ),
         }
+        if is_main_process() and (workdir / HUB).is_dir():  # with it the model goes back
+            shutil.copytree(workdir / HUB, to / HUB)
         save(to, config, params)
-        found["after"] |= stored.write(
-            to / MODEL, jax.device_get(params), config.compress.quantise
-        )
-        write_whole(to / RECORD, json_line(found, indent=2))
+        if is_main_process():
+            whole = jax.device_get(params)
+            found["after"] |= stored.write(to / MODEL, whole, config.compress.quantise)
+            write_whole(to / RECORD, json_line(found, indent=2))
     return found
 
 

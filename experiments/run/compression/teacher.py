@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.base import Experiment
+from experiments.processes.messages import user_errors
 from experiments.run.evaluation import LOGITS
 from experiments.run.restore import load_params
 from experiments.run.workdir import read_config, read_tokenizer
@@ -65,16 +66,20 @@ def check_teacher(config: Experiment, data: Data) -> None:
 
 
 def with_teacher(program: Program, config: Experiment) -> Program:
-    """Return the program with the teacher's logits in its batches, if there is one."""
+    """Return the program with the teacher's logits in its batches, if there is one.
+
+    A teacher without a checkpoint, or a cache of another one, is an error of use.
+    """
     distil = config.compress.distil
     if not distil.teacher:
         return program
     folder, mesh = pathlib.Path(distil.teacher).expanduser(), teacher_mesh(program.mesh)
-    _, task, params, step = load_params(folder, "best", mesh, FSDP.params)
     cache = None
-    if distil.cache:
-        name = f"{folder.absolute()} at step {step}"
-        cache = Cache(pathlib.Path(distil.cache).expanduser(), name)
+    with user_errors():
+        _, task, params, step = load_params(folder, "best", mesh, FSDP.params)
+        if distil.cache:
+            name = f"{folder.absolute()} at step {step}"
+            cache = Cache(pathlib.Path(distil.cache).expanduser(), name)
     vocab_size = read_tokenizer(folder).get_vocab_size()
     return taught_by(Teacher(task, params, vocab_size, distil, mesh, cache), program)
 
@@ -106,7 +111,7 @@ class Teacher:
         self.params, self.vocab_size, self.mesh = params, vocab_size, mesh
         self.config, self.cache = config, cache
         self.shapes: dict[int, tuple[int, int]] = {}
-        tell = partial(top_logits, task, top_k=config.top_k)
+        tell = partial(top_logits, task, top_k=config.top_k, vocab_size=vocab_size)
         self.tell = jax.jit(knowing(mesh, tell))
 
     def __call__(self, rows: dict[str, np.ndarray]) -> Said:

@@ -103,14 +103,9 @@ def guarded(run: Run, faults: Sequence[Fault]) -> Iterator[Guard]:
 
 
 def targets(run: Run) -> Targets:
-    folder = rows_folder(run.config.data, run.data.meta["fingerprint"])
-    file = folder / f"{shard_name('train', 0, run.config.data.shards)}.tokens"
-    meta = run.data.meta
-    row_bytes = file.stat().st_size // max(shard_rows(meta), 1)
-    return Targets(run.program.mesh, file, row_bytes)
-
-
-def shard_rows(meta: dict) -> int:
-    """Return the rows of the first shard of training rows."""
-    train = meta["train"]
-    return train["shards"][0]["rows"] if "shards" in train else train["rows"]
+    meta, num = run.data.meta, run.config.data.shards
+    folder = rows_folder(run.config.data, meta["fingerprint"])
+    shards = meta["train"].get("shards", [meta["train"]])
+    files = [folder / f"{shard_name('train', i, num)}.tokens" for i in range(len(shards))]
+    counts = [shard["rows"] for shard in shards]
+    return Targets(run.program.mesh, list(zip(files, counts, strict=True)))

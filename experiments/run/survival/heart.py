@@ -116,9 +116,11 @@ class Heart:
         lines = report(
             self.index, self.step, self.clock.part, waited, self.deadline, beats, self.every
         )
-        lines += waited_for(self.clock.part, self.program)
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         print(*lines, sep="\n", file=sys.stderr, flush=True)
+        # To read a large program takes seconds, and the launcher may not wait for them.
+        for line in waited_for(self.clock.part, self.program):
+            print(line, file=sys.stderr, flush=True)
         os._exit(STUCK)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,7 @@ def read_faults(
     """Return the faults of --faults: a file with get_faults(), or the name of a kind.
 
     A kind is one fault, at a step that the seed chooses. Raises ValueError if it is
-    neither.
+    neither, or for a fault that this run cannot meet.
     """
     setting = first_setting(workdir) or setting_of(config, mesh, data)
     seed, steps = config.seed, config.steps
@@ -97,7 +98,9 @@ def read_faults(
             raise ValueError(f"{flag}: get_faults() returns {faults!r}; expected a list")
     else:
         check_kinds([flag])
-        faults = [Drawn((flag,), 1, AtStep(max(steps // 2, 2)), seed)]
+        spec = Drawn((flag,), 1, AtStep(max(steps // 2, 1)), seed)
+        (fault,) = planned([spec], setting)
+        faults = [replace(fault, at=AtStep(min(fault.at.step, steps)))]
     plan = planned(faults, setting)
     for fault in plan:
         if problem := unfit(fault, config):
@@ -108,6 +111,11 @@ def read_faults(
 def unfit(fault: Fault, config: Experiment) -> str:
     """Say why a fault cannot happen to this run, and what to change; "" if it can."""
     strategy, server = config.parallel.strategy, config.parallel.server
+    if isinstance(fault.at, AtStep) and fault.at.step > config.steps:
+        return (
+            f"step {fault.at.step} comes after the last one, which steps {config.steps} "
+            "sets; let it come earlier, or give more --config.steps"
+        )
     able = where(exchanges=True, exact=True)["parallel.strategy"]
     if isinstance(fault, FlippedGradient) and strategy not in able:
         return (
@@ -170,8 +178,17 @@ class Targets(NamedTuple):
     """What faults damage besides processes and checkpoints."""
 
     mesh: Mesh
-    rows: pathlib.Path  # the file of the tokens of training rows
-    row_bytes: int
+    # The files of the tokens of training rows, and how many rows each has.
+    rows: Sequence[tuple[pathlib.Path, int]]
+
+    def record(self, number: int) -> tuple[pathlib.Path, int]:
+        """Return the file of a row's tokens, and the byte in the middle of the row."""
+        for file, num_rows in self.rows:
+            if number < num_rows:
+                row_bytes = file.stat().st_size // num_rows
+                return file, number * row_bytes + row_bytes // 2
+            number -= num_rows
+        raise IndexError(f"there is no row {number} after the last one")
 
 
 class Injector:
@@ -185,7 +202,7 @@ class Injector:
         targets: Targets,
     ):
         self.workdir, self.index = workdir, index
-        self.mesh, self.rows, self.row_bytes = targets
+        self.mesh, self.targets = targets.mesh, targets
         done = {line["number"] for line in logged(workdir)}
         self.waiting = {n: f for n, f in enumerate(plan) if n not in done}
         self.slow: list[tuple[range, float]] = []
@@ -205,7 +222,7 @@ class Injector:
                     timer = threading.Timer(delay, self.act, (number, fault, None))
                     timer.daemon = True
                     timer.start()
-                self.timers.append(timer)
+                    self.timers.append(timer)
         self.first = first
 
     def end(self) -> None:
@@ -283,7 +300,7 @@ class Injector:
                 flip_in_file(file, file.stat().st_size // 2, bit)
                 kill()
             case CorruptRecord(record=record, bit=bit):
-                flip_in_file(self.rows, record * self.row_bytes + self.row_bytes // 2, bit)
+                flip_in_file(*self.targets.record(record), bit)
             case BadLink(seconds=seconds, link=link):
                 orders.worsen(ways(fault, jax.process_count()), link, seconds)
             case DeadLink(seconds=seconds) | Partition(seconds=seconds):

@@ -20,6 +20,7 @@ from absl import flags
 from experiments.processes import join, namespaces
 from experiments.processes.linked import workers
 from experiments.processes.messages import user_errors
+from experiments.processes.network.emulator import network
 from experiments.run import startup
 from experiments.studies.compression.members import (
     DEGREES,
@@ -125,13 +126,20 @@ def timed(model: str, degree: int, rates: list[float]) -> list[Line]:
     head = {"study": "links", "model": model, "devices": degree}
     lines = []
     given = ["--config=configs/tiny.py", *as_flags(overrides)]
-    with namespaces.network(degree), workers(degree, given) as (started, _):
+    hosts = max(degree, 2)  # a process alone has a link that it does not use
+    with network(hosts) as net, workers(degree, given) as (started, _):
         started.turn(2)
         for rate in rates:
-            namespaces.set_rate(degree, rate)
+            net.set_rate(rate * 1e6)
             turn = started.turn(TIMED_STEPS)[0]
             lines.append(head | {"rate": rate, "seconds": turn["seconds"]})
     return lines
+
+
+def check_rates() -> None:
+    for rate in RATES.value:
+        if not float(rate) > 0:
+            raise ValueError(f"--rates={rate}: expected Mbit/s, above 0")
 
 
 def main() -> None:
@@ -139,8 +147,9 @@ def main() -> None:
     with user_errors():
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), TABLES)
-        if MEASURE.value == "links" and not namespaces.available():
-            raise ValueError("network namespaces need Linux, root and the command ip")
+        if MEASURE.value == "links":
+            namespaces.require()
+            check_rates()
         for name in chosen(MEMBERS) if MEASURE.value == "ways" else []:
             way_config(MEMBERS[name], 0, steps()).validate()
         if MEASURE.value in ("ways", "frontier"):

@@ -80,9 +80,9 @@ def ways_table(ways: Lines) -> str:
 
 def gap_line(ways: Lines) -> str:
     """Say which part of the gap between student and teacher the teacher closes."""
-    if not {PLAIN, STUDENT, TAUGHT} <= ways.keys():
+    both = set.intersection(*(set(ways.get(x, {})) for x in (PLAIN, STUDENT, TAUGHT)))
+    if not both:
         return MISSING
-    both = set.intersection(*(set(ways[name]) for name in (PLAIN, STUDENT, TAUGHT)))
     plain, alone, taught = (
         statistics.fmean(ways[name][seed]["loss"] for seed in both)
         for name in (PLAIN, STUDENT, TAUGHT)

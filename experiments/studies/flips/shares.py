@@ -32,11 +32,12 @@ def found_share(grads: Gradients, bit: int, factor: float, num: int, rng) -> flo
 
 
 def flips_table(lines: list[Line]) -> str:
-    """Return the shares found, by the bit that was flipped."""
+    """Return the shares found, by the bit that was flipped; of each bit the last one."""
+    last = {line["bit"]: line for line in lines}
     told = {31: "sign"} | {bit: "exponent" for bit in range(23, 31)}
     rows = [
         [str(line["bit"]), told.get(line["bit"], "mantissa"), f"{line['found']:.1%}"]
-        for line in sorted(lines, key=lambda line: -line["bit"])
+        for _, line in sorted(last.items(), reverse=True)
         if line["bit"] > 22 or line["found"] or line["bit"] in (0, 22)
     ]
     return markdown(["bit", "part of the float32", "found"], rows)

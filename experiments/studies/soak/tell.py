@@ -12,7 +12,17 @@ from experiments.run.log import read_metrics
 from experiments.run.survival import daly, goodput
 from experiments.run.survival.injection import logged
 
-DAMAGED = re.compile(r"warning: the checkpoint at step \d+ is damaged")
+# What a run says of a fault that it has met: regular expressions.
+SAID = {
+    "parted": "replicas have parted in ",
+    "damaged_checkpoint": r"warning: the checkpoint at step \d+ is damaged",
+    "corrupt_record": " is damaged: its CRC-32C is not ",
+    "stuck": " has waited ",
+    "killed": " was killed by SIGKILL",
+    "damaged_frame": " is damaged; it is sent again",
+    "worker_died": " its numbers are handed out again",
+    "shard_died": " another process takes over from its snapshot",
+}
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
@@ -83,6 +93,8 @@ def together(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "accepted": sum(not line["bitwise"] for line in lines),
         "total_seconds": sum(line["total_seconds"] for line in lines),
     }
+    worked = sum(line["seconds"].get("step", 0.0) for line in lines)
+    told["goodput"] = round(worked / told["total_seconds"], 4)
     if seconds:
         told["recovery_p50"] = round(percentile(seconds, 0.5), 2)
         told["recovery_p99"] = round(percentile(seconds, 0.99), 2)
@@ -91,16 +103,7 @@ def together(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def named(output: str) -> dict[str, int]:
     """Count what the runs have said of faults, in their own words."""
-    return {
-        "parted": output.count(": replicas have parted in "),
-        "damaged_checkpoint": len(DAMAGED.findall(output)),
-        "corrupt_record": output.count("is damaged: its CRC-32C is not"),
-        "stuck": output.count(" has waited "),
-        "killed": output.count(" was killed by SIGKILL"),
-        "damaged_frame": output.count("damaged; it is sent again"),
-        "worker_died": output.count(" its number is handed out again"),
-        "shard_died": output.count(" another process takes over from its snapshot"),
-    }
+    return {name: len(re.findall(words, output)) for name, words in SAID.items()}
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:

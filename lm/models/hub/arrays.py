@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from lm.models.hub.shapes import Shape, Tensor
-from lm.models.hub.tensors import Stored, read_slice
+from lm.models.hub.tensors import Stored, check_type, read_slice
 from lm.vocabulary import END_ID
 
 Params = Any
@@ -60,7 +60,11 @@ def places(shape: Shape, params: Params) -> list[Place]:
 def check_tensors(
     shape: Shape, wanted: list[Place], stored: Mapping[str, Stored], tied: bool
 ) -> dict[str, Stored]:
-    """Return the tensors by their whole names; ValueError for missing, extra, misshapen."""
+    """Return the tensors by their whole names.
+
+    ValueError for one that is missing, extra, or of another shape or type. Those that hold
+    no weights may be of any.
+    """
     stored = {
         name: each
         for name, each in stored.items()
@@ -86,6 +90,7 @@ def check_tensors(
                 f"config.json has: {', '.join(names[:SHOWN])}{more}"
             )
     for name, expected in shapes.items():
+        check_type(stored[name])
         if stored[name].shape != expected:
             raise ValueError(
                 f"{name} in {stored[name].file} has the shape {stored[name].shape}; by "

@@ -27,13 +27,14 @@ SCALING_FIELDS = {"none": 0, "linear": 1, "llama3": 4}  # how many of these a ki
 
 def find_shape(values: dict[str, Any], source: str) -> Shape:
     """Return the shape that a config.json names; ValueError if it is not known here."""
-    given = values.get("architectures") or [values.get("model_type")]
+    given = values.get("architectures") or values.get("model_type")
+    name = given[0] if isinstance(given, list) else given
     for shape in SHAPES:
-        if given[0] in (shape.architecture, shape.model_type):
+        if name in (shape.architecture, shape.model_type):
             return shape
     known = ", ".join(shape.architecture for shape in SHAPES)
     raise ValueError(
-        f"{source} is of the architecture {given[0]!r}; those that can be read are {known}"
+        f"{source} is of the architecture {name!r}; those that can be read are {known}"
     )
 
 
@@ -77,7 +78,7 @@ def one_value(name: str, key: Key, values: dict[str, Any], source: str) -> Any:
     if value is REQUIRED or (value is None and key.default is REQUIRED):
         raise ValueError(f"{source} has no field {name}; it is not the config of a model")
     if key.values is not None:
-        if value not in key.values:
+        if not isinstance(value, str | int) or value not in key.values:
             known = ", ".join(map(repr, key.values))
             raise ValueError(f"{source} has {name} {value!r}; known here are {known}")
         return key.values[value]
@@ -93,7 +94,11 @@ def one_value(name: str, key: Key, values: dict[str, Any], source: str) -> Any:
 def rotary_of(values: dict[str, Any], source: str) -> tuple[float, RotaryScaling]:
     """Return the base and the scaling, from the names of either version of the library."""
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{source} has rotary frequencies {given!r}; expected an object")
     base = given.get("rope_theta", values.get("rope_theta")) or BASE
+    if isinstance(base, bool) or not isinstance(base, int | float):
+        raise ValueError(f"{source} has rope_theta {base!r}; expected a number")
     kind = given.get("rope_type", given.get("type")) or "default"
     if kind not in SCALINGS or given.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(
@@ -117,14 +122,10 @@ def with_window(
         return config
     first = config.window_from
     if types := values.get("layer_types"):
-        first = (
-            types.index("sliding_attention") if "sliding_attention" in types else 1 << 30
-        )
-        wanted = [
-            "full_attention" if i < first else "sliding_attention"
-            for i in range(len(types))
-        ]
-        if types != wanted or len(types) != config.num_layers:
+        num = config.num_layers
+        first = types.count("full_attention") if isinstance(types, list) else num
+        wanted = ["full_attention"] * first + ["sliding_attention"] * (num - first)
+        if types != wanted or first > num:
             raise ValueError(
                 f"{source} has layer_types {types}; known here are first full_attention, "
                 f"then sliding_attention, for {config.num_layers} layers"

@@ -22,6 +22,7 @@ DTYPES = {
     "bfloat16": np.dtype(jnp.bfloat16),
     "float16": np.dtype(np.float16),
 }
+PIECE = 1 << 22  # bytes of float32 that are read at once
 
 
 class Stored(NamedTuple):
@@ -47,14 +48,14 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}; get it again") from None
         for each in there:
-            check_stored(each, found)
+            if other := found.get(each.name):
+                raise ValueError(f"{each.name} is both in {other.file} and in {file}")
             found[each.name] = each
     return found
 
 
-def check_stored(stored: Stored, others: dict[str, Stored]) -> None:
-    if other := others.get(stored.name):
-        raise ValueError(f"{stored.name} is both in {other.file} and in {stored.file}")
+def check_type(stored: Stored) -> None:
+    """Raise ValueError for a tensor of numbers that cannot be read."""
     if stored.dtype not in TYPES:
         raise ValueError(
             f"{stored.name} in {stored.file} is of the type {stored.dtype}; those that can "
@@ -99,15 +100,23 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def read_slice(stored: Stored, index: tuple[slice, ...]) -> np.ndarray:
-    """Read a slice as float32.
+    """Read a slice as float32, some rows at a time.
 
-    The file is opened for it alone: of an open file, all that was read stays in memory.
+    The file is opened for each of them: of an open file, all that was read stays in memory.
     """
+    bounds = [x.indices(n)[:2] for x, n in zip(index, stored.shape, strict=True)]
+    whole = np.empty([stop - start for start, stop in bounds], np.float32)
+    (start, stop), *_ = bounds
+    step = max(1, PIECE // max(1, whole[:1].nbytes))
     try:
-        with safe_open(stored.file, framework="np") as opened:
-            return np.asarray(opened.get_slice(stored.name)[index], np.float32)
+        for at in range(start, stop, step):
+            part = slice(at, min(at + step, stop)), *index[1:]
+            with safe_open(stored.file, framework="np") as opened:
+                piece = opened.get_slice(stored.name)[part]
+                whole[at - start : at - start + step] = piece
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file} cannot be read: {error}; get it again") from None
+    return whole
 
 
 def files_of(sizes: Iterable[tuple[str, int]], most_bytes: int) -> Iterator[list[str]]:

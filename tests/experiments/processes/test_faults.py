@@ -21,6 +21,8 @@ from experiments.processes.faults import (
     Kill,
     Partition,
     Setting,
+    Slow,
+    Stop,
 )
 from experiments.processes.network.link import Link
 
@@ -81,12 +83,24 @@ def test_a_fault_that_cannot_be_is_refused():
         (Kill(AtStep(0)), "`at` must be AtStep or AtSeconds of a positive number"),
         (Kill(7), "`at` must be AtStep or AtSeconds"),
         (FlippedGradient(AtStep(2), row=8), "no row 8; the run has 8"),
+        (Kill(AtStep(2.5)), "`at` must be AtStep or AtSeconds of a positive number"),
+        (Kill(AtSeconds("3")), "`at` must be AtStep or AtSeconds of a positive number"),
         (FullDisk(AtSeconds(3.0)), "so `at` must be AtStep, not AtSeconds"),
         (DeadLink(AtStep(2), between=(0, 3)), "no link between (0, 3); the run has 3"),
         (BadLink(AtStep(2), between=(1, 1)), "no link between (1, 1)"),
         (BadLink(AtStep(2), seconds=-1), "seconds -1 is not a number from 0 up"),
+        (Slow(AtStep(2), seconds=-0.5), "seconds -0.5 is not a number from 0 up"),
+        (Slow(AtStep(2), steps=0), "steps 0 is not a number from 1 up"),
+        (Stop(AtStep(2), seconds="3"), "seconds is '3'; expected a float"),
+        (Kill(AtStep(2), process="1"), "process is '1'; expected a int"),
+        (BadLink(AtStep(2), link=0.1), "link is 0.1; expected a Link"),
+        (Partition(AtStep(2), group=1), "group is 1; expected a tuple"),
         (Partition(AtStep(2), group=(0, 1, 2)), "must hold some and not all of the proc"),
         (Drawn(("kill", "flood"), 3, AtStep(2), 0), "no kind of fault 'flood'; choose of"),
+        (Drawn((), 3, AtStep(2), 0), "kinds is empty; choose of kill, stop"),
+        (Drawn(("kill",), 3, 40, 0), "`every` must be AtStep or AtSeconds of a pos"),
+        (Drawn(("kill",), 0, AtStep(2), 0), "number 0 is not a whole number from 1 up"),
+        (Drawn(("kill",), 1, AtStep(2), -1), "seed -1 is not a whole number from 0 up"),
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             planned([fault], SETTING)

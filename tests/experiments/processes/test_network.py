@@ -239,6 +239,9 @@ def test_impossible_changes_are_refused():
         ([Link()], "is no Change of a Link"),
         ([Change(Link(), after=-1)], "after -1 is not a number of seconds"),
         ([Change(None, between=(1, 7))], r"no link between \(1, 7\); expected two of the"),
+        ([Change(Link(), after="x")], "after 'x' is not a number of seconds"),
+        ([Change(None, between=1)], "no link between 1; expected two of the"),
+        ([Change(None, between=(0, 1, 0))], r"no link between \(0, 1, 0\)"),
         ([Change(None, between=(1, 1))], r"no link between \(1, 1\)"),
         ([Change(None, one_way=True)], "one_way needs `between`"),
     ]:

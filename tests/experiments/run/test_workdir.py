@@ -15,7 +15,14 @@ from experiments.run.extension import new_end
 from experiments.run.log import Log
 from experiments.run.restore import run_data
 from experiments.run.summary import FIGURES, read_summary
-from experiments.run.workdir import claimed, read_config, read_tokenizer
+from experiments.run.workdir import (
+    claimed,
+    read_config,
+    read_tokenizer,
+    write_description,
+)
+from lm.compress.config import CompressConfig
+from lm.compress.low_rank import LowRankConfig
 from lm.data.config import DataConfig
 from lm.data.prepare import prepare, rows_folder
 from lm.data.rows.sampling import SamplingConfig
@@ -88,6 +95,19 @@ def test_a_failed_start_leaves_nothing(tmp_path, config):
     assert {"config.json", "tokenizer.json", "metrics.jsonl"} <= {
         file.name for file in workdir.iterdir()
     }
+
+
+def test_parameters_that_came_without_training_keep_their_form(tmp_path, config):
+    workdir, data = tmp_path / "came", prepare(config.data)
+    workdir.mkdir()
+    write_description(workdir, config, "")
+    factored = changed(config, compress=CompressConfig(low_rank=LowRankConfig("lora")))
+    words = "low_rank.kind is 'none' there and 'lora' here.*experiments.compress makes a"
+    with pytest.raises(ValueError, match=words):
+        with claimed(workdir, factored, data, write=True):
+            pytest.fail("factors cannot be read from whole matrices")
+    with claimed(workdir, changed(config, steps=7, seed=3), data, write=True):
+        assert read_config(workdir).seed == 3
 
 
 def test_damaged_files_are_named_and_left_as_they_are(tmp_path, config):

@@ -58,6 +58,9 @@ def test_tables_of_known_lines():
     assert "| plain | 3.2000 |  | 3.5000 |" in found["frontier-seconds"]
     assert "| rank 32 |  |  | 3.3000 |" in found["frontier-seconds"]
     assert set(tables([]).values()) == {MISSING}
+    others = [line | {"seed": 7} for line in LINES if line.get("member") == "plain"]
+    taught = [line for line in LINES if "student" in line.get("member", "")]
+    assert tables(others[:1] + taught)["gap"] == MISSING  # no seed has all three
 
 
 def test_every_member_has_a_config_that_fits():

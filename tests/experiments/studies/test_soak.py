@@ -1,6 +1,8 @@
 """What the studies of faults tell, from files and gradients that are made up."""
 
+import ast
 import json
+import re
 
 import numpy as np
 
@@ -12,7 +14,8 @@ from experiments.studies.flips.shares import (
     found_share,
 )
 from experiments.studies.soak.table import soak_table
-from experiments.studies.soak.tell import named, percentile, recovery, together
+from experiments.studies.soak.tell import SAID, named, percentile, recovery, together
+from tests.experiments.runs import ROOT
 
 
 def test_a_flip_is_found_by_what_it_makes_of_the_norm():
@@ -25,7 +28,8 @@ def test_a_flip_is_found_by_what_it_makes_of_the_norm():
     assert shares[30] > 0.8
     assert not any(shares[:23]) and not shares[31]
     lines = [{"bit": bit, "found": share} for bit, share in enumerate(shares)]
-    table = flips_table(lines).splitlines()
+    before = [line | {"found": 0.5} for line in lines]  # measured once more
+    table = flips_table(before + lines).splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == [
         *map(str, range(31, 21, -1)), "0"
     ]  # fmt: skip
@@ -56,7 +60,8 @@ def test_recovery_is_from_an_end_to_the_next_start(tmp_path):
     }  # fmt: skip
     assert "| sync | 1 | 3 | 2 | 0 | 0 | 1 of 1 | yes | 10.0 s |" in soak_table([line])
     both = together([line, line | {"bitwise": False, "recoveries": [2.0, 30.0]}])
-    assert both | {"faults": 6, "accepted": 1, "recovery_p50": 10.0} == both
+    expected = {"faults": 6, "accepted": 1, "recovery_p50": 10.0}
+    assert both | expected | {"goodput": round(44 / 102, 4)} == both
 
 
 def test_what_was_said_is_counted():
@@ -67,5 +72,17 @@ def test_what_was_said_is_counted():
         "parted": 2, "damaged_checkpoint": 0, "corrupt_record": 0, "stuck": 0, "killed": 2,
         "damaged_frame": 0, "worker_died": 0, "shard_died": 0,
     }  # fmt: skip
+    # Each is what some code says, however its message is made up.
+    code = [f for f in (ROOT / "experiments", ROOT / "lm") for f in f.rglob("*.py")]
+    strings = {
+        node.value
+        for file in code
+        if "soak" not in file.parts
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for words in SAID.values():
+        for part in re.split(r"\\d\+|(?=;)|SIGKILL", words):
+            assert any(part.strip() in each for each in strings), words
     numbers = [float(x) for x in range(1, 101)]
     assert (percentile(numbers, 0.5), percentile(numbers, 0.99)) == (51.0, 100.0)

@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 
 from lm.compress.distil import Cache, DistilConfig, Said, row_hashes, taught, top_logits
 from lm.losses import Teacher, cross_entropy
-from tests.parallel.toy import batches, toy_task
+from tests.parallel.toy import VOCAB, batches, toy_task
 
 B, T, V = 3, 4, 7
 
@@ -71,7 +71,7 @@ def test_a_task_reads_the_teacher_of_its_batch():
     """Through the model: share 0 is plain training; its own gradient at share 1 is 0."""
     task, batch = toy_task(), batches(1)[0]
     params = jax.jit(task.init)(jax.random.key(0))
-    said = jax.device_get(jax.jit(lambda: top_logits(task, params, batch, 0))())
+    said = jax.device_get(jax.jit(lambda: top_logits(task, params, batch, 0, VOCAB))())
 
     @jax.jit
     def gradient(batch):

@@ -10,6 +10,7 @@ import optax
 from lm.compress.config import CompressConfig, compressed, compressed_optimizer, finished
 from lm.compress.leaves import flat, matrices
 from lm.compress.low_rank import LowRankConfig, factored, multiplied
+from lm.compress.prune import PruneConfig
 from lm.compress.quantise import QuantiseConfig, quantised
 from tests.lm.compress.model import tree
 from tests.parallel.toy import assert_equal, batches, toy_task
@@ -43,7 +44,7 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
     config = CompressConfig(
         quantise=QuantiseConfig(weights="int8"), low_rank=LowRankConfig(kind="lora", rank=2)
     )
-    base = tree()
+    base = tree(num_layers=1)
     params = jax.jit(lambda p: factored(p, config.low_rank, KEY))(base)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -74,6 +75,29 @@ def test_lora_begins_as_the_base_and_trains_nothing_else():
         name = (*keys[:-1], f"{keys[-1]}_lora")
         product = flat(moved)[*name, "left"] @ flat(moved)[*name, "right"]
         np.testing.assert_allclose(seen[keys], frozen[keys] + product, 1e-5, 1e-5)
+
+
+def test_pruning_moves_no_weight_of_the_base():
+    """With straight_through, pruned weights would decay in the background."""
+    config = CompressConfig(
+        prune=PruneConfig(kind="n_m", straight_through=True, decay=0.5),
+        low_rank=LowRankConfig(kind="lora", rank=2),
+    )
+    base = tree(num_layers=1)
+    params = factored(base, config.low_rank, KEY)
+    tx = compressed_optimizer(optax.sgd(0.1), config)
+    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jax.tree.map(jnp.ones_like, params)
+    seen = params
+    for _ in range(3):
+        updates, state = update(grads, state, seen)
+        seen = optax.apply_updates(seen, updates)
+    for keys, x in matrices(base, "kernel$").items():
+        np.testing.assert_array_equal(flat(state.dense)[keys], x)
+        assert np.all((flat(seen)[keys] == x) | (flat(seen)[keys] == 0))
+        assert np.sum(flat(seen)[keys] == 0) == x.size // 2
+        left = (*keys[:-1], "kernel_lora", "left")
+        np.testing.assert_allclose(flat(seen)[left], flat(params)[left] - 0.3, 1e-5, 1e-6)
 
 
 def squares(x: jax.Array) -> jax.Array:

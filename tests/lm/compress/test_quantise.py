@@ -26,7 +26,7 @@ def oracle(x: np.ndarray, bits: int, group: int, dim: int) -> tuple[np.ndarray, 
 
 
 def test_codes_equal_the_formula_and_err_by_half_a_step():
-    params = tree()
+    params = tree(num_layers=1)
     for bits, group in itertools.product((8, 4), (0, 4)):
         config = QuantiseConfig(weights=f"int{bits}", group=group)
         seen = flat(jax.jit(lambda: quantised(params, config))())  # noqa: B023
@@ -42,7 +42,8 @@ def test_codes_equal_the_formula_and_err_by_half_a_step():
 
 
 def test_a_pattern_chooses_and_the_gradient_passes_through():
-    params, config = tree(), QuantiseConfig(weights="int4", matrices="mlp/.*kernel$")
+    params = tree(num_layers=1)
+    config = QuantiseConfig(weights="int4", matrices="mlp/.*kernel$")
 
     def squares(params):
         seen = quantised(params, config)
@@ -56,7 +57,7 @@ def test_a_pattern_chooses_and_the_gradient_passes_through():
 
 
 def test_calibration_lowers_the_error_that_it_weighs():
-    params = tree()
+    params = tree(num_layers=1)
     rng = np.random.default_rng(3)
     weights = jax.tree.map(lambda x: jnp.asarray(rng.exponential(size=x.shape)), params)
     config = QuantiseConfig(weights="int4")
@@ -78,12 +79,12 @@ def test_calibration_lowers_the_error_that_it_weighs():
 
 def test_a_file_gives_back_what_the_model_sees_and_is_as_small_as_told(tmp_path):
     file = tmp_path / "model.safetensors"
-    matrices = sum(x.size for keys, x in flat(tree()).items() if keys[-1] == "kernel")
+    whole = tree(num_layers=1)
+    matrices = sum(x.size for keys, x in flat(whole).items() if keys[-1] == "kernel")
+    sparse = prune_now(whole, PruneConfig(kind="magnitude", sparsity=0.8))
     for bits, sparsity in itertools.product((0, 8, 4), (0.0, 0.8)):
         config = QuantiseConfig(weights=f"int{bits}" if bits else "none")
-        params = tree()
-        if sparsity:
-            params = prune_now(params, PruneConfig(kind="magnitude", sparsity=sparsity))
+        params = sparse if sparsity else whole
         found, seen = stored.write(file, params, config), quantised(params, config)
         jax.tree.map(np.testing.assert_array_equal, stored.read(file), seen)
         total = sum(x.size for x in jax.tree.leaves(params))

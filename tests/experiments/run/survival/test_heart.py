@@ -4,6 +4,7 @@ import time
 
 import jax
 
+from experiments.run.survival import heart
 from experiments.run.survival.clock import Clock
 from experiments.run.survival.heart import Beat, Heart, report
 from experiments.run.survival.waits import waited_for, within
@@ -43,6 +44,19 @@ def test_in_what_it_may_wait():
     assert "compares the copies" in waited_for("check", program)[0]
     assert waited_for("step", program._replace(step=len)) == []  # as under pmap
     assert within(0.05, lambda: time.sleep(1)) == within(9, lambda: list(1)) == []
+
+
+def test_it_names_whom_before_it_reads_in_what(tmp_path, monkeypatch, capfd):
+    ended, before = [], []
+    monkeypatch.setattr(heart.os, "_exit", ended.append)
+    monkeypatch.setattr(
+        heart,
+        "waited_for",
+        lambda part, program: before.append(capfd.readouterr().err) or ["  in a sum"],
+    )
+    Heart(tmp_path, Clock(), 5.0, 0, 2).give_up(6.1)
+    assert "process 0 has waited 6.1 s" in before[0] and ended == [heart.STUCK]
+    assert capfd.readouterr().err == "  in a sum\n"
 
 
 def test_each_reads_the_heartbeats_of_the_others(tmp_path):

@@ -57,10 +57,11 @@ def killed(monkeypatch):
 
 
 def injector(folder, plan, index=0):
-    rows = folder / "train.tokens"
-    if not rows.exists():
-        rows.write_bytes(bytes(range(60)))
-    made = Injector(plan, folder, index, Targets(data_mesh(-1), rows, 12))
+    rows = [(folder / "train-0.tokens", 3), (folder / "train-1.tokens", 2)]
+    for file, num_rows in rows:
+        if not file.exists():
+            file.write_bytes(bytes(range(12 * num_rows)))
+    made = Injector(plan, folder, index, Targets(data_mesh(-1), rows))
     made.begin()
     return made
 
@@ -89,12 +90,18 @@ def test_checkpoints_are_damaged_once_there_are_two(tmp_path, killed):
 
 
 def test_a_record_and_a_save_are_hit(tmp_path):
-    plan = [CorruptRecord(AtStep(1), record=2, bit=3), ReadOnlyDisk(AtStep(4))]
+    plan = [
+        CorruptRecord(AtStep(1), record=2, bit=3),
+        CorruptRecord(AtStep(1), record=4),  # the second row of the second file
+        ReadOnlyDisk(AtStep(4)),
+    ]
     ours = injector(tmp_path, plan)
     ours.before(1, None)
-    expected = bytearray(range(60))
-    expected[2 * 12 + 6] ^= 8
-    assert (tmp_path / "train.tokens").read_bytes() == bytes(expected)
+    for name, row, flip in [("train-0", 2, 8), ("train-1", 1, 1)]:
+        file = tmp_path / f"{name}.tokens"
+        expected = bytearray(range(file.stat().st_size))
+        expected[row * 12 + 6] ^= flip
+        assert file.read_bytes() == bytes(expected)
     ours.before_save(3)
     ours.before(4, None)
     with pytest.raises(OSError) as error:
@@ -125,6 +132,14 @@ def test_only_its_target_acts(tmp_path, killed):
     injector(tmp_path, [Kill(AtStep(2), process=1)], index=1).before(2, None)
     assert killed
     assert logged(tmp_path) == [{"number": 0, "kind": "kill", "step": 2, "process": 1}]
+
+
+def test_a_fault_at_an_instant_is_that_of_one_process(tmp_path, killed):
+    plan = [Kill(AtSeconds(0.001), process=1)]
+    assert not injector(tmp_path, plan, index=0).timers
+    (timer,) = injector(tmp_path, plan, index=1).timers
+    timer.join(10)
+    assert killed and [line["process"] for line in logged(tmp_path)] == [1]
 
 
 def test_a_gradient_is_flipped_in_its_step_and_once(tmp_path):
@@ -209,6 +224,9 @@ def test_the_flag_names_a_kind_or_a_file(tmp_path):
     given = Experiment(steps=100), data_mesh(-1), data, tmp_path
     (fault,) = read_faults("kill", *given)
     assert isinstance(fault, Kill) and fault.at.step >= 2
+    for seed in range(40):  # it happens, whatever the seed
+        short = Experiment(steps=4, seed=seed), *given[1:]
+        assert 2 <= read_faults("kill", *short)[0].at.step <= 4
     assert [fault] == read_faults("kill", *given) and read_faults(None, *given) == []
     file = tmp_path / "faults.py"
     file.write_text("def get_faults():\n    return 3\n")
@@ -219,6 +237,13 @@ def test_the_flag_names_a_kind_or_a_file(tmp_path):
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             read_faults(flag, *given)
+    late = tmp_path / "late.py"
+    late.write_text(
+        "from experiments.processes.faults import *\n"
+        "def get_faults():\n    return [Kill(AtStep(101))]\n"
+    )
+    with pytest.raises(ValueError, match="step 101 comes after .* which steps 100 sets"):
+        read_faults(str(late), *given)
 
 
 def test_a_run_that_goes_on_with_fewer_devices_meets_the_same_faults(tmp_path):
@@ -236,7 +261,7 @@ def test_a_run_that_goes_on_with_fewer_devices_meets_the_same_faults(tmp_path):
     keep_setting(tmp_path, setting_of(config, data_mesh(8), data))
     after = read_faults(str(file), config, data_mesh(2), data, tmp_path)
     assert before == after and len(before) == 21
-    ours = Injector(after[:1], tmp_path, 0, Targets(data_mesh(2), tmp_path / "x", 1))
+    ours = Injector(after[:1], tmp_path, 0, Targets(data_mesh(2), []))
     ours.begin()
     ours.before(2, None)
     assert not logged(tmp_path)

@@ -30,6 +30,7 @@ from experiments.studies.hub.compare import (
 )
 from lm.data.pretrained import found_in, pretrained_tokenizer
 from lm.models.hub import arrays
+from lm.models.hub import tensors as stored_tensors
 from lm.models.hub.arrays import check_tensors, places, read_params, tensors_of
 from lm.models.hub.fields import find_shape, fitting, from_theirs, whole
 from lm.models.hub.shapes import SHAPES
@@ -84,6 +85,7 @@ def test_each_device_reads_its_own_part(scan, monkeypatch):
         return read_slice(stored, index)
 
     monkeypatch.setattr(arrays, "read_slice", counted)
+    monkeypatch.setattr(stored_tensors, "PIECE", 100)  # bytes: a row or two
 
     def split(x):
         spec = [None] * (x.ndim - 1) + ["data" if x.shape[-1] % 4 == 0 else None]
@@ -174,9 +176,11 @@ def test_wrong_tensors_are_named(tmp_path):
     assert "it is (16,)" in told
     integers = damaged(folder, lambda found: found.update({name: np.ones(16, np.int8)}))
     assert "is of the type I8; those that can be read are F32, BF16, F16" in integers
-    extra = "transformer.h.0.attn.bias"  # a mask, in older files
     found = load_file(folder / "model.safetensors")
-    save_file(found | {extra: np.ones((1, 4, 4), np.float32)}, folder / "model.safetensors")
+    for kind in (np.float32, np.uint8, bool):  # masks, in older files
+        extra = {"transformer.h.0.attn.bias": np.ones((1, 4, 4), kind)}
+        save_file(found | extra, folder / "model.safetensors")
+        assert "transformer.h.0.attn.bias" in find_tensors(folder)
     load(folder)
     bare = {name.removeprefix("transformer."): x for name, x in found.items()}
     save_file(bare, folder / "model.safetensors")  # of the model without a head
@@ -202,7 +206,13 @@ def test_wrong_configs_are_refused():
             {"architectures": ["MambaForCausalLM"]},
             f"'MambaForCausalLM'; .* {known}",
         ),
+        (values, {"architectures": {"a": 1}}, "is of the architecture {'a': 1}"),
         (values, {"hidden_size": None}, "has no field hidden_size"),
+        (values, {"hidden_act": []}, r"has hidden_act \[\]; known here are 'silu'"),
+        (values, {"rope_parameters": "x"}, "frequencies 'x'; expected an object"),
+        (values, {"rope_parameters": {"rope_theta": "1"}}, "'1'; expected a number"),
+        (mistral, {"layer_types": 3}, "has layer_types 3; known here are first full"),
+        (mistral, {"layer_types": ["full_attention"] * 9}, "known here are first full"),
         (values, {"hidden_size": "16"}, "has hidden_size '16'; expected a int"),
         (values, {"hidden_act": "gelu"}, "has hidden_act 'gelu'; known here are 'silu'"),
         (values, {"quantization_config": {}}, "its weights are quantised"),
