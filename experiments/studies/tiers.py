@@ -32,8 +32,9 @@ from experiments.sweeps.results import Line, read, write
 from experiments.sweeps.tables import markdown
 from lm.data.sources.stdlib import stdlib_folder
 
-CONFIG = "--config=configs/tiny.py"
-ROOMY, TIGHT = 4e9, 24e6  # bytes of a device
+# At half of its width, the standard library is enough text for tiny.
+CONFIG = ("--config=configs/tiny.py", "--config.model.width=64")
+ROOMY, TIGHT = 4e9, 10.5e6  # bytes of a device
 
 
 class Tier(NamedTuple):
@@ -88,7 +89,7 @@ def planned(tier: Tier, folder: pathlib.Path) -> dict[str, Any]:
     machine = folder / "hardware.json"
     write_machine(machine, stand_in(tier.memory, tier.processes * tier.devices))
     printed = told(
-        "plan", CONFIG, *tier.text, f"--hardware={machine}", f"--only={tier.only}",
+        "plan", *CONFIG, *tier.text, f"--hardware={machine}", f"--only={tier.only}",
         f"--out={folder}",
     )  # fmt: skip
     found = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
@@ -108,7 +109,7 @@ def run(name: str, recommended: bool, steps: int) -> Line:
         chosen = [*plan["best"], *(extra if recommended else [])]
         told(
             "launch", f"--processes={tier.processes}",
-            f"--devices_per_process={tier.devices}", "--", CONFIG, *tier.text, *chosen,
+            f"--devices_per_process={tier.devices}", "--", *CONFIG, *tier.text, *chosen,
             f"--config.steps={steps}", f"--workdir={folder}/run",
         )  # fmt: skip
         summary = read_summary(folder / "run")
