@@ -27,6 +27,8 @@ ANSWER_SECONDS = 10.0
 def import_ray() -> ModuleType:
     """Import Ray without its usage statistics; ValueError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
+    # A worker that dies leaves several answers, of which the first tells of it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     try:
         import ray
     except ImportError as error:

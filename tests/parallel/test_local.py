@@ -1,5 +1,7 @@
 """Law 2 for the strategies that meet rarely, and each against replicas trained by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,20 +78,24 @@ def test_post_local_sgd_is_synchronous_before_its_first_step_alone():
     assert not np.array_equal(kernel[0], kernel[1])  # then they part
 
 
-TASK = toy_task()
+@functools.cache
+def textbook():
+    """Return the first parameters, and a step of plain SGD, compiled once."""
+    task = toy_task()
 
+    @jax.jit
+    def sgd(params, rows):
+        grads, sums = jax.grad(task.loss, has_aux=True)(params, rows, None)
+        tokens = sums["tokens"]
+        step = RATE / jnp.maximum(tokens, 1.0)
+        return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
 
-@jax.jit
-def sgd(params, rows):
-    grads, sums = jax.grad(TASK.loss, has_aux=True)(params, rows, None)
-    tokens = sums["tokens"]
-    step = RATE / jnp.maximum(tokens, 1.0)
-    return jax.tree.map(lambda p, g: p - step * g, params, grads), tokens
+    return jax.device_get(jax.jit(task.init)(jax.random.key(1))), sgd
 
 
 def by_hand(num_replicas: int, num_steps: int, meet):
     """Train replicas one after the other on one device; `meet(step, replicas, tokens)`."""
-    start = jax.device_get(jax.jit(TASK.init)(jax.random.key(1)))
+    start, sgd = textbook()
     replicas = [start] * num_replicas
     meet = meet(replicas[0])
     seen = np.zeros(num_replicas)
