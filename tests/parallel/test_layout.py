@@ -5,6 +5,7 @@ import functools
 import jax
 import pytest
 
+from parallel.config import ParallelConfig
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import ARRAY, COLLECTIVE, ledger, split_computations, walk
 from parallel.cost.traffic import traffic
@@ -20,7 +21,7 @@ from parallel.layout import (
 from parallel.mesh import data_mesh
 from parallel.pipeline.schedules import ORDERS
 from parallel.program import AXIS
-from parallel.strategies import EXACT, ParallelConfig
+from parallel.strategies import EXACT
 from tests.parallel.toy import SEVERAL_AXES, SGD, batches, sgd_program, toy_learner
 
 DROPOUT = {1: {}, 2: {"dropout": 0.2}}
