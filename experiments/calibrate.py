@@ -9,7 +9,6 @@ GPUs and TPUs between the devices of this process. Writes a file of JSON; nothin
 run on the machine.
 """
 
-import math
 import os
 import pathlib
 import subprocess
@@ -18,7 +17,7 @@ from functools import partial
 
 from absl import flags
 
-from experiments.planning.calibration import measure
+from experiments.planning.calibration import check_request, measure
 from experiments.planning.hardware import FILE, shown, write_machine
 from experiments.planning.steps import measure_steps
 from experiments.processes import allocator, join
@@ -47,7 +46,7 @@ def main() -> None:
     alone = flags.FLAGS.coordinator is None and flags.FLAGS.num_processes is None
     with user_errors():
         file = pathlib.Path(OUT.value)
-        check(file, SECONDS.value)
+        check_request(file, SECONDS.value)
         if not alone or PROCESSES.value == 1:
             join.start_jax()
         elif is_cpu():
@@ -61,16 +60,6 @@ def main() -> None:
         with user_errors():
             write_machine(file, found)
         print(shown(found))
-
-
-def check(file: pathlib.Path, seconds: float) -> None:
-    """Raise ValueError for what would fail after a minute of measuring."""
-    if not file.parent.is_dir():
-        raise ValueError(f"--out={file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise ValueError(f"--out={file} is a folder; give a file, as in {file / FILE}")
-    if not math.isfinite(seconds):
-        raise ValueError(f"--seconds={seconds}: expected a number of seconds, from 0")
 
 
 def is_cpu() -> bool:

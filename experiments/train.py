@@ -133,6 +133,7 @@ def main() -> None:
     # Here the workdir is free again.
     with user_errors():
         if ON_OOM.value == "accumulate":
+            say(message)
             start_again(builder.phase, batch_degree(builder.mesh))
         raise ValueError(message)
 

@@ -1,6 +1,8 @@
 """The constants of the machine that a process runs on, measured in seconds."""
 
+import math
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -48,6 +50,16 @@ def measure(seconds: float) -> dict[str, Any]:
             times = [(b, collective_time(run, mesh, b, seconds)) for b in SENT]
             found["collectives"][kind] = fit_link(times, sends, share)
     return found
+
+
+def check_request(file: pathlib.Path, seconds: float) -> None:
+    """Raise ValueError for what would fail after a minute of measuring."""
+    if not file.parent.is_dir():
+        raise ValueError(f"--out={file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"--out={file} is a folder; give a file, as {file}/hardware.json")
+    if not math.isfinite(seconds):
+        raise ValueError(f"--seconds={seconds}: expected a number of seconds, from 0")
 
 
 def own_memory(mesh) -> float:

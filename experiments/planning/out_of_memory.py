@@ -93,6 +93,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def explained(error: Exception, config: Experiment, mesh: jax.sharding.Mesh) -> str:
     """Return an error of one line: the largest part of the memory, and what lowers it."""
     said = str(error).strip().splitlines()[0].rstrip(".")
+    if config.model.trained_by == "counts":  # of which there is no plan
+        return f"out of memory: {said}"
     model: Model = model_of(config, mesh.devices.flat[0].platform)
     remat = getattr(config.model, "remat", "none")
     hardware, own = these(mesh), config.parallel
@@ -120,6 +122,11 @@ def next_command(argv: Sequence[str], phase: Phase, degree: int) -> list[str]:
     """
     config, flag = phase.config, flag_of(phase)
     number = 2 * config.parallel.accumulation
+    if config.model.trained_by == "counts":
+        raise ValueError(
+            "--on_oom=accumulate: a model of counts has one microbatch, and it does not "
+            "fit; give a smaller data.batch_size or more devices"
+        )
     if config.data.batch_size % (degree * number):
         raise ValueError(
             f"--on_oom=accumulate: data.batch_size {config.data.batch_size} over "

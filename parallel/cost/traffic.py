@@ -38,8 +38,8 @@ def traffic(
 
     `norms` are taken of the whole gradient in a step. `joins`: the compiler joins arrays
     that it sums at one place; XLA for CPUs sends them one after the other. A part that
-    sends nothing is left out, but for the sums of single numbers (`scalars`): their bytes
-    do not count, and each of them waits as long as a large array's first send.
+    sends nothing is left out, but for those of single numbers (`scalars`, `metrics`), whose
+    bytes do not count.
     """
     total = config.row.sent_bytes(config, params, mesh, cut) or 0.0
     found = pipeline_parts(config, mesh, cut) if STAGE in mesh.shape else []
@@ -111,24 +111,27 @@ def scalar_parts(
     """Return the sums of single numbers: norms of gradients that are split, and metrics.
 
     A norm adds up a number of each split array. Metrics travel with the gradients, except
-    in an exchange and under `jit` on CPUs, which sums two in each microbatch. Numbers that
-    are summed over `tensor` or over stages are not counted.
+    on CPUs: in an exchange as one array, and under `jit` as two numbers of each microbatch.
+    Numbers that are summed over `tensor` or over stages are not counted.
     """
-    axis = FSDP if FSDP in mesh.shape else AXIS
-    times = 0.0
+    axis, axes = FSDP if FSDP in mesh.shape else AXIS, batch_axes(mesh)
+    degree, singles = batch_degree(mesh), 0.0
     if config.row.layout.opt is not replicate and mesh.shape.get(axis, 1) > 1:
         sizes = split_sizes(jax.tree.leaves(params), mesh.shape[axis])
-        times += norms * (1 if joins else sum(size > 0 for size in sizes))
+        singles += norms * (1 if joins else sum(size > 0 for size in sizes))
     if not joins and left_to_compiler(config):
-        times += 2 * config.accumulation
-    elif not joins and config.row.exchanges:
-        times += rounds(config)
-    degree = batch_degree(mesh)
-    if not times or degree == 1:
-        return []
-    # Accelerators sum little along a tree, Gloo in a ring.
-    steps = sends("halving_doubling" if joins else "psum", degree)
-    return [Collective("scalars", batch_axes(mesh), 0.0, times, steps)]
+        singles += 2 * config.accumulation
+    # Accelerators sum little along a tree. Gloo cuts an array into two segments for each
+    # process; a single number is one segment, which is sent round the ring alone.
+    algorithm, kind = ("tree", "all-reduce") if joins else ("ring", "collective-permute")
+    steps, arrays = sends(algorithm, degree), 0.0
+    if not joins and config.row.exchanges:
+        arrays = rounds(config)
+    found = [
+        Collective("scalars", axes, 0.0, singles, steps, kind),
+        Collective("metrics", axes, 0.0, arrays, sends("psum", degree)),
+    ]
+    return [one for one in found if one.count and degree > 1]
 
 
 def gathering_parts(

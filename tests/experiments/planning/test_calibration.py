@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from experiments.planning import calibration, steps
-from experiments.planning.calibration import fit_link
+from experiments.planning.calibration import check_request, fit_link
 from experiments.planning.hardware import hardware_of, machine_of, write_machine
 from experiments.planning.steps import fit_steps
-from tests.experiments.runs import run
 
 
 def test_a_link_is_fitted_to_latency_and_bandwidth():
@@ -38,8 +37,14 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
 
 
 def test_what_would_fail_after_a_minute_is_refused_at_once(tmp_path):
-    result = run("calibrate", f"--out={tmp_path}", check=False)
-    assert result.returncode == 2 and "is a folder; give a file" in result.stderr
+    check_request(tmp_path / "hardware.json", 0.5)
+    for file, seconds, said in (
+        (tmp_path, 0.5, "is a folder; give a file"),
+        (tmp_path / "absent/hardware.json", 0.5, "there is no folder .*absent"),
+        (tmp_path / "hardware.json", float("nan"), "--seconds=nan: expected a number"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_request(file, seconds)
 
 
 def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.planning import out_of_memory
 from experiments.planning.out_of_memory import explained, next_command, settled, these
+from experiments.planning.shapes import model_of
 from experiments.processes import allocator
 from experiments.run.phases.phase import phases_of
 from experiments.run.startup import numbers_for_words, read_config_file
@@ -37,6 +38,7 @@ def test_a_run_without_memory_starts_again_with_the_same_losses(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("out of memory; starting again with") == 1
+    assert result.stderr.count("the largest part is") == 1
     expected = losses(tmp_path / "plain")
     assert len(expected) == 4
     assert losses(tmp_path / "short") == pytest.approx(expected, rel=1e-5)
@@ -53,6 +55,9 @@ def test_the_message_names_the_largest_part_and_the_flag():
     assert "1 GB is too much. By the plan jit over data 2, 1 microbatches takes" in said
     assert "the largest part is activations" in said and "\n" not in said
     assert "a larger --config.parallel.accumulation" in said
+    counts = read_config_file("configs/ngram.py")
+    said = explained(error, counts, config.parallel.mesh(jax.devices()[:2]))
+    assert said == "out of memory: RESOURCE_EXHAUSTED: 1 GB is too much"
 
 
 def test_the_next_command_doubles_the_microbatches():
@@ -63,6 +68,9 @@ def test_the_next_command_doubles_the_microbatches():
     assert next_command(["--config.parallel.accumulation=1"], phase, 8) == [flag]
     with pytest.raises(ValueError, match="32 over 32 devices cannot be cut into 2"):
         next_command(argv, phase, 32)
+    (counting,) = phases_of(read_config_file("configs/ngram.py"))
+    with pytest.raises(ValueError, match="a model of counts has one microbatch"):
+        next_command(argv, counting, 8)
 
 
 def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):
@@ -76,7 +84,8 @@ def test_auto_is_the_fewest_microbatches_that_fit(monkeypatch):
     devices = jax.devices()[:2]
     assert settled(auto, devices).parallel.accumulation == 1
     assert settled(config, devices) is config
-    hardware = these(parallel.mesh(devices))
+    hardware, model = these(parallel.mesh(devices)), model_of(config, "cpu")
+    monkeypatch.setattr(out_of_memory, "model_of", lambda *given: model)  # once for all
 
     def little(memory: float) -> int:
         machine = hardware.machine._replace(memory=memory)
