@@ -23,6 +23,9 @@ SETTINGS = {
     # No huge pages: they make later steps no faster, and the first takes 2.3 s, not 1.3.
     "MIMALLOC_ALLOW_THP": "0",
 }
+# This command holds a model once and takes no step: what it has freed must go back, or the
+# process grows by more than the model. glibc gives back at once what is larger than this.
+LEAN, GIVES_BACK = "experiments.import_hf", {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
 ACCELERATORS = ("nvidia0", "accel0", "vfio/0", "kfd")  # in /dev; vfio: newer TPUs
 
 
@@ -31,14 +34,23 @@ def preload() -> None:
     needed = {}
     if is_loaded():
         os.environ.pop("LD_PRELOAD", None)  # child processes choose for themselves
-    elif is_wanted(sys.orig_argv, os.environ, pathlib.Path("/dev")):
-        library = find_library()
-        needed = {"LD_PRELOAD": library} if library else {}
+    else:
+        needed = lacking(sys.orig_argv, os.environ, pathlib.Path("/dev"))
     # In another encoding, Python cannot hand a path or a prompt to JAX's libraries.
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         needed["PYTHONUTF8"] = "1"
     if needed:
         os.execve(sys.executable, sys.orig_argv, SETTINGS | os.environ | needed)
+
+
+def lacking(
+    argv: Sequence[str], environ: Mapping[str, str], dev: pathlib.Path
+) -> dict[str, str]:
+    """Return what the environment of a command lacks for its allocator."""
+    if LEAN in argv:
+        return {name: x for name, x in GIVES_BACK.items() if name not in environ}
+    library = find_library() if is_wanted(argv, environ, dev) else None
+    return {"LD_PRELOAD": library} if library else {}
 
 
 def preallocate(share: float | None) -> None:

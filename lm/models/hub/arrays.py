@@ -127,7 +127,8 @@ def read_params(
     def leaf(keys, like: jax.ShapeDtypeStruct) -> jax.Array:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         read = partial(read_leaf, by_path[path], stored, end_id)
-        return jax.make_array_from_callback(like.shape, like.sharding, read)
+        made = jax.make_array_from_callback(like.shape, like.sharding, read)
+        return jax.block_until_ready(made)  # only then is what was read given up
 
     return jax.tree.map_with_path(leaf, abstract)
 

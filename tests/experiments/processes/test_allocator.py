@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.processes.allocator import find_library, is_wanted
+from experiments.processes.allocator import find_library, is_wanted, lacking
 from tests.experiments.runs import run_anew, small
 
 COMMAND = ["python", "-m", "experiments.train"]
@@ -29,6 +29,14 @@ def test_wanted_on_a_cpu_where_nobody_chose(tmp_path, argv, environ, devices, wa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert is_wanted(argv, environ, tmp_path) == wanted
+
+
+def test_an_import_gives_memory_back(tmp_path):
+    argv = ["python", "-m", "experiments.import_hf", "--model=a"]
+    given = lacking(argv, {}, tmp_path)
+    assert given == {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert lacking(argv, given, tmp_path) == {}  # and starts no third time
+    assert lacking(COMMAND, {"LD_PRELOAD": "a"}, tmp_path) == {}
 
 
 @pytest.mark.skipif(not find_library(), reason="the package has no wheel for this system")
