@@ -20,6 +20,7 @@ component writes this dict without importing this module:
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import re
@@ -59,9 +60,7 @@ class Field(NamedTuple):
     @property
     def is_tuple(self) -> bool:
         """Whether it holds a tuple of configs."""
-        inside = typing.get_args(self.spec.type)
-        whole = typing.get_origin(self.spec.type) is tuple
-        return whole and dataclasses.is_dataclass(inside[0])
+        return is_tuple_of_configs(self.spec.type)
 
     @property
     def is_leaf(self) -> bool:
@@ -92,6 +91,12 @@ class Field(NamedTuple):
         return name
 
 
+@functools.cache
+def is_tuple_of_configs(kind: Any) -> bool:
+    inside = typing.get_args(kind)
+    return typing.get_origin(kind) is tuple and dataclasses.is_dataclass(inside[0])
+
+
 def walk(config: Any, prefix: str = "") -> Iterator[Field]:
     """Yield every field, a config before the fields inside it."""
     for spec in dataclasses.fields(config):
@@ -116,11 +121,12 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 def set_field(config: Any, name: str, value: Any) -> None:
     """Set one field in place; ValueError for an unknown name."""
-    known = flatten(config)
+    found = list(walk(config))
+    known = {field.name for field in found if field.is_leaf}
     if name not in known:
-        raise ValueError(f"config has no field {name!r}{nearest(name, known)}")
+        raise ValueError(f"config has no field {name!r}{nearest(name, flatten(config))}")
     group, _, last = name.rpartition(".")
-    inside = {n: each for field in walk(config) for n, each in field.configs.items()}
+    inside = {n: each for field in found for n, each in field.configs.items()}
     setattr(inside[group] if group else config, last, value)
 
 

@@ -90,28 +90,29 @@ class Task(NamedTuple):
 
 
 def next_token_task(
-    build: Callable[[nnx.Rngs], nnx.Module],
+    build: Callable[[Key], nnx.Module],
     loss_chunk: int,
     smoothing: float = 0.0,
     trace_norms: bool = False,
 ) -> Task:
     """Return the Task of predicting each token from the tokens before it.
 
-    `build(rngs)` makes an NNX module with the methods `hidden`, `head`, `cache` and
-    `decode`. A module with an encoder has `encode` too. `trace_norms` needs `outputs`, and
-    adds the sums of lm/norms.py to those of the loss. lm/models/recurrent.py and
+    `build(key)` makes an NNX module with the methods `hidden`, `head`, `cache` and
+    `decode`. It takes long to trace; under `jax.jit` this happens once. A module with an
+    encoder has `encode` too. `trace_norms` needs `outputs`, and adds the sums of
+    lm/norms.py to those of the loss. lm/models/recurrent.py and
     lm/models/seq2seq/recurrent.py are examples of such modules.
 
     A target counts if it lies in the same document as the token before it. If `hidden`
     returns only the last positions of a row, only their targets are predicted.
     `loss_chunk` is the number of positions whose logits exist at once (0: all).
     """
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
     graph, encodes = nnx.graphdef(abstract), hasattr(abstract, "encode")
 
     @jax.jit  # traced once, however often its shapes are asked for
     def init(key: Key) -> Params:
-        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(build(key), nnx.Param))
 
     def hidden(params: Params, batch: Batch, key: Key | None):
         module = nnx.merge(graph, params)
@@ -265,16 +266,19 @@ def targets_mask(batch: Batch) -> jax.Array:
     return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
 
 
-def without_layers(build: Callable[[nnx.Rngs], nnx.Module]) -> nnx.GraphDef:
-    """Return the graph of the module that `build` makes, with its layers taken out."""
+def cut_graphs(build: Callable[[Key], nnx.Module]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+    """Return the graph of what `build` makes with its layers taken out, and of a layer."""
 
-    def outer() -> nnx.Module:
-        module = build(nnx.Rngs(0))
-        for name in {"layers", "scanned_layers"} & set(vars(module)):
-            setattr(module, name, None)
-        return module
+    def cut() -> tuple[nnx.Module, nnx.Module]:
+        module = build(jax.random.key(0))
+        if getattr(module, "scanned_layers", None) is not None:
+            layer, module.scanned_layers = module.scanned_layers, None
+        else:
+            layer, module.layers = module.layers[0], None
+        return module, layer
 
-    return nnx.graphdef(nnx.eval_shape(outer))
+    outer, layer = nnx.eval_shape(cut)
+    return nnx.graphdef(outer), nnx.graphdef(layer)
 
 
 def num_parameters(params: Params) -> int:

@@ -12,6 +12,7 @@ import zlib
 
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+XLA_FLAGS += " --xla_cpu_opt_preset=FAST_COMPILE"
 # A device that a busy machine lets wait for long is no deadlock, which ends the process.
 XLA_FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 if importlib.metadata.version("jaxlib").startswith("0.10."):

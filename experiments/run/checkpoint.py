@@ -27,6 +27,10 @@ from parallel.agreement import bit_sum
 from parallel.program import Program, TrainState
 from parallel.regroup import at_degree_of
 
+# Each replica writes a part of an array. To cut a smaller part takes longer than to write
+# the array: a save of 45 small arrays from 8 devices takes half as long uncut.
+LEAST_SLICE_BYTES = 1 << 16
+
 
 class Score(NamedTuple):
     """A validation loss by which checkpoints are compared."""
@@ -66,6 +70,8 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int, write: bool):
         policies = ocp.training.preservation_policies
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = LEAST_SLICE_BYTES
         self.folder = folder.absolute()
         self.checkpointer = ocp.training.Checkpointer(
             self.folder,
@@ -73,6 +79,7 @@ class Checkpoints:
                 [policies.LatestN(keep), KeepBest()]
             ),
             cleanup_tmp_directories=write,
+            context=context,
         )
         self.pending: tuple[int, Any] | None = None
         self.before_save: Callable[[int], None] = lambda step: None  # may raise OSError

@@ -38,14 +38,15 @@ from lm.models.recurrence import Carry, gru_step, lstm_step, output, recur, rnn_
 from lm.models.rotary import positions_in_segment
 from lm.models.setting import Setting, check_chunk
 from lm.task import (
+    Key,
     Stages,
     Task,
+    cut_graphs,
     inputs,
     layered_stages,
     next_token_loss,
     next_token_task,
     row_keys,
-    without_layers,
 )
 
 CELLS = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
@@ -91,8 +92,9 @@ class RecurrentConfig:
         check_chunk("model.loss_chunk", self.loss_chunk, setting)
 
     def task(self, setting: Setting) -> Task:
-        def build(rngs: nnx.Rngs) -> Recurrent:
-            return Recurrent(self, setting.vocab_size, rngs)
+        @jax.jit
+        def build(key: Key) -> Recurrent:
+            return Recurrent(self, setting.vocab_size, nnx.Rngs(key))
 
         traced = setting.trace_norms
         task = next_token_task(build, self.loss_chunk, trace_norms=traced)
@@ -105,12 +107,11 @@ class RecurrentConfig:
 
 def recurrent_stages(
     config: RecurrentConfig,
-    build: Callable[[nnx.Rngs], "Recurrent"],
+    build: Callable[[Key], "Recurrent"],
     trace_norms: bool = False,
 ) -> Stages:
     """Cut between layers; all have one shape, as a state is as wide as an embedding."""
-    outer_graph = without_layers(build)
-    layer_graph = nnx.graphdef(nnx.eval_shape(lambda: Layer(config, nnx.Rngs(0))))
+    outer_graph, layer_graph = cut_graphs(build)
 
     def embed(outer, batch, key) -> jax.Array:
         tokens_BT, _ = inputs(batch)

@@ -43,7 +43,7 @@ def small(folder: pathlib.Path, **overrides: object) -> list[str]:
         "steps": 12,
         "eval_every": 4,
         "eval_batches": 1,
-        "save_every": 2,
+        "save_every": 0,
     } | overrides
     return [f"--config={ROOT}/configs/tiny.py"] + [
         f"--config.{name}={value}" for name, value in config.items()

@@ -18,6 +18,7 @@ from experiments.processes.allocator import preload
 LIBRARIES = [
     "experiments.run.startup", "experiments.run.loop", "experiments.run.summary",
     "experiments.run.restore", "experiments.planning.dry_run", "lm.decoding",
+    "experiments.planning.out_of_memory", "experiments.asynchronous.pool",
 ]  # fmt: skip
 
 

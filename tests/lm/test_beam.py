@@ -14,6 +14,7 @@ from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Task
 from lm.vocabulary import END_ID
+from tests.lm.models.drawn import drawn
 
 VOCAB, NUM_NEW = 4, 4
 PROMPTS = [[1, 2], [3], [2, 2, 1]]
@@ -26,8 +27,7 @@ def model(request):
     else:
         config = TransformerConfig(width=8, num_layers=1, num_heads=2)
         task = config.task(Setting(VOCAB, 16))
-    params = jax.jit(task.init)(jax.random.key(3))
-    return task, jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
+    return task, drawn(task, 0.5)
 
 
 def every_text():

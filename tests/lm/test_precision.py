@@ -12,6 +12,7 @@ from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
+from tests.lm.models.drawn import drawn
 
 BATCH = {
     "tokens": jnp.arange(26).reshape(2, 13) % 20,
@@ -41,7 +42,7 @@ def operations(jaxpr, name: str):
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 def test_computes_in_sixteen_bits_over_float32_parameters(compute):
     task, reference = make(compute), make("float32")
-    params = jax.jit(task.init)(jax.random.key(0))
+    params = drawn(task, 0.1)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     program = jax.make_jaxpr(lambda p: task.loss(p, BATCH, None))(params)
     products = operations(program.jaxpr, "dot_general")
@@ -75,9 +76,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_sums_in_float32_whoever_asks(name):
     task = mixed_precision(MODELS[name](), PrecisionConfig(compute="bfloat16"))
-    params = jax.tree.map(
-        lambda x: x * 8 if x.ndim > 1 else x, jax.jit(task.init)(jax.random.key(0))
-    )
+    params = drawn(task, 0.16)
 
     @jax.jit
     def outputs(params):

@@ -21,9 +21,8 @@ import jax
 from flax import nnx
 
 from lm.models.recurrent import CELLS, RecurrentConfig
-from lm.models.seq2seq.recurrent import RecurrentSeq2Seq, make_pair
+from lm.models.seq2seq.recurrent import RecurrentSeq2Seq
 from lm.models.seq2seq.transformer import (
-    DecoderBlock,
     Streams,
     TransformerSeq2Seq,
     source_mask,
@@ -32,13 +31,14 @@ from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.task import (
     Batch,
+    Key,
     Stages,
     Task,
+    cut_graphs,
     inputs,
     next_token_loss,
     next_token_task,
     row_keys,
-    without_layers,
 )
 
 KINDS = ("transformer", "recurrent")
@@ -105,7 +105,9 @@ class Seq2SeqConfig:
         (self.blocks if self.kind == "transformer" else self.cells).validate(setting)
 
     def task(self, setting: Setting) -> Task:
-        def build(rngs: nnx.Rngs) -> nnx.Module:
+        @jax.jit
+        def build(key: Key) -> nnx.Module:
+            rngs = nnx.Rngs(key)
             if self.kind == "transformer":
                 return TransformerSeq2Seq(self.blocks, setting, rngs)
             return RecurrentSeq2Seq(self.cells, setting, rngs)
@@ -122,7 +124,7 @@ class Seq2SeqConfig:
 
 
 def seq2seq_stages(
-    config: Seq2SeqConfig, build: Callable[[nnx.Rngs], nnx.Module], setting: Setting
+    config: Seq2SeqConfig, build: Callable[[Key], nnx.Module], setting: Setting
 ) -> Stages:
     """Cut between the layers of the decoder; the carry holds both source and target.
 
@@ -132,14 +134,7 @@ def seq2seq_stages(
     on the first stage: that stage has more work than the others, and every stage has a copy
     of the encoder's parameters.
     """
-    outer_graph = without_layers(build)
-
-    def one_layer() -> nnx.Module:
-        if config.kind == "transformer":
-            return DecoderBlock(config.blocks, nnx.Rngs(0))
-        return make_pair(config.cells, nnx.Rngs(0))
-
-    layer_graph = nnx.graphdef(nnx.eval_shape(one_layer))
+    outer_graph, layer_graph = cut_graphs(build)
 
     def mask(batch: Batch) -> jax.Array:
         tokens_BT, _ = inputs(batch)

@@ -39,22 +39,24 @@ from lm.models.rotary import positions_in_segment, rotate
 from lm.models.setting import Setting
 from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import (
+    Key,
     Stages,
     Task,
+    cut_graphs,
     inputs,
     layered_stages,
     next_token_loss,
     next_token_task,
     row_keys,
-    without_layers,
 )
 
 
 def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
     """Return the Task of a transformer, with stages and tensor dims."""
 
-    def build(rngs: nnx.Rngs) -> Transformer:
-        return Transformer(config, setting, rngs)
+    @jax.jit
+    def build(key: Key) -> Transformer:
+        return Transformer(config, setting, nnx.Rngs(key))
 
     task = next_token_task(build, config.loss_chunk, trace_norms=setting.trace_norms)
     return task._replace(
@@ -68,11 +70,10 @@ def transformer_task(config: TransformerConfig, setting: Setting) -> Task:
 def transformer_stages(
     config: TransformerConfig,
     setting: Setting,
-    build: Callable[[nnx.Rngs], "Transformer"],
+    build: Callable[[Key], "Transformer"],
 ) -> Stages:
     """Cut between blocks."""
-    outer_graph = without_layers(build)
-    block_graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    outer_graph, block_graph = cut_graphs(build)
 
     def embed(outer, batch, key) -> jax.Array:
         return nnx.merge(outer_graph, outer).enter(*inputs(batch), row_keys(batch, key))

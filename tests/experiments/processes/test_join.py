@@ -15,7 +15,7 @@ def group(coordinator: str, num_processes: int, process_id: int) -> list[str]:
         f"--coordinator={coordinator}",
         f"--num_processes={num_processes}",
         f"--process_id={process_id}",
-        "--join_seconds=6",
+        "--join_seconds=3",
     ]
 
 
@@ -39,7 +39,7 @@ def results(tmp_path_factory):
             "port taken": (group(f"localhost:{port}", 2, 0), {}),
             "not JAX": (group(f"localhost:{port}", 2, 1), {}),
             "nobody there": (group(f"localhost:{free_port()}", 2, 1), {}),
-            "alone in a step": (["--join_seconds=6"], alone),
+            "alone in a step": (["--join_seconds=3"], alone),
             "no plugin": ([], {"JAX_PLATFORMS": absent}),
             "no tpu": ([], {"JAX_PLATFORMS": "tpu"}),
             "no such platform": ([], {"JAX_PLATFORMS": "abacus"}),
@@ -65,9 +65,9 @@ SAYS = {
     "too high": "--process_id=2: with --num_processes=2 it must be from 0 to 1",
     "no such host": "the name of the host 'no.such.host.invalid' is not known",
     "port taken": "Address already in use",
-    "not JAX": "waited 6 s in vain for all 2 processes",
-    "nobody there": "waited 6 s in vain for all 2 processes",
-    "alone in a step": "waited 6 s in vain for all 4 processes",
+    "not JAX": "waited 3 s in vain for all 2 processes",
+    "nobody there": "waited 3 s in vain for all 2 processes",
+    "alone in a step": "waited 3 s in vain for all 4 processes",
     "no plugin": "there is no device of JAX_PLATFORMS=",
     "no tpu": "there is no device of JAX_PLATFORMS=tpu",
     "no such platform": "there is no device of JAX_PLATFORMS=abacus",
@@ -102,7 +102,7 @@ def test_a_proxy_of_the_environment_is_passed_by(tmp_path):
     flags = [*TRAIN, f"--workdir={tmp_path}/new", "--config.steps=0"]
     results = run_together(
         [
-            ([*flags, *group(f"127.0.0.1:{port}", 2, index), "--join_seconds=60"], proxies)
+            ([*flags, *group(f"127.0.0.1:{port}", 2, index), "--join_seconds=30"], proxies)
             for index in (0, 1)
         ],
         check=False,

@@ -1,5 +1,7 @@
 """A run whose batch grows: against single steps by hand, continued, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,9 @@ def by_hand(run):
     rows, task, read = run.data.train, run.task, 0
     params = task.init(jax.random.key(0))
 
-    def mean_loss(params, batch):
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def mean_grads(params, batch):
         loss, sums = task.loss(params, batch, None)
         return loss / sums["tokens"], sums["loss"] / sums["tokens"]
 
@@ -67,7 +71,7 @@ def by_hand(run):
         read += size
         batch = {"tokens": rows.tokens[index], "segments": rows.segments[index]}
         batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()}
-        grads, loss = jax.grad(mean_loss, has_aux=True)(params, batch)
+        grads, loss = mean_grads(params, batch)
         found.append(float(loss))
         params = optax.apply_updates(params, tx.update(grads, tx.init(params))[0])
     return found

@@ -45,7 +45,7 @@ def uninterrupted(folder):
 @pytest.fixture(scope="module")
 def stopped(folder):
     """A run that was stopped at step 8, for each test to damage a copy of."""
-    flags = [*small(folder), f"--workdir={folder}/stopped", "--devices=8"]
+    flags = [*small(folder, save_every=2), f"--workdir={folder}/stopped", "--devices=8"]
     run("train", *flags, "--stop_at=8")
     return folder / "stopped"
 
@@ -64,7 +64,7 @@ def test_killed_at_random_instants_is_bitwise_equal(folder, monkeypatch):
     monkeypatch.chdir(ROOT)
     rng = random.Random(KILLS)
     steps = 10 * KILLS
-    flags = [*small(folder, save_every=1, steps=steps), "--devices=8"]
+    flags = [*small(folder, save_every=1, eval_every=10, steps=steps), "--devices=8"]
     whole, killed = folder / "never-killed", folder / "killed"
     run("train", *flags, f"--workdir={whole}")
     kills = 0
@@ -76,7 +76,7 @@ def test_killed_at_random_instants_is_bitwise_equal(folder, monkeypatch):
             child = keeper.begin([*flags, f"--workdir={killed}"], os.sched_getaffinity(0))
             while not child.pid and child.poll() is None:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0.5, 5))
+            time.sleep(rng.uniform(0.5, 3))
             assert child.poll() in (None, 0)
             kills += child.poll() is None
             child.kill()
@@ -94,11 +94,9 @@ def test_killed_at_random_instants_is_bitwise_equal(folder, monkeypatch):
 def test_other_degrees_and_strategies_continue_the_same_run(folder, uninterrupted):
     workdir = f"--workdir={folder}/moved"
     for devices, strategy, accumulation, stop_at in [
-        (8, "jit", 1, 3),
-        (4, "fsdp", 2, 6),
-        (2, "pmap", 1, 9),
-        (1, "zero2", 4, 11),
-        (8, "shard_map", 2, 12),
+        (4, "fsdp", 2, 4),
+        (1, "zero2", 4, 8),
+        (2, "pmap", 1, 12),
     ]:
         overrides = AT_THE_END | {
             "parallel.strategy": strategy,
@@ -256,11 +254,8 @@ def test_processes_exchange_as_devices_do(folder, name):
     local, own = name != "int8", 2 if name == "islands" else 1
     # Evaluated between two meetings, too.
     flags = small(folder, **overrides, eval_every=8, save_every=0)
-    # Replicas that train apart are stopped between two meetings, and go on: islands in one
-    # process, single devices in two.
-    for stop_at in (7, 12) if name == "islands" else (12,):
-        one = f"--workdir={folder}/devices-{name}", f"--stop_at={stop_at}"
-        run("train", *flags, *one, f"--devices={2 * own}")
+    run("train", *flags, f"--workdir={folder}/devices-{name}", f"--devices={2 * own}")
+    # Replicas that train apart are stopped between two meetings, and go on.
     for stop_at in (7, 12) if name == "diloco" else (12,):
         mine = [
             *flags, f"--stop_at={stop_at}", f"--workdir={folder}/processes-{name}",

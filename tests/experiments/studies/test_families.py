@@ -76,15 +76,18 @@ def test_an_lstm_trains_goes_on_elsewhere_and_generates(folder):
         "generate", f"--workdir={folder}/whole", "--prompt=def ", "--max_new_tokens=9"
     )
     assert result.stdout.startswith("def ") and len(result.stdout) > 8
+    result = run("score", f"--workdir={folder}/whole", check=False)
+    assert result.returncode == 2
+    assert "recurrent family, which has no decoder that writes targets" in result.stderr
 
 
 @pytest.mark.parametrize(("config", "other"), [("hmm", "zero1"), ("ngram", "pmap")])
 def test_counts_go_on_elsewhere_and_generate(folder, config, other):
     """Expected counts of a hidden Markov model, and counts of n-grams."""
-    flags = flags_of(folder, config, steps=6)
+    # A table of counts has another size in each evaluation, which is compiled for it.
+    flags = flags_of(folder, config, steps=6, eval_every=0)
     whole, parts = folder / f"{config}-{other}", folder / f"{config}-{other}-parts"
-    if config == "hmm":
-        flags.append("--config.model.num_states=8")
+    flags.append(f"--config.model.{'num_states=8' if config == 'hmm' else 'order=3'}")
     run("train", *flags, f"--workdir={whole}", "--devices=2")
     run("train", *flags, f"--workdir={parts}", "--devices=4", "--stop_at=3")
     run(
@@ -95,13 +98,12 @@ def test_counts_go_on_elsewhere_and_generate(folder, config, other):
     # Counts have the same bits; expected counts are sums of floats.
     assert one == (two if config == "ngram" else pytest.approx(two, rel=1e-5))
     evaluated = run("evaluate", f"--workdir={whole}", "--checkpoint=latest")
-    assert f"{one[6]:.4f}" in evaluated.stdout
+    assert f"{one[6]:.5g}" in evaluated.stdout
     written = run("generate", f"--workdir={whole}", "--prompt=def ", "--max_new_tokens=9")
     assert written.stdout.startswith("def ")
 
 
-@pytest.mark.parametrize("kind", ["transformer", "recurrent"])
-def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
+def test_an_encoder_decoder_trains_writes_and_is_scored(folder):
     """The task, to write a line's words in capitals, is one that copying cannot do."""
     lines = sorted({line for f in (folder / "corpus").iterdir() for line in f.open()})
     (folder / "sources").write_text("".join(lines))
@@ -109,10 +111,9 @@ def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
     overrides = {
         "data.source": "parallel", "data.path": folder / "sources", "data.seq_len": 64,
         "data.target_path": folder / "targets", "data.source_len": 32, "steps": 30,
-        "model.kind": kind, "eval_every": 15, "save_every": 15, "prompt": "def",
-        "data.name": "",
+        "eval_every": 15, "prompt": "def", "data.name": "",
     }  # fmt: skip
-    workdir = folder / kind
+    workdir = folder / "pairs"
     run(
         "train", *flags_of(folder, "translation", **overrides), f"--workdir={workdir}",
         "--devices=2", "--config.parallel.strategy=shard_map",
@@ -133,13 +134,6 @@ def test_an_encoder_decoder_trains_writes_and_is_scored(folder, kind):
     assert set(result) == {"model", "copy of the source", "commonest target"}
     assert all(0 <= value <= 100 for each in result.values() for value in each.values())
     assert result["copy of the source"]["bleu"] < 1
-
-
-def test_a_model_without_an_encoder_is_not_scored(folder):
-    run("train", *flags_of(folder, "lstm", steps=2), f"--workdir={folder}/words")
-    result = run("score", f"--workdir={folder}/words", check=False)
-    assert result.returncode == 2
-    assert "recurrent family, which has no decoder that writes targets" in result.stderr
 
 
 BAD = {  # overrides of configs/lstm.py -> what the message must say

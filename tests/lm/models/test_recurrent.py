@@ -20,6 +20,7 @@ from lm.models.recurrent import (
 )
 from lm.models.setting import Setting
 from lm.precision import PrecisionConfig, mixed_precision
+from tests.lm.models.drawn import drawn
 from tests.lm.models.overfit import overfit
 
 VOCAB, SEQ_LEN = 30, 12
@@ -43,15 +44,8 @@ def make(name="lstm", **changes):
     config = RecurrentConfig(**{"width": 8, "num_layers": 2, **SHAPES[name], **changes})
     config.validate(Setting(VOCAB, SEQ_LEN))
     task = config.task(Setting(VOCAB, 0))
-    params, rng = jax.jit(task.init)(jax.random.key(0)), np.random.default_rng(1)
     # Nothing is zero and everything matters, the biases included.
-    return (
-        config,
-        task,
-        jax.tree.map(
-            lambda x: np.float32(x + 0.3 * rng.normal(size=x.shape)), jax.device_get(params)
-        ),
-    )
+    return config, task, drawn(task, 0.3)
 
 
 def random_batch(seed=0, rows=3, segments=1):

@@ -14,6 +14,7 @@ from lm.models.transformer import model as transformer
 from lm.models.transformer.config import TransformerConfig
 from lm.models.transformer.model import initializer
 from lm.task import num_parameters
+from tests.lm.models.drawn import drawn
 from tests.lm.models.overfit import overfit
 
 VOCAB, SEQ_LEN = 50, 12
@@ -58,9 +59,8 @@ def make(name="gpt2", **changes):
     )
     config.validate(Setting(VOCAB, SEQ_LEN))
     task = config.task(Setting(VOCAB, SEQ_LEN))
-    params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
     # Larger weights than at the start, so that every path matters to the result.
-    return config, task, jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
+    return config, task, drawn(task, 0.1)
 
 
 @functools.cache
@@ -250,15 +250,9 @@ def test_layers_as_calls_are_the_layers(remat, monkeypatch):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_scanned_layers_are_the_layers(remat):
     config, task, apart = make("llama", dropout=0.1, remat=remat, num_layers=3)
-    _, scanned_task, stacked = make(
+    scanned_task = make(
         "llama", dropout=0.1, remat=remat, num_layers=3, scan_layers=True
-    )
-    np.testing.assert_array_equal(apart["embedding"], stacked["embedding"])
-    for i in range(config.num_layers):
-        np.testing.assert_array_equal(
-            apart["layers"][i]["mlp"]["gate"]["kernel"],
-            stacked["scanned_layers"]["mlp"]["gate"]["kernel"][i],
-        )
+    )[1]  # fmt: skip
     stacked = {name: child for name, child in apart.items() if name != "layers"} | {
         "scanned_layers": jax.tree.map(lambda *x: np.stack(x), *apart["layers"].values())
     }
@@ -276,6 +270,19 @@ def test_scanned_layers_are_the_layers(remat):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
             one_of(scanned_grads["scanned_layers"], i),
             grads["layers"][i],
+        )
+
+
+def test_scanned_layers_begin_as_the_layers():
+    apart, stacked = (
+        jax.jit(make("llama", scan_layers=scanned)[1].init)(jax.random.key(0))
+        for scanned in (False, True)
+    )
+    np.testing.assert_array_equal(apart["embedding"], stacked["embedding"])
+    for i, layer in apart["layers"].items():
+        np.testing.assert_array_equal(
+            layer["mlp"]["gate"]["kernel"],
+            stacked["scanned_layers"]["mlp"]["gate"]["kernel"][i],
         )
 
 
@@ -404,7 +411,7 @@ def test_one_segment_a_row_needs_no_mask(positions):
     packed, unpacked = (
         config.task(Setting(VOCAB, SEQ_LEN, packed=packed)) for packed in (True, False)
     )
-    params, batch = jax.jit(packed.init)(jax.random.key(0)), random_batch()
+    params, batch = drawn(packed, 0.02), random_batch()
 
     def of(task):
         grad = jax.value_and_grad(lambda params: task.loss(params, batch, None)[0])

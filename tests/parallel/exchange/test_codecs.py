@@ -27,10 +27,11 @@ ARGUMENTS = {
 MESHES = {"1": (1,), "4": (4,), "2x4": (2, 4), "2x4 flat": (2, 4)}
 DGC = "dgc"
 NONLINEAR = [name for name in CODECS if name not in ("random_k", "power_sgd")]
-CASES = [(name, mesh) for name in CODECS for mesh in ("4", "2x4 flat")]
-CASES += [(name, "2x4") for name in NONLINEAR]
-# One device alone: one codec of each way to travel.
-CASES += [(name, "1") for name in ("int8", "top_k", "power_sgd")]
+CASES = [(name, "4") for name in CODECS] + [(name, "2x4") for name in NONLINEAR]
+# One device alone, and two axes at once: one codec of each way to travel.
+CASES += [
+    (name, mesh) for name in ("int8", "top_k", "power_sgd") for mesh in ("1", "2x4 flat")
+]
 SHAPES = {"bias": (7,), "conv": (3, 3, 5, 4), "kernel": (24, 17), "scale": ()}
 
 
