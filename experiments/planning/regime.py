@@ -54,7 +54,9 @@ def regime(model: Model, hardware: Hardware, tokens: float) -> Regime:
             f"and a model of this size learns from {human(wanted)}. More readings add "
             "little, more devices only finish sooner: use one process, augmentation, a "
             "smaller model or more text.",
-            ("--config.data.augment.kind=token_dropout", "--config.model.dropout=0.1"),
+            # The rate that paid; more, or dropout beside it, cost (docs/questions/
+            # does-augmentation-help.md, which-regime-is-my-run-in.md).
+            ("--config.data.augment.kind=token_dropout", "--config.data.augment.rate=0.05"),
         )
     held = whole_bytes(model.params) * 2 + whole_bytes(model.opt)
     limit = hardware.machine.memory
