@@ -527,6 +527,22 @@ FAULTS = [
         "lm/data/cleaning/test_run.py killed",
     ),
     Fault(
+        "a stage of training text learns from held-out text", "lm/data/cleaning/run.py",
+        "if step.stage.held_out else num_train", "if True else num_train",
+        "lm/data/cleaning/test_run.py held_out",
+    ),
+    Fault(
+        "a line begins where a text was cut", "lm/data/sources/reading.py",
+        "left = max(start - SEPARATOR, 0)", "left = start",
+        "lm/data/test_files.py wherever_blocks",
+    ),
+    Fault(
+        "the folder of a file does not count in the fingerprint",
+        "lm/data/sources/files.py",
+        "(digest, key, file.suffixes)", "(digest, file.suffixes)",
+        "lm/data/test_files.py key_of_a_document",
+    ),
+    Fault(
         "what cores are done with comes as it is done", "lm/data/cleaning/cores.py",
         "            if len(pending) >= AHEAD * self.num:\n"
         "                yield pending.popleft().result()",

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from lm.data.sources.table import DOCUMENT_SOURCES, SOURCES, readers
 
-# The place of a file does not decide the numbers: the fingerprint covers its text.
+# The place of files does not decide the numbers: the fingerprint covers their texts, their
+# folders in the corpus and their suffixes.
 BY_TEXT = {"decides": False}
 
 

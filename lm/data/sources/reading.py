@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import BinaryIO, NamedTuple
 
 BLOCK = 1 << 20  # bytes that are read at once
+PACKED = 1 << 6, 1 << 16  # packed bytes that are unpacked at once, least and most
 PART = 1 << 22  # characters of the longest part of a document
 SEPARATOR = 1 << 12  # characters of the longest separator
 NULS = 0.1  # a file whose first block has a larger share of them is UTF-16, or no text
@@ -83,17 +84,20 @@ def blocks(file: pathlib.Path) -> Iterator[bytes]:
 def zst_blocks(file: pathlib.Path, stream: BinaryIO) -> Iterator[bytes]:
     # zstandard's own reader of streams ends a file that was cut off without an error.
     zstandard = optional("zstandard", str(file))
-    unpack, data = None, b""
+    unpack, data, step = None, b"", min(PACKED)
     try:
-        while data := data or stream.read(1 << 16):
+        while data := data or stream.read(max(PACKED)):
             unpack = (
                 unpack
                 or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             )
             # A part of a packed block gives nothing yet; an empty block would be the end.
-            if block := unpack.decompress(data):
+            if block := unpack.decompress(data[:step]):
                 yield block
-            data = unpack.unused_data
+            data = unpack.unused_data + data[step:]
+            # A few bytes may be a megabyte of lines that repeat each other.
+            step = step * BLOCK // len(block) if len(block) > BLOCK else 2 * step
+            step = min(max(step, min(PACKED)), max(PACKED))
             unpack = None if unpack.eof else unpack
     except zstandard.ZstdError as error:
         raise BadRecord(file, f"cannot be read ({error})") from None

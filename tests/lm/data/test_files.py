@@ -132,6 +132,10 @@ def test_compressed_files_are_read_to_their_end_or_refused(tmp_path):
     )
     (tmp_path / "b.zst").write_bytes(pack(dense.encode()))
     assert read_text(tmp_path / "b.zst") == dense
+    # Packed 10,000 to 1: not all of it comes at once.
+    (tmp_path / "b.zst").write_bytes(pack(b"a line of a log\n" * 4_000_000))
+    sizes = [len(block) for block in reading.blocks(tmp_path / "b.zst")]
+    assert sum(sizes) == 64_000_000 and max(sizes) < 4_000_000
     bad = {
         "cut.gz": gzip.compress(raw)[:-20], "no.gz": b"plain text",
         "cut.zst": pack(raw)[:-20], "no.zst": b"plain text",
