@@ -118,10 +118,11 @@ def plan(
             each = replace(config, strategy=name, **placed(degrees))
             mesh = AbstractMesh(tuple(degrees.values()), tuple(degrees))
             held = memory.state_bytes(model, each, mesh)
+            updated = memory.update_bytes(model, each, mesh, held["optimizer"])
             for number in microbatches(model.rows // parts(degrees), accumulation):
                 one = replace(each, accumulation=number)
                 if cuts(model, one, mesh):
-                    found += weigh(model, hardware, one, mesh, held)
+                    found += weigh(model, hardware, one, mesh, held, updated)
     return sorted(found, key=order)
 
 
@@ -138,6 +139,7 @@ def candidates(
     """
     abstract = AbstractMesh(tuple(mesh.shape.values()), tuple(mesh.shape))
     held = memory.state_bytes(model, config, mesh)
+    updated = memory.update_bytes(model, config, mesh, held["optimizer"])
     rows = model.rows // batch_degree(mesh)
     numbers = {*microbatches(rows, None), *microbatches(rows, config.accumulation)}
     # Without the others, one of which may keep as much and give its name.
@@ -147,7 +149,7 @@ def candidates(
     for number in sorted(numbers):
         one = replace(config, accumulation=number)
         if cuts(model, one, abstract):
-            found += weigh(model, hardware, one, abstract, held)
+            found += weigh(model, hardware, one, abstract, held, updated)
     return [each for each in found if each.remat == remat]
 
 
@@ -230,8 +232,12 @@ def weigh(
     config: ParallelConfig,
     mesh: AbstractMesh,
     held: dict[str, float],
+    updated: float,
 ) -> Iterator[Candidate]:
-    """Yield a candidate for each policy of rematerialisation; `held` is the state."""
+    """Yield a candidate for each policy of rematerialisation.
+
+    `held` is the state, `updated` the bytes that an update reads and writes.
+    """
     machine, degrees = hardware.machine, dict(mesh.shape)
     sent = traffic(
         config, model.params, mesh, model.cut, model.norms, machine.platform != "cpu"
@@ -244,7 +250,6 @@ def weigh(
     crossed = {
         one.name: " x ".join(axis for axis in one.axes if degrees[axis] > 1) for one in sent
     }
-    updated = memory.update_bytes(model, config, mesh, held["optimizer"])
     hides = [one.name for one in sent if one.hides and machine.overlaps]
     # The policies that keep equally much are one.
     policies = {tuple(saved): name for name, saved in reversed(model.saved.items())}
