@@ -76,7 +76,7 @@ def test_killed_at_random_instants_is_bitwise_equal(folder, monkeypatch):
             child = keeper.begin([*flags, f"--workdir={killed}"], os.sched_getaffinity(0))
             while not child.pid and child.poll() is None:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0.5, 3))
+            time.sleep(rng.uniform(1, 3.5))
             assert child.poll() in (None, 0)
             kills += child.poll() is None
             child.kill()
