@@ -38,6 +38,7 @@ from experiments.run.workdir import has_given, read_config, read_tokenizer, save
 from lm.data.rows.order import batch_reader
 from lm.task import with_embeddings
 from parallel.program import Batch, Learner, Params, Program, TrainState
+from parallel.server.config import ServerConfig
 from parallel.server.replay import audit, replay
 from parallel.server.session import Line
 from parallel.strategies import build_program
@@ -71,10 +72,10 @@ def main() -> None:
         learner = learner_of(config, task)
         program = build_program(config.parallel, learner, mesh)
         state = last_state(folder, config, program)
-        lines = schedule_of(folder, int(state.step))
+        server = config.parallel.serving
+        lines = schedule_of(folder, int(state.step), server)
         others = taken_elsewhere(folder, int(state.step))
     missing = [n for n in state.comm["missing"].tolist() if n >= 0]
-    server = config.parallel.serving
     position = int(state.comm["next"]), missing
     found = audit(lines, *position, server, others)._asdict()
     fine = not found["lost"] and not found["repeated"]
@@ -88,11 +89,15 @@ def main() -> None:
     sys.exit(0 if fine else 1)
 
 
-def schedule_of(folder: pathlib.Path, last_step: int) -> list[Line]:
+def schedule_of(folder: pathlib.Path, last_step: int, server: ServerConfig) -> list[Line]:
     """Read the pushes of the steps up to this one; ValueError if they are none."""
-    file = folder / SCHEDULE
+    file, found = folder / SCHEDULE, []
     try:
-        return [Line(**x) for x in read_metrics(file, last_step, OF_SCHEDULE)]
+        for record in read_metrics(file, last_step, OF_SCHEDULE):
+            # Runs that began before there were pieces: each worker had its own.
+            piece = record["worker"] if server.synchronous else 0
+            found.append(Line(**{"piece": piece} | record))
+        return found
     except TypeError as error:
         raise ValueError(
             f"{file} is no schedule of this version ({error}); it cannot be audited"

@@ -329,9 +329,9 @@ class Session:
             else:
                 told[worker] = found
         for worker, found in told.items():
-            if found.seconds:
-                numbers = self.orders[worker].numbers
-                self.speeds[worker] = len(numbers) / found.seconds
+            order = self.orders[worker]
+            if found.seconds and not order.whole:  # in its first push a worker compiles
+                self.speeds[worker] = len(order.numbers) / found.seconds
         return Merge(told, self.metrics(told))
 
     def metrics(self, told: dict[int, Told]) -> list[Metrics]:
