@@ -16,6 +16,7 @@ from parallel.cost.closed_forms import (
     exchange_kinds,
     jit_bytes,
     regathered,
+    replica_bytes,
     split_sizes,
     stream_bytes,
     stream_sums,
@@ -41,7 +42,10 @@ def traffic(
     sends nothing is left out, but for those of single numbers (`scalars`, `metrics`), whose
     bytes do not count.
     """
-    total = config.row.sent_bytes(config, params, mesh, cut) or 0.0
+    total = config.row.sent_bytes(config, params, mesh, cut)
+    if total is None and config.row.uneven:  # but for the rows that replicas gather
+        total = replica_bytes(config, params, mesh, cut)
+    total = total or 0.0
     found = pipeline_parts(config, mesh, cut) if STAGE in mesh.shape else []
     if config.row.layout.params is not replicate:
         found += gathering_parts(config, params, mesh, cut)

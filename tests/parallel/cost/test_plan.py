@@ -180,6 +180,15 @@ def test_an_update_reads_and_writes_what_a_device_has_the_state_of():
             }
 
 
+def test_replicas_that_are_dealt_microbatches_still_exchange():
+    hardware = parse("tpu-v5e:2x4")
+    even, dealt = (
+        plan(made_up(), hardware, ParallelConfig(stragglers=x), ["shard_map"], 1)[0]
+        for x in ("ignore", "name")
+    )
+    assert dealt == even and even.sent_bytes > 0
+
+
 def test_a_stage_sends_in_every_tick_of_its_schedule():
     for name, chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2)):
         for stages, number in itertools.product((2, 4), (4, 8)):
