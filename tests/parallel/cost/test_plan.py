@@ -208,6 +208,19 @@ def test_a_hierarchical_sum_sends_little_over_the_slow_links():
     assert parts("power_sgd") == parts("none")
 
 
+def test_no_plan_has_an_exchange_that_a_run_would_refuse():
+    def numbers(hardware: str, **fields) -> set[int]:
+        config = ParallelConfig(exchange=ExchangeConfig(**fields))
+        found = plan(made_up(), parse(hardware), config, ["shard_map"])
+        return {one.accumulation for one in found}
+
+    assert numbers("tpu-v5e:2x4") == {1, 2, 4, 8}
+    assert numbers("tpu-v5e:2x4", every=4) == {4, 8}  # of the microbatches, a multiple
+    # A hierarchical sum needs slow and fast links.
+    assert numbers("tpu-v5e:2x4", algorithm="hierarchical") == set()
+    assert numbers("2*tpu-v5e:2x4", algorithm="hierarchical") == {1, 2, 4}
+
+
 def test_the_sends_of_a_tree_of_any_size():
     counted = [sends("tree", n) for n in (1, 2, 3, 4, 6, 8)]
     assert counted == [0, 1, 3, 2, 4, 3]
