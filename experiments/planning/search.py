@@ -52,8 +52,8 @@ def planned(
     raise ValueError(
         f"no strategy of {', '.join(names)} can split data.batch_size {model.rows} rows "
         f"and {model.num_layers} layers over the {hardware.num_devices} devices of "
-        f"{hardware.name}; give a batch size that {hardware.num_devices} divides, or other "
-        "devices"
+        f"{hardware.name}; give a batch size that {hardware.num_devices} divides, other "
+        "devices, or another parallel.exchange"
     )
 
 

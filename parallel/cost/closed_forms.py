@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from parallel.exchange.algorithms import ALGORITHMS
+from parallel.exchange.algorithms import ALGORITHMS, owned
 from parallel.exchange.codec import hierarchical
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.forms.dealing import fill
@@ -311,6 +311,18 @@ def exchange_bytes(config: ExchangeConfig, params: Params, mesh: Mesh) -> float:
     # The codec's own figure is that of a ring.
     own, ring = (ALGORITHMS[name].sent_elements(num, sizes) for name in (algorithm, "ring"))
     return codec.sent_bytes(params, degree) * (own / ring)
+
+
+def inside_bytes(config: ExchangeConfig, params: Params, sizes: tuple[int, ...]) -> float:
+    """Return what a hierarchical exchange sends over its last axis: the scatter and the
+    gather of all elements, in float32, or of a linear codec's numbers.
+    """
+    num = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    inside = 4 * owned(num, sizes[-1])
+    if config.codec == "none" or not (codec := CODECS[config.codec](config)).linear:
+        return inside
+    ring = ALGORITHMS["ring"].sent_elements(num, sizes)
+    return codec.sent_bytes(params, math.prod(sizes)) * inside / 4 / ring
 
 
 def exchange_kinds(config: Any) -> set[str]:

@@ -121,7 +121,7 @@ def plan(
             updated = memory.update_bytes(model, each, mesh, held["optimizer"])
             for number in microbatches(model.rows // parts(degrees), accumulation):
                 one = replace(each, accumulation=number)
-                if cuts(model, one, mesh):
+                if cuts(model, one, mesh) and can_exchange(one, mesh):
                     found += weigh(model, hardware, one, mesh, held, updated)
     return sorted(found, key=order)
 
@@ -148,7 +148,7 @@ def candidates(
     found = []
     for number in sorted(numbers):
         one = replace(config, accumulation=number)
-        if cuts(model, one, abstract):
+        if cuts(model, one, abstract) and can_exchange(one, abstract):
             found += weigh(model, hardware, one, abstract, held, updated)
     return [each for each in found if each.remat == remat]
 
@@ -177,6 +177,16 @@ def cuts(model: Model, config: ParallelConfig, mesh: AbstractMesh) -> bool:
     stages = mesh.shape[STAGE]
     parted = model.num_layers % (stages * config.num_chunks(mesh)) == 0
     return parted and not (config.row.interleaves and config.accumulation % stages)
+
+
+def can_exchange(config: ParallelConfig, mesh: AbstractMesh) -> bool:
+    """Tell whether the exchange suits the mesh and the microbatches."""
+    if config.row.exchanges and config.row.synchronous:
+        try:
+            config.exchange.validate(config.exchanging(mesh), config.accumulation)
+        except ValueError:
+            return False
+    return True
 
 
 def splits(axes: tuple[str, ...], hardware: Hardware) -> Iterator[Degrees]:

@@ -6,7 +6,6 @@ the bandwidth (alpha-beta: Thakur et al. 2005). A collective that the program ma
 a layer's products costs what is longer than these.
 """
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -58,14 +57,18 @@ def collective_seconds(collective: Collective, link: Link) -> float:
 
 
 def sends(algorithm: str, degree: int) -> float:
-    """Return how many sends of an all-reduce follow each other (Thakur et al. 2005, 4)."""
-    n, log = degree, math.ceil(math.log2(max(degree, 1)))
+    """Return how many sends of an all-reduce follow each other (Thakur et al. 2005, 4).
+
+    Devices beyond a power of two send to the others first, and get the sums last.
+    """
+    n = degree
+    log, rest = n.bit_length() - 1, n & (n - 1) > 0
     return {
         "psum": 2 * (n - 1),
         "ring": 2 * (n - 1),
         "p2p": 2 * (n - 1),
-        "tree": log,
-        "halving_doubling": 2 * log,
+        "tree": log + 2 * rest,
+        "halving_doubling": 2 * log + 2 * rest,
         "all_gather": n - 1,
         "all_to_all": 2 * (n - 1),
         "hierarchical": 2 * (n - 1),

@@ -14,8 +14,10 @@ from parallel.cost.closed_forms import (
     Cut,
     crossings,
     exchange_kinds,
+    inside_bytes,
     jit_bytes,
     regathered,
+    replica_bytes,
     split_sizes,
     stream_bytes,
     stream_sums,
@@ -41,7 +43,10 @@ def traffic(
     sends nothing is left out, but for those of single numbers (`scalars`, `metrics`), whose
     bytes do not count.
     """
-    total = config.row.sent_bytes(config, params, mesh, cut) or 0.0
+    total = config.row.sent_bytes(config, params, mesh, cut)
+    if total is None and config.row.uneven:  # but for the rows that replicas gather
+        total = replica_bytes(config, params, mesh, cut)
+    total = total or 0.0
     found = pipeline_parts(config, mesh, cut) if STAGE in mesh.shape else []
     if config.row.layout.params is not replicate:
         found += gathering_parts(config, params, mesh, cut)
@@ -53,15 +58,32 @@ def traffic(
     if layout.opt is not replicate and layout.params is replicate:
         found += updating_parts(config, params, over, degree)
     rest = total - sum(one.sent_bytes for one in found)
-    exchange = config.exchange
-    algorithm = "psum" if exchange.algorithm == "auto" else exchange.algorithm
-    kinds = exchange_kinds(config) if config.row.exchanges else {"all-reduce"}
-    kind = next(iter(kinds)) if len(kinds) == 1 else "all-reduce"
-    steps = sends(algorithm, degree)
     times = rounds(config) if joins else arrays_summed(config, params, cut)
-    found.append(Collective("gradients", over, rest, times, steps, kind))
+    found += exchange_parts(config, params, mesh, over, rest, times)
     found = [one for one in found if one.sent_bytes > 0]
     return found + scalar_parts(config, params, mesh, norms, joins)
+
+
+def exchange_parts(
+    config: Any, params: Any, mesh: Mesh, over: tuple[str, ...], sent: float, times: float
+) -> list[Collective]:
+    """Return the sums of gradients or moves, which send so many bytes."""
+    exchange, sizes = config.exchange, tuple(mesh.shape[axis] for axis in over)
+    algorithm = "psum" if exchange.algorithm == "auto" else exchange.algorithm
+    if config.row.exchanges and algorithm == "hierarchical" and len(over) > 1:
+        *slow, fast = over
+        inside = rounds(config) * inside_bytes(exchange, params, sizes)
+        across = sends("psum", math.prod(sizes[:-1]))
+        return [
+            Collective(
+                "gradients inside", (fast,), inside, times, sends("psum", sizes[-1])
+            ),
+            Collective("gradients", tuple(slow), sent - inside, times, across),
+        ]
+    kinds = exchange_kinds(config) if config.row.exchanges else {"all-reduce"}
+    kind = next(iter(kinds)) if len(kinds) == 1 else "all-reduce"
+    steps = sends(algorithm, math.prod(sizes))
+    return [Collective("gradients", over, sent, times, steps, kind)]
 
 
 def updating_parts(

@@ -60,13 +60,35 @@ def test_steps_are_fitted_to_factors_of_parts_and_an_overhead():
     assert less["factors"]["optimizer"] == 0
 
 
+MACHINE = {
+    "platform": "cpu",
+    "flops": {"float32": [[0, 1e9]]},
+    "memory": 1e9,
+    "memory_bandwidth": 1e9,
+    "overlaps": False,
+    "collectives": {},
+}
+
+
+def test_a_step_lasts_as_long_as_that_of_the_slowest_process(monkeypatch):
+    monkeypatch.setattr(steps, "TIMED", steps.TIMED[:1])
+    monkeypatch.setattr(steps, "step_seconds", lambda *given: 1.0)
+
+    def found(slowest: float) -> np.ndarray:
+        def gather(took: np.ndarray) -> np.ndarray:
+            return np.stack([took, slowest * took, took])
+
+        monkeypatch.setattr(steps.multihost_utils, "process_allgather", gather)
+        fitted = steps.measure_steps(MACHINE, 0.0)
+        return np.array([*fitted["factors"].values(), fitted["overhead"]])
+
+    alone = found(1.0)
+    assert alone.sum() > 0
+    np.testing.assert_allclose(found(1.5), 1.5 * alone)
+
+
 def test_steps_of_this_machine_are_timed(monkeypatch):
     monkeypatch.setattr(steps, "TIMED", steps.TIMED[:1])
-    machine = {
-        "platform": "cpu",
-        "flops": {"float32": [[0, 1e9]]}, "memory": 1e9, "memory_bandwidth": 1e9,
-        "overlaps": False, "collectives": {},
-    }  # fmt: skip
-    found = steps.measure_steps(machine, 0.0)
+    found = steps.measure_steps(MACHINE, 0.0)
     assert set(found["factors"]) == set(steps.PARTS)
     assert max(*found["factors"].values(), found["overhead"]) > 0

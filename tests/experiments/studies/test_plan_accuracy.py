@@ -2,7 +2,11 @@
 
 import statistics
 
-from experiments.studies.plan_accuracy.cells import absent_mesh, shape_model
+from experiments.studies.plan_accuracy.cells import (
+    absent_mesh,
+    nothing_known,
+    shape_model,
+)
 from experiments.studies.plan_accuracy.grid import (
     ABSENT,
     MESHES,
@@ -14,8 +18,10 @@ from experiments.studies.plan_accuracy.grid import (
 from experiments.studies.plan_accuracy.limits import limit_cells
 from experiments.studies.plan_accuracy.maxtext import FITTED, RUNS, lines, model_of
 from experiments.studies.plan_accuracy.tables import tables
+from experiments.studies.plan_accuracy.timed import limited
 from experiments.sweeps.results import read
 from lm.task import num_parameters
+from parallel.cost.machine import Link
 from parallel.mesh import batch_degree
 from tests.test_structure import ROOT
 
@@ -59,6 +65,19 @@ def test_regret_is_that_of_the_planned_choice():
     # Three pairs, of 1.25 to 1.25, 1 to 1 and 3 to 3.3.
     assert "| the same measured twice, all | 3 | 0.0% |" in found["plan-time"]
     assert "not measured" in found["plan-compiled"]
+
+
+def test_a_slow_link_carries_permutes_and_gathers_one_direction_after_the_other():
+    own = Link(1e8, 2e-3)
+    kinds = ("all-reduce", "reduce-scatter", "collective-permute", "all-gather")
+    machine = nothing_known()._replace(inner=own, collectives=dict.fromkeys(kinds, own))
+    assert limited(machine, 0.0) == machine
+    found = limited(machine, 80.0)  # 10 MB/s, of which packets' heads take 52 in 9,000
+    rate = 10e6 * 8948 / 9000
+    expected = [rate, rate, rate / 2, rate / 1.5]
+    assert [found.collectives[kind].bandwidth for kind in kinds] == expected
+    assert found.inner == own._replace(bandwidth=rate)
+    assert {link.latency for link in found.collectives.values()} == {2e-3}
 
 
 def test_bytes_are_those_of_the_compiled_programs():

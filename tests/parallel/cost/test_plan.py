@@ -13,8 +13,14 @@ from parallel.cost.machine import GIB, MACHINES, Link, axis_links, parse
 from parallel.cost.memory import PARTS
 from parallel.cost.plan import Model, order, plan
 from parallel.cost.saved import Block, remat_saved
-from parallel.cost.step_time import Product, collective_seconds, product_seconds
+from parallel.cost.step_time import (
+    Product,
+    collective_seconds,
+    product_seconds,
+    sends,
+)
 from parallel.cost.traffic import traffic
+from parallel.exchange.config import ExchangeConfig
 from parallel.pipeline.schedules import build_schedule
 from parallel.strategies import STRATEGIES
 
@@ -178,6 +184,56 @@ def test_an_update_reads_and_writes_what_a_device_has_the_state_of():
             assert {one.seconds for one in found if one.remat == "none"} == {
                 found[0].seconds
             }
+
+
+def test_a_hierarchical_sum_sends_little_over_the_slow_links():
+    """Two slices of four: 2 b 3/4 inside, and the sum of a quarter, 2 b/4 1/2, across."""
+    params = {"w": jax.ShapeDtypeStruct((1000,), jnp.float32)}
+    mesh = AbstractMesh((2, 4), ("slice", "data"))
+
+    def parts(codec: str) -> dict[str, tuple]:
+        exchange = ExchangeConfig(algorithm="hierarchical", codec=codec)
+        config = ParallelConfig(strategy="shard_map", exchange=exchange)
+        sent = traffic(config, params, mesh, None)
+        expected = config.row.sent_bytes(config, params, mesh, None)
+        assert sum(one.sent_bytes for one in sent) == pytest.approx(expected)
+        return {one.name: (one.axes, one.sent_bytes, one.sends) for one in sent}
+
+    inside = ("data",), 2 * 4000 * 3 / 4, 6
+    across = ("slice",), 2 * 4000 / 4 / 2, 2
+    assert parts("none") == {"gradients inside": inside, "gradients": across}
+    coded = parts("int8")
+    assert coded["gradients inside"] == inside and coded["gradients"][1] < across[1] / 3
+    # A codec that adds up what it sends does so inside, too; it leaves a vector whole.
+    assert parts("power_sgd") == parts("none")
+
+
+def test_no_plan_has_an_exchange_that_a_run_would_refuse():
+    def numbers(hardware: str, **fields) -> set[int]:
+        config = ParallelConfig(exchange=ExchangeConfig(**fields))
+        found = plan(made_up(), parse(hardware), config, ["shard_map"])
+        return {one.accumulation for one in found}
+
+    assert numbers("tpu-v5e:2x4") == {1, 2, 4, 8}
+    assert numbers("tpu-v5e:2x4", every=4) == {4, 8}  # of the microbatches, a multiple
+    # A hierarchical sum needs slow and fast links.
+    assert numbers("tpu-v5e:2x4", algorithm="hierarchical") == set()
+    assert numbers("2*tpu-v5e:2x4", algorithm="hierarchical") == {1, 2, 4}
+
+
+def test_the_sends_of_a_tree_of_any_size():
+    counted = [sends("tree", n) for n in (1, 2, 3, 4, 6, 8)]
+    assert counted == [0, 1, 3, 2, 4, 3]
+    assert [sends("halving_doubling", n) for n in (2, 3, 8)] == [2, 4, 6]
+
+
+def test_replicas_that_are_dealt_microbatches_still_exchange():
+    hardware = parse("tpu-v5e:2x4")
+    even, dealt = (
+        plan(made_up(), hardware, ParallelConfig(stragglers=x), ["shard_map"], 1)[0]
+        for x in ("ignore", "name")
+    )
+    assert dealt == even and even.sent_bytes > 0
 
 
 def test_a_stage_sends_in_every_tick_of_its_schedule():
