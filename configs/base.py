@@ -14,7 +14,7 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
 from lm.robust import RobustConfig
-from parallel.strategies import ParallelConfig, where
+from parallel.config import ParallelConfig, where
 
 FAMILIES = {  # the name in a run's config.json -> the type of Experiment.model
     "transformer": TransformerConfig,

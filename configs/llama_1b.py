@@ -13,7 +13,7 @@ from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 
 def get_config() -> Experiment:

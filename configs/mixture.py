@@ -16,7 +16,7 @@ from lm.data.rows.sampling import SamplingConfig
 from lm.data.sources.config import SourceConfig
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 DESCRIPTIONS = f"{sysconfig.get_path('purelib')}/*.dist-info/METADATA"
 

@@ -10,7 +10,7 @@ Expected: validation loss 3.297 on Python 3.11, where the bigram model of add-k 
 from configs.base import Experiment
 from lm.data.config import DataConfig
 from lm.models.ngram.model import NgramConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 
 def get_config() -> Experiment:

@@ -6,7 +6,7 @@ Command:  python -m experiments.train --config=configs/phases.py --workdir=runs/
 
 from configs import tiny
 from configs.base import Experiment
-from parallel.strategies import ParallelConfig, PhaseConfig
+from parallel.config import ParallelConfig, PhaseConfig
 
 
 def get_config() -> Experiment:

@@ -11,7 +11,7 @@ from configs.base import Experiment
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 
 def get_config() -> Experiment:

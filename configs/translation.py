@@ -21,7 +21,7 @@ from configs.base import Experiment
 from lm.data.config import DataConfig
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.optim import OptimConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 
 def get_config() -> Experiment:

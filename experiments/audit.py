@@ -26,7 +26,8 @@ from experiments.processes import join
 from experiments.processes.files import json_line
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import build_task, check, given_vectors, learner_of
+from experiments.run.build import build_task, given_vectors, learner_of
+from experiments.run.check import check
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.log import OF_SCHEDULE, SCHEDULE, read_metrics
 from experiments.run.restore import run_data

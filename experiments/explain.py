@@ -13,13 +13,13 @@ hundredth of the bytes.
 
 import jax
 
+from experiments.planning.absent import compiled, start_devices
+from experiments.planning.explanation import explain
 from experiments.planning.out_of_memory import settled
 from experiments.processes import join, topology
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.absent import compiled, start_devices
-from experiments.run.build import check, check_compiles
-from experiments.run.explanation import explain
+from experiments.run.check import check, check_compiles
 
 join.define_flags()
 CONFIG = startup.define_config()

@@ -37,14 +37,15 @@ from configs.base import Experiment
 from experiments.costs.duty_cycle import traced_duty_cycle
 from experiments.costs.machine import are_emulated, cores, peak_memory_bytes, product_limit
 from experiments.costs.step import absent_costs, compiled_costs
+from experiments.planning.absent import compiled, start_devices
+from experiments.planning.explanation import expected_bytes
 from experiments.planning.out_of_memory import settled
 from experiments.processes import join, topology
 from experiments.processes.files import write_whole
 from experiments.processes.messages import human, is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.absent import compiled, start_devices
-from experiments.run.build import check, check_compiles, model_flops
-from experiments.run.explanation import expected_bytes
+from experiments.run.build import model_flops
+from experiments.run.check import check, check_compiles
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
 from parallel.cost.ledger import step_ledger

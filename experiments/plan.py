@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from configs.base import Experiment
+from experiments.planning.absent import start_devices
 from experiments.planning.advice import (
     cost_lines,
     flags_of,
@@ -38,7 +39,6 @@ from experiments.planning.shapes import model_of
 from experiments.processes import join, topology
 from experiments.processes.messages import size, user_errors
 from experiments.run import startup
-from experiments.run.absent import start_devices
 from experiments.run.phases.phase import first_phase
 from parallel.cost.plan import Candidate, Model
 

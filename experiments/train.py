@@ -19,6 +19,8 @@ from absl import flags
 from jax.sharding import Mesh
 
 from experiments.asynchronous.pool import pool_of
+from experiments.planning.absent import compiled, start_devices
+from experiments.planning.dry_run import dry_run
 from experiments.planning.out_of_memory import (
     explained,
     is_out_of_memory,
@@ -29,16 +31,9 @@ from experiments.processes import join, topology
 from experiments.processes.faults import Fault
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.absent import compiled, start_devices
-from experiments.run.build import (
-    check_compiles,
-    check_data,
-    check_phases,
-    given_vectors,
-    within,
-)
+from experiments.run.build import given_vectors
+from experiments.run.check import check_compiles, check_data, check_phases, within
 from experiments.run.compression.teacher import check_teacher
-from experiments.run.dry_run import dry_run
 from experiments.run.extension import new_end
 from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases

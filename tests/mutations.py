@@ -668,7 +668,7 @@ FAULTS = [
         "experiments/run/phases/test_phases.py turns",
     ),
     Fault(
-        "later phases are not checked", "experiments/run/build.py",
+        "later phases are not checked", "experiments/run/check.py",
         "in phases_of(config)\n    ]", "in phases_of(config)[:1]\n    ]",
         "experiments/run/phases/test_phases.py refused",
     ),

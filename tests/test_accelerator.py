@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lm.models.attention import attend
+from parallel.config import ParallelConfig
 from parallel.program import Program
-from parallel.strategies import EXACT, ParallelConfig, build_program
+from parallel.strategies import EXACT, build_program
 from tests.parallel import test_families
 from tests.parallel.toy import (
     SGD,

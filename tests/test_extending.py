@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import base, fields
 from configs.base import Experiment
-from experiments.run.build import check
+from experiments.run.check import check
 from lm.data.cleaning.stage import Finding, Stage
 from lm.data.cleaning.table import STAGES
 from lm.data.config import DataConfig
@@ -23,13 +23,14 @@ from lm.data.sources.table import SOURCES, Source
 from lm.data.tokenizer import encode_documents
 from lm.models.setting import Setting
 from lm.task import Task, next_token_loss
+from parallel.config import ParallelConfig
 from parallel.exchange.algorithms import ALGORITHMS, Algorithm
 from parallel.exchange.codec import BY_GATHERING, Codec, flatten, num_elements, stateless
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.layout import REPLICATED
 from parallel.mesh import batch_axes
 from parallel.sharded import jit_program
-from parallel.strategies import STRATEGIES, ParallelConfig, Strategy
+from parallel.strategies import STRATEGIES, Strategy
 from tests.lm.data import test_prepare
 from tests.parallel import test_families, test_strategies
 from tests.parallel.exchange import test_algorithms, test_codecs

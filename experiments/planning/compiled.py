@@ -15,7 +15,7 @@ from configs import fields
 from configs.base import Experiment
 from experiments.costs.step import absent_costs, compiled_costs
 from experiments.planning.advice import flags_of, named
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from experiments.sweeps.members import as_flags
 from parallel.cost.ledger import step_ledger

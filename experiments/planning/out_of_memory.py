@@ -21,7 +21,7 @@ from experiments.planning.advice import (
 )
 from experiments.planning.shapes import model_of
 from experiments.processes.messages import say, size
-from experiments.run.build import within
+from experiments.run.check import within
 from experiments.run.phases.phase import Phase, phases_of
 from parallel.cost.machine import Hardware, Link, Machine
 from parallel.cost.plan import Candidate, Model, candidates

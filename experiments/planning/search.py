@@ -3,9 +3,10 @@
 from configs.base import Experiment
 from experiments.planning.advice import nothing_fits
 from lm.models.transformer.config import SAVEABLE
+from parallel.config import Having
 from parallel.cost.machine import Hardware
 from parallel.cost.plan import Candidate, Model, parts, plan
-from parallel.strategies import STRATEGIES, Having
+from parallel.strategies import STRATEGIES
 
 
 def strategies_of(

@@ -19,7 +19,7 @@ from configs import fields
 from configs.base import Experiment
 from experiments.planning.hardware import machine_of
 from experiments.planning.shapes import model_of
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.startup import read_config_file
 from experiments.run.trial import build_trial
 from parallel.cost.machine import Hardware

@@ -19,7 +19,7 @@ from absl import flags
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.survival.replicas import agreement_check
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare

@@ -20,7 +20,7 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, measure_missing, read

@@ -16,7 +16,7 @@ from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.processes.namespaces import INTERFACE
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from lm.data.prepare import prepare
 from parallel.cost.ledger import step_ledger

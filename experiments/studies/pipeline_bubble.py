@@ -30,13 +30,14 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read, write
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig
+from parallel.config import ParallelConfig
 from parallel.pipeline.schedules import (
     ORDERS,
     bubble,
@@ -45,7 +46,6 @@ from parallel.pipeline.schedules import (
     ideal_bubble,
     promised_inputs,
 )
-from parallel.strategies import ParallelConfig
 
 join.define_flags()
 OUTPUT = flags.DEFINE_string(

@@ -28,7 +28,7 @@ from experiments.costs.step import compiled_costs
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, say, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.evaluation import Evaluator
 from experiments.run.trial import build_trial
 from experiments.sweeps.members import known

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, Mesh
 
+from parallel.config import ParallelConfig
 from parallel.cost import memory
 from parallel.cost.closed_forms import Cut, num_bytes
 from parallel.cost.machine import Hardware, slowest
@@ -19,7 +20,7 @@ from parallel.cost.traffic import traffic
 from parallel.mesh import batch_degree
 from parallel.pipeline.schedules import ideal_bubble
 from parallel.program import AXIS, FSDP, SLICE, STAGE, TENSOR, TensorDims
-from parallel.strategies import STRATEGIES, ParallelConfig
+from parallel.strategies import STRATEGIES
 
 # Of an activation: written and read forward; read backward, its gradient written and read.
 PASSES = 5

@@ -17,7 +17,7 @@ from experiments.processes.allocator import preload
 # What the commands import; none of them is a command, for those define flags when run.
 LIBRARIES = [
     "experiments.run.startup", "experiments.run.loop", "experiments.run.summary",
-    "experiments.run.restore", "experiments.run.dry_run", "lm.decoding",
+    "experiments.run.restore", "experiments.planning.dry_run", "lm.decoding",
     "experiments.planning.out_of_memory", "experiments.asynchronous.pool",
 ]  # fmt: skip
 

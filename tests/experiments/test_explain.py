@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 
-from experiments.run.explanation import unexpected
+from experiments.planning.explanation import unexpected
+from parallel.config import ParallelConfig
 from parallel.cost.closed_forms import cut_of
 from parallel.cost.ledger import Entry, step_ledger
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
-from parallel.strategies import ParallelConfig
 from tests.experiments.runs import run, small, write_corpus
 from tests.parallel.exchange.test_exchange import SGD
 from tests.parallel.toy import batches, toy_learner, toy_program

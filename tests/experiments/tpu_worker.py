@@ -11,9 +11,9 @@ import time
 from configs import fields
 from configs.base import Experiment
 from configs.sweeps import strategies
+from experiments.planning.explanation import expected_bytes
 from experiments.processes.topology import described
-from experiments.run.build import check
-from experiments.run.explanation import expected_bytes
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from lm.data.config import DataConfig
 from lm.models.transformer.config import TransformerConfig

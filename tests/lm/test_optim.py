@@ -11,7 +11,8 @@ import pytest
 from optax import contrib
 
 from configs.base import FAMILIES, Experiment
-from experiments.run.build import build_task, check
+from experiments.run.build import build_task
+from experiments.run.check import check
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import SCHEDULES, OptimConfig, decay_mask, learning_rate, optimizer, schedule

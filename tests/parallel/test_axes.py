@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lm.models.transformer.config import TransformerConfig
+from parallel.config import ParallelConfig
 from parallel.cost.ledger import collectives
 from parallel.layout import (
     MIN_SHARDED_SIZE,
@@ -14,7 +15,6 @@ from parallel.layout import (
     tensor_dim,
     validate_tensor_dims,
 )
-from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
     MODEL,

@@ -11,12 +11,12 @@ import pytest
 from configs import fields
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.steps import compile_for
+from parallel.config import ParallelConfig
 from parallel.cost.ledger import collectives, ledger
 from parallel.exchange.config import ExchangeConfig
 from parallel.layout import bytes_per_device
 from parallel.local import LocalConfig
 from parallel.readings import read
-from parallel.strategies import ParallelConfig
 from tests.parallel.test_local import poisoned, same_sums
 from tests.parallel.toy import (
     BATCH,

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from configs import fields
+from parallel.config import ParallelConfig
 from parallel.cost.ledger import ledger, step_ledger
 from parallel.exchange.config import ExchangeConfig
 from parallel.forms.fragments import fragment_of_units, join, split, unit_of
 from parallel.local import PLANS, LocalConfig
 from parallel.readings import SKIPPED, read
-from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
     assert_equal,

@@ -14,8 +14,9 @@ import pytest
 
 from lm.precision import PrecisionConfig, loss_scaling
 from lm.task import Task
+from parallel.config import ParallelConfig
 from parallel.program import Learner
-from parallel.strategies import ParallelConfig, build_program
+from parallel.strategies import build_program
 
 ROWS, TOKENS, DIM = 32, 4, 1024
 MEAN = np.linspace(-1, 1, DIM)

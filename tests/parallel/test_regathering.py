@@ -9,11 +9,11 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import PartitionSpec as P
 
+from parallel.config import ParallelConfig
 from parallel.cost.closed_forms import cut_of
 from parallel.layout import FSDP, specs
 from parallel.mesh import data_mesh
 from parallel.regathering import regathering_loss
-from parallel.strategies import ParallelConfig
 from tests.parallel.toy import (
     BATCH,
     SGD,

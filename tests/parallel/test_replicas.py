@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from configs import fields
+from parallel.config import ParallelConfig
 from parallel.mesh import data_mesh, device_mesh, place_rows
 from parallel.program import AXIS, split_rows
 from parallel.replicas import pmap_program, shard_map_program
-from parallel.strategies import ParallelConfig
 from tests.parallel.toy import batches, oracle, toy_learner
 
 SGD = optax.sgd(0.1)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import ngram
 from configs.base import Experiment
-from experiments.run.build import check
+from experiments.run.check import check
 from lm.precision import PrecisionConfig, loss_scaling
 from lm.robust import NORMAL, RobustConfig, robust, robust_scaling
 from tests.parallel.toy import (

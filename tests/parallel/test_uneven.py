@@ -10,9 +10,9 @@ import pytest
 from jax.experimental import io_callback
 
 from configs import fields
+from parallel.config import ParallelConfig
 from parallel.program import AXIS
 from parallel.readings import read
-from parallel.strategies import ParallelConfig
 from parallel.uneven import Dealer, moved_counts
 from tests.parallel.test_strategies import assert_trains_as_one_device
 from tests.parallel.toy import (

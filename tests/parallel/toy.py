@@ -17,9 +17,10 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, loss_scaling, mixed_precision
 from lm.task import Task
+from parallel.config import ParallelConfig
 from parallel.program import Learner, Program
 from parallel.readings import read
-from parallel.strategies import ParallelConfig, build_program
+from parallel.strategies import build_program
 
 SEVERAL_AXES = ["hsdp", "tensor", "hybrid"]  # whose meshes may have more than `data`
 

@@ -13,7 +13,8 @@ from configs import fields
 from configs.base import Experiment
 from experiments.processes.files import json_line, write_whole
 from experiments.processes.messages import is_main_process
-from experiments.run.build import build_task, check, plain_task
+from experiments.run.build import build_task, plain_task
+from experiments.run.check import check
 from experiments.run.checkpoint import Checkpoints
 from experiments.run.evaluation import Evaluator
 from experiments.run.restore import load_run, run_data
@@ -29,8 +30,8 @@ from lm.data.prepare import Data
 from lm.data.rows.order import train_batches
 from lm.models.transformer.config import TransformerConfig
 from lm.task import Params, num_parameters
+from parallel.config import ParallelConfig
 from parallel.mesh import place_rows
-from parallel.strategies import ParallelConfig
 
 CALIBRATIONS = ("largest", "error", "loss")
 MODEL, RECORD = "compressed.safetensors", "compression.json"

@@ -59,8 +59,8 @@ from experiments.run.survival.damage import (
 from experiments.run.survival.flips import Flip
 from experiments.run.survival.goodput import FILE
 from lm.data.prepare import Data
+from parallel.config import where
 from parallel.program import TrainState
-from parallel.strategies import where
 
 flags.disclaim_key_flags()  # --help then lists it as the command's own flag
 

@@ -27,7 +27,7 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.studies.asynchronous.members import (
     EVERY,
     MERGES,

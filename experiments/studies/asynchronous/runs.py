@@ -8,7 +8,8 @@ import jax
 
 from configs.base import Experiment
 from experiments.asynchronous.pool import pool_of
-from experiments.run.build import build, check
+from experiments.run.build import build
+from experiments.run.check import check
 from experiments.run.evaluation import Evaluator
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare

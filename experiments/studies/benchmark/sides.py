@@ -25,8 +25,8 @@ from lm.data.rows.store import Rows
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
 from lm.precision import PrecisionConfig
+from parallel.config import ParallelConfig
 from parallel.mesh import data_mesh
-from parallel.strategies import ParallelConfig
 
 
 def experiment(shape: Shape, strategy: str, compute: str) -> Experiment:

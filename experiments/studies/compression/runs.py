@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from configs.base import Experiment
 from experiments.generation.rate import generation_rate
-from experiments.run.build import build, build_task, check, learner_of, plain_task
+from experiments.run.build import build, build_task, learner_of, plain_task
+from experiments.run.check import check
 from experiments.run.compression.make import measured, smaller
 from experiments.run.compression.teacher import Teacher, taught_by
 from experiments.run.evaluation import Evaluator

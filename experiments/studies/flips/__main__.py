@@ -20,7 +20,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.steps import row_order
 from experiments.run.trial import Trial, build_trial
 from experiments.studies.flips.shares import (

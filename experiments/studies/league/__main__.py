@@ -26,7 +26,7 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.evaluation import Evaluator
 from experiments.run.noise_scale import NoiseScale
 from experiments.run.trial import build_trial

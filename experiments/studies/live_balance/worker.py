@@ -17,7 +17,8 @@ from absl import flags
 from experiments.processes import join
 from experiments.processes.messages import is_main_process, user_errors
 from experiments.run import startup
-from experiments.run.build import build_task, check, learner_of
+from experiments.run.build import build_task, learner_of
+from experiments.run.check import check
 from experiments.run.steps import compile_for, row_order
 from experiments.studies.balance.live import Paced
 from lm.data.prepare import prepare

@@ -16,7 +16,7 @@ from absl import flags
 from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import check_phases
+from experiments.run.check import check_phases
 from experiments.run.log import read_metrics
 from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases

@@ -3,9 +3,9 @@
 from configs import tiny
 from configs.base import Experiment
 from experiments.sweeps.results import Line
+from parallel.config import ParallelConfig, PhaseConfig
 from parallel.local import LocalConfig
 from parallel.server.config import ServerConfig
-from parallel.strategies import ParallelConfig, PhaseConfig
 
 NUM_PHASES = 3
 SAME = {"strategy": "shard_map", "data": 4}

@@ -13,7 +13,7 @@ from configs.sweeps.strategies import MEMBERS
 from experiments.costs.step import compiled_costs
 from experiments.planning.compiled import measure_absent
 from experiments.planning.shapes import model_of
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.startup import read_config_file
 from experiments.run.trial import build_trial
 from experiments.studies.plan_accuracy.grid import config_of

@@ -11,12 +11,12 @@ from jax import ShapeDtypeStruct
 from jax import numpy as jnp
 
 from experiments.sweeps.results import Line
+from parallel.config import ParallelConfig
 from parallel.cost.closed_forms import Cut
 from parallel.cost.machine import Hardware, parse
 from parallel.cost.plan import Candidate, Model, plan
 from parallel.cost.saved import Block, remat_saved
 from parallel.cost.step_time import Product, product_flops
-from parallel.strategies import ParallelConfig
 
 VOCAB, SEQ_LEN, CHIPS = 32_000, 2048, 256
 SLICES = (1, 2, 4, 8, 16, 32)

@@ -24,7 +24,7 @@ from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.studies.asynchronous.rates import TRIALS, tune
 from experiments.studies.asynchronous.runs import Bench
 from experiments.studies.staleness.members import (

@@ -25,7 +25,7 @@ from experiments.processes.network.emulator import network
 from experiments.processes.network.link import Link
 from experiments.processes.network.priority import first_of_all
 from experiments.run import startup
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.run.trial import build_trial
 from experiments.studies.transfer.packing import shuffled, unshuffled
 from experiments.studies.transfer.sending import by_streams, in_batches, missing_only

@@ -24,7 +24,7 @@ from configs.sweeps.combine import Member
 from experiments.processes import join
 from experiments.processes.messages import user_errors
 from experiments.run import startup
-from experiments.run.build import check, check_data
+from experiments.run.check import check, check_data
 from experiments.run.evaluation import Evaluator
 from experiments.run.trial import build_trial
 from experiments.studies.uneven.corpora import write_corpora

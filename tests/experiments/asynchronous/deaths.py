@@ -13,7 +13,8 @@ from configs.base import Experiment
 from configs.tiny import get_config
 from experiments.asynchronous.bodies import Setup
 from experiments.asynchronous.pool import RayPool, pool_of
-from experiments.run.build import build, build_task, check, learner_of
+from experiments.run.build import build, build_task, learner_of
+from experiments.run.check import check
 from experiments.run.steps import row_order
 from lm.data.prepare import prepare
 from lm.data.rows.order import batch_reader

@@ -7,7 +7,7 @@ import pytest
 from configs import fields
 from configs.tiny import get_config
 from experiments.asynchronous.pool import pool_of
-from experiments.run.build import check, check_compiles
+from experiments.run.check import check, check_compiles
 from parallel.mesh import data_mesh
 
 SERVER = {"parallel.strategy": "parameter_server", "parallel.data": 1}

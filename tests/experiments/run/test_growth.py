@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import Run, build, check
+from experiments.run.build import Run, build
+from experiments.run.check import check
 from experiments.run.loop import train
 from experiments.run.phases.phase import phases_of
 from experiments.run.survival.clock import Clock
@@ -18,7 +19,7 @@ from lm.data.prepare import prepare
 from lm.data.rows.order import Order, step_rows
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 from tests.experiments.run.test_resume import final_arrays
 from tests.experiments.runs import losses, write_corpus
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import check_alone, check_plateau
+from experiments.run.check import check_alone, check_plateau
 from experiments.run.log import Skipped, reason, skipped_apart
 from experiments.run.loop import epochs, handle, warn_of_repetition, warn_of_spikes
 from experiments.run.steps import row_order
@@ -15,9 +15,9 @@ from lm.data.config import DataConfig
 from lm.data.rows.order import step_rows
 from lm.data.rows.store import Rows
 from lm.optim import OptimConfig
+from parallel.config import ParallelConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.readings import Reading
-from parallel.strategies import ParallelConfig
 from tests.parallel.workers import run_two
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import fields
-from experiments.run.build import check
+from experiments.run.check import check
 from experiments.studies.league import corpus, picture, search, tables
 from experiments.studies.league.members import (
     BASE,
@@ -23,9 +23,9 @@ from experiments.studies.league.search import WHOLE, following, values_at
 from experiments.studies.league.sent import run_bytes
 from experiments.sweeps.pages import tables as places
 from experiments.sweeps.results import read
+from parallel.config import ParallelConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
-from parallel.strategies import ParallelConfig
 from tests.experiments.runs import ROOT
 from tests.parallel.test_local import SGD
 from tests.parallel.toy import batches, toy_learner, toy_program

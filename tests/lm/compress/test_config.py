@@ -6,7 +6,7 @@ import pytest
 from configs import fields
 from configs.base import Experiment
 from configs.tiny import get_config
-from experiments.run.build import check_compress
+from experiments.run.check import check_compress
 from experiments.run.compression.make import check_smaller
 from lm.compress.config import CompressConfig
 from lm.models.hmm import HmmConfig

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import Experiment
-from experiments.run.build import build, check
+from experiments.run.build import build
+from experiments.run.check import check
 from experiments.run.workdir import check_own, write_files
 from lm.data.config import DataConfig
 from lm.data.embeddings import (
@@ -23,7 +24,7 @@ from lm.models.recurrent import RecurrentConfig
 from lm.models.seq2seq.task import Seq2SeqConfig
 from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
-from parallel.strategies import ParallelConfig
+from parallel.config import ParallelConfig
 
 TOKENIZER = train_tokenizer("bpe", ["def self return self def other def self"] * 9, 300)
 SIZE, WIDTH = TOKENIZER.get_vocab_size(), 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import ngram
-from experiments.run.build import check_data
+from experiments.run.check import check_data
 from lm.data.prepare import tell_weights
 from lm.data.rows.order import Order, train_batches, validation_batches
 from lm.data.rows.packing import PACKINGS, TOKEN, first_fit

@@ -16,6 +16,7 @@ from lm.models.setting import Setting
 from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig, optimizer
 from lm.precision import PrecisionConfig, mixed_precision
+from parallel.config import ParallelConfig
 from parallel.cost.memory import held_bytes, layers_in_flight, state_bytes
 from parallel.cost.saved import (
     Block,
@@ -24,7 +25,6 @@ from parallel.cost.saved import (
     remat_saved,
 )
 from parallel.layout import bytes_per_device
-from parallel.strategies import ParallelConfig
 from tests.parallel.toy import toy_learner, toy_program
 
 GIB = 1 << 30

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh
 
+from parallel.config import Having, ParallelConfig
 from parallel.cost.closed_forms import Cut, crossings
 from parallel.cost.machine import GIB, MACHINES, Link, axis_links, parse
 from parallel.cost.memory import PARTS
@@ -15,7 +16,7 @@ from parallel.cost.saved import Block, remat_saved
 from parallel.cost.step_time import Product, collective_seconds, product_seconds
 from parallel.cost.traffic import traffic
 from parallel.pipeline.schedules import build_schedule
-from parallel.strategies import STRATEGIES, Having, ParallelConfig
+from parallel.strategies import STRATEGIES
 
 TIED = (True,), (True,)  # read by the embedding, and by the loss
 D, F, V, L, T, ROWS = 1024, 4096, 32_000, 8, 512, 64

@@ -10,6 +10,7 @@ import pytest
 
 from configs import fields
 from lm.task import row_keys
+from parallel.config import ParallelConfig
 from parallel.exchange.config import CODECS, ExchangeConfig
 from parallel.exchange.transforms import (
     Exchange,
@@ -21,7 +22,7 @@ from parallel.exchange.transforms import (
 )
 from parallel.mesh import data_mesh
 from parallel.replicas import shard_map_program
-from parallel.strategies import STRATEGIES, ParallelConfig
+from parallel.strategies import STRATEGIES
 from tests.parallel.toy import (
     BATCH,
     SGD,

@@ -15,7 +15,7 @@ from configs import fields
 from configs.base import Experiment
 from experiments.planning.out_of_memory import next_command, settled
 from experiments.run import loop
-from experiments.run.build import check_phases
+from experiments.run.check import check_phases
 from experiments.run.phases.account import by_phase
 from experiments.run.phases.builder import Builder
 from experiments.run.phases.driver import train_phases
@@ -30,10 +30,10 @@ from lm.models.transformer.config import TransformerConfig
 from lm.optim import OptimConfig, schedule
 from lm.precision import PrecisionConfig
 from lm.robust import RobustConfig
+from parallel.config import ParallelConfig, PhaseConfig
 from parallel.exchange.config import ExchangeConfig
 from parallel.local import LocalConfig
 from parallel.server.config import ServerConfig
-from parallel.strategies import ParallelConfig, PhaseConfig
 from tests.experiments.run.test_resume import final_arrays
 from tests.experiments.runs import losses, run, write_corpus
 

@@ -5,8 +5,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.costs.step import absent_costs, compiled_costs
+from experiments.planning.explanation import against_closed_form
 from experiments.processes.messages import human, size
-from experiments.run.explanation import against_closed_form
 from experiments.run.phases.phase import Phase
 from experiments.run.steps import at_its_largest
 from experiments.run.trial import build_trial
