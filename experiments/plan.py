@@ -127,7 +127,8 @@ def show(
         words += cost_lines(best, config, hardware.num_devices, CRITICAL.value)
     tokens = TOKENS.value or text_tokens(config)
     if tokens:
-        kind = regime(model, hardware, tokens)
+        trained = config.steps * config.data.batch_size * config.data.seq_len
+        kind = regime(model, hardware, tokens, trained)
     for one in all_tables(found, model, hardware, TOP.value):
         print(f"{one.title}. {one.note}".strip(), one.markdown(padded=True), sep="\n\n")
         print()

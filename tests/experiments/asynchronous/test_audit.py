@@ -14,7 +14,7 @@ def test_a_run_that_was_stopped_is_audited_and_replayed(tmp_path):
         "data.seq_len": 16, "data.batch_size": 4, "model.width": 16,
         "parallel.strategy": "parameter_server", "parallel.server.mode": "async",
         "parallel.server.workers": 3, "parallel.server.slow": "(1,1,4)",
-        "parallel.exchange.codec": "int8", "eval_every": 0,
+        "parallel.exchange.codec": "int8", "eval_every": 0, "save_every": 5,
     }  # fmt: skip
     workdir = tmp_path / "run"
     flags = [*small(tmp_path, **overrides), f"--workdir={workdir}", "--devices=1"]
