@@ -71,6 +71,7 @@ class Strategy(NamedTuple):
     uneven: bool = False  # replicas may take different numbers of microbatches
     offloads: bool = False  # the optimizer's state may lie in the host's memory
     interleaves: bool = False  # a stage of its pipeline has several chunks of layers
+    written: bool = True  # its sums are written out; else the compiler places them
     layout: Layout = REPLICATED  # where the arrays of a replica's state lie
     check: Callable[["ParallelConfig", Mesh], None] = lambda config, mesh: None
 
@@ -235,6 +236,7 @@ def sharded(
     axes: tuple[str, ...] = (AXIS,),
     counts: bool = False,
     named: bool = True,
+    written: bool = True,
 ) -> Strategy:
     """Return the row of a strategy that splits the state by a Layout."""
     return Strategy(
@@ -248,6 +250,7 @@ def sharded(
         layout=layout,
         named=named,
         offloads=True,
+        written=written,
     )
 
 
@@ -339,7 +342,14 @@ def check_merging(config: "ParallelConfig", mesh: Mesh) -> None:
 
 
 STRATEGIES = {
-    "jit": sharded(jit_program, REPLICATED, closed_forms.jit_bytes, REDUCED, counts=True),
+    "jit": sharded(
+        jit_program,
+        REPLICATED,
+        closed_forms.jit_bytes,
+        REDUCED,
+        counts=True,
+        written=False,
+    ),
     # pmap takes arrays on its devices, and cannot be part of another program.
     "pmap": replicas(pmap_program, ahead=False, inside=False),
     "shard_map": replicas(shard_map_program, (SLICE, AXIS)),

@@ -15,7 +15,6 @@ from parallel.cost.closed_forms import (
     crossings,
     exchange_kinds,
     inside_bytes,
-    jit_bytes,
     regathered,
     replica_bytes,
     split_sizes,
@@ -107,12 +106,7 @@ def rounds(config: Any) -> float:
         return 1 / config.local.every
     if config.row.exchanges:
         return config.accumulation // (config.exchange.every or config.accumulation)
-    return config.accumulation if left_to_compiler(config) else 1
-
-
-def left_to_compiler(config: Any) -> bool:
-    """Tell whether the compiler chooses the sums, as it does under `jit`."""
-    return config.row.sent_bytes is jit_bytes
+    return 1 if config.row.written else config.accumulation
 
 
 def arrays_summed(config: Any, params: Any, cut: Cut | None) -> float:
@@ -121,7 +115,7 @@ def arrays_summed(config: Any, params: Any, cut: Cut | None) -> float:
     It sums the gradient of a tied embedding twice (jit_bytes). All other strategies join
     their arrays by hand (parallel/collectives.py).
     """
-    if not left_to_compiler(config):
+    if config.row.written:
         return rounds(config)
     tied = sum(map(all, zip(*cut.reads, strict=True))) if cut else 0
     return rounds(config) * (len(jax.tree.leaves(params)) + tied)
@@ -141,7 +135,7 @@ def scalar_parts(
     if config.row.layout.opt is not replicate and mesh.shape.get(axis, 1) > 1:
         sizes = split_sizes(jax.tree.leaves(params), mesh.shape[axis])
         singles += norms * (1 if joins else sum(size > 0 for size in sizes))
-    if not joins and left_to_compiler(config):
+    if not joins and not config.row.written:
         singles += 2 * config.accumulation
     # Accelerators sum little along a tree. Gloo cuts an array into two segments for each
     # process; a single number is one segment, which is sent round the ring alone.
