@@ -164,8 +164,7 @@ def local_program(
         for i in indices
         if plan.overlap
     ]
-    begins = plan.alone or plan.first
-    shared = [together(partial(share, plan=plan, axes=axes))] if begins else []
+    shared = [together(partial(share, plan=plan, axes=axes))] if plan.together else []
     steps = ApartSteps(
         plan,
         mesh,

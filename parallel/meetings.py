@@ -63,6 +63,11 @@ class Plan(NamedTuple):
         in_turn = ((step - first) % self.every == 0) & (step >= first)
         return in_turn | (step == self.last)
 
+    @property
+    def together(self) -> int:
+        """The steps at the start after which the replicas begin to train apart."""
+        return self.alone or self.first
+
     def waits(self, index: int, step: int) -> bool:
         """Tell whether a result of fragment `index` waits when all meet at the end.
 
@@ -175,7 +180,7 @@ def meetings(
     the replicas told, if any have met.
     """
     told: Metrics = {}
-    for program in share if step == (plan.alone or plan.first) else ():
+    for program in share if step == plan.together else ():
         state, _ = program(state._replace(step=step))
     for index in range(plan.fragments):
         if plan.waits(index, step):

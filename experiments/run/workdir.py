@@ -64,7 +64,7 @@ FORM = "compress.low_rank."  # of the parameters; experiments.compress changes i
 GIVEN = ("model.", "data.tokenizer", "data.end_token", "data.vocab_size", FORM)
 
 # What the commands write that begin a run with parameters: import_hf, compress.
-BESIDE_GIVEN = ("hub", "compression.json")
+BESIDE_GIVEN = (HUB, "compression.json")
 
 PUT_BACK = "put back a copy of it, or give another --workdir"
 REMOVE_TOKENIZER = "remove it, and the command that trains the run writes it anew"
