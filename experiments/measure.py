@@ -18,7 +18,8 @@ compiler says: memory by kind, FLOPs, bytes moved and sent.
 
 FLOPs are the model's own, without recomputation (experiments/costs/step.py). Model FLOPs
 utilisation (MFU, Chowdhery et al. 2022, appendix B) is their share of a limit: the FLOP/s
-of this machine in a product of two large matrices, measured in the same process.
+of this machine in a product of two large matrices (of float32 on a CPU, of bfloat16 on
+an accelerator), measured in the same process.
 """
 
 import itertools

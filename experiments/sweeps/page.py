@@ -72,7 +72,7 @@ def notes(rows: list[Row], machine: dict | None) -> list[str]:
         said.append(
             f"The machine: {machine['cores']} cores, {machine['devices']} x "
             f"{machine['device_kind']}; {human(machine['product_limit'])}FLOP/s in "
-            "products of float32 matrices."
+            "products of large matrices."
         )
     if any(row.emulated for row in rows):
         said.append(
