@@ -3,10 +3,10 @@
 python -m experiments.calibrate [--out=hardware.json] [--processes=2] [--seconds=0.5]
 
 Measures products of matrices by their width, the memory's bandwidth, the latency and the
-bandwidth of each kind of collective, and steps of eight small models, in about a minute. On
-CPUs the collectives run between real processes (--processes), each on its own cores; on
-GPUs and TPUs between the devices of this process. Writes a file of JSON; nothing else may
-run on the machine.
+bandwidth of each kind of collective, and steps of eight models. It takes about a minute on
+CPUs; on an accelerator it takes minutes, most of them to compile. On CPUs the collectives
+run between real processes (--processes), each on its own cores; on GPUs and TPUs between
+the devices of this process. Writes a file of JSON; nothing else may run on the machine.
 """
 
 import os

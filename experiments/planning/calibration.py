@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,18 @@ from experiments.costs.machine import memory_bytes
 from parallel.mesh import data_mesh
 from parallel.program import AXIS
 
-WIDTHS = (32, 64, 128, 256, 512, 1024, 2048)
-ROWS = 4096  # of the left matrix: the tokens of a microbatch
-COPIED = 1 << 26  # bytes
+
+class Sizes(NamedTuple):
+    """What is large enough to measure a kind of device with."""
+
+    widths: tuple[int, ...]  # of products
+    rows: int  # of the left matrix: the tokens of a microbatch
+    copied: int  # bytes
+    repeats: int  # inside one program, so that its start does not count
+
+
+CPU = Sizes((32, 64, 128, 256, 512, 1024, 2048), 4096, 1 << 26, 1)
+ACCELERATOR = Sizes((128, 256, 512, 1024, 2048, 4096, 8192), 16_384, 1 << 30, 16)
 SENT = (1 << 12, 1 << 16, 1 << 19, 1 << 22, 1 << 24)  # bytes of a device's array
 FEWEST = 3  # repetitions
 
@@ -33,14 +42,15 @@ def measure(seconds: float) -> dict[str, Any]:
     """
     platform, mesh = jax.default_backend(), data_mesh(-1)
     types = ("float32",) if platform == "cpu" else ("float32", "bfloat16")
+    sizes = CPU if platform == "cpu" else ACCELERATOR
     found: dict[str, Any] = {
         "platform": platform,
         "device_kind": jax.devices()[0].device_kind,
         "devices": mesh.size,
         "processes": jax.process_count(),
-        "flops": {dtype: product_rates(dtype, seconds) for dtype in types},
+        "flops": {dtype: product_rates(dtype, sizes, seconds) for dtype in types},
         "memory": own_memory(mesh),
-        "memory_bandwidth": copy_bandwidth(seconds),
+        "memory_bandwidth": copy_bandwidth(sizes, seconds),
         "overlaps": platform != "cpu",
         "cache": core_cache() if platform == "cpu" else 0,
         "collectives": {},
@@ -86,22 +96,33 @@ def repeated(run: Callable[[], Any], seconds: float) -> float:
     return statistics.median(times)
 
 
-def product_rates(dtype: str, seconds: float) -> list[tuple[float, float]]:
+def product_rates(dtype: str, sizes: Sizes, seconds: float) -> list[tuple[float, float]]:
     """Return (width, FLOP/s) of products [rows, width] x [width, width]."""
     found = []
-    for width in WIDTHS:
-        left, right = jnp.ones((ROWS, width), dtype), jnp.ones((width, width), dtype)
-        multiply = jax.jit(jnp.matmul)
-        took = repeated(partial(multiply, left, right), seconds)
-        found.append((width, 2 * ROWS * width**2 / took))
+    for width in sizes.widths:
+        keys = jax.random.split(jax.random.key(0))
+        x = jax.random.normal(keys[0], (sizes.rows, width), dtype)
+        # A product has the size of its left matrix, and the next one multiplies it.
+        weights = jax.random.normal(keys[1], (width, width), dtype) / width**0.5
+        took = repeated(partial(chained(jnp.matmul, sizes.repeats), x, weights), seconds)
+        found.append((width, 2 * sizes.rows * width**2 * sizes.repeats / took))
     return found
 
 
-def copy_bandwidth(seconds: float) -> float:
+def copy_bandwidth(sizes: Sizes, seconds: float) -> float:
     """Return the bytes/s of reading and writing arrays that no cache holds."""
-    x = jnp.ones(COPIED // 4)
-    took = repeated(partial(jax.jit(lambda x: x + 1), x), seconds)
-    return 2 * COPIED / took
+    x, one = jnp.ones(sizes.copied // 4), jnp.ones(())
+    took = repeated(partial(chained(jnp.add, sizes.repeats), x, one), seconds)
+    return 2 * sizes.copied * sizes.repeats / took
+
+
+def chained(function: Callable, repeats: int) -> Callable:
+    """Return a program that applies a function of (x, y) to its own result."""
+    if repeats == 1:
+        return jax.jit(function)
+    return jax.jit(
+        lambda x, y: jax.lax.fori_loop(0, repeats, lambda _, x: function(x, y), x)
+    )
 
 
 def collectives(n: int) -> dict[str, tuple[Callable, float, float]]:

@@ -41,12 +41,23 @@ TIMED = (
     (160, 4, 4, 384, 192, 12, 640, 1),
     (144, 3, 4, 384, 144, 16, 1280, 4),
 )
+# On an accelerator the small ones would take no longer than the start of a program.
+TIMED_LARGE = (
+    (512, 2, 8, 2048, 512, 8, 8192, 1),
+    (640, 2, 10, 2560, 1024, 16, 24_576, 1),
+    (1280, 2, 20, 5120, 1024, 8, 4096, 1),
+    (1792, 2, 28, 5120, 512, 16, 4096, 4),
+    (768, 4, 12, 2048, 1024, 12, 16_384, 1),
+    (2560, 1, 40, 6144, 512, 8, 8192, 1),
+    (1280, 4, 20, 3072, 1024, 12, 4096, 1),
+    (1024, 3, 16, 3072, 1024, 16, 10_240, 4),
+)
 PARTS = ("compute", "activations", "logits", "optimizer")
 FEWEST = 5  # steps
 
 
-def timed_config(values: tuple[int, ...]) -> Experiment:
-    changed = dict(zip(FIELDS, values, strict=True))
+def timed_config(values: tuple[int, ...], compute: str) -> Experiment:
+    changed = dict(zip(FIELDS, values, strict=True)) | {"precision.compute": compute}
     config = dataclasses.replace(read_config_file("configs/tiny.py"))
     return fields.override(config, changed | {"parallel.strategy": "shard_map"})
 
@@ -57,8 +68,9 @@ def measure_steps(found: dict[str, Any], seconds: float) -> dict[str, Any]:
     Every process times its own first device. `seconds` is the time for each model.
     """
     hardware, rows, took = Hardware(machine_of(found), (1,)), [], []
-    for values in TIMED:
-        config = timed_config(values)
+    on_cpu = jax.default_backend() == "cpu"
+    for values in TIMED if on_cpu else TIMED_LARGE:
+        config = timed_config(values, "float32" if on_cpu else "bfloat16")
         mesh = check(config, jax.local_devices()[:1])
         model = model_of(config, jax.default_backend())
         every = candidates(model, hardware, config.parallel, mesh, "none")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.planning import calibration, steps
-from experiments.planning.calibration import check_request, fit_link
+from experiments.planning.calibration import Sizes, chained, check_request, fit_link
 from experiments.planning.hardware import hardware_of, machine_of, write_machine
 from experiments.planning.steps import fit_steps
 
@@ -17,8 +17,8 @@ def test_a_link_is_fitted_to_latency_and_bandwidth():
 
 
 def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
-    monkeypatch.setattr(calibration, "WIDTHS", (32, 64))
-    monkeypatch.setattr(calibration, "COPIED", 1 << 20)
+    small = Sizes(widths=(32, 64), rows=4096, copied=1 << 20, repeats=1)
+    monkeypatch.setattr(calibration, "CPU", small)
     monkeypatch.setattr(calibration, "SENT", (1 << 10, 1 << 14))
     found = calibration.measure(0.0)
     kinds = {"all-reduce", "all-gather", "reduce-scatter", "collective-permute"}
@@ -34,6 +34,12 @@ def test_this_machine_is_measured_and_read_back(monkeypatch, tmp_path):
     assert hardware_of(f"{tmp_path}/here.json").num_devices == 8
     for link in found["collectives"].values():
         assert link["bandwidth"] > 0 and link["latency"] >= 0
+
+
+def test_a_chain_repeats_its_function_inside_one_program():
+    x, y = np.full((3, 2), 2.0, np.float32), np.eye(2, dtype=np.float32) * 3
+    assert (chained(lambda a, b: a @ b, 4)(x, y) == 162).all()
+    assert (chained(lambda a, b: a @ b, 1)(x, y) == 6).all()
 
 
 def test_what_would_fail_after_a_minute_is_refused_at_once(tmp_path):
