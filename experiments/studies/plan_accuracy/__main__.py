@@ -1,7 +1,7 @@
 """Measure how wrong plans are: bytes, memory, seconds, the choice, and published runs.
 
 python -m experiments.studies.plan_accuracy [--quick] [--seconds=0.5]
-    [--parts=timed,speed,compiled,tpu,limit,absent,maxtext]
+    [--parts=timed,speed,compiled,tpu,limit,absent,maxtext,device]
 
 compiled  100 small configs under ten strategies on eight emulated devices: bytes against
           the ledger, state and temporaries against the compiled program
@@ -18,6 +18,8 @@ limit     two models of four layers in a loop, compiled for absent TPUs, most of
 absent    models of a few layers that are written out, for eight absent TPU v5e chips;
           minutes a cell
 maxtext   published runs on TPU v5e
+device    the GPU or TPU that is here: its constants by experiments.calibrate, then
+          seconds and memory of ten configs, in about five minutes; not in the default
 
 Adds lines to results/plan_accuracy.jsonl; a cell that is there is not measured again, so
 the command may be stopped and started again. Then it makes the plans of all lines anew, and
@@ -37,6 +39,13 @@ from experiments.processes.messages import say, user_errors
 from experiments.processes.topology import check_libtpu, check_machine
 from experiments.run import startup
 from experiments.studies.plan_accuracy import maxtext
+from experiments.studies.plan_accuracy.accelerator import (
+    calibrated_device,
+    device_cells,
+    device_kind,
+    on_device,
+    with_devices,
+)
 from experiments.studies.plan_accuracy.cells import absent, compiled, replanned, tpu_lines
 from experiments.studies.plan_accuracy.grid import (
     absent_cells,
@@ -57,12 +66,14 @@ CELLS = {
     "speed": speed_cells,
     "limit": limit_cells,
     "absent": absent_cells,
+    "device": device_cells,
 }
 ONE_BY_ONE = {
     "speed": speed,
     "compiled": compiled,
     "limit": absent,
     "absent": absent,
+    "device": on_device,
 }
 ANEW = ("tpu", "maxtext")  # arithmetic: their old lines are replaced
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to measure.")
@@ -80,13 +91,16 @@ def main() -> None:
     file = pathlib.Path(RESULTS.value)
     with user_errors():
         for part in CHOSEN.value:
-            if part not in PARTS:
-                raise ValueError(f"--parts={part}: choose among {', '.join(PARTS)}")
+            if part not in CELLS and part not in ANEW:
+                known = ", ".join([*CELLS, *ANEW])
+                raise ValueError(f"--parts={part}: choose among {known}")
         if {"absent", "limit"}.intersection(CHOSEN.value):
             check_machine(sys.platform, platform.machine())
             check_libtpu()
         if "timed" in CHOSEN.value:
             namespaces.require()
+        if "device" in CHOSEN.value and device_kind() == "cpu":
+            raise ValueError("--parts=device: there is no GPU or TPU here")
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), set(NAMES))
     join.leave_libtpu()
@@ -95,7 +109,7 @@ def main() -> None:
         measure(part, file)
     if PAGE.value:
         with user_errors():
-            replace(file, with_seconds(replanned(read(file))))
+            replace(file, with_devices(with_seconds(replanned(read(file)))))
             fill(pathlib.Path(PAGE.value), tables(read(file)))
 
 
@@ -106,6 +120,11 @@ def measure(part: str, file: pathlib.Path) -> None:
         replace(file, [*others, *(maxtext.lines() if part == "maxtext" else tpu())])
         return
     cells = CELLS[part]()[:: FEW if QUICK.value else 1]
+    if part == "device":
+        kind = {"device": device_kind()}
+        cells = [cell | kind for cell in cells]
+        if not is_there({"part": "device machine"} | kind, read(file)):
+            write(file, calibrated_device(SECONDS.value) | kind)
     missing = [cell for cell in cells if not is_there(cell, read(file))]
     if part == "timed":
         measure_seconds(missing, file)

@@ -19,15 +19,17 @@ NAMES = (
     "plan-regret",
     "plan-speed",
     "plan-maxtext",
+    "plan-device",
 )
 SPREAD = 0.2  # between the best and the median plan of a case that counts
 PARTS = ("timed", "speed", "compiled", "tpu", "limit", "absent", "maxtext")
+DEVICE = ("device", "device machine")  # measured where there is a GPU or TPU
 NEAR = 0.15  # of the limit
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
     """Return the tables by name; cells that failed have no part in them."""
-    by: dict[str, list[Line]] = {part: [] for part in (*PARTS, "machine")}
+    by: dict[str, list[Line]] = {part: [] for part in (*PARTS, "machine", *DEVICE)}
     for line in lines:
         if "error" not in line:
             by[line["part"]].append(line)
@@ -39,6 +41,7 @@ def tables(lines: list[Line]) -> dict[str, str]:
         "plan-regret": regret_table(by["timed"]),
         "plan-speed": speed_table(by["speed"]),
         "plan-maxtext": maxtext_table(by["maxtext"]),
+        "plan-device": device_table(by["device"]),
     }
 
 
@@ -228,3 +231,40 @@ def maxtext_table(lines: list[Line]) -> str:
     middle, high, most = quantiles(errors(free, "predicted", "published"))
     said = f"Of the {len(free)} cells that were not fitted, the error is {middle} in the "
     return f"{markdown(head, rows)}\n\n{said}median and {most} at most."
+
+
+def device_table(lines: list[Line]) -> str:
+    """List the cells of a GPU or TPU that was here, then how wrong plans are over all."""
+    if not lines:
+        return "not measured"
+
+    def beside(line: Line, planned: str, found: str, unit: float, name: str) -> str:
+        if planned not in line:
+            return ""
+        error = line[planned] / line[found] - 1
+        return f"{line[planned] / unit:.1f} {name} ({error:+.0%})"
+
+    rows = [
+        [
+            line["model"]
+            + ": "
+            + ", ".join(f"{k}={v}" for k, v in line["overrides"].items()),
+            f"{line['seconds'] * 1e3:.1f} ms",
+            beside(line, "planned_seconds", "seconds", 1e-3, "ms"),
+            beside(line, "calibrated_seconds", "seconds", 1e-3, "ms"),
+            f"{line['bytes'] / 1e9:.1f} GB",
+            beside(line, "planned_bytes", "bytes", 1e9, "GB"),
+        ]
+        for line in lines
+    ]
+    head = ("cell", "a step", "by the data sheet", "by calibrate", "memory", "planned")
+    pairs = {
+        "seconds, by the data sheet": ("planned_seconds", "seconds"),
+        "seconds, by calibrate": ("calibrated_seconds", "seconds"),
+        "memory": ("planned_bytes", "bytes"),
+    }
+    told = []
+    for name, (planned, found) in pairs.items():
+        known = [line for line in lines if planned in line]
+        told.append([name, len(known), *quantiles(errors(known, planned, found))])
+    return f"{markdown(head, rows)}\n\n{markdown(HEAD, told)}"

@@ -2,6 +2,7 @@
 
 import statistics
 
+from experiments.studies.plan_accuracy.accelerator import device_cells, device_plan
 from experiments.studies.plan_accuracy.cells import (
     absent_mesh,
     nothing_known,
@@ -37,6 +38,20 @@ def test_the_grid_is_large_and_every_cell_is_a_config():
     assert len(absent_cells()) == len(ABSENT)
     limits = {str(cell) for cell in limit_cells()}
     assert len(limits) == len(limit_cells()) >= 40
+
+
+def test_every_cell_of_a_device_has_a_plan():
+    plans = [
+        device_plan(cell | {"device": "NVIDIA H100 80GB HBM3"}, [])
+        for cell in device_cells()
+    ]
+    # No cell takes less than its floats: parameters, and two moments of Adam.
+    least = {"gpt2_small": 12 * 25e6, "llama_1b": 12 * 1.0e9}
+    for cell, planned in zip(device_cells(), plans, strict=True):
+        hosted = cell["overrides"].get("parallel.offload") == "optimizer"
+        floor = least[cell["model"]] / (3 if hosted else 1)
+        assert floor < planned["planned_bytes"] < 79e9  # they are meant to fit
+        assert 0.01 < planned["planned_seconds"] < 1
 
 
 def test_published_runs_of_the_named_sizes_are_predicted():
