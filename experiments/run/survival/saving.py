@@ -11,7 +11,7 @@ from experiments.run.survival.clock import Clock
 
 AUTO = -1
 FIRST = 10  # steps before the first save, from which its cost is known
-DAY = 86400.0  # seconds without a fault that a run is taken to have behind it
+DAY = 86400.0  # seconds between the faults of a run that has met none
 
 
 class Saves:
@@ -60,8 +60,10 @@ def steps_between(
 def between_faults(events: list[goodput.Event]) -> float:
     """Return the mean seconds between faults, as this run has met them.
 
-    A run that has met none is taken to meet one a day.
+    A run that has met none is taken to meet one a day. From the first one on, its own
+    account alone counts: to save too often costs less than to lose the work between saves.
     """
     lives = goodput.lives_of(events)
     faults = sum(life.last["event"] != "end" for life in lives[:-1])
-    return (DAY + sum(goodput.account(events).values())) / (1 + faults)
+    seconds = sum(goodput.account(events).values())
+    return seconds / faults if faults else max(seconds, DAY)

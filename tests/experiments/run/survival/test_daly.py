@@ -55,8 +55,15 @@ def test_a_run_saves_by_what_saves_cost_and_faults_it_met(tmp_path):
         }  # fmt: skip
 
     lives = [event("start", 0.0, 1.0), event("last", 0.0, 50.0), event("start", 60.0, 2.0)]
-    assert between_faults(lives) == (DAY + 62.0) / 2
-    assert between_faults(lives[:1]) == DAY + 1.0
+    assert between_faults(lives) == 62.0
+    assert between_faults(lives[:1]) == DAY
+    again = [event("last", 60.0, 30.0), event("start", 100.0, 10.0)]
+    assert between_faults([*lives, *again]) == 110.0 / 2
+    ended = [event("start", 0.0, 1.0), event("end", 0.0, 50.0), event("start", 60.0, 2.0)]
+    assert between_faults(ended) == DAY  # none was a fault
+    assert (
+        between_faults([event("start", 0.0, 1.0), event("saved", 0.0, 2 * DAY)]) == 2 * DAY
+    )
 
     saves = Saves(AUTO, tmp_path, Clock())
     saves.begin(20)
