@@ -286,6 +286,13 @@ def weigh(
         )  # fmt: skip
 
 
+def computed_again(model: Model, remat: str) -> list[Product]:
+    """Return the products of a layer's forward pass that its backward pass runs again."""
+    if remat == "dots":
+        return [one for one in model.layer if not one.fixed]  # those of attention
+    return model.layer if memory.again(model, remat) else []
+
+
 def computing(
     model: Model,
     hardware: Hardware,
@@ -295,7 +302,7 @@ def computing(
 ) -> dict[str, float]:
     """Return the seconds of products, of reading and writing activations, and of bubbles.
 
-    A backward pass costs two forward passes, and a third if it runs the forward pass again.
+    A backward pass costs two forward passes, and what it runs of the forward pass again.
     """
     machine, tensor, stages = (
         hardware.machine,
@@ -303,13 +310,14 @@ def computing(
         degrees.get(STAGE, 1),
     )
     rows, times = model.rows / parts(degrees) / config.accumulation, config.accumulation
-    layer, outer = (
-        product_seconds(products, rows, tensor, machine, model.compute)
-        for products in (model.layer, model.outer)
-    )
     again = memory.again(model, remat) or stages > 1
+    repeated = model.layer if stages > 1 else computed_again(model, remat)
+    layer, outer, twice = (
+        product_seconds(products, rows, tensor, machine, model.compute)
+        for products in (model.layer, model.outer, repeated)
+    )
     layers = model.num_layers / stages
-    layer *= layers * (4 if again else 3)
+    layer = layers * (3 * layer + twice)
     outer *= 4 if model.loss_chunk else 3
     every = next(iter(model.saved.values()))
     kept = activation_bytes(every, rows * model.seq_len, 1, tensor)

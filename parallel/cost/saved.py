@@ -131,14 +131,23 @@ def attention_saved(block: Block, itemsize: int) -> list[Saved]:
 
 
 def remat_saved(block: Block, itemsize: int, remat: str) -> list[Saved]:
-    """Return what is kept under a policy of rematerialisation: none, full or dots.
+    """Return what is kept under a policy of rematerialisation: none, dots or full.
 
-    Under the others a layer is computed again from its input; the products of matrices lie
-    in a custom gradient, so dots keeps no more than full.
+    Under full a layer is computed again from its input. Under dots its products with
+    weights are kept, but for the last one, which the backward pass does not read.
     """
     if remat == "none":
         return block_saved(block, itemsize)
-    return [Saved("input of the layer", block.width * itemsize, False)]
+    found = [Saved("input of the layer", block.width * itemsize, False)]
+    if remat == "full":
+        return found
+    kv_width = block.width // block.heads * block.kv_heads
+    return [
+        *found,
+        Saved("products of query, key and value", (block.width + 2 * kv_width) * itemsize),
+        Saved("product of out", block.width * itemsize, False),
+        Saved("products of up and gate", (1 + block.gated) * block.hidden * itemsize),
+    ]
 
 
 def activation_bytes(

@@ -140,9 +140,9 @@ def test_fsdp_keeps_the_rematerialisation_of_the_model():
         written = program.step.lower(program.abstract, batch).as_text()
         return written.count("stablehlo.dot_general")
 
-    for remat in ("full", "dots"):
-        assert products("fsdp", remat) >= products("shard_map", remat)
-        assert products("shard_map", remat) > products("shard_map", "none")
+    for strategy in ("shard_map", "fsdp"):
+        none, dots, full = (products(strategy, x) for x in ("none", "dots", "full"))
+        assert none < dots < full, strategy  # dots runs those of attention again
 
 
 @pytest.mark.parametrize(

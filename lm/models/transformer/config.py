@@ -14,13 +14,13 @@ from lm.task import Task
 NORMS = ("layernorm", "rmsnorm", "none")
 POSITIONS = ("learned", "rotary")
 RESIDUAL = "residual"  # the name of the stream between blocks, for jax.checkpoint
-DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-SAVEABLE = {  # what the backward pass may keep; None: everything
+PRODUCT = "product"  # that of activations and a matrix of weights
+# What the backward pass may keep, by how much that is; None: everything. JAX's own policies
+# for products do not see ours, which have a gradient of their own.
+SAVEABLE = {
     "none": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(RESIDUAL, PRODUCT),
     "full": jax.checkpoint_policies.save_only_these_names(RESIDUAL),
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        DOTS, jax.checkpoint_policies.save_only_these_names(RESIDUAL)
-    ),
 }
 BIASES = ("same", "none", "inputs", "all")
 ROTARY = {"only": {"model.positions": ("rotary",)}}
@@ -84,8 +84,8 @@ class TransformerConfig:
     # initialiser of matrices; gpt2: standard deviation 0.02, less for those whose product
     # is added to the residual stream; naive: 0.01
     init: str = field(default="gpt2", metadata={"choices": ("gpt2", *INITIALIZERS)})
-    # what the backward pass computes again to save memory; none: nothing; full: each block;
-    # dots: all but matrix products
+    # what the backward pass computes again to save memory; none: nothing; dots: all but the
+    # products with matrices of weights; full: each block
     remat: str = field(
         default="none", metadata={"choices": tuple(SAVEABLE), "decides": False}
     )

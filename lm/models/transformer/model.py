@@ -37,7 +37,7 @@ from lm.models.layers import (
 )
 from lm.models.rotary import positions_in_segment, rotate
 from lm.models.setting import Setting
-from lm.models.transformer.config import RESIDUAL, SAVEABLE, TransformerConfig
+from lm.models.transformer.config import PRODUCT, RESIDUAL, SAVEABLE, TransformerConfig
 from lm.task import (
     Key,
     Stages,
@@ -138,7 +138,7 @@ def linear(
         num_out,
         use_bias=config.bias if bias is None else bias,
         kernel_init=initializer(config, residual),
-        dot_general=lambda x, w, *_, **__: matmul(x, w),
+        dot_general=lambda x, w, *_, **__: checkpoint_name(matmul(x, w), PRODUCT),
         rngs=rngs,
     )
 

@@ -46,7 +46,7 @@ def made_up(loss_chunk: int = 128) -> Model:
         rows=ROWS,
         seq_len=T,
         compute="bfloat16",
-        saved={remat: remat_saved(block, 2, remat) for remat in ("none", "full", "dots")},
+        saved={remat: remat_saved(block, 2, remat) for remat in ("none", "dots", "full")},
         carry=2.0 * D,
         wide=F,
         vocab_size=V,
@@ -122,7 +122,7 @@ def test_a_plan_sends_the_closed_forms_and_ranks_what_fits_first(hardware):
 
 def test_more_microbatches_and_rematerialisation_save_activations():
     found = plan(made_up(), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])
-    assert {one.remat for one in found} == {"none", "full"}  # dots keeps as much as full
+    assert {one.remat for one in found} == {"none", "dots", "full"}
     by = {(one.accumulation, one.remat): one for one in found}
     for number in (1, 2, 4):
         one, two = by[number, "none"], by[2 * number, "none"]
@@ -131,6 +131,10 @@ def test_more_microbatches_and_rematerialisation_save_activations():
         again = by[number, "full"]
         assert again.memory["activations"] < one.memory["activations"] / 10
         assert again.time["compute"] > one.time["compute"]
+        products = by[number, "dots"]  # no product of this layer is without weights
+        assert products.time["compute"] == one.time["compute"]
+        kept = again.memory["activations"], one.memory["activations"]
+        assert kept[0] < products.memory["activations"] < kept[1]
     half = plan(made_up(64), parse("tpu-v5e:2x4"), ParallelConfig(), ["fsdp"])
     assert half[0].memory["logits"] * 2 == found[0].memory["logits"]
 
