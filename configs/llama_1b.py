@@ -3,8 +3,9 @@
 Command:  python -m experiments.train --config=configs/llama_1b.py --workdir=runs/llama \
               --config.data.source=jsonl --config.data.path='corpus/*.jsonl'
 Cost:     0.52 M tokens a step. Compiled for a TPU v5e-8 it takes 7.7 of a chip's 16.9 GB,
-          1.9 GB of them for the state; with more chips it takes less. --dry_run on a CPU
-          prints a larger figure, because XLA for CPUs undoes rematerialisation.
+          1.9 GB of them for the state; with more chips it takes less. With remat="dots" it
+          takes 13.8 GB and multiplies by no weight twice. --dry_run on a CPU prints a
+          larger figure, because XLA for CPUs undoes rematerialisation.
 Expected: not run here.
 """
 

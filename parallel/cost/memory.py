@@ -157,12 +157,15 @@ def temporary_bytes(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str
     rows = model.rows / batch_degree(mesh) / config.accumulation
     tokens = rows * model.seq_len
     looped = model.written < model.num_layers
+    gathers = config.row.layout.params is not replicate
     kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor, looped)
     logits = logits_bytes(model, rows, tensor)
     beside = workspace_bytes(model, tokens, tensor, remat)
+    if looped and not gathers:  # the gradient of logits lies beside them
+        logits *= 1 + compute_bytes(model) / 4
     if looped:  # the loop of layers begins when the loss has ended
         beside = max(0.0, beside - logits)
-    elif config.row.layout.params is not replicate:
+    elif gathers:
         # A gather waits for the gradient of its layer, so no layer runs beside the loss.
         beside = 0.0
     return {
@@ -222,13 +225,13 @@ def again(model: Any, remat: str) -> bool:
 
 def workspace_bytes(model: Any, tokens: float, tensor: int, remat: str) -> float:
     """Return what a layer needs that is computed again: all that its backward pass reads,
-    and its widest array and that array's gradient in float32.
+    its widest array in float32, and that array's gradient.
     """
     if not again(model, remat):
         return 0.0
     everything = next(iter(model.saved.values()))
     return activation_bytes(everything, tokens, 1, tensor) + (
-        2 * 4 * model.wide * tokens / tensor
+        (4 + compute_bytes(model)) * model.wide * tokens / tensor
     )
 
 

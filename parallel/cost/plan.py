@@ -157,12 +157,12 @@ def order(candidate: Candidate) -> tuple[float, ...]:
     """Among those that fit, the fastest first; among the others, the smallest.
 
     Seconds that are equal but for rounding are equal: then fewer bytes are sent, then there
-    are fewer microbatches, then less memory is taken.
+    are fewer microbatches, then the strategy was named before.
     """
     seconds = float(f"{candidate.seconds:.6g}")
     rest = candidate.sent_bytes, candidate.accumulation
     if candidate.fits:
-        return 0, seconds, *rest, candidate.memory_bytes
+        return 0, seconds, *rest
     return 1, candidate.memory_bytes, seconds, *rest
 
 

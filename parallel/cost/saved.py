@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
+LANES = 128  # columns of a TPU's tile
+
+
 class Saved(NamedTuple):
     """An array that is kept for the backward pass of a layer."""
 
@@ -21,6 +24,8 @@ class Saved(NamedTuple):
     kept: bool = True
     # False: autodiff saves another array instead, which follows from this one.
     traced: bool = True
+    # How many times as large it is in the stack of a loop over layers.
+    padding: float = 1.0
 
 
 class Block(NamedTuple):
@@ -108,9 +113,11 @@ def attention_saved(block: Block, itemsize: int) -> list[Saved]:
     head = block.width // block.heads
     kv_width, rows = head * block.kv_heads, block.heads * block.seq_len
     size = 4 if block.kernel == "blockwise" else itemsize  # it computes in float32
+    # In a stack of its layers, a TPU has heads in tiles of 128 columns.
+    padding = LANES * -(-head // LANES) / head if block.kernel == "splash" else 1.0
     found = [
-        Saved("query", block.width * size),
-        Saved("key and value", 2 * kv_width * size),
+        Saved("query", block.width * size, padding=padding),
+        Saved("key and value", 2 * kv_width * size, padding=padding),
         Saved("input of out", block.width * itemsize),
     ]
     if block.rotary:  # of queries and of keys; the same in all layers
@@ -125,7 +132,12 @@ def attention_saved(block: Block, itemsize: int) -> list[Saved]:
         ]
     return [
         *found,
-        Saved("output of attention, by head", block.width * itemsize, kept=False),
+        Saved(
+            "output of attention, by head",
+            block.width * itemsize,
+            kept=False,
+            padding=padding,
+        ),
         Saved("logarithms of sums", 4 * block.heads),
     ]
 
@@ -163,7 +175,7 @@ def activation_bytes(
     the backward loop, so that the compiler cannot compute it again.
     """
     token = sum(
-        x.bytes / (tensor if x.split else 1)
+        x.bytes * (x.padding if looped else 1) / (tensor if x.split else 1)
         for x in saved
         if (x.traced if looped else x.kept)
     )

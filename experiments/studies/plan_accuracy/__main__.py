@@ -8,8 +8,9 @@ compiled  100 small configs under ten strategies on eight emulated devices: byte
 tpu       the cells of results/tpu.jsonl: memory, and whether it fits
 timed     seconds of a step between two processes over links of four rates, of nine
           programs and four shapes, and how much slower the planned choice is than the best;
-          needs Linux and root, and a machine on which nothing else runs. It measures the
-          machine's constants first (experiments.calibrate), with --seconds for each point.
+          needs Linux and root, and a machine on which nothing else runs. Each time, it
+          measures the machine's constants first (experiments.calibrate), with --seconds for
+          each point; the cells that follow are planned by them.
           By the plan it takes half an hour; every 72 cells, a shape, make a table
 speed     seconds of planning, and of the command experiments.plan
 limit     two models of four layers in a loop, compiled for absent TPUs, most of them within
@@ -140,7 +141,7 @@ def replace(file: pathlib.Path, lines: list[Line]) -> None:
 
 
 def measure_seconds(missing: list[Line], file: pathlib.Path) -> None:
-    if missing and not is_there({"part": "machine"}, read(file)):
+    if missing:  # the machine of today, for these cells
         write(file, calibrated(SECONDS.value))
     for _, group in itertools.groupby(missing, lambda c: (c["shape"], c["plan"])):
         for cell, found in timed(list(group)):

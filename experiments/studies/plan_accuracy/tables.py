@@ -1,6 +1,7 @@
 """The tables of docs/planner.md, from the lines of the benchmark."""
 
 import itertools
+import re
 import statistics
 from collections.abc import Callable, Iterable
 
@@ -10,6 +11,7 @@ from experiments.studies.plan_accuracy.grid import ABSENT, NUM_SEEN
 from experiments.studies.plan_accuracy.maxtext import FITTED
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
+from parallel.cost.machine import GIB
 
 NAMES = (
     "plan-compiled",
@@ -25,6 +27,8 @@ SPREAD = 0.2  # between the best and the median plan of a case that counts
 PARTS = ("timed", "speed", "compiled", "tpu", "limit", "absent", "maxtext")
 DEVICE = ("device", "device machine")  # measured where there is a GPU or TPU
 NEAR = 0.15  # of the limit
+# What the compiler says of a program that is too large, beside its arguments.
+TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)G\)")
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
@@ -84,11 +88,13 @@ def tpu_table(lines: list[Line], absent: list[Line], limit: list[Line]) -> str:
         name = "few layers, in sight" if known else "few layers, held out"
         groups.setdefault(name, []).append(line)
     for line in limit:
-        groups.setdefault(f"four layers in a loop, {line['model']}", []).append(line)
+        fits = "fits" if line["fits"] else "too large"
+        groups.setdefault(f"in a loop, {line['model']}, {fits}", []).append(line)
     rows = []
     for name, group in groups.items():
-        found = [x for x in group if x.get("bytes")]
-        rows.append([name, len(found), *quantiles(errors(found, "planned_bytes", "bytes"))])
+        found = [x | {"needed": needed(x)} for x in group]
+        known = errors(found, "planned_bytes", "needed")
+        rows.append([name, len(known), *quantiles(known)])
     return markdown(HEAD, rows)
 
 
@@ -114,11 +120,17 @@ def told_wrong(line: Line) -> str:
 
 
 def is_near(line: Line) -> bool:
-    """Tell whether a cell lies near its chip's memory.
+    """Tell whether a cell lies near its chip's memory, by the compiler's figure.
 
-    By the compiler's figure; by the plan's where the compiler gives none.
+    By the plan's, where the compiler gives none.
     """
-    return abs((line["bytes"] or line["planned_bytes"]) / line["limit"] - 1) <= NEAR
+    return abs((needed(line) or line["planned_bytes"]) / line["limit"] - 1) <= NEAR
+
+
+def needed(line: Line) -> float | None:
+    """Return the bytes of a cell; of one that does not fit, if the compiler tells them."""
+    told = TEMPORARIES.search(line.get("said", ""))
+    return line["planned_state"] + float(told[1]) * GIB if told else line["bytes"]
 
 
 def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, list[Line]]:

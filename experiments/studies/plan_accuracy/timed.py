@@ -111,9 +111,15 @@ def limited(machine: Machine, megabits: float) -> Machine:
 
 
 def with_seconds(lines: list[Line]) -> list[Line]:
-    """Return the lines, those that were timed with the plan of the measured machine."""
-    machines = [line for line in lines if line["part"] == "machine"]
-    return [
-        line | timed_plan(line, machines[0]) if line["part"] == "timed" else line
-        for line in lines
-    ]
+    """Return the lines, those that were timed with the plan of the machine of that time.
+
+    That is the machine that was measured last before them.
+    """
+    found, machine = [], {}
+    for line in lines:
+        if line["part"] == "machine":
+            machine = line
+        if line["part"] == "timed":
+            line = line | timed_plan(line, machine)
+        found.append(line)
+    return found

@@ -160,10 +160,11 @@ def test_fit_takes_the_largest_microbatch_and_the_least_rematerialisation(tiny):
     roomy = parse("tpu-v5e:2x4")
     found = kept_degrees(planned(model, roomy, config, ["fsdp"]), config, roomy)
     assert (found[0].accumulation, found[0].remat) == (1, "none")
-    whole = found[0].memory_bytes
-    tight = roomy._replace(machine=roomy.machine._replace(memory=whole - 1))
-    found = kept_degrees(planned(model, tight, config, ["fsdp"]), config, tight)
-    assert (found[0].accumulation, found[0].remat) == (1, "full")
+    for remat in ("dots", "full"):
+        least = found[0].memory_bytes - 1
+        tight = roomy._replace(machine=roomy.machine._replace(memory=least))
+        found = kept_degrees(planned(model, tight, config, ["fsdp"]), config, tight)
+        assert (found[0].accumulation, found[0].remat) == (1, remat)
 
 
 def test_the_command_ranks_explains_and_writes(tmp_path):
