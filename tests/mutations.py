@@ -262,7 +262,7 @@ FAULTS = [
         "parallel/server/test_merging.py nesterov_by_hand",
     ),
     Fault(
-        "numbers of a merge are told of twice", "parallel/server/session.py",
+        "numbers of a merge are told of twice", "parallel/server/islands.py",
         "del self.merge.untold[: step - self.desk.applied]", "pass",
         "parallel/server/test_merging.py uneven",
     ),
@@ -272,7 +272,7 @@ FAULTS = [
         "parallel/server/test_merging.py synchronous_diloco",
     ),
     Fault(
-        "pieces are added up as they come", "parallel/server/session.py",
+        "pieces are added up as they come", "parallel/server/synchronous.py",
         "for piece in sorted(pushes)]", "for piece in pushes]",
         "parallel/server/test_pieces.py no_bit",
     ),

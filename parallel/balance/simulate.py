@@ -4,8 +4,8 @@ An event is the end of a piece or the death of a worker. After each, the policy 
 does what next. It knows the seconds that it was told, corrected by what each worker has
 shown so far. How long a piece takes is `actual_NM`, which it is not told.
 
-The state of the workers (Workers) is also that of live ones: parallel/server/session.py
-moves it on by the clock.
+The state of the workers (Workers) is also that of live ones:
+parallel/server/synchronous.py moves it on by the clock.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A parameter server as a Program: workers pull, compute and push; shards update.
 
-The training loop sees steps (parallel/server/session.py). The Program is handed a function
-from numbers to rows and draws by itself. The state that the loop holds is a handle:
+The training loop sees the steps of a session (`new_session`). The Program is handed a
+function from numbers to rows and draws by itself. The state that the loop holds is a handle:
 parameters and optimizer state lie on the shards of a session, and `portable` and `params`
 read a consistent cut of them, all shards after the same updates, while workers run on.
 
@@ -18,12 +18,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from parallel.program import Key, Metrics, Program, TrainState, itself
+from parallel.server.asynchronous import Asynchronous
 from parallel.server.forms import Forms
+from parallel.server.islands import Islands
 from parallel.server.kinds import Parts
 from parallel.server.parts import check_shards
 from parallel.server.pool import LocalPool, Pool
 from parallel.server.session import Session
 from parallel.server.shard import Shard
+from parallel.server.synchronous import Synchronous
 from parallel.server.worker import Rows
 
 
@@ -40,7 +43,7 @@ def server_program(
     sessions: list[Session] = []
 
     def begin(state: TrainState) -> TrainState:
-        session, state = Session(parts, new_pool(parts)), jax.device_get(state)
+        session, state = new_session(parts, new_pool(parts)), jax.device_get(state)
         forms.begin(session, state)
         sessions.append(session)
         return TrainState(np.int32(state.step), (), (), session, session.scale)
@@ -72,6 +75,13 @@ def server_program(
         close=close,
         workers=parts.config.workers,
     )
+
+
+def new_session(parts: Parts, pool: Pool) -> Session:
+    if parts.merging is not None:
+        return Islands(parts, pool)
+    kind = Synchronous if parts.config.synchronous else Asynchronous
+    return kind(parts, pool)
 
 
 def local_pool(parts: Parts) -> LocalPool:

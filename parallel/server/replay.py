@@ -14,7 +14,7 @@ from parallel.server.attendance import attended
 from parallel.server.config import ServerConfig
 from parallel.server.forms import Forms
 from parallel.server.kinds import Parts
-from parallel.server.program import local_pool
+from parallel.server.program import local_pool, new_session
 from parallel.server.session import Line, Session
 from parallel.server.worker import Order, Rows, Told
 
@@ -89,7 +89,7 @@ def replay(
     ValueError if the schedule lacks an update.
     """
     forms, pool = Forms(parts, mesh), local_pool(parts)
-    session = Session(parts, pool)
+    session = new_session(parts, pool)
     first = forms.first(key)
     if given is not None:
         first = first._replace(params=given, opt=parts.learner.optimizer.init(given))

@@ -1,15 +1,7 @@
 """A run on a pool: who works on what, and what was applied.
 
-A step of the training loop is
-
-  sync         an update, of the pushes of all workers, which share the rows of a number.
-               These are cut into pieces, and a policy says who computes which. What each
-               piece adds is added in the order of the pieces: the sum has the same bits,
-               whoever computes them
-  async, ssp   an update, of one push of one number
-  islands      a number. An island pushes after several steps, each of a number of its own,
-               and a merge of pushes is one update. A merge is made in the step that tells
-               of the last of its numbers.
+What a step of the training loop is, the kinds of sessions say: synchronous.py,
+asynchronous.py and islands.py.
 """
 
 import math
@@ -19,14 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from parallel.balance.policies import POLICIES
-from parallel.balance.simulate import RECENT, Workers
 from parallel.program import Metrics, Params, TrainState, divisor, weight_of
 from parallel.readings import APPLIED, COMPUTE
 from parallel.server.attendance import attended, present
-from parallel.server.desk import Desk, give_back, hand, lag, leave, may_start, take
+from parallel.server.desk import Desk, give_back, hand, lag, leave, may_start
 from parallel.server.kinds import Parts
-from parallel.server.merging import local_steps, weights, window
 from parallel.server.parts import cut, join, part_of
 from parallel.server.pool import Pool
 from parallel.server.shard import Push, Snapshot, first_opt
@@ -50,13 +39,6 @@ class Line(NamedTuple):
 Pushed = tuple[Order, Told]
 
 
-class Merge(NamedTuple):
-    """Pushes that make one update, and the metrics of their numbers yet to be told."""
-
-    told: dict[int, Told]
-    untold: list[Metrics]
-
-
 class Kept(NamedTuple):
     """What is saved of shards and workers."""
 
@@ -78,8 +60,14 @@ class Session:
         self.began: dict[int, float] = {}  # by the pool's clock
         self.lags: dict[int, int] = {}
         self.speeds: dict[int, float] = {}  # worker -> numbers a second, of its last push
-        self.takes: dict[int, float] = {}  # worker -> seconds of a piece, a running mean
-        self.merge: Merge | None = None
+
+    def step(self, step: int, rows: Rows) -> Metrics:
+        """Take the step after `step` of the training loop."""
+        raise NotImplementedError
+
+    def steps_of(self, worker: int) -> int:
+        """Return how many steps a worker takes before it pushes."""
+        return 1
 
     def start(
         self,
@@ -144,78 +132,11 @@ class Session:
                 self.desk, numbers = hand(self.desk, worker, count, end)
                 self.launch(worker, numbers, rows)
 
-    def steps_of(self, worker: int) -> int:
-        """Return how many steps a worker takes before it pushes."""
-        if self.parts.merging is None:
-            return 1
-        config, every = self.parts.merging
-        return local_steps(worker, self.speeds, every, config.by_speed)
-
     def died(self, worker: int) -> None:
         """Take back what a worker was given that died."""
         self.desk = give_back(self.desk, worker)
         self.bare.add(worker)
         del self.orders[worker]
-
-    def step(self, step: int, rows: Rows) -> Metrics:
-        """Take the step after `step` of the training loop."""
-        if self.parts.merging is not None:
-            return self.tell(step, rows)
-        return (self.together if self.config.synchronous else self.alone)(rows)
-
-    def together(self, rows: Rows) -> Metrics:
-        """Let workers push the pieces of one number, and make one update of all of them.
-
-        Who still runs a copy of a piece that another one pushed first ends it later.
-        """
-        number, began = self.desk.next, self.pool.now
-        workers, pushes = self.dealt(began), {}
-        policy = POLICIES[self.config.policy]
-        while workers.left:
-            workers.queues = list(policy(workers.view()))
-            for worker, piece in workers.begin(self.orders):
-                self.launch(worker, (number,), rows, piece)
-            worker, told = self.pool.finished()
-            order = self.orders.pop(worker)
-            workers.now = self.pool.now - began
-            if told is None:
-                self.bare.add(worker)
-            elif not order.whole:
-                self.takes[worker] = recent(self.takes.get(worker), told.seconds)
-            if order.version < self.updates:  # a copy, of the number before
-                workers.free_M[worker] = workers.now
-                continue
-            if told is None:
-                workers.lost(worker)
-            else:
-                if order.piece in workers.left:
-                    pushes[order.piece] = order, told
-                workers.ended(worker)
-        self.desk = self.desk._replace(next=number + 1)
-        return self.update([pushes[piece] for piece in sorted(pushes)])
-
-    def dealt(self, now: float) -> Workers:
-        """Return the workers before the pieces of the next number are dealt to them."""
-        known = sorted(self.takes.values())
-        usual = known[len(known) // 2] if known else 1.0
-        seconds_W = np.array([self.takes.get(worker, usual) for worker in self.workers])
-        num_pieces = self.config.num_pieces
-        workers = Workers(np.broadcast_to(seconds_W, (num_pieces, len(seconds_W))), {})
-        for worker in self.orders:
-            workers.free_M[worker] = max(self.began[worker] + seconds_W[worker] - now, 0.0)
-        return workers
-
-    def alone(self, rows: Rows) -> Metrics:
-        """Wait for the next push, and make an update of it."""
-        while True:
-            self.hand_out(rows)
-            worker, told = self.pool.finished()
-            if told is not None:
-                break
-            self.died(worker)
-        metrics = self.update([(self.orders.pop(worker), told)])
-        self.desk = take(self.desk, worker)
-        return metrics | {"worker": np.int32(worker)}
 
     def update(self, pushes: list[Pushed]) -> Metrics:
         """Make an update of these pushes of gradients, in their order."""
@@ -292,87 +213,6 @@ class Session:
             for number in order.numbers
         ]  # fmt: skip
 
-    def tell(self, step: int, rows: Rows) -> Metrics:
-        """Return the metrics of the next number of a merge, and make it after its last.
-
-        A checkpoint between them has none of the merge, and the numbers that the run
-        before told of are trained on again: the first ones are not told of twice.
-        """
-        lines: list[Line] = []
-        while True:
-            if self.merge is None:
-                self.merge = self.gathered(rows)
-                del self.merge.untold[: step - self.desk.applied]
-            metrics = self.merge.untold.pop(0) if self.merge.untold else None
-            if not self.merge.untold:
-                lines += self.merged(self.merge.told, step + 1)
-            if metrics is not None:
-                return metrics | {APPLIED: lines}
-
-    def gathered(self, rows: Rows) -> Merge:
-        """Wait for a quorum of pushes, and then for those that come within the window."""
-        config, told = self.parts.merging.config, {}
-        self.hand_out(rows)
-        began, until = self.pool.now, None
-        while len(told) < len(self.orders):
-            if len(told) >= min(config.quorum, len(self.orders)) and until is None:
-                if not config.grace:
-                    break
-                until = window(began, self.pool.now, config.grace)
-            waiting = self.pool.finished(until)
-            if waiting is None:
-                break
-            worker, found = waiting
-            if found is None:
-                self.died(worker)
-                self.hand_out(rows)
-            else:
-                told[worker] = found
-        for worker, found in told.items():
-            order = self.orders[worker]
-            if found.seconds and not order.whole:  # in its first push a worker compiles
-                self.speeds[worker] = len(order.numbers) / found.seconds
-        return Merge(told, self.metrics(told))
-
-    def metrics(self, told: dict[int, Told]) -> list[Metrics]:
-        """Return those of each number that the workers learnt from, in their order."""
-        found = []
-        for worker in sorted(told):
-            order, sums = self.orders[worker], told[worker].sums
-            found += [
-                {name: x[i] for name, x in sums.items()}
-                | {
-                    "number": np.int32(number),
-                    "worker": np.int32(worker),
-                    "staleness": np.int32(self.updates - order.version),
-                    "filled": np.float32(told[worker].filled),
-                    COMPUTE: self.seconds([(order, told[worker])]),
-                }
-                for i, number in enumerate(order.numbers)
-            ]
-        return found
-
-    def merged(self, told: dict[int, Told], step: int) -> list[Line]:
-        """Make an update of the moves of these workers; return its lines.
-
-        Where nothing was learnt, there is no mean loss, and the shards change nothing.
-        """
-        workers, config = sorted(told), self.parts.merging.config
-        tokens, steps, loss = [], [], 0.0
-        for worker in workers:
-            sums = told[worker].sums
-            fine = sums["finite"]
-            tokens.append(float(np.sum(weight_of(sums), where=fine)))
-            steps.append(int(np.sum(fine)))
-            loss += float(np.sum(sums["loss"], where=fine))
-        orders = [self.orders.pop(worker) for worker in workers]
-        shares = weights(tokens, steps, config.weigh)
-        self.apply(orders, shares, 1.0, loss / sum(tokens) if sum(tokens) else math.nan)
-        for worker in workers:
-            self.desk = take(self.desk, worker)
-        self.merge = None
-        return self.lines(orders, step)
-
     def params(self, like: Params) -> Params:
         return join([each.params for each in self.pool.snapshots()], like)
 
@@ -387,10 +227,6 @@ class Session:
         scales = [each.scale for each in privates]
         scale = mean(scales) if jax.tree.leaves(scales) else self.scale
         return Kept(params, mean([each.opt for each in privates]), scale, opt, privates)
-
-
-def recent(mean: float | None, seconds: float) -> float:
-    return seconds if mean is None else mean + RECENT * (seconds - mean)
 
 
 def finite(*numbers: float) -> bool:
