@@ -9,7 +9,6 @@ Sizes are bytes of a token. Letters: D width, N heads, G key/value heads, F hidd
 from collections.abc import Iterable
 from typing import NamedTuple
 
-
 LANES = 128  # columns of a TPU's tile
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from experiments.studies.plan_accuracy import limits
 from experiments.studies.plan_accuracy.grid import ABSENT, NUM_SEEN
 from experiments.studies.plan_accuracy.maxtext import FITTED
 from experiments.sweeps.results import Line
@@ -87,9 +88,10 @@ def tpu_table(lines: list[Line], absent: list[Line], limit: list[Line]) -> str:
         known = (line["model"], line["overrides"]) in seen
         name = "few layers, in sight" if known else "few layers, held out"
         groups.setdefault(name, []).append(line)
-    for line in limit:
+    for index, line in enumerate(limit):
         fits = "fits" if line["fits"] else "too large"
-        groups.setdefault(f"in a loop, {line['model']}, {fits}", []).append(line)
+        sight = "in sight" if index < limits.NUM_SEEN else "held out"
+        groups.setdefault(f"in a loop, {line['model']}, {fits}, {sight}", []).append(line)
     rows = []
     for name, group in groups.items():
         found = [x | {"needed": needed(x)} for x in group]
@@ -104,7 +106,13 @@ def fits_table(lines: list[Line]) -> str:
         share = f"{agree / len(group):.0%}" if group else "not measured"
         return [name, len(group), agree, share]
 
-    rows = [row("all", lines), row("near the limit", [x for x in lines if is_near(x)])]
+    near = [x for x in lines if is_near(x)]
+    rows = [row("all", lines), row("near the limit", near)]
+    held = [x for x in lines if x["part"] == "limit"][limits.NUM_SEEN :]
+    rows += [
+        row("in a loop, held out", held),
+        row("of these, near the limit", [x for x in held if x in near]),
+    ]
     table = markdown(("cells", "number", "agree", "share"), rows)
     wrong = [x for x in lines if x["fits"] != x["planned_fits"]]
     return "\n\n".join([table, *map(told_wrong, wrong)])

@@ -183,7 +183,9 @@ def test_an_update_reads_and_writes_what_a_device_has_the_state_of():
         for one in found:
             split = 1 if one.strategy == "jit" else devices
             assert one.time["optimizer"] == pytest.approx(7 * whole / split / bandwidth)
-        if devices == 1:  # nothing is split: all are as fast, and the plain one was named first
+        if (
+            devices == 1
+        ):  # nothing is split: all are as fast, and the plain one was named first
             assert found[0].strategy == "jit"
             assert {one.seconds for one in found if one.remat == "none"} == {
                 found[0].seconds
