@@ -1,9 +1,10 @@
 """A parameter server as a Program: workers pull, compute and push; shards update.
 
 The training loop sees the steps of a session (`new_session`). The Program is handed a
-function from numbers to rows and draws by itself. The state that the loop holds is a handle:
-parameters and optimizer state lie on the shards of a session, and `portable` and `params`
-read a consistent cut of them, all shards after the same updates, while workers run on.
+function from numbers to rows and draws by itself. The state that the loop holds is a
+handle: parameters and optimizer state lie on the shards of a session, and `portable` and
+`params` read a consistent cut of them, all shards after the same updates, while workers run
+on.
 
 A push is a mean over the tokens of its rows, with its weight. The shards add pushes up in
 the order of these rows (islands: of the workers), not of their arrival, each weighted by
