@@ -5,7 +5,7 @@ exist for one chunk of positions at a time: in the forward pass, and again in th
 pass, which computes them anew.
 
 Shapes: B batch, T time, C positions in a chunk, D model width, V vocabulary, K logits of a
-teacher at a position.
+teacher at a position, I tokens that it names there.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ import jax.numpy as jnp
 class Teacher(NamedTuple):
     """What a teacher says of the targets: its largest logits, and how they are taken."""
 
-    ids_BTK: jax.Array  # int32, the tokens of the logits
+    ids_BTI: jax.Array  # int32, the tokens of the logits; I is K, or 0: the first K tokens
     logits_BTK: jax.Array
     share_B: jax.Array  # of the objective, from 0 to 1; the labels have the rest
     temperature_B: jax.Array
 
 
 def divergence(
-    logits_BCV: jax.Array, ids_BCK: jax.Array, teacher_BCK: jax.Array, temperature_B
+    logits_BCV: jax.Array, ids_BCI: jax.Array, teacher_BCK: jax.Array, temperature_B
 ) -> jax.Array:
     """Return the teacher's Kullback-Leibler divergence, nats_BC, times temperature^2.
 
@@ -35,7 +35,10 @@ def divergence(
     heat_B11 = temperature_B[:, None, None]
     teacher_BCK = jax.nn.log_softmax(teacher_BCK / heat_B11)
     student_BCV = jax.nn.log_softmax(logits_BCV / heat_B11)
-    student_BCK = jnp.take_along_axis(student_BCV, ids_BCK, -1)
+    if ids_BCI.shape[-1]:
+        student_BCK = jnp.take_along_axis(student_BCV, ids_BCI, -1)
+    else:
+        student_BCK = student_BCV[..., : teacher_BCK.shape[-1]]
     terms_BCK = jnp.exp(teacher_BCK) * (teacher_BCK - student_BCK)
     return heat_B11[..., 0] ** 2 * jnp.sum(terms_BCK, -1)
 
@@ -82,7 +85,7 @@ def cross_entropy(
         return (loss if aims_BC is losses_BC else total(aims_BC)), loss
 
     num_positions = labels_BT.shape[1]
-    said_BTK = teacher and (teacher.ids_BTK, teacher.logits_BTK)
+    said_BTK = teacher and (teacher.ids_BTI, teacher.logits_BTK)
     if 0 < chunk < num_positions:
         if num_positions % chunk:
             raise ValueError(

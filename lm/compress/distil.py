@@ -5,7 +5,8 @@ has the student's logits (lm/losses.py). So a student has dropout, chunks of pos
 microbatches and pipelines as without a teacher, under every strategy, and the teacher may
 be in the process or on disk: `Cache` keeps what it said of a row.
 
-Shapes: B batch, T time, V vocabulary, K logits of the teacher at a position.
+Shapes: B batch, T time, V vocabulary, K logits of the teacher at a position, I tokens that
+are named there.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm.task import Batch, Params, Task
@@ -51,10 +53,16 @@ class DistilConfig:
                 )
 
 
-class Said(NamedTuple):
-    """What a teacher says of rows: its largest logits, in falling order."""
+Shape = tuple[int, int, int]  # what a teacher says of a row: T, I, K
 
-    ids_BTK: np.ndarray  # int32
+
+class Said(NamedTuple):
+    """What a teacher says of rows: its largest logits, in falling order, and their tokens.
+
+    All of its logits are in the order of their tokens, and no token is named.
+    """
+
+    ids_BTI: np.ndarray  # int32; I is K, or 0
     logits_BTK: np.ndarray  # float32
 
 
@@ -66,15 +74,17 @@ def top_logits(
     A teacher may have rows that are no token, and its student other ones.
     """
     logits_BTV = task.logits(params, batch)[..., :vocab_size]
-    values, ids = jax.lax.top_k(logits_BTV, top_k or logits_BTV.shape[-1])
+    if not top_k:  # to sort them would take longer than to train
+        return Said(jnp.zeros((*logits_BTV.shape[:2], 0), jnp.int32), logits_BTV)
+    values, ids = jax.lax.top_k(logits_BTV, top_k)
     return Said(ids, values)
 
 
 def taught(rows: dict[str, np.ndarray], said: Said, config: DistilConfig) -> dict:
     """Return the rows of a batch with what the loss reads of the teacher."""
-    ones_B = np.ones(len(said.ids_BTK), np.float32)
+    ones_B = np.ones(len(said.logits_BTK), np.float32)
     return rows | {
-        "teacher_ids": said.ids_BTK,
+        "teacher_ids": said.ids_BTI,
         "teacher_logits": said.logits_BTK,
         "teacher_share": np.float32(config.share) * ones_B,
         "teacher_temperature": np.float32(config.temperature) * ones_B,
@@ -103,9 +113,10 @@ class Cache:
                 f"and this one is {teacher}; give another folder"
             )
 
-    def opened(self, shape: tuple[int, int]) -> tuple[pathlib.Path, dict[bytes, int]]:
+    def opened(self, shape: Shape) -> tuple[pathlib.Path, dict[bytes, int]]:
         if shape not in self.files:
-            file, kind = self.folder / "{}x{}.bin".format(*shape), record(shape)
+            name = "x".join(map(str, shape)) + ".bin"
+            file, kind = self.folder / name, record(shape)
             file.touch()
             whole = file.stat().st_size // kind.itemsize
             with file.open("r+b") as stream:
@@ -114,7 +125,7 @@ class Cache:
             self.files[shape] = file, {key.tobytes(): i for i, key in enumerate(known)}
         return self.files[shape]
 
-    def read(self, keys: list[bytes], shape: tuple[int, int]) -> Said | None:
+    def read(self, keys: list[bytes], shape: Shape) -> Said | None:
         """Return what is known of all these rows; None if one of them is new."""
         file, places = self.opened(shape)
         if any(key not in places for key in keys):
@@ -125,19 +136,31 @@ class Cache:
 
     def write(self, keys: list[bytes], said: Said) -> None:
         """Add the rows that are new."""
-        shape = said.ids_BTK.shape[1:]
+        shape = shape_of(said)
         file, places = self.opened(shape)
         new = {key: i for i, key in enumerate(keys) if key not in places}
         records = np.zeros(len(new), record(shape))
         for at, (key, i) in enumerate(new.items()):
-            records[at] = np.void(key), said.ids_BTK[i], said.logits_BTK[i]
+            records[at] = np.void(key), said.ids_BTI[i], said.logits_BTK[i]
         with file.open("ab") as stream:
             stream.write(records.tobytes())
         places.update({key: len(places) + at for at, key in enumerate(new)})
 
 
-def record(shape: tuple[int, int]) -> np.dtype:
-    return np.dtype([("key", "V16"), ("ids", "<i4", shape), ("logits", "<f4", shape)])
+def shape_of(said: Said) -> Shape:
+    """Return the positions of a row, and the tokens and logits at each."""
+    return *said.ids_BTI.shape[1:], said.logits_BTK.shape[2]
+
+
+def record(shape: Shape) -> np.dtype:
+    positions, ids, logits = shape
+    return np.dtype(
+        [
+            ("key", "V16"),
+            ("ids", "<i4", (positions, ids)),
+            ("logits", "<f4", (positions, logits)),
+        ]
+    )
 
 
 def row_hashes(rows: dict[str, np.ndarray]) -> list[bytes]:

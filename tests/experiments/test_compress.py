@@ -89,12 +89,15 @@ def test_a_teacher_tells_its_largest_logits_live_and_from_disk(tmp_path):
     uneven = {name: x[:13] for name, x in rows.items()}  # 8 devices do not divide 13 rows
     for given in (uneven, rows, uneven):
         said = teacher(given)
-        expected = logits_BTV[: len(said.ids_BTK)]
+        expected = logits_BTV[: len(said.ids_BTI)]
         assert len(expected) == len(given["row"])
         order = np.sort(expected, -1)[..., ::-1]
         np.testing.assert_allclose(said.logits_BTK, order[..., :5], atol=1e-5)
-        chosen = np.take_along_axis(expected, said.ids_BTK, -1)
+        chosen = np.take_along_axis(expected, said.ids_BTI, -1)
         np.testing.assert_allclose(chosen, said.logits_BTK, atol=1e-5)
+    every = Teacher(task, params, size, DistilConfig(teacher="a"), mesh)(rows)
+    assert every.ids_BTI.size == 0  # all logits, in the order of their tokens
+    np.testing.assert_allclose(every.logits_BTK, logits_BTV, atol=1e-5)
     teacher.live = None  # a row that is on disk asks no model
     again = teacher(rows)
-    np.testing.assert_array_equal(again.ids_BTK[:13], said.ids_BTK)
+    np.testing.assert_array_equal(again.ids_BTI[:13], said.ids_BTI)

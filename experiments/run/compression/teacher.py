@@ -22,7 +22,9 @@ from lm.compress.distil import (
     Cache,
     DistilConfig,
     Said,
+    Shape,
     row_hashes,
+    shape_of,
     taught,
     top_logits,
 )
@@ -110,7 +112,7 @@ class Teacher:
     ):
         self.params, self.vocab_size, self.mesh = params, vocab_size, mesh
         self.config, self.cache = config, cache
-        self.shapes: dict[int, tuple[int, int]] = {}
+        self.shapes: dict[int, Shape] = {}
         tell = partial(top_logits, task, top_k=config.top_k, vocab_size=vocab_size)
         self.tell = jax.jit(knowing(mesh, tell))
 
@@ -124,12 +126,12 @@ class Teacher:
             self.cache.write(keys, found)
         return found
 
-    def shape(self, rows: dict[str, np.ndarray]) -> tuple[int, int]:
-        """Return the positions of a row at which it speaks, and its logits at each."""
+    def shape(self, rows: dict[str, np.ndarray]) -> Shape:
+        """Return the shape of what it says of a row."""
         length = rows["tokens"].shape[1]
         if length not in self.shapes:
             one = {name: rows[name][:1] for name in READS if name in rows}
-            self.shapes[length] = jax.eval_shape(self.tell, self.params, one)[0].shape[1:]
+            self.shapes[length] = shape_of(jax.eval_shape(self.tell, self.params, one))
         return self.shapes[length]
 
     def live(self, rows: dict[str, np.ndarray]) -> Said:

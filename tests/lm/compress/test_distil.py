@@ -63,6 +63,8 @@ def test_limits():
     sorted_ = np.take_along_axis(said, order, -1)
     whole = loss(0.4, 2.0, all_ids(), said)[0]
     np.testing.assert_allclose(loss(0.4, 2.0, order, sorted_)[0], whole, rtol=1e-6)
+    unnamed = loss(0.4, 2.0, order[..., :0], said)[0]  # all, in the order of their tokens
+    np.testing.assert_allclose(unnamed, whole, rtol=1e-6)
     few = loss(0.4, 2.0, order[..., :2], sorted_[..., :2])[0]
     assert abs(few - whole) > 1e-3
 
@@ -96,15 +98,19 @@ def test_a_cache_gives_back_each_row_after_a_kill_and_no_other_teachers(tmp_path
         drawn((16, 16, 3), 6),
     )
     cache = Cache(folder, "a")
-    assert cache.read(keys[:1], (16, 3)) is None
+    assert cache.read(keys[:1], (16, 3, 3)) is None
     cache.write(keys[:10], Said(*(x[:10] for x in said)))
     cache.write(keys[5:], Said(*(x[5:] for x in said)))
-    (file,) = folder.glob("*.bin")
+    every = Said(np.zeros((16, 16, 0), np.int32), drawn((16, 16, 5), 7))  # all logits
+    cache.write(keys, every)
+    for a, b in zip(cache.read(keys, (16, 0, 5)), every, strict=True):
+        np.testing.assert_array_equal(a, b)
+    file = folder / "16x3x3.bin"
     with file.open("ab") as stream:
         stream.write(b"a record that a killed process left unfinished")
     again = Cache(folder, "a")
     for order in (range(16), [7, 3, 3, 12]):
-        found = again.read([keys[i] for i in order], (16, 3))
+        found = again.read([keys[i] for i in order], (16, 3, 3))
         for a, b in zip(found, said, strict=True):
             np.testing.assert_array_equal(a, b[list(order)])
     assert file.stat().st_size == 16 * (16 + 2 * 4 * 16 * 3)
