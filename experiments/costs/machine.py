@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parallel.mesh import is_absent
 
-WIDTHS = {"cpu": (2048, "float32"), "accelerator": (8192, "bfloat16")}
 PRODUCT_SECONDS = 0.5  # how long products are repeated to find the limit
 
 
@@ -24,7 +23,8 @@ def product_limit() -> float:
     is that of all of them.
     """
     # Cores are busy with less than an accelerator, and would take seconds for its product.
-    width, dtype = WIDTHS["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    on_cpu = jax.default_backend() == "cpu"
+    width, dtype = (2048, "float32") if on_cpu else (8192, "bfloat16")
     a = jax.random.normal(jax.random.key(0), (width, width), dtype)
     multiply = jax.jit(jnp.matmul)
     multiply(a, a).block_until_ready()

@@ -5,6 +5,7 @@ asynchronous.py and islands.py.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Kept(NamedTuple):
     privates: list[Private]
 
 
-class Session:
+class Session(ABC):
     """One run on a pool: who works on what, and what was applied."""
 
     def __init__(self, parts: Parts, pool: Pool):
@@ -61,9 +62,9 @@ class Session:
         self.lags: dict[int, int] = {}
         self.speeds: dict[int, float] = {}  # worker -> numbers a second, of its last push
 
+    @abstractmethod
     def step(self, step: int, rows: Rows) -> Metrics:
         """Take the step after `step` of the training loop."""
-        raise NotImplementedError
 
     def steps_of(self, worker: int) -> int:
         """Return how many steps a worker takes before it pushes."""

@@ -45,6 +45,7 @@ from experiments.studies.plan_accuracy.accelerator import (
     device_cells,
     device_kind,
     on_device,
+    sheet_of,
     with_devices,
 )
 from experiments.studies.plan_accuracy.cells import absent, compiled, replanned, tpu_lines
@@ -100,8 +101,8 @@ def main() -> None:
             check_libtpu()
         if "timed" in CHOSEN.value:
             namespaces.require()
-        if "device" in CHOSEN.value and device_kind() == "cpu":
-            raise ValueError("--parts=device: there is no GPU or TPU here")
+        if "device" in CHOSEN.value:
+            sheet_of(device_kind())
         if PAGE.value:
             check_names(pathlib.Path(PAGE.value), set(NAMES))
     join.leave_libtpu()

@@ -3,6 +3,7 @@
 No constant of the planner was fitted to these cells. Each runs in a process of its own.
 """
 
+import functools
 import json
 import pathlib
 import subprocess
@@ -16,6 +17,7 @@ from experiments.planning.hardware import machine_of
 from experiments.planning.shapes import model_of
 from experiments.run.startup import read_config_file
 from experiments.studies.plan_accuracy.cells import absent_mesh, of_mesh
+from experiments.studies.plan_accuracy.grid import REMAT, ROWS, STRATEGY, K
 from experiments.sweeps.members import as_flags
 from experiments.sweeps.results import Line
 from parallel.cost.machine import Hardware, parse
@@ -29,8 +31,7 @@ KINDS = {
     "TPU v5": "tpu-v5p:1",
     "TPU v6 lite": "tpu-v6e:1",
 }
-ROWS, K, CHUNK = "data.batch_size", "parallel.accumulation", "model.loss_chunk"
-STRATEGY, REMAT = "parallel.strategy", "model.remat"
+CHUNK = "model.loss_chunk"
 # The built corpus has enough text for a tokenizer of this size.
 COMMON = {"data.vocab_size": 32_768, "data.seq_len": 1024, STRATEGY: "shard_map", K: 1}
 CELLS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -53,7 +54,7 @@ def device_cells() -> list[Line]:
 
 
 def on_device(cell: Line) -> Line:
-    """Take steps of a cell; RuntimeError if they fail."""
+    """Take steps of a cell; CalledProcessError if they fail."""
     command = [
         *(sys.executable, "-m", "experiments.measure"),
         f"--config=configs/{cell['model']}.py",
@@ -73,7 +74,7 @@ def on_device(cell: Line) -> Line:
 
 
 def calibrated_device(seconds: float) -> Line:
-    """Measure the constants of the device; RuntimeError if experiments.calibrate fails."""
+    """Measure the device's constants; CalledProcessError if experiments.calibrate fails."""
     command = [sys.executable, "-m", "experiments.calibrate", f"--seconds={seconds}"]
     return {"part": "device machine"} | told_by([*command, "--processes=1"], "out")
 
@@ -86,11 +87,22 @@ def told_by(command: list[str], flag: str) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def device_kind() -> str:
     """Return the kind of the device, asked in a process that ends: one holds a TPU."""
     code = "import jax; print(jax.devices()[0].device_kind)"
     said = subprocess.check_output([sys.executable, "-c", code])
     return said.decode("utf-8").strip()
+
+
+def sheet_of(kind: str) -> Hardware:
+    """Return the data sheet of a kind of device; ValueError if there is none."""
+    for part, name in KINDS.items():
+        if part in kind:
+            return parse(name)
+    raise ValueError(
+        f"--parts=device: the device here is a {kind}, and plans know {', '.join(KINDS)}"
+    )
 
 
 def with_devices(lines: list[Line]) -> list[Line]:
@@ -105,7 +117,7 @@ def with_devices(lines: list[Line]) -> list[Line]:
 def device_plan(line: Line, machines: list[Line]) -> Line:
     """Return the plans of a cell: by the data sheet, and by what calibrate has measured."""
     config = device_config(line)
-    sheet = parse(next(name for kind, name in KINDS.items() if kind in line["device"]))
+    sheet = sheet_of(line["device"])
     model = model_of(config, sheet.machine.platform)
     mesh = absent_mesh(config, 1)
     planned = of_mesh(model, config, mesh, sheet)

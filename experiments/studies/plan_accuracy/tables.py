@@ -106,12 +106,12 @@ def fits_table(lines: list[Line]) -> str:
         share = f"{agree / len(group):.0%}" if group else "not measured"
         return [name, len(group), agree, share]
 
-    near = [x for x in lines if is_near(x)]
-    rows = [row("all", lines), row("near the limit", near)]
     held = [x for x in lines if x["part"] == "limit"][limits.NUM_SEEN :]
-    rows += [
+    rows = [
+        row("all", lines),
+        row("near the limit", list(filter(is_near, lines))),
         row("in a loop, held out", held),
-        row("of these, near the limit", [x for x in held if x in near]),
+        row("of these, near the limit", list(filter(is_near, held))),
     ]
     table = markdown(("cells", "number", "agree", "share"), rows)
     wrong = [x for x in lines if x["fits"] != x["planned_fits"]]
