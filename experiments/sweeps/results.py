@@ -36,5 +36,6 @@ def measure_missing(
         line = measure(head)
         write(file, head | line)
         left = (time.perf_counter() - began) / done * (len(heads) - done) / 60
-        figures = ", ".join(f"{k} {v:.5g}" for k, v in line.items() if k != "curve")
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+        figures = ", ".join(f"{name} {value:.5g}" for name, value in numbers.items())
         say(f"{done}/{len(heads)} {head['member']}: {figures}; {left:.0f} min left")

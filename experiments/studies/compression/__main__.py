@@ -1,16 +1,17 @@
 """What making a model smaller costs and saves, and whether to compress or add a device.
 
 python -m experiments.studies.compression [--quick] [--seeds=3] [--only='plain,rank 32']
+python -m experiments.studies.compression --measure=rates      # idle cores
 python -m experiments.studies.compression --measure=frontier --devices=4 [--seeds=3]
 python -m experiments.studies.compression --measure=links      # Linux, root, idle cores
 python -m experiments.studies.compression --measure=           # only fill in the page
 
 Adds lines to results/compression.jsonl, skips those that are there, and fills in the tables
-of docs/compression.md. `ways` trains configs/tiny.py in all ways to make it smaller.
-`frontier` trains models of several sizes at several degrees, as many rows a device, and
-records losses by step and the bytes that a device sends. `links` times steps of the same
-models between real processes over links of several rates; with the losses of `frontier`
-that gives losses at equal seconds.
+of docs/compression.md. `ways` trains configs/tiny.py in all ways to make it smaller, and
+`rates` times how fast models of these forms generate. `frontier` trains models of several
+sizes at several degrees, as many rows a device, and records losses by step and the bytes
+that a device sends. `links` times steps of the same models between real processes over
+links of several rates; with the losses of `frontier` that gives losses at equal seconds.
 """
 
 import pathlib
@@ -30,7 +31,11 @@ from experiments.studies.compression.members import (
     ROWS,
     way_config,
 )
-from experiments.studies.compression.runs import measure, measure_frontier
+from experiments.studies.compression.runs import (
+    measure,
+    measure_frontier,
+    measure_rate,
+)
 from experiments.studies.compression.tables import tables
 from experiments.sweeps.members import as_flags
 from experiments.sweeps.pages import check_names, define_page, fill
@@ -38,7 +43,10 @@ from experiments.sweeps.results import Line, measure_missing, read, write
 
 join.define_flags()
 MEASURE = flags.DEFINE_enum(
-    "measure", "ways", ["ways", "frontier", "links", ""], "What to measure; empty: nothing."
+    "measure",
+    "ways",
+    ["ways", "rates", "frontier", "links", ""],
+    "What to measure; empty: nothing.",
 )
 QUICKLY = flags.DEFINE_bool("quick", False, "A few ways, 60 steps and one seed.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each member: 0, 1, ...", lower_bound=1)
@@ -53,7 +61,7 @@ RESULTS = flags.DEFINE_string(
 )
 PAGE = define_page("docs/compression.md")
 TIMED_STEPS = 8
-TABLES = {"ways", "gap", "frontier-bytes", "frontier-seconds"}
+TABLES = {"ways", "order", "gap", "frontier-bytes", "frontier-seconds"}
 
 
 def chosen(names: dict) -> list[str]:
@@ -85,6 +93,11 @@ def measure_ways(file: pathlib.Path) -> None:
         return measure(head["member"], head["seed"], head["steps"], folder)
 
     measure_missing(file, heads, measured)
+
+
+def measure_rates(file: pathlib.Path) -> None:
+    heads = [{"study": "rates", "member": name} for name in chosen(MEMBERS)]
+    measure_missing(file, heads, lambda head: measure_rate(head["member"]))
 
 
 def measure_models(file: pathlib.Path) -> None:
@@ -152,9 +165,12 @@ def main() -> None:
             check_rates()
         for name in chosen(MEMBERS) if MEASURE.value == "ways" else []:
             way_config(MEMBERS[name], 0, steps()).validate()
-        if MEASURE.value in ("ways", "frontier"):
+        if MEASURE.value in ("ways", "rates", "frontier"):
             join.start_jax()
-    kinds = {"ways": measure_ways, "frontier": measure_models, "links": time_links}
+    kinds = {
+        "ways": measure_ways, "rates": measure_rates, "frontier": measure_models,
+        "links": time_links,
+    }  # fmt: skip
     if MEASURE.value:
         kinds[MEASURE.value](file)
     if PAGE.value:

@@ -37,7 +37,7 @@ CALIBRATION_BATCHES = 8
 
 
 def measure(member: str, seed: int, steps: int, folder: pathlib.Path) -> Line:
-    """Return a member's loss on all held-out rows, bytes, nonzero and generated tokens."""
+    """Return a member's loss on all held-out rows, bytes and nonzero parameters."""
     way, config = MEMBERS[member], way_config(MEMBERS[member], seed, steps)
     mesh, data = check(config), prepare(config.data)
     params = None
@@ -57,10 +57,19 @@ def measure(member: str, seed: int, steps: int, folder: pathlib.Path) -> Line:
         whole = jax.device_get(params)
         stored.write(plain_file(folder, seed, steps), whole, QuantiseConfig())
     found = measured(config, build_task, params, data, mesh, config.compress.quantise)
-    vocab_size = data.tokenizer.get_vocab_size()
+    return found | {"hardware": jax.devices()[0].device_kind}
+
+
+def measure_rate(member: str) -> Line:
+    """Return generated tokens a second, which do not depend on what was learnt."""
+    config = way_config(MEMBERS[member], 0, 0)
+    check(config)
+    tokenizer = prepare(config.data).tokenizer
+    vocab_size = tokenizer.get_vocab_size()
+    params = build_task(config, vocab_size).init(jax.random.key(0))
     given = jax.jit(lambda p: finished(p, config.compress))(params)
-    rate = generation_rate(plain_task(config, vocab_size), given, data.tokenizer)
-    return found | {"generated_per_second": rate}
+    rate = generation_rate(plain_task(config, vocab_size), given, tokenizer)
+    return {"generated_per_second": rate, "hardware": jax.devices()[0].device_kind}
 
 
 def plain_file(folder: pathlib.Path, seed: int, steps: int) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The tables of docs/compression.md, from the lines of experiments.studies.compression."""
 
+import itertools
 import math
 import statistics
 
@@ -9,6 +10,12 @@ from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 
 Lines = dict[str, dict[int, Line]]  # member -> seed -> its last line
+# Ways to prune, of which the published order is that each is worse than the next.
+ORDERS = (
+    ("50% pruned, random", "50% pruned, magnitude", "50% pruned, straight-through"),
+    ("80% pruned, random", "80% pruned, magnitude", "80% pruned, straight-through"),
+    ("2:4, magnitude", "2:4, straight-through"),
+)
 STUDENT, TAUGHT = "quarter-size student", "quarter-size student, taught"
 MISSING = "Not measured yet."
 # 97.5 % quantiles of Student's t, by the number of seeds.
@@ -19,7 +26,8 @@ def tables(lines: list[Line]) -> dict[str, str]:
     ways = grouped([line for line in lines if line["study"] == "ways"])
     frontier = [line for line in lines if line["study"] == "frontier"]
     return {
-        "ways": ways_table(ways),
+        "ways": ways_table(ways, [line for line in lines if line["study"] == "rates"]),
+        "order": order_table(ways),
         "gap": gap_line(ways),
         "frontier-bytes": frontier_bytes(frontier),
         "frontier-seconds": frontier_seconds(frontier, lines),
@@ -40,42 +48,53 @@ def mean(seeds: dict[int, Line], name: str) -> float:
     return statistics.fmean(line[name] for line in seeds.values())
 
 
-def told_loss(seeds: dict[int, Line]) -> str:
+def told(values: list[float], form: str) -> str:
     """Return the mean over the seeds and its 95 % interval; one seed has none."""
-    losses = [line["loss"] for line in seeds.values()]
-    if len(losses) not in QUANTILES:
-        return f"{statistics.fmean(losses):.4f}"
-    error = statistics.stdev(losses) / math.sqrt(len(losses))
-    return f"{statistics.fmean(losses):.4f} ± {QUANTILES[len(losses)] * error:.4f}"
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) not in QUANTILES:
+        return mean
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {f'{QUANTILES[len(values)] * error:{form}}'.lstrip('+')}"
 
 
 def to_plain(seeds: dict[int, Line], plain: dict[int, Line]) -> str:
-    """Return the relative excess of the loss, over the seeds that both have."""
+    """Return the relative excess of the loss over the plain model's of the same seed."""
     both = sorted(seeds.keys() & plain.keys())
-    if not both:
-        return ""
-    ratio = sum(seeds[s]["loss"] for s in both) / sum(plain[s]["loss"] for s in both)
-    return f"{ratio - 1:+.2%}"
+    excess = [seeds[seed]["loss"] / plain[seed]["loss"] - 1 for seed in both]
+    return told(excess, "+.2%") if both else ""
 
 
-def ways_table(ways: Lines) -> str:
+def ways_table(ways: Lines, timed: list[Line]) -> str:
     if not ways:
         return MISSING
     head = ["way", "loss", "to plain", "on disk", "not zero", "generates", "seeds"]
     plain = ways.get(PLAIN, {})
+    rates = {line["member"]: human(line["generated_per_second"]) for line in timed}
     rows = [
         [
             name,
-            told_loss(seeds),
+            told([line["loss"] for line in seeds.values()], ".4f"),
             to_plain(seeds, plain),
             size(mean(seeds, "bytes")),
             human(mean(seeds, "nonzero")),
-            human(mean(seeds, "generated_per_second")),
+            rates.get(name, ""),
             len(seeds),
         ]
         for name, seeds in ways.items()
     ]
     return markdown(head, rows)
+
+
+def order_table(ways: Lines) -> str:
+    """Compare ways to prune in the published order, seed by seed."""
+    rows = []
+    for order in ORDERS:
+        for worse, better in itertools.pairwise(order):
+            both = sorted(ways.get(worse, {}).keys() & ways.get(better, {}).keys())
+            lost = [ways[worse][x]["loss"] - ways[better][x]["loss"] for x in both]
+            if lost:
+                rows.append([f"{worse} - {better}", told(lost, "+.4f")])
+    return markdown(["difference of losses", "over the seeds"], rows) if rows else MISSING
 
 
 def gap_line(ways: Lines) -> str:

@@ -10,7 +10,7 @@ from experiments.studies.compression.tables import MISSING, tables
 
 
 def way(member: str, seed: int, loss: float, steps: int = 400):
-    sizes = {"bytes": 2e6, "nonzero": 5e5, "generated_per_second": 100.0}
+    sizes = {"bytes": 2e6, "nonzero": 5e5}
     head = {"study": "ways", "member": member, "seed": seed, "steps": steps}
     return head | {"loss": loss} | sizes
 
@@ -31,6 +31,9 @@ LINES = [
     *(way("int8, aware", seed, 3.0 * 1.01) for seed in (0,)),
     way("int8, aware", 1, 3.3),
     way("plain", 0, 9.9, steps=60),  # a quick look
+    *(way("80% pruned, random", seed, 4.0 + 0.1 * seed) for seed in range(3)),
+    *(way("80% pruned, magnitude", seed, 3.8) for seed in range(1, 3)),
+    {"study": "rates", "member": "int8, aware", "generated_per_second": 1230.0},
     way("quarter-size student", 0, 4.0),
     way("quarter-size student, taught", 0, 3.6),
     run("plain", 1, 0.0, CURVE),
@@ -47,7 +50,13 @@ def test_tables_of_known_lines():
     rows = {r.split("|")[1].strip(): r.split("|")[2:] for r in found["ways"].splitlines()}
     # Three seeds: the mean, and 4.30 standard errors; the quick look does not count.
     assert rows["plain"][0].strip() == "3.1000 ± 0.2483"
-    assert rows["int8, aware"][1].strip() == "+2.10%"  # (3.03 + 3.3) / (3.0 + 3.2)
+    # Two seeds, +1 % and +3.125 %: 12.71 standard errors of half their difference.
+    assert rows["int8, aware"][1].strip() == "+2.06% ± 13.50%"
+    assert rows["int8, aware"][4].strip() == "1.23 k"
+    assert rows["plain"][4].strip() == ""
+    # 0.3 and 0.4 lost by the two seeds that both have: 12.71 standard errors of 0.05.
+    order = "| 80% pruned, random - 80% pruned, magnitude | +0.3500 ± 0.6355 |"
+    assert order in found["order"]
     assert found["gap"].startswith("The teacher closes 40% of the student's gap")
     # Half of the plain model's 40 MB; one device sends nothing and reaches its end.
     assert "20 MB sent by each device" in found["frontier-bytes"]
