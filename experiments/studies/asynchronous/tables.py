@@ -15,9 +15,12 @@ NONE = "Not measured yet."
 def speed_table(lines: list[Line]) -> str:
     """Show numbers a second, and when a run first has the loss at the end of sync.
 
-    Of the longest runs, those in which no step took longer than it should.
+    Of the longest runs, those in which no step took longer than it should; of steps of
+    several lengths, the longest.
     """
-    lines = [x for x in longest(lines, "speed") if x["most_filled"] <= 1]
+    lines = longest(lines, "speed")
+    floor = max((x["floor"] for x in lines), default=0)
+    lines = [x for x in lines if x["floor"] == floor and x["most_filled"] <= 1]
     if not lines:
         return NONE
     found = {mode: [x for x in lines if x["mode"] == mode] for mode in MODES}

@@ -100,12 +100,12 @@ def test_islands_are_compared_by_the_time_to_the_loss_of_sync():
 
 
 def test_modes_are_compared_by_the_time_to_the_loss_of_sync():
-    def line(mode, rate, loss, now, points, filled=0.5):
+    def line(mode, rate, loss, now, points, filled=0.5, floor=4.0):
         curve = [dict(zip(("now", "loss"), each, strict=True)) for each in points]
         return {
             "part": "speed", "mode": mode, "member": mode, "seed": 0, "steps": 100,
             "numbers_per_second": rate, "loss": loss, "now": now, "curve": curve,
-            "most_filled": filled,
+            "most_filled": filled, "floor": floor,
         }  # fmt: skip
 
     lines = [
@@ -113,6 +113,7 @@ def test_modes_are_compared_by_the_time_to_the_loss_of_sync():
         line("by speed", 3.0, 4.0, 34.0, [(17.0, 5.0)]),
         line("async", 3.2, 4.5, 31.0, [(15.0, 6.0)]),
         line("backup", 9.0, 1.0, 1.0, [], filled=1.1),  # computed for too long
+        line("sync", 7.0, 1.0, 1.0, [], floor=2.0),  # steps of another length
     ]
     rows = [row.strip("| ").split(" | ") for row in speed_table(lines).splitlines()[2:]]
     assert [row[0] for row in rows] == ["sync", "by speed", "async"]
