@@ -52,6 +52,7 @@ CURVES = flags.DEFINE_string(
 )
 PAGE = define_page("docs/links.md")
 STEPS = 3  # that are timed; one before them is not
+LONG = 10  # seconds of a step that is timed once
 
 
 def measure(member: str, cells: list[Cell], file: pathlib.Path) -> None:
@@ -60,7 +61,7 @@ def measure(member: str, cells: list[Cell], file: pathlib.Path) -> None:
     every = overrides.get("parallel.local.every", 0)
     if every:  # whole rounds of H steps, the last step with a meeting
         overrides |= {"parallel.local.every": TIMED_EVERY}
-    untimed, timed = (TIMED_EVERY, TIMED_EVERY) if every else (1, STEPS)
+    untimed, usual = (TIMED_EVERY, TIMED_EVERY) if every else (1, STEPS)
     config_flags = [f"--config={CONFIG.value}", *as_flags(overrides)]
     with (
         network(HOSTS, congestion=CONGESTION.value) as net,
@@ -69,7 +70,8 @@ def measure(member: str, cells: list[Cell], file: pathlib.Path) -> None:
         started.turn(2 * untimed)
         for cell in cells:
             apply(net, cell)
-            started.turn(untimed)
+            before = started.turn(untimed)[0]["seconds"]
+            timed = 1 if not every and before[0] > LONG else usual
             net.lateness()
             turns = started.turn(timed)
             line = {
