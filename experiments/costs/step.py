@@ -41,8 +41,10 @@ def compiled_costs(
 def absent_costs(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, int | float]:
     """Read what the compiler of an absent device says: memory by kind, FLOPs, bytes moved.
 
-    `result_bytes` are those of results that do not lie where the arguments lay. In
-    `compiled_flops` and `accessed_bytes`, the body of a loop counts once.
+    `result_bytes` are those of results that do not lie where the arguments lay. The peak is
+    the compiler's own, and up to a fifth below the total: temporaries of a loop count more
+    than lie there at once. In `compiled_flops` and `accessed_bytes`, the body of a loop
+    counts once.
     """
     memory, counts = compiled.memory_analysis(), compiled.cost_analysis() or {}
     kinds = {
@@ -53,6 +55,7 @@ def absent_costs(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, int | f
     }
     return kinds | {
         "total_bytes": sum(kinds.values()),
+        "peak_bytes": memory.peak_memory_in_bytes,
         "chip_bytes": chip_memory_bytes(mesh.devices.flat[0]),
         "compiled_flops": counts.get("flops", math.nan),
         "accessed_bytes": counts.get("bytes accessed", math.nan),

@@ -70,7 +70,7 @@ def compile_candidate(
     costs = compiled_costs(trial.step, entries, trial.program.abstract)
     found = costs["peak_bytes"]
     if is_absent(mesh):
-        found = absent_costs(trial.step, mesh)["total_bytes"]
+        found = absent_costs(trial.step, mesh)["peak_bytes"]
     return told | {
         "fits": found <= candidate.limit,
         "compiled_bytes": found,

@@ -54,13 +54,13 @@ def dry_run(phase: Phase, mesh: Mesh) -> None:
 
 def absent_lines(costs: dict[str, Any]) -> dict[str, str]:
     """Say what the compiler of an absent device needs, and whether the device has it."""
-    total, chip = costs["total_bytes"], costs["chip_bytes"]
+    peak, chip = costs["peak_bytes"], costs["chip_bytes"]
     return {
         "arguments per device": size(costs["argument_bytes"]) + " (state and batch)",
         "results per device": size(costs["result_bytes"]) + " (not in their place)",
         "program per device": size(costs["code_bytes"]),
-        "memory per device": f"{size(total)} of {size(chip)}, {total / chip:.0%}: "
-        + ("fits" if total <= chip else "does not fit"),
+        "memory per device": f"{size(peak)} of {size(chip)}, {peak / chip:.0%}: "
+        + ("fits" if peak <= chip else "does not fit"),
         "compiler's FLOPs per device": human(costs["compiled_flops"])
         + " (a loop's body once)",
         "compiler's bytes moved": size(costs["accessed_bytes"]) + " (a loop's body once)",

@@ -103,7 +103,7 @@ def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
             "part": "tpu", "model": name, "topology": line["topology"],
             "member": line["member"], "planned_bytes": planned.memory_bytes,
             "bytes": line.get("total_bytes"), "planned_fits": planned.fits,
-            "fits": line.get("total_bytes", float("inf")) <= hardware.machine.memory,
+            "fits": "total_bytes" in line,
             "limit": hardware.machine.memory,
         }  # fmt: skip
 
@@ -119,7 +119,7 @@ def absent(cell: Line) -> Line:
         return {"bytes": None, "fits": False, "said": figures["error"]}
     if "error" in figures:
         return figures
-    names = {"bytes": "total", "state": "state", "sent": "sent"}
+    names = {"bytes": "total", "peak": "peak", "state": "state", "sent": "sent"}
     return {key: figures[f"{x}_bytes"] for key, x in names.items()} | {"fits": True}
 
 

@@ -106,13 +106,13 @@ def fits_table(lines: list[Line]) -> str:
         share = f"{agree / len(group):.0%}" if group else "not measured"
         return [name, len(group), agree, share]
 
-    held = [x for x in lines if x["part"] == "limit"][limits.NUM_SEEN :]
-    rows = [
-        row("all", lines),
-        row("near the limit", list(filter(is_near, lines))),
-        row("in a loop, held out", held),
-        row("of these, near the limit", list(filter(is_near, held))),
-    ]
+    looped = [x for x in lines if x["part"] == "limit"]
+    groups = {"all": lines, "in a loop": looped}
+    groups["in a loop, held out"] = looped[limits.NUM_SEEN :]
+    rows = []
+    for name, group in groups.items():
+        rows.append(row(name, group))
+        rows.append(row("of these, near the limit", list(filter(is_near, group))))
     table = markdown(("cells", "number", "agree", "share"), rows)
     wrong = [x for x in lines if x["fits"] != x["planned_fits"]]
     return "\n\n".join([table, *map(told_wrong, wrong)])
@@ -120,7 +120,7 @@ def fits_table(lines: list[Line]) -> str:
 
 def told_wrong(line: Line) -> str:
     name = line.get("strategy") or line.get("member") or line["overrides"]
-    found = f"takes {line['bytes'] / line['limit']:.1%}" if line["fits"] else "does not fit"
+    found = f"takes {needed(line) / line['limit']:.1%}" if line["fits"] else "does not fit"
     return (
         f"Not agreed: {line['model']}, {name}, {line['topology']}: planned "
         f"{line['planned_bytes'] / line['limit']:.1%} of the memory, and it {found}."
@@ -136,7 +136,10 @@ def is_near(line: Line) -> bool:
 
 
 def needed(line: Line) -> float | None:
-    """Return the bytes of a cell; of one that does not fit, if the compiler tells them."""
+    """Return the bytes of a cell; of one that does not fit, if the compiler tells them.
+
+    That is the sum of what is allocated. Where there is a loop, the peak is less.
+    """
     told = TEMPORARIES.search(line.get("said", ""))
     return line["planned_state"] + float(told[1]) * GIB if told else line["bytes"]
 
