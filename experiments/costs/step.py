@@ -42,8 +42,9 @@ def absent_costs(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, int | f
     """Read what the compiler of an absent device says: memory by kind, FLOPs, bytes moved.
 
     `result_bytes` are those of results that do not lie where the arguments lay. The peak is
-    the compiler's own, and up to a fifth below the total: temporaries of a loop count more
-    than lie there at once. In `compiled_flops` and `accessed_bytes`, the body of a loop
+    the smaller of two bounds: the total, in which the temporaries of a loop count up to a
+    fifth more than lie there at once, and what the compiler says, in which arrays count
+    that never leave the core. In `compiled_flops` and `accessed_bytes`, the body of a loop
     counts once.
     """
     memory, counts = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -53,9 +54,10 @@ def absent_costs(compiled: jax.stages.Compiled, mesh: Mesh) -> dict[str, int | f
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
     }
+    total, most = sum(kinds.values()), memory.peak_memory_in_bytes + kinds["code_bytes"]
     return kinds | {
-        "total_bytes": sum(kinds.values()),
-        "peak_bytes": memory.peak_memory_in_bytes,
+        "total_bytes": total,
+        "peak_bytes": min(total, most),
         "chip_bytes": chip_memory_bytes(mesh.devices.flat[0]),
         "compiled_flops": counts.get("flops", math.nan),
         "accessed_bytes": counts.get("bytes accessed", math.nan),
