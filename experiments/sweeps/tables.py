@@ -9,7 +9,7 @@ from experiments.processes.messages import human
 
 # 12, -0.5, 98%, 1.5 k, 144 MB, 3.1e-07, 0.25 s; a remark in brackets may follow.
 NUMBER = re.compile(
-    r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?( ?[kMGTP]?B?| s)( \(.*\)| ± [\d.]+| emulated)?"
+    r"[-+]?\d[\d.,]*(e[-+]?\d+)?%?( ?[kMGTP]?B?| s)( \(.*\)| ± [\d.]+%?| emulated)?"
 )
 
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterable
 
-from experiments.studies.links.cells import FITTED, TIMED, Cell
+from experiments.studies.links.cells import FITTED, RTTS, TIMED, Cell
 from experiments.studies.links.model import AlphaBeta, fit
 from experiments.sweeps.link_tables import TIMED_EVERY
 from experiments.sweeps.results import Line
@@ -84,9 +84,8 @@ def grid_table(timed: Seconds, cells: Iterable[Cell], heads: list[str]) -> str:
 
 
 def far_table(timed: Seconds) -> str:
-    rtts = (0, 1, 10, 50, 150)
-    cells = [Cell("all", rtt, 0, 0) for rtt in rtts]
-    return grid_table(timed, cells, [f"{rtt} ms" for rtt in rtts])
+    cells = [Cell("all", rtt, 0, 0) for rtt in RTTS]
+    return grid_table(timed, cells, [f"{rtt} ms" for rtt in RTTS])
 
 
 def rate_table(timed: Seconds) -> str:

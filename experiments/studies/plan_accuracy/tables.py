@@ -107,8 +107,8 @@ def fits_table(lines: list[Line]) -> str:
         return [name, len(group), agree, share]
 
     looped = [x for x in lines if x["part"] == "limit"]
-    groups = {"all": lines, "in a loop": looped}
-    groups["in a loop, held out"] = looped[limits.NUM_SEEN :]
+    held = looped[limits.NUM_SEEN :]
+    groups = {"all": lines, "in a loop": looped, "in a loop, held out": held}
     rows = []
     for name, group in groups.items():
         rows.append(row(name, group))

@@ -1,10 +1,14 @@
 """Costs against closed forms."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs.tiny import get_config
+from experiments.costs import step
 from experiments.costs.step import product_flops
 from experiments.run.build import model_flops
 from lm.models.transformer.config import TransformerConfig
@@ -40,3 +44,17 @@ def test_products_inside_loops_and_branches_count_as_often_as_they_run():
 
     jaxpr = jax.make_jaxpr(program)(x).jaxpr
     assert product_flops(jaxpr) == 6 * 2 * 4**3
+
+
+@pytest.mark.parametrize("said, peak", [(60, 67), (95, 84)])
+def test_the_peak_of_an_absent_chip_is_the_smaller_of_two_bounds(monkeypatch, said, peak):
+    """The sum is 20 + (15 - 13) + 55 + 7; the compiler's peak has no code."""
+    monkeypatch.setattr(step, "chip_memory_bytes", lambda device: 100)
+    memory = SimpleNamespace(
+        argument_size_in_bytes=20, output_size_in_bytes=15, alias_size_in_bytes=13,
+        temp_size_in_bytes=55, generated_code_size_in_bytes=7, peak_memory_in_bytes=said,
+    )  # fmt: skip
+    compiled = SimpleNamespace(memory_analysis=lambda: memory, cost_analysis=lambda: None)
+    mesh = SimpleNamespace(devices=np.array([None]))
+    found = step.absent_costs(compiled, mesh)
+    assert (found["total_bytes"], found["peak_bytes"]) == (84, peak)

@@ -41,7 +41,10 @@ def test_columns_of_numbers_are_aligned_to_the_right():
 
 
 def test_numbers():
-    for cell in ("0 B", "144 MB", "3.1e-07", "-0.5", "98%", "+0.12%", "**4.5**", "12,345"):
+    for cell in (
+        "0 B", "144 MB", "3.1e-07", "-0.5", "98%", "+0.12%", "+2.1% ± 3.5%", "**4.5**",
+        "12,345",
+    ):  # fmt: skip
         assert is_number(cell), cell
     for cell in ("", "a 1", "1/2", "not finite", "v1", "."):
         assert not is_number(cell), cell
