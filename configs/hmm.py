@@ -4,9 +4,9 @@ Command:  python -m experiments.train --config=configs/hmm.py --workdir=runs/hmm
 Cost:     1.64 M tokens, 180 k tokens a second on 2 shared CPU cores
 Expected: on earlier held-out modules, validation loss 4.65 on Python 3.11 (4.71 at
           optim.learning_rate=1). Training by gradient reached 4.39 there with as many
-          tokens: model.training=gradient, optim.name=adamw, optim.learning_rate=0.1,
-          optim.warmup_steps=20, optim.weight_decay=0, optim.schedule=cosine, 400 steps of
-          32 rows
+          tokens: model.training=gradient, optim.name=adamw, optim.forgetting=0,
+          optim.learning_rate=0.1, optim.warmup_steps=20, optim.weight_decay=0,
+          optim.schedule=cosine, 400 steps of 32 rows
 """
 
 from configs.base import Experiment

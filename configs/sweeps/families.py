@@ -25,6 +25,7 @@ def get_sweep() -> list[Member]:
         "model.training": "gradient",
         "optim.name": "adamw",
         "optim.learning_rate": 0.1,
+        "optim.forgetting": 0.0,
         "optim.weight_decay": 0.0,
         "optim.schedule": "cosine",
         "optim.warmup_steps": 20,

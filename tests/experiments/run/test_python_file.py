@@ -139,3 +139,16 @@ def test_what_is_no_sweep(tmp_path):
                 member_config(name, member)
         told = str(raised.value)
         assert words in told and "\n" not in told, told
+
+
+SHIPPED = [
+    file.name
+    for file in sorted(ROOT.glob("configs/sweeps/*.py"))
+    if "def get_sweep" in file.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_sweep_of_the_project_has_valid_members(name):
+    for member, overrides in load_sweep(str(ROOT / "configs/sweeps" / name)).items():
+        member_config(member, overrides)
