@@ -60,9 +60,14 @@ class Row(NamedTuple):
 
     @property
     def half_interval(self) -> float | None:
-        """Half the width of the loss's interval over documents; None if there is none."""
+        """Half the width of the loss's interval over documents.
+
+        None if there is none, or if the loss is not finite.
+        """
         interval = self.summary.get("loss_interval")
-        return (interval[1] - interval[0]) / 2 if interval else None
+        if not interval or None in interval:
+            return None
+        return (interval[1] - interval[0]) / 2
 
     @property
     def batch_tokens(self) -> int:

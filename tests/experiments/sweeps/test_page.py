@@ -58,6 +58,7 @@ def test_a_report_of_runs_that_diverged_or_only_counted(tmp_path):
         if record["split"] == "train":
             record["loss"] = None
     lost = {"val_loss": None, "val_perplexity": None, "shifted_loss": None}
+    lost |= {"loss_interval": [None, None]}
     diverged = row("diverged", batch=16, **lost)
     page = write_report(write_sweep(tmp_path / "sweep", [diverged, counted]))
     text = page.with_suffix(".md").read_text("utf-8")
