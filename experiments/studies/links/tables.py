@@ -28,6 +28,12 @@ def step_seconds(line: Line) -> float:
     return usual + max(meeting - usual, 0.0) / every
 
 
+def ledger_bytes(line: Line) -> float:
+    """Return what a process sends in a step; a local method's, averaged over H steps."""
+    every = TIMED[line["member"]].get("parallel.local.every", 0)
+    return line["ledger_bytes"] * (TIMED_EVERY / every if every else 1)
+
+
 def by_member(lines: list[Line], congestion: str) -> Seconds:
     """Take the lines of one control of congestion."""
     found: Seconds = {}
@@ -48,9 +54,7 @@ def link_tables(lines: list[Line], curves: list[Line]) -> dict[str, str]:
     by_control = {name: by_member(members, name) for name in controls}
     timed = by_control[controls[0]] if controls else {}
     checks = [line for line in lines if "check" in line]
-    sent = {
-        line["member"]: line["ledger_bytes"] for line in lines if "ledger_bytes" in line
-    }
+    sent = {line["member"]: ledger_bytes(line) for line in members}
     return {
         "emulator": check_table(checks),
         "links-far": far_table(timed),
@@ -128,7 +132,7 @@ def models(timed: Seconds) -> dict[str, AlphaBeta]:
     }
 
 
-def model_table(timed: Seconds, sent: dict[str, int]) -> str:
+def model_table(timed: Seconds, sent: dict[str, float]) -> str:
     """Tabulate the model of each member, and its error on cells that it did not see."""
     body = []
     for name, model in models(timed).items():

@@ -83,6 +83,7 @@ def test_the_tables():
     lines.append(
         {"member": "local_sgd-8", **far, "seconds": [1.0, 1.0, 1.0, 5.0], **OTHERS}
     )
+    assert [tables.ledger_bytes(x) for x in (lines[0], lines[-1])] == [900_000, 450_000]
     lines.append({"member": "ring", **far, "seconds": [7.0], **OTHERS, "congestion": "x"})
     curves = [
         {"member": name, "steps": 20, "loss": 2.0, "curve": [[10, 4.0]]}
