@@ -55,6 +55,7 @@ def model_of(config: Experiment, platform: str) -> Model:
         saved=saved_of(config, task, params, platform),
         carry=cut.carry / 4 * itemsize(config) / positions if cut else 0.0,
         wide=getattr(config.model, "hidden_width", getattr(config.model, "width", 0)),
+        gated=getattr(config.model, "activation", "") == "swiglu",
         vocab_size=config.data.vocab_size,
         loss_chunk=getattr(config.model, "loss_chunk", 0) or config.data.seq_len,
         layer=layer,

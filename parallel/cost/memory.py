@@ -148,28 +148,34 @@ def whole_bytes(tree: Any) -> float:
 def temporary_bytes(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str, float]:
     """Return the bytes of what a step holds beside the state, at its fullest moment.
 
-    That is the backward pass of the loss: all activations are there, the logits of a chunk,
-    and the gradients of the microbatches before.
+    That is the backward pass of the loss, or of a layer that is computed again: all
+    activations are there, and the gradients of the microbatches before.
     """
     if STAGE in mesh.shape:
         return staged_temporaries(model, config, mesh, remat)
     tensor = mesh.shape.get(TENSOR, 1)
     rows = model.rows / batch_degree(mesh) / config.accumulation
     tokens = rows * model.seq_len
-    looped = model.written < model.num_layers
-    gathers = config.row.layout.params is not replicate
-    kept = activation_bytes(model.saved[remat], tokens, model.num_layers, tensor, looped)
+    looped, gathers = model.looped, config.row.layout.params is not replicate
+    kept = activation_bytes(
+        model.saved[remat], tokens, model.num_layers, tensor, traced=looped, padded=looped
+    )
     logits = logits_bytes(model, rows, tensor)
-    beside = workspace_bytes(model, tokens, tensor, remat)
-    if looped and not gathers:  # the gradient of logits lies beside them
-        logits *= 1 + compute_bytes(model) / 4
-    if looped:  # the loop of layers begins when the loss has ended
-        beside = max(0.0, beside - logits)
+    beside = workspace_bytes(model, tokens, tensor, remat, looped)
+    stream = model.carry * tokens
+    if looped:
+        # In a loop over many chunks, the gradient of logits lies beside them.
+        if not gathers and model.seq_len > 2 * model.loss_chunk:
+            logits *= 1 + compute_bytes(model) / 4
+        # The loss has the last layer's output and its gradient, and ends before the
+        # backward pass of layers begins.
+        kept += 2 * stream
+        beside = max(0.0, beside - logits - 2 * stream)
     elif gathers:
         # A gather waits for the gradient of its layer, so no layer runs beside the loss.
         beside = 0.0
     return {
-        "activations": kept + model.carry * tokens,
+        "activations": kept + stream,
         "logits": logits,
         "gradients": gradient_bytes(model, config, mesh, tensor),
         "gathered": weight_bytes(model, config, mesh, tensor),
@@ -190,32 +196,39 @@ def gradient_bytes(model: Any, config: Any, mesh: Mesh, tensor: int) -> float:
     """Return the sums over microbatches, a microbatch's own, and their sum over devices.
 
     The latter does not lie where its operand lay, unless layers are split over `tensor`.
+    Where layers run in a loop, a replicated gradient of theirs is not there at the fullest
+    moment.
     """
     layout, size = config.row.layout, compute_bytes(model)
     whole, several = model.param_bytes / tensor, config.accumulation > 1
-    outer = (model.cut.outer if model.cut else 0.0) * size / 4 / tensor
+    outer = (model.cut.outer if model.cut else 0.0) / tensor
     n, devices = mesh.shape[shard_axis(mesh.shape)], batch_degree(mesh)
-    if layout.params is not replicate:  # scattered layer by layer
-        return whole / n * (1 + several + (devices > n and tensor == 1))
+    if layout.params is not replicate:  # scattered layer by layer, but for the head's
+        apart = devices > n and tensor == 1
+        return whole / n * (1 + several + apart) + outer
     if layout.grads is not replicate:  # whole ones in the compute type, then scattered
         return whole / n + whole * size / 4
+    if model.looped:
+        return whole * several + outer
     apart = layout.opt is replicate and several and devices > 1 and tensor == 1
-    return whole * (1 + apart) + outer
+    return whole * (1 + apart) + outer * size / 4
 
 
 def weight_bytes(model: Any, config: Any, mesh: Mesh, tensor: int) -> float:
-    """Return the parameters in the compute type, or what FSDP holds of them.
+    """Return the parameters in the compute type, or what FSDP holds of them: the head.
 
-    FSDP has the head in the compute type and its gradient in both types. The barrier before
-    a gather copies a shard, in float32 and in the compute type.
+    Where layers are written out, the barrier before a gather copies a shard, in float32
+    and in the compute type, and the head's gradient is there in both types.
     """
     size, whole = compute_bytes(model), model.param_bytes / tensor
     if config.row.layout.params is replicate:
         return 0.0 if size == 4 else whole * size / 4
     if model.cut is None:
         return whole * (1 + size / 4)
-    shards = whole / mesh.shape[shard_axis(mesh.shape)]
-    return shards * (1 + size / 4) + model.cut.outer / 4 * (2 * size + 4) / tensor
+    head = model.cut.outer / tensor * size / 4
+    if model.looped:
+        return head
+    return whole / mesh.shape[shard_axis(mesh.shape)] * (1 + size / 4) + 2 * head
 
 
 def again(model: Any, remat: str) -> bool:
@@ -223,16 +236,25 @@ def again(model: Any, remat: str) -> bool:
     return remat != next(iter(model.saved))
 
 
-def workspace_bytes(model: Any, tokens: float, tensor: int, remat: str) -> float:
+def workspace_bytes(
+    model: Any, tokens: float, tensor: int, remat: str, looped: bool
+) -> float:
     """Return what a layer needs that is computed again: all that its backward pass reads,
     its widest array in float32, and that array's gradient.
+
+    In a loop, the layer's input lies in the stack of all, and a gradient takes the place of
+    an array that is not read again. A gated MLP has two wide gradients, and one such place;
+    it has none if the wide products lie in the stack, too.
     """
     if not again(model, remat):
         return 0.0
     everything = next(iter(model.saved.values()))
-    return activation_bytes(everything, tokens, 1, tensor) + (
-        (4 + compute_bytes(model)) * model.wide * tokens / tensor
-    )
+    layer = activation_bytes(everything, tokens, 1, tensor, padded=looped)
+    size, wide = compute_bytes(model), model.wide * tokens / tensor
+    if looped:
+        more = model.gated + (len(model.saved[remat]) > 1)
+        return layer - model.carry * tokens + more * size * wide
+    return layer + (4 + size) * wide
 
 
 def staged_temporaries(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[str, float]:
@@ -246,7 +268,9 @@ def staged_temporaries(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[
     tokens = rows * model.seq_len
     inputs = promised_inputs(config.strategy, stages, num, chunks)
     layers = model.num_layers / stages
-    kept = activation_bytes(model.saved[remat], tokens, layers / chunks, 1, looped=True)
+    kept = activation_bytes(
+        model.saved[remat], tokens, layers / chunks, traced=True, padded=True
+    )
     held = staged_bytes(model.params, stages)
     return {
         "activations": (inputs + 2) * model.carry * tokens + kept,
@@ -254,5 +278,6 @@ def staged_temporaries(model: Any, config: Any, mesh: Mesh, remat: str) -> dict[
         "logits": 2 * logits_bytes(model, rows, 1),
         "gradients": 2 * held,
         "gathered": held * size / 4 if size < 4 else 0.0,
-        "workspace": 2 * 4 * model.wide * tokens + workspace_bytes(model, tokens, 1, remat),
+        "workspace": 2 * 4 * model.wide * tokens
+        + workspace_bytes(model, tokens, 1, remat, looped=False),
     }

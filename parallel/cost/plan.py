@@ -43,6 +43,7 @@ class Model(NamedTuple):
     saved: dict[str, list[Saved]]
     carry: float  # bytes of a token between layers
     wide: float  # elements of a token's widest array inside a layer
+    gated: bool  # two arrays of that width are multiplied
     vocab_size: int
     loss_chunk: int  # positions whose logits exist at once
     layer: list[Product]  # of one layer, forward
@@ -53,6 +54,11 @@ class Model(NamedTuple):
     @property
     def num_layers(self) -> int:
         return self.cut.num_layers if self.cut else 1
+
+    @property
+    def looped(self) -> bool:
+        """Tell whether one program of a layer runs for all of them, in a loop."""
+        return self.written < self.num_layers
 
     @property
     def layer_share(self) -> float:

@@ -166,16 +166,17 @@ def activation_bytes(
     tokens: float,
     layers: float,
     tensor: int = 1,
-    looped: bool = False,
+    traced: bool = False,
+    padded: bool = False,
 ) -> float:
     """Return the bytes that so many layers keep, for `tokens` of a device.
 
-    `looped`: the layers run in a loop, and what autodiff saves crosses from the forward to
-    the backward loop, so that the compiler cannot compute it again.
+    `traced`: what autodiff saves crosses from a loop over layers forward to one backward,
+    so that the compiler cannot compute it again. `padded`: arrays have the tiles of a loop.
     """
     token = sum(
-        x.bytes * (x.padding if looped else 1) / (tensor if x.split else 1)
+        x.bytes * (x.padding if padded else 1) / (tensor if x.split else 1)
         for x in saved
-        if (x.traced if looped else x.kept)
+        if (x.traced if traced else x.kept)
     )
     return token * tokens * layers

@@ -86,7 +86,7 @@ def model_of(run: Run, rows: int) -> Model:
         ),
         rows=rows, seq_len=t, compute="bfloat16",
         saved={remat: remat_saved(block, 2, remat) for remat in ("none", "full")},
-        carry=2.0 * d, wide=f, vocab_size=VOCAB, loss_chunk=t,
+        carry=2.0 * d, wide=f, gated=True, vocab_size=VOCAB, loss_chunk=t,
         layer=[*[product(d, a)] * 4, *[product(d, f)] * 3, scores],
         outer=[product(d, VOCAB)],
     )  # fmt: skip

@@ -49,6 +49,7 @@ def made_up(loss_chunk: int = 128) -> Model:
         saved={remat: remat_saved(block, 2, remat) for remat in ("none", "dots", "full")},
         carry=2.0 * D,
         wide=F,
+        gated=False,
         vocab_size=V,
         loss_chunk=loss_chunk,
         layer=[Product(2.0 * T * D * D, D, 2.0 * T * D, D * D)],
