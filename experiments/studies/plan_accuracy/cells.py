@@ -104,7 +104,7 @@ def tpu_lines(lines: list[Line], hardware: Hardware) -> Iterator[Line]:
             "member": line["member"], "planned_bytes": planned.memory_bytes,
             "bytes": line.get("total_bytes"), "planned_fits": planned.fits,
             "fits": "total_bytes" in line,
-            "limit": hardware.machine.memory,
+            "limit": hardware.machine.memory, "parameters": model.param_bytes / 4,
         }  # fmt: skip
 
 
@@ -139,8 +139,10 @@ def absent_plan(cell: Line) -> Line:
     )
     hardware = parse(cell["topology"])
     mesh = absent_mesh(config, hardware.num_devices)
-    planned = of_mesh(model_of(config, "tpu"), config, mesh, hardware)
+    model = model_of(config, "tpu")
+    planned = of_mesh(model, config, mesh, hardware)
     return {
+        "parameters": model.param_bytes / 4,
         "planned_bytes": planned.memory_bytes,
         "planned_state": state_of(planned),
         "planned_sent": planned.sent_bytes,

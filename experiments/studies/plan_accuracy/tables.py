@@ -62,6 +62,7 @@ def quantiles(found: list[float]) -> list[str]:
     return [f"{x:.1%}" for x in (np.median(sizes), np.quantile(sizes, 0.95), sizes.max())]
 
 
+LARGE = 100e6  # parameters, from which the error of the memory has an aim
 HEAD = ("", "cells", "median error", "95th percentile", "largest")
 
 
@@ -80,7 +81,12 @@ def compiled_table(lines: list[Line]) -> str:
 
 def tpu_table(lines: list[Line], absent: list[Line], limit: list[Line]) -> str:
     """Compare memory; `absent` are models of a few layers, some of them held out."""
-    groups: dict[str, list[Line]] = {"results/tpu.jsonl": lines}
+    every = [*lines, *absent, *limit]
+    large = [line for line in every if line["parameters"] >= LARGE]
+    groups: dict[str, list[Line]] = {
+        "all of 100 M parameters or more": large,
+        "results/tpu.jsonl": lines,
+    }
     for line in lines:
         groups.setdefault(line["model"], []).append(line)
     seen = [(model, overrides) for model, overrides in ABSENT[:NUM_SEEN]]
@@ -89,9 +95,9 @@ def tpu_table(lines: list[Line], absent: list[Line], limit: list[Line]) -> str:
         name = "few layers, in sight" if known else "few layers, held out"
         groups.setdefault(name, []).append(line)
     for index, line in enumerate(limit):
-        fits = "fits" if line["fits"] else "too large"
-        sight = "in sight" if index < limits.NUM_SEEN else "held out"
-        groups.setdefault(f"in a loop, {line['model']}, {fits}, {sight}", []).append(line)
+        seen = index < limits.NUM_SEEN
+        name = f"{line['model']}, in sight" if seen else "held out"
+        groups.setdefault(f"in a loop, {name}", []).append(line)
     rows = []
     for name, group in groups.items():
         found = [x | {"needed": needed(x)} for x in group]
@@ -138,10 +144,11 @@ def is_near(line: Line) -> bool:
 def needed(line: Line) -> float | None:
     """Return the bytes of a cell; of one that does not fit, if the compiler tells them.
 
-    That is the sum of what is allocated. Where there is a loop, the peak is less.
+    Where there is a loop, the peak: what is allocated in all is more. The temporaries that
+    do not fit are told with the results, which would lie where the arguments lie.
     """
     told = TEMPORARIES.search(line.get("said", ""))
-    return line["planned_state"] + float(told[1]) * GIB if told else line["bytes"]
+    return float(told[1]) * GIB if told else line.get("peak", line["bytes"])
 
 
 def cells_of(lines: list[Line], key: Callable[[Line], tuple]) -> dict[tuple, list[Line]]:

@@ -5,6 +5,7 @@ import statistics
 from experiments.studies.plan_accuracy.accelerator import device_cells, device_plan
 from experiments.studies.plan_accuracy.cells import (
     absent_mesh,
+    absent_plan,
     nothing_known,
     shape_model,
 )
@@ -18,7 +19,7 @@ from experiments.studies.plan_accuracy.grid import (
 )
 from experiments.studies.plan_accuracy.limits import limit_cells
 from experiments.studies.plan_accuracy.maxtext import FITTED, RUNS, lines, model_of
-from experiments.studies.plan_accuracy.tables import tables
+from experiments.studies.plan_accuracy.tables import needed, tables
 from experiments.studies.plan_accuracy.timed import limited
 from experiments.sweeps.results import read
 from lm.task import num_parameters
@@ -52,6 +53,21 @@ def test_every_cell_of_a_device_has_a_plan():
         floor = least[cell["model"]] / (3 if hosted else 1)
         assert floor < planned["planned_bytes"] < 79e9  # they are meant to fit
         assert 0.01 < planned["planned_seconds"] < 1
+
+
+def test_the_memory_of_layers_in_a_loop_is_what_the_compiler_of_tpus_said():
+    every = read(ROOT / "results/plan_accuracy.jsonl")
+    lines = [line for line in every if line["part"] == "limit"][::4]
+    plans = [absent_plan(line) for line in lines]
+    errors = [
+        abs(planned["planned_bytes"] / found - 1)
+        for planned, line in zip(plans, lines, strict=True)
+        if (found := needed(line))  # of a program that is a little too large, none is told
+    ]
+    assert len(errors) >= 30
+    assert statistics.median(errors) < 0.03 and max(errors) < 0.25
+    agree = [p["planned_fits"] == x["fits"] for p, x in zip(plans, lines, strict=True)]
+    assert statistics.mean(agree) > 0.9
 
 
 def test_published_runs_of_the_named_sizes_are_predicted():
