@@ -5,8 +5,8 @@ Command:  python -m experiments.train --config=configs/lstm.py --workdir=runs/a 
           For longer rows, with gradients cut inside them: --config.data.seq_len=512
           --config.data.batch_size=8 --config.model.truncate=128
 Cost:     1.64 M tokens; 1.57 M parameters; 0.9 GB
-Expected: on earlier held-out modules, validation loss 3.515 on Python 3.11, where the
-          bigram model has 3.699
+Expected: validation loss 4.187 on Python 3.11, 4.10 to 4.27 over modules, where the bigram
+          model has 4.246; 3.725 with a GRU, 3.896 with a plain RNN
 """
 
 from configs.base import Experiment
