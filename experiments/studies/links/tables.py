@@ -18,9 +18,14 @@ def cell_of(line: Line) -> Cell:
     return Cell(*(line[name] for name in Cell._fields))
 
 
+def own_every(line: Line) -> int:
+    """Return the steps between two meetings of a local method; 0 for the others."""
+    return TIMED[line["member"]].get("parallel.local.every", 0)
+
+
 def step_seconds(line: Line) -> float:
     """Return the seconds of a step; a local method's, averaged over its own H steps."""
-    every = TIMED[line["member"]].get("parallel.local.every", 0)
+    every = own_every(line)
     if not every:
         return statistics.median(line["seconds"])
     *alone, meeting = line["seconds"][-TIMED_EVERY:]
@@ -30,7 +35,7 @@ def step_seconds(line: Line) -> float:
 
 def ledger_bytes(line: Line) -> float:
     """Return what a process sends in a step; a local method's, averaged over H steps."""
-    every = TIMED[line["member"]].get("parallel.local.every", 0)
+    every = own_every(line)
     return line["ledger_bytes"] * (TIMED_EVERY / every if every else 1)
 
 

@@ -13,7 +13,7 @@ timed     seconds of a step between two processes over links of four rates, of n
           each point; the cells that follow are planned by them.
           By the plan it takes half an hour; every 72 cells, a shape, make a table
 speed     seconds of planning, and of the command experiments.plan
-limit     six models of four layers in a loop, compiled for absent TPUs, half of the cells
+limit     six models of four layers in a loop, compiled for absent TPUs, many of them
           within 15 % of a chip's memory; one or two minutes of a core for each, and needs
           requirements-aot.txt
 absent    models of a few layers that are written out, for eight absent TPU v5e chips;

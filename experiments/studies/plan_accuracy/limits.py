@@ -3,12 +3,11 @@
 Models of four layers in a loop. `plain` and `kept` keep all for the backward pass,
 `products` keeps the products of matrices, the others the inputs of layers alone. Their
 layers are large, and one is compiled for all, so a cell takes one or two minutes of a
-core. The rows
-of a batch were chosen so that the plan, as it was then, came out at 0.6, 0.88, 0.95, 1.05,
-1.12 or 1.5 of the limit. The plan was corrected five times: with 3 cells of an earlier
-choice of rows in sight, with 35 of these, with all 86 of `plain`, `wide`, `tall` and
-`square` that there were, with the 16 after them, all near the limit, of which 13 had
-agreed, and with 12 more, of which 11 had. The last 12 came after that.
+core. The rows of a batch were chosen so that the plan, as it was then, came out at 0.6,
+0.88, 0.95, 1.05, 1.12 or 1.5 of the limit. The plan was corrected five times: with 3 cells
+of an earlier choice of rows in sight, with 35 of these, with all 86 of `plain`, `wide`,
+`tall` and `square` that there were, with the 16 after them, all near the limit, of which 13
+had agreed, and with 12 more, of which 11 had. The last 12 came after that.
 """
 
 from typing import Any
