@@ -75,6 +75,21 @@ def test_quality_names_ties_and_tells_both_losses():
     assert quality_verdict(also, [*rows, also], also).startswith("A tie")
 
 
+def test_a_run_that_blew_up_is_told_as_a_multiple():
+    best, lost = row("best", loss=3.0), row("lost", loss=3.6e8)
+    said = quality_verdict(lost, [best, lost], lost)
+    assert (
+        said.startswith("Worse") and "times the 3.000 of best" in said and "%" not in said
+    )
+
+
+@pytest.mark.parametrize("field", ["data.source", "data.path", "data.vocab_size"])
+def test_losses_on_other_text_or_tokens_are_not_compared(field):
+    ours, other = row("ours", loss=3.0), row("other", loss=1.0)
+    other.config[field] = "another"
+    assert "lowest loss on 1 device: 3.000" in quality_verdict(ours, [ours, other], ours)
+
+
 def test_a_loss_that_is_not_finite_is_the_worst():
     best = row("best")
     for lost in (math.nan, math.inf):
