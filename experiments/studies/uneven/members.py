@@ -69,6 +69,7 @@ UNTREATED = "as it is"
 AGAINST_POISON: dict[str, Member] = {
     UNTREATED: {},
     "filtered": FILTERED,
+    "found and weighted": FILTERED | {"data.anomaly.action": "weight"},
     "weighted": WEIGHTED,
     "both": FILTERED | WEIGHTED,
 }
