@@ -12,7 +12,7 @@ import matplotlib
 from configs.sweeps.strategies import BASE, COMPRESSED, LOCAL, SYNCHRONOUS
 from experiments.processes.messages import size
 from experiments.sweeps.results import Line
-from experiments.sweeps.tables import markdown
+from experiments.sweeps.tables import markdown, over_seeds
 
 TARGET = 1000  # times fewer bytes than float32 all-reduce ...
 WITHIN = 0.005  # ... at a validation loss this much higher at most
@@ -31,10 +31,6 @@ class Row(NamedTuple):
     def loss(self) -> float:
         return statistics.fmean(self.losses.values())
 
-    @property
-    def spread(self) -> float:
-        return (max(self.losses.values()) - min(self.losses.values())) / 2
-
     def excess(self, base: "Row") -> float:
         """Return the relative difference to the base's loss, over the seeds of both."""
         both = self.losses.keys() & base.losses.keys()
@@ -42,7 +38,7 @@ class Row(NamedTuple):
 
 
 def rows(lines: list[Line], steps: int, members) -> list[Row]:
-    """Join the lines of each member that was trained for this many steps."""
+    """Join the lines of each member; its losses are those after this many steps."""
 
     def last(measure: str, member: str, field: str) -> float | None:
         found = [
@@ -57,17 +53,25 @@ def rows(lines: list[Line], steps: int, members) -> list[Row]:
             for x in lines
             if (x["measure"], x["member"], x.get("steps")) == ("loss", member, steps)
         }
-        if losses:
-            costs = [
-                last("program", member, field)
-                for field in ("sent_bytes", "state_bytes", "temporary_bytes")
-            ]
-            result.append(Row(member, losses, *costs, last("time", member, "ratio")))
+        costs = [
+            last("program", member, field)
+            for field in ("sent_bytes", "state_bytes", "temporary_bytes")
+        ]
+        row = Row(member, losses, *costs, last("time", member, "ratio"))
+        if any(row[1:]):
+            result.append(row)
     return result
 
 
 def cell(num_bytes: float | None) -> str:
     return "" if num_bytes is None else size(num_bytes)
+
+
+def loss_cells(row: Row, base: Row) -> list[str]:
+    if not row.losses:
+        return ["", "", ""]
+    loss = over_seeds(list(row.losses.values()))
+    return [f"{len(row.losses)}", loss, f"{row.excess(base):+.2%}"]
 
 
 def table(shown: list[Row], base: Row) -> str:
@@ -78,9 +82,7 @@ def table(shown: list[Row], base: Row) -> str:
         fewer = f"{base.sent / row.sent:.4g}" if row.sent and base.sent else ""
         cells = [
             row.member,
-            f"{len(row.losses)}",
-            f"{row.loss:.4f}" + (f" ± {row.spread:.4f}" if len(row.losses) > 1 else ""),
-            f"{row.excess(base):+.2%}",
+            *loss_cells(row, base),
             cell(row.sent),
             fewer,
             cell(row.state),
@@ -93,7 +95,7 @@ def table(shown: list[Row], base: Row) -> str:
 
 def verdict(shown: list[Row], base: Row) -> str:
     """Say how close the members come to 1,000 times fewer bytes within 0.5 %."""
-    known = [row for row in shown if row.sent and row.member != BASE]
+    known = [row for row in shown if row.sent and row.losses and row.member != BASE]
     near = [row for row in known if row.excess(base) <= WITHIN]
     small = [row for row in known if base.sent / row.sent >= TARGET]
     said = []
@@ -122,7 +124,7 @@ def draw(shown: list[Row], base: Row, out: pathlib.Path) -> None:
         (COMPRESSED, "#0072B2", "o", "compressed or delayed"),
         (LOCAL, "#D55E00", "s", "meets rarely"),
     ]:
-        points = [row for row in shown if row.member in members and row.sent]
+        points = [r for r in shown if r.member in members and r.sent and r.losses]
         if not points:
             continue
         axes.plot(
@@ -159,7 +161,7 @@ def by_steps(lines: list[Line]) -> dict[int, tuple[list[Row], Row]]:
     for steps in sorted({x["steps"] for x in lines if x["measure"] == "loss"}):
         shown = rows(lines, steps, SYNCHRONOUS | COMPRESSED | LOCAL)
         base = next((row for row in shown if row.member == BASE), None)
-        if base is not None and base.sent is not None:
+        if base is not None and base.losses and base.sent is not None:
             found[steps] = shown, base
     return found
 

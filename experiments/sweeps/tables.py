@@ -2,8 +2,11 @@
 
 import math
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
 
 from experiments.processes.messages import human
 
@@ -87,3 +90,13 @@ def digits(number: float) -> str:
     if not math.isfinite(number):
         return "not finite"
     return f"{number:#.4g}".removesuffix(".") if abs(number) < 1000 else human(number)
+
+
+def over_seeds(values: Sequence[float], form: str = ".4f") -> str:
+    """Return the mean over seeds ± its 95 % interval by Student's t; one seed has none."""
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * error
+    return f"{mean} ± {f'{half:{form}}'.lstrip('+')}"

@@ -7,7 +7,7 @@ import statistics
 from experiments.processes.messages import human, size
 from experiments.studies.compression.members import DEGREES, MEMBERS, MODELS, PLAIN
 from experiments.sweeps.results import Line
-from experiments.sweeps.tables import markdown
+from experiments.sweeps.tables import markdown, over_seeds
 
 Lines = dict[str, dict[int, Line]]  # member -> seed -> its last line
 # Ways to prune, of which the published order is that each is worse than the next.
@@ -18,8 +18,6 @@ ORDERS = (
 )
 STUDENT, TAUGHT = "quarter-size student", "quarter-size student, taught"
 MISSING = "Not measured yet."
-# 97.5 % quantiles of Student's t, by the number of seeds.
-QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 
 
 def tables(lines: list[Line]) -> dict[str, str]:
@@ -48,20 +46,11 @@ def mean(seeds: dict[int, Line], name: str) -> float:
     return statistics.fmean(line[name] for line in seeds.values())
 
 
-def told(values: list[float], form: str) -> str:
-    """Return the mean over the seeds and its 95 % interval; one seed has none."""
-    mean = f"{statistics.fmean(values):{form}}"
-    if len(values) not in QUANTILES:
-        return mean
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean} ± {f'{QUANTILES[len(values)] * error:{form}}'.lstrip('+')}"
-
-
 def to_plain(seeds: dict[int, Line], plain: dict[int, Line]) -> str:
     """Return the relative excess of the loss over the plain model's of the same seed."""
     both = sorted(seeds.keys() & plain.keys())
     excess = [seeds[seed]["loss"] / plain[seed]["loss"] - 1 for seed in both]
-    return told(excess, "+.2%") if both else ""
+    return over_seeds(excess, "+.2%") if both else ""
 
 
 def ways_table(ways: Lines, timed: list[Line]) -> str:
@@ -73,7 +62,7 @@ def ways_table(ways: Lines, timed: list[Line]) -> str:
     rows = [
         [
             name,
-            told([line["loss"] for line in seeds.values()], ".4f"),
+            over_seeds([line["loss"] for line in seeds.values()], ".4f"),
             to_plain(seeds, plain),
             size(mean(seeds, "bytes")),
             human(mean(seeds, "nonzero")),
@@ -93,7 +82,7 @@ def order_table(ways: Lines) -> str:
             both = sorted(ways.get(worse, {}).keys() & ways.get(better, {}).keys())
             lost = [ways[worse][x]["loss"] - ways[better][x]["loss"] for x in both]
             if lost:
-                rows.append([f"{worse} - {better}", told(lost, "+.4f")])
+                rows.append([f"{worse} - {better}", over_seeds(lost, "+.4f")])
     return markdown(["difference of losses", "over the seeds"], rows) if rows else MISSING
 
 

@@ -5,7 +5,7 @@ import statistics
 from experiments.studies.asynchronous.rates import best_place, place
 from experiments.studies.staleness.members import METHODS, PLAIN, SAME_IF_FRESH, STALENESS
 from experiments.sweeps.results import Line
-from experiments.sweeps.tables import markdown
+from experiments.sweeps.tables import markdown, over_seeds
 
 NONE = "Not measured yet."
 
@@ -59,8 +59,7 @@ def loss_cell(found: Found, method: str, staleness: int) -> str:
     place, losses = best
     tried = found.tuning(method, staleness)
     at = "; an edge" if tried and place in (min(tried), max(tried)) else ""
-    spread = f" ± {(max(losses) - min(losses)) / 2:.4f}" if len(losses) > 1 else ""
-    return f"{statistics.fmean(losses):.4f}{spread} (rate {2.0**place:.3g}{at})"
+    return f"{over_seeds(losses)} (rate {2.0**place:.3g}{at})"
 
 
 def won_table(lines: list[Line]) -> str:

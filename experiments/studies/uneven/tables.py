@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from experiments.studies.uneven.members import METHODS, STUDIES, UNTREATED
 from experiments.sweeps.results import Line
-from experiments.sweeps.tables import markdown
+from experiments.sweeps.tables import markdown, over_seeds
 from lm.data.rows.partition import PARTITIONS
 
 Lines = dict[str, dict[int, Line]]  # member -> seed -> its last line
@@ -22,10 +22,7 @@ def table(study: str, lines: list[Line]) -> str:
 
 
 def told(seeds: dict[int, Line], field: str = "loss") -> str:
-    """Return the mean over the seeds, and half the range."""
-    values = [line[field] for line in seeds.values()]
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.fmean(values):.4f} ± {half:.4f}"
+    return over_seeds([line[field] for line in seeds.values()])
 
 
 def mean(seeds: dict[int, Line], field: str = "loss") -> float:

@@ -48,14 +48,14 @@ LINES = [
 def test_tables_of_known_lines():
     found = tables(LINES)
     rows = {r.split("|")[1].strip(): r.split("|")[2:] for r in found["ways"].splitlines()}
-    # Three seeds: the mean, and 4.30 standard errors; the quick look does not count.
-    assert rows["plain"][0].strip() == "3.1000 ± 0.2483"
-    # Two seeds, +1 % and +3.125 %: 12.71 standard errors of half their difference.
+    # Three seeds: the mean, and 4.303 standard errors; the quick look does not count.
+    assert rows["plain"][0].strip() == "3.1000 ± 0.2484"
+    # Two seeds, +1 % and +3.125 %: 12.706 standard errors of half their difference.
     assert rows["int8, aware"][1].strip() == "+2.06% ± 13.50%"
     assert rows["int8, aware"][4].strip() == "1.23 k"
     assert rows["plain"][4].strip() == ""
-    # 0.3 and 0.4 lost by the two seeds that both have: 12.71 standard errors of 0.05.
-    order = "| 80% pruned, random - 80% pruned, magnitude | +0.3500 ± 0.6355 |"
+    # 0.3 and 0.4 lost by the two seeds that both have: 12.706 standard errors of 0.05.
+    order = "| 80% pruned, random - 80% pruned, magnitude | +0.3500 ± 0.6353 |"
     assert order in found["order"]
     assert found["gap"].startswith("The teacher closes 40% of the student's gap")
     # Half of the plain model's 40 MB; one device sends nothing and reaches its end.

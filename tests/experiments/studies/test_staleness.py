@@ -69,7 +69,7 @@ def test_tables_of_staleness_count_from_the_plain_fresh_run():
     lines += [line(PLAIN, 0, 0.5, 1, 5.2), line(PLAIN, 2, 1.0, 1, 1.0, steps=20)]
     lines += [line("no momentum", 2, rate, 0, 5.2 + rate) for rate in (0.125, 0.25)]
     table = loss_table(lines)
-    assert "| plain | 5.1000 ± 0.1000 (rate 0.5) | 5.4000 (rate 0.5) |" in table
+    assert "| plain | 5.1000 ± 1.2706 (rate 0.5) | 5.4000 (rate 0.5) |" in table
     assert "5.3250 (rate 0.125; an edge)" in table
     won = won_table(lines).splitlines()
     assert "| what staleness costs | +0.3000 | +0.7000 |" in won[2]

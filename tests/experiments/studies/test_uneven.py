@@ -74,15 +74,15 @@ def test_the_gap_is_that_between_poisoned_and_clean():
         for seed in (0, 1)
     ]
     rows = table("poisoned", lines).splitlines()
-    assert rows[2] == "| clean | 2.0050 ± 0.0050 | +0.00% |  | 2 |"
-    assert rows[3] == "| letters; as it is | 3.0050 ± 0.0050 | +49.88% |  | 2 |"
-    assert rows[4] == "| letters; both | 2.2550 ± 0.0050 | +12.47% | 75% | 2 |"
+    assert rows[2] == "| clean | 2.0050 ± 0.0635 | +0.00% |  | 2 |"
+    assert rows[3] == "| letters; as it is | 3.0050 ± 0.0635 | +49.88% |  | 2 |"
+    assert rows[4] == "| letters; both | 2.2550 ± 0.0635 | +12.47% | 75% | 2 |"
     # A seed that one of the three lacks does not count; without a base there is no gap.
     rows = table("poisoned", lines[:-1] + [lines[0] | {"seed": 2, "loss": 9}]).splitlines()
-    assert rows[4] == "| letters; both | 2.2500 ± 0.0000 | +12.50% | 75% | 1 |"
-    assert "| letters; both | 2.2550 ± 0.0050 |  |  | 2 |" in table("poisoned", lines[2:])
+    assert rows[4] == "| letters; both | 2.2500 | +12.50% | 75% | 1 |"
+    assert "| letters; both | 2.2550 ± 0.0635 |  |  | 2 |" in table("poisoned", lines[2:])
     alone = {"study": "augmentation", "member": "token_dropout, 5%", "epochs": 9, "seed": 0}
-    assert "| 1.0000 ± 0.0000 |" in table("augmentation", [alone | {"train": 1, "loss": 2}])
+    assert "| 1.0000 |" in table("augmentation", [alone | {"train": 1, "loss": 2}])
 
 
 def test_partitions_are_compared_with_the_hash_under_the_same_method():
@@ -98,7 +98,7 @@ def test_partitions_are_compared_with_the_hash_under_the_same_method():
         for name, loss in names.items()
     ]
     first, second = table("partitions", lines).split("\n\n")
-    assert "| kmeans | 7 | 4.1000 ± 0.0000 (+2.50%) |" in first
-    assert "| dictionary, natural; each step | 7 | 4.2000 ± 0.0000 | +5.00% | 1 |" in second
-    told = "| dictionary; local SGD, H = 1, plain SGD | 7 | 5.5000 ± 0.0000 | +10.00% | 1 |"
+    assert "| kmeans | 7 | 4.1000 (+2.50%) |" in first
+    assert "| dictionary, natural; each step | 7 | 4.2000 | +5.00% | 1 |" in second
+    told = "| dictionary; local SGD, H = 1, plain SGD | 7 | 5.5000 | +10.00% | 1 |"
     assert told in second

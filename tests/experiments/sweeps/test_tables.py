@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.sweeps.run_table import runs_table
-from experiments.sweeps.tables import Table, digits, is_number, line, markdown
+from experiments.sweeps.tables import Table, digits, is_number, line, markdown, over_seeds
 from tests.experiments.sweeps.made_up import row
 
 
@@ -125,3 +127,11 @@ def test_a_loss_has_its_interval_beside_it():
     rows = [row("a", loss_interval=[2.5, 3.75]), row("b", loss_interval=None)]
     assert columns(runs_table(rows))["loss ±"] == ["0.6250", ""]
     assert "loss ±" not in columns(runs_table([row("a"), row("b")]))
+
+
+def test_the_mean_over_seeds_has_the_interval_of_students_t():
+    values = [3.02, 2.97, 3.11, 3.05]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert over_seeds(values) == f"3.0375 ± {(high - low) / 2:.4f}"
+    assert over_seeds([0.01, 0.03], "+.1%") == "+2.0% ± 12.7%"
+    assert over_seeds([3.0]) == "3.0000"  # nothing is known of its spread
