@@ -3,7 +3,7 @@
 Command:  python -m experiments.sweep --sweep=configs/sweeps/strategies.py \
               --workdir=runs/strategies
 
-MEMBERS maps a name to its overrides. The studies strategies, wire and slow_link
+MEMBERS maps a name to its overrides. The studies strategies, wire and links
 (experiments/studies) measure members of the same table.
 """
 

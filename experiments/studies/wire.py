@@ -17,10 +17,10 @@ from experiments.processes.linked import workers
 from experiments.processes.messages import user_errors
 from experiments.processes.network.emulator import network
 from experiments.run import startup
-from experiments.sweeps.link_tables import wire_table
 from experiments.sweeps.members import as_flags, known
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import measure_missing, read
+from experiments.sweeps.wire_table import wire_table
 
 ONLY = flags.DEFINE_list(
     "only",

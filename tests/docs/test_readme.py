@@ -29,12 +29,12 @@ from experiments.studies.preparation.tables import preparation_tables
 from experiments.studies.soak.table import goodput_table, soak_table
 from experiments.studies.staleness.tables import loss_table, won_table
 from experiments.studies.transfer.tables import transfer_tables
-from experiments.sweeps.link_tables import slow_link_table, wire_table
 from experiments.sweeps.pages import tables
 from experiments.sweeps.pipeline_tables import pipeline_tables
 from experiments.sweeps.results import read
 from experiments.sweeps.strategy_tables import strategy_tables
 from experiments.sweeps.tpu_tables import tables as tpu_tables
+from experiments.sweeps.wire_table import wire_table
 from tests.experiments.runs import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -205,7 +205,6 @@ def test_the_tables_are_those_of_the_results():
         **strategy_tables(results["strategies"]),
         **pipeline_tables(results["pipeline"]),
         "wire": wire_table(results["wire"]),
-        "slow-link": slow_link_table(results["slow_link"], results["two_devices"]),
     }
     assert tables(ROOT / "docs/strategies.md") == expected
     assert tables(ROOT / "docs/links.md") == {

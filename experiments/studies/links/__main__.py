@@ -24,10 +24,17 @@ from experiments.processes.linked import workers
 from experiments.processes.messages import say, user_errors
 from experiments.processes.network.emulator import machine_congestion, network
 from experiments.run import startup
-from experiments.studies.links.cells import GRID, HOSTS, QUICK, TIMED, Cell, apply
+from experiments.studies.links.cells import (
+    GRID,
+    HOSTS,
+    QUICK,
+    TIMED,
+    TIMED_EVERY,
+    Cell,
+    apply,
+)
 from experiments.studies.links.check import check_all
 from experiments.studies.links.tables import link_tables
-from experiments.sweeps.link_tables import TIMED_EVERY
 from experiments.sweeps.members import as_flags
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write

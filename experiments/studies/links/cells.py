@@ -9,6 +9,7 @@ from experiments.processes.network.emulator import Network
 from experiments.processes.network.link import Link
 
 HOSTS = 4
+TIMED_EVERY = 4  # H at which members that average every H steps are timed
 # Where a link is bad: everywhere, between two hosts, or between two groups of two.
 PAIRS = {
     "all": [(a, b) for a in range(HOSTS) for b in range(a + 1, HOSTS)],

@@ -35,3 +35,15 @@ def fit(seconds: Mapping[Cell, float]) -> AlphaBeta:
     scale = np.maximum(matrix.max(0), 1e-300)  # the terms differ by orders of magnitude
     found, _ = nnls(matrix / scale, np.ones(len(weights)))
     return AlphaBeta(*(found / scale))
+
+
+def pays_at(one: AlphaBeta, steps: float, base: AlphaBeta, base_steps: float) -> str:
+    """Say at which rates, Mbit/s, so many steps of one take less time than the base's.
+
+    Without delays, where both sides are steps x (c + bytes x 8 / rate).
+    """
+    slower = steps * one.seconds - base_steps * base.seconds
+    fewer = base_steps * base.sent_bytes - steps * one.sent_bytes
+    if slower * fewer <= 0:
+        return "all" if slower < 0 or fewer > 0 else "none"
+    return f"{'below' if fewer > 0 else 'above'} {fewer * 8 / slower / 1e6:.3g}"

@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Iterable
 
-from experiments.studies.links.cells import FITTED, RTTS, TIMED, Cell
-from experiments.studies.links.model import AlphaBeta, fit
-from experiments.sweeps.link_tables import TIMED_EVERY
+from configs.sweeps.strategies import BASE
+from experiments.studies.links.cells import FITTED, RTTS, TIMED, TIMED_EVERY, Cell
+from experiments.studies.links.model import AlphaBeta, fit, pays_at
 from experiments.sweeps.results import Line
 from experiments.sweeps.rows import reached
 from experiments.sweeps.tables import digits, markdown
@@ -158,23 +158,42 @@ def model_table(timed: Seconds, sent: dict[str, float]) -> str:
 
 
 def to_loss_table(timed: Seconds, curves: list[Line]) -> str:
-    """Multiply the steps to the worst member's loss by the seconds of a step."""
+    """Multiply the steps to a loss by the seconds of a step, for two losses.
+
+    One loss is reached by all members; the other is the median of the members' best.
+    """
     by_name = {x["member"]: x["curve"] + [[x["steps"], x["loss"]]] for x in curves}
-    names = [name for name in timed if name in by_name]
-    if not names:
-        return markdown(["", "steps"], [])
-    target = max(min(loss for _, loss in by_name[name]) for name in names)
-    cells = [Cell("all", 0, 0, 0), Cell("all", 50, 0, 0), Cell("all", 50, 10, 0)]
-    heads = ["0 ms", "50 ms", "50 ms, 10 Mbit/s"]
-    body = []
-    for name in names:
-        steps = reached(by_name[name], target)
-        found = timed[name]
-        cost = [f"{steps * found[c]:.0f}" if c in found else "" for c in cells]
-        body.append([name, f"{steps:.0f}", *cost])
-    return f"To a validation loss of {target:.3f}:\n\n" + markdown(
-        ["", "steps", *[f"seconds, {x}" for x in heads]], body
+    curves_of = {name: by_name[name] for name in timed if name in by_name}
+    best = [min(loss for _, loss in curve) for curve in curves_of.values()]
+    targets = {max(best), statistics.median_high(best)} if best else set()
+    return "\n\n".join(
+        f"To a validation loss of {target:.3f}:\n\n"
+        + seconds_table(timed, {n: reached(c, target) for n, c in curves_of.items()})
+        for target in sorted(targets, reverse=True)
     )
+
+
+def seconds_table(timed: Seconds, steps: dict[str, float | None]) -> str:
+    """Tabulate the seconds of so many steps; the last column follows from the model."""
+    shown = {
+        "0 ms": Cell("all", 0, 0, 0),
+        "100 Mbit/s": Cell("all", 0, 100, 0),
+        "10 Mbit/s": Cell("all", 0, 10, 0),
+        "50 ms": Cell("all", 50, 0, 0),
+        "50 ms, 10 Mbit/s": Cell("all", 50, 10, 0),
+    }
+    fitted, body = models(timed), []
+    for name in (name for name in steps if steps[name] is not None):
+        found = timed[name]
+        cells = [
+            f"{steps[name] * found[c]:.0f}" if c in found else "" for c in shown.values()
+        ]
+        pays = ""
+        if name != BASE and {name, BASE} <= fitted.keys():
+            pays = pays_at(fitted[name], steps[name], fitted[BASE], steps[BASE])
+        body.append([name, f"{steps[name]:.0f}", *cells, pays])
+    heads = [f"seconds, {head}" for head in shown]
+    return markdown(["", "steps", *heads, "pays at, Mbit/s"], body)
 
 
 def partition_table(lines: list[Line]) -> str:

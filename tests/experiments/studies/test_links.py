@@ -8,7 +8,7 @@ import pytest
 from experiments.processes.network.link import Link
 from experiments.studies.links import tables
 from experiments.studies.links.cells import FITTED, GRID, HOSTS, QUICK, TIMED, Cell, apply
-from experiments.studies.links.model import AlphaBeta, fit
+from experiments.studies.links.model import AlphaBeta, fit, pays_at
 from tests.experiments.runs import run
 
 OTHERS = {"ledger_bytes": 900_000, "batch_size": 4, "congestion": "reno"}
@@ -92,11 +92,48 @@ def test_the_tables():
     found = tables.link_tables(lines, curves)
     assert "| ring | 0.1000 | 6.0 | 1.000 | 0.9000 | 2 | 5% | 10% |" in found["links-model"]
     assert "| local_sgd-8 |  |  |  | 1.500 |  |" in found["links-far"]
-    assert "| ring | 20 | 2 | 8 | 24 |" in found["links-to-loss"]
-    assert "| local_sgd-8 | 20 |  | 30 |  |" in found["links-to-loss"]
+    assert "| ring | 20 | 2 |  | 18 | 8 | 24 |  |" in found["links-to-loss"]
+    assert "| local_sgd-8 | 20 |  |  |  | 30 |  |  |" in found["links-to-loss"]
     assert "| ring, reno |" in found["links-loss"]
     assert "| ring, x |  |  |  | 7.000 |" in found["links-loss"]
     assert "| round trip, ms | 10 | 10.2 | yes |" in found["emulator"]
+
+
+def test_seconds_to_two_losses_and_the_rates_that_pay():
+    """A step of float32 takes 0.1 s and 1 MB, of int8 0.1 s and 0.25 MB: 2.5 Mbit/s."""
+    sides = {"shard_map": AlphaBeta(0.1, 0, 1e6), "int8": AlphaBeta(0.1, 0, 0.25e6)}
+    lines = [
+        {"member": name, **cell._asdict(), **OTHERS, "seconds": [side.step(cell)]}
+        for name, side in (sides | {"p2p": sides["int8"]}).items()
+        for cell in (*FITTED, Cell("all", 0, 100, 0))
+    ]
+    curves = [
+        {"member": "shard_map", "steps": 20, "loss": 2.0, "curve": [[10, 4.0]]},
+        {"member": "int8", "steps": 40, "loss": 2.0, "curve": [[20, 4.0], [30, 3.0]]},
+        {"member": "p2p", "steps": 40, "loss": 3.0, "curve": [[20, 4.0]]},
+    ]
+    text = tables.link_tables(lines, curves)["links-to-loss"]
+    all_reach, some_reach = text.split("To a validation loss of ")[1:]
+    assert all_reach.startswith("3.000") and some_reach.startswith("2.000")
+    # 15 steps against 30: 1.5 s + 120 Mbit and 3 s + 60 Mbit are equal at 40 Mbit/s.
+    assert "| shard_map | 15 | 2 | 3 | 14 | 2 | 14 |  |" in all_reach
+    assert "| int8 | 30 | 3 | 4 | 9 | 3 | 9 | below 40 |" in all_reach
+    # 20 steps against 40: 2 s + 160 Mbit and 4 s + 80 Mbit.
+    assert "| int8 | 40 | 4 | 5 | 12 | 4 | 12 | below 40 |" in some_reach
+    assert "p2p" not in some_reach
+
+
+@pytest.mark.parametrize(
+    ("steps", "one", "said"),
+    [
+        (10, AlphaBeta(1, 0, 0.5e6), "all"),
+        (10, AlphaBeta(2, 0, 2e6), "none"),
+        (10, AlphaBeta(1, 0, 1e6), "none"),  # as the base
+        (10, AlphaBeta(0.5, 0, 2e6), "above 16"),
+    ],
+)
+def test_the_rates_at_which_a_member_pays(steps, one, said):
+    assert pays_at(one, steps, AlphaBeta(1, 0, 1e6), 10) == said
 
 
 def test_mistakes_are_refused():
