@@ -163,7 +163,7 @@ def in_parts(writer: Writer, judge: Writer, mesh) -> dict[str, Line]:
     )
     real = list(itertools.islice(held_out, TEXTS))
     size = int(statistics.fmean(map(len, texts["in turn"])))
-    texts["held-out text"] = [text[:size] for text in real]
+    texts["held-out text"] = [document.text[:size] for document in real]
     return {
         name: {
             "bits_per_byte": bits_per_byte(judge, found, mesh),
