@@ -244,7 +244,8 @@ def meet(
     last told, and those in a row. It runs where `axes` are bound. Of the state it reads
     the step, the parameters and `comm`.
     """
-    with jax.named_scope(f"once_in_{plan.every}_steps"):
+
+    def exchanged(state: TrainState) -> tuple[TrainState, jax.Array]:
         key = jax.random.fold_in(learner.exchange_key(state.step), index)
         own = split(state.params, plan.fragments)[index]
         mine = state.comm.tally.tokens[index]
@@ -256,6 +257,11 @@ def meet(
         if plan.overlap:
             return with_fragment(state, index, fragment._replace(arriving=means)), news
         return apply(state, index, plan, means), news
+
+    # The ledger reads how often this runs. A named function, for the cache of compiled
+    # programs does not tell scopes apart.
+    exchanged.__name__ = f"once_in_{plan.every}_steps"
+    return jax.jit(exchanged)(state)
 
 
 def arrive(state: TrainState, index: int, plan: Plan) -> TrainState:

@@ -117,3 +117,11 @@ def test_the_command(tmp_path):
     assert "zero1 over {'data': 8}" in said and "unexpected" not in said
     assert "reduce-scatter  data  f32" in said and "parallel/collectives.py:" in said
     assert "closed form" in said
+
+
+def test_a_program_from_the_cache_tells_how_often_its_own_replicas_meet():
+    found = [
+        total(entries_and_form("diloco", data=4, local=LocalConfig(every=every))[0])
+        for every in (50, 100)
+    ]
+    assert found[0] == pytest.approx(2 * found[1])
