@@ -258,8 +258,8 @@ def meet(
             return with_fragment(state, index, fragment._replace(arriving=means)), news
         return apply(state, index, plan, means), news
 
-    # The ledger reads how often this runs. A named function, for the cache of compiled
-    # programs does not tell scopes apart.
+    # The ledger reads how often this runs. It is a function's name, for the cache of
+    # compiled programs does not tell scopes apart.
     exchanged.__name__ = f"once_in_{plan.every}_steps"
     return jax.jit(exchanged)(state)
 

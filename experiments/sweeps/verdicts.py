@@ -18,11 +18,6 @@ from experiments.sweeps.tables import digits
 SAME = 0.005  # relative; losses nearer than this tie
 FASTER = 1.05  # a smaller speed-up is within the noise of a shared machine
 TIMES = 2  # a loss so many times another is told as a multiple
-# Fields that say what text the loss is on, and what a token is.
-TEXT = tuple(
-    f"data.{name}"
-    for name in ("source", "name", "path", "tokenizer", "tokenizer_file", "vocab_size")
-)
 USEFUL = 0.5  # parallel efficiency below which half of each device is wasted
 
 
@@ -93,14 +88,14 @@ def tied(row: Row, rows: list[Row]) -> list[Row]:
 
 
 def quality_verdict(row: Row, rows: list[Row], base: Row) -> str:
-    # A run with another seed is not a rival: nobody chooses a seed. Nor is one on another
-    # text or with other tokens: its losses mean something else.
-    alike = ("seed", *TEXT)
+    # A run with another seed is not a rival: nobody chooses a seed. Nor is one on other
+    # prepared text: its losses mean something else.
     rivals = [
         r
         for r in rows
         if r.devices == base.devices
-        and all(r.config.get(name) == row.config.get(name) for name in alike)
+        and r.config["seed"] == row.config["seed"]
+        and r.config.get("fingerprint") == row.config.get("fingerprint")
     ]
     best = min(rivals, key=lambda r: r.loss)
     if row is best:

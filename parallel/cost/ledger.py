@@ -7,9 +7,9 @@ reduce-scatter and all-to-all b (n-1)/n; collective-permute b for each pair of d
 averaged over all.
 
 A loop counts as often as it runs, and each branch of a conditional as if it were taken. The
-text of a program does not tell how often a branch is taken. Two scopes (jax.named_scope)
-do: a collective in `once_in_K_steps` counts 1/K, and one in `warmup` does not count. The
-ledger of the warm-up (`warm`) has those alone, each of them once.
+text of a program does not tell how often a branch is taken. Two names do: a collective in
+the function `once_in_K_steps` counts 1/K, and one in the scope `warmup` (jax.named_scope)
+does not count. The ledger of the warm-up (`warm`) has those alone, each of them once.
 """
 
 import math

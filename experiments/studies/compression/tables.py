@@ -62,7 +62,7 @@ def ways_table(ways: Lines, timed: list[Line]) -> str:
     rows = [
         [
             name,
-            over_seeds([line["loss"] for line in seeds.values()], ".4f"),
+            over_seeds([line["loss"] for line in seeds.values()]),
             to_plain(seeds, plain),
             size(mean(seeds, "bytes")),
             human(mean(seeds, "nonzero")),

@@ -100,7 +100,7 @@ def test_the_tables():
 
 
 def test_seconds_to_two_losses_and_the_rates_that_pay():
-    """A step of float32 takes 0.1 s and 1 MB, of int8 0.1 s and 0.25 MB: 2.5 Mbit/s."""
+    """A step of float32 takes 0.1 s and 1 MB, of int8 0.1 s and 0.25 MB."""
     sides = {"shard_map": AlphaBeta(0.1, 0, 1e6), "int8": AlphaBeta(0.1, 0, 0.25e6)}
     lines = [
         {"member": name, **cell._asdict(), **OTHERS, "seconds": [side.step(cell)]}

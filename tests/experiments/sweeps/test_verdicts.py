@@ -78,15 +78,12 @@ def test_quality_names_ties_and_tells_both_losses():
 def test_a_run_that_blew_up_is_told_as_a_multiple():
     best, lost = row("best", loss=3.0), row("lost", loss=3.6e8)
     said = quality_verdict(lost, [best, lost], lost)
-    assert (
-        said.startswith("Worse") and "times the 3.000 of best" in said and "%" not in said
-    )
+    assert said == "Worse: loss 360 M, 120 M times the 3.000 of best."
 
 
-@pytest.mark.parametrize("field", ["data.source", "data.path", "data.vocab_size"])
-def test_losses_on_other_text_or_tokens_are_not_compared(field):
-    ours, other = row("ours", loss=3.0), row("other", loss=1.0)
-    other.config[field] = "another"
+def test_losses_on_other_text_or_tokens_are_not_compared():
+    ours = row("ours", loss=3.0, config={"fingerprint": "x"})
+    other = row("other", loss=1.0, config={"fingerprint": "y"})
     assert "lowest loss on 1 device: 3.000" in quality_verdict(ours, [ours, other], ours)
 
 
