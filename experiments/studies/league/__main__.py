@@ -1,6 +1,6 @@
 """The league: every way to send fewer bytes, each tuned alike, with all its bytes counted.
 
-python -m experiments.studies.league [--only=int8,diloco-30] [--seeds=3] [--minutes=60]
+python -m experiments.studies.league [--only=int8,diloco-30] [--islands=2] [--seeds=3]
 python -m experiments.studies.league --frontier     # other sizes too, 0.1 to 3 M
 python -m experiments.studies.league --quick        # some runs once more, compared
 python -m experiments.studies.league --measure=     # only fills in the page
@@ -9,7 +9,7 @@ A cell is a member with a number of islands: first its trials, of a quarter of t
 then a run of full length for each seed. Trials and runs are lines of
 results/league.jsonl; what is there is not run again, so the command can be stopped at any
 time. The cells that tell the most come first, and the first seed of all before the second
-of any. --minutes ends it after the trial or the run in which they are over.
+of any. --minutes=60 ends it after the trial or the run in which they are over.
 """
 
 import math
@@ -62,6 +62,7 @@ from lm.data.prepare import prepare
 join.define_flags()
 MEASURE = flags.DEFINE_enum("measure", "all", ["all", ""], "Empty: measure nothing.")
 ONLY = flags.DEFINE_list("only", list(MEMBERS), "Names of the members to measure.")
+ISLANDS = flags.DEFINE_list("islands", [str(n) for n in ALL], "How many islands, each.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each run: 0, 1, ...", lower_bound=1)
 QUICKLY = flags.DEFINE_bool("quick", False, f"Run {', '.join(QUICK)} again, and compare.")
 AT_SIZES = flags.DEFINE_bool("frontier", False, "Measure the frontier of sizes.")
@@ -169,7 +170,9 @@ def wanted() -> Iterator[tuple[str, str, int, int]]:
     league = [(member, SIZE, islands) for member, islands in cells(ONLY.value)]
     chosen = [cell for cell in frontier() if cell[0] in ONLY.value]
     for seed in range(SEEDS.value):
-        yield from ((*cell, seed) for cell in (chosen if AT_SIZES.value else league))
+        for cell in chosen if AT_SIZES.value else league:
+            if str(cell[2]) in ISLANDS.value:
+                yield (*cell, seed)
 
 
 def again(text: str, file: pathlib.Path) -> None:
@@ -201,10 +204,10 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """Raise ValueError for unknown members, or a page that has no place for a table."""
-    for name in ONLY.value:
-        if name not in MEMBERS:
-            raise ValueError(f"--only={name}: choose among {'; '.join(MEMBERS)}")
+    """Raise ValueError for a name or a number not known, or a page that lacks a table."""
+    for flag, known in ((ONLY, list(MEMBERS)), (ISLANDS, [str(n) for n in ALL])):
+        for given in set(flag.value) - set(known):
+            raise ValueError(f"--{flag.name}={given}: choose among {'; '.join(known)}")
     if PAGE.value and not QUICKLY.value:
         check_names(pathlib.Path(PAGE.value), league_tables([]).keys())
 
