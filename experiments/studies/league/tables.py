@@ -32,7 +32,7 @@ from experiments.studies.league.search import (
 from experiments.sweeps.results import Line
 from experiments.sweeps.tables import markdown
 
-SHARES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHARES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 PARAMS, STEP_SECONDS = 1e9, 10  # of the example
 
 
