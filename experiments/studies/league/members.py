@@ -135,7 +135,8 @@ MEMBERS: dict[str, Entrant] = {
         local("diloco", EVERY, inner="shard_map"), tuned_as="diloco-30", devices=2
     ),
 }
-FRONTIER = (BASE, "muloco-65")  # at all sizes, with the values of SIZE
+FLOAT32S = (BASE, "float32, muon", "float32, momentum")  # each with its optimizer
+FRONTIER = (BASE, "float32, muon", "muloco-65")  # at all sizes, with the values of SIZE
 QUICK = (BASE, "int8", "diloco-30", "muloco-65")
 
 

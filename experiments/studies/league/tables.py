@@ -10,6 +10,7 @@ from experiments.studies.league.costs import arithmetic_table, cost_table
 from experiments.studies.league.members import (
     ALL,
     BASE,
+    FLOAT32S,
     FRONTIER,
     MEMBERS,
     SIZE,
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     member: str
     runs: dict[int, Line]  # seed -> line
     base: dict[int, Line]  # those of float32, with as many islands of the same size
+    same: dict[int, Line]  # those of float32 with the member's optimizer
 
     @property
     def sent(self) -> float:
@@ -55,11 +57,16 @@ class Row(NamedTuple):
     @property
     def excess(self) -> list[float]:
         """The relative distances to float32's loss with the same seed; inf: not finite."""
-        return [
-            math.inf if line["loss"] is None else line["loss"] / self.base[seed]["loss"] - 1
-            for seed, line in sorted(self.runs.items())
-            if seed in self.base
-        ]
+        return distances(self.runs, self.base)
+
+
+def distances(runs: dict[int, Line], base: dict[int, Line]) -> list[float]:
+    """Return the relative distances to the base's loss with the same seed."""
+    return [
+        math.inf if line["loss"] is None else line["loss"] / base[seed]["loss"] - 1
+        for seed, line in sorted(runs.items())
+        if seed in base
+    ]
 
 
 def trials_of(lines: list[Line], member: str, islands: int) -> Tried:
@@ -101,8 +108,15 @@ def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | Non
             line["seed"]: line for line in lines if tuple(line[key] for key in keys) == cell
         }
 
-    row = Row(member, runs(member), runs(BASE))
+    row = Row(member, runs(member), runs(BASE), runs(same_optimizer(member)))
     return row if row.excess else None
+
+
+def same_optimizer(member: str) -> str:
+    """Return the float32 member that has the optimizer of this one; "" if there is none."""
+    name = MEMBERS[member].overrides.get("optim.name")
+    found = (x for x in FLOAT32S if MEMBERS[x].overrides.get("optim.name") == name)
+    return next(found, "")
 
 
 def rows_of(lines: list[Line], size: str, islands: int) -> list[Row]:
@@ -135,11 +149,14 @@ def times(number: float) -> str:
 
 
 def league_table(lines: list[Line], islands: int) -> str:
-    head = ["", "seeds", "loss", "against float32", "sent", "times fewer", "uploaded"]
+    head = ["", "seeds", "loss", "against float32", "with its optimizer"]
+    head += ["sent", "times fewer", "uploaded"]
     body = []
     for row in rows_of(lines, SIZE, islands):
         line = next(iter(row.runs.values()))
         shown = [row.member, len(row.runs), mean_loss(row), percent(row.excess)]
+        other = distances(row.runs, row.same) if row.same != row.base else []
+        shown += [percent(other) if other else ""]
         shown += [size(row.sent), times(row.fewer), size(line["bytes_uploaded"])]
         body.append([*shown, size(line["bytes_warm"]) if line["bytes_warm"] else ""])
     return markdown([*head, "of it, warm-up"], body) if body else NOTHING

@@ -142,6 +142,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
         line(BASE, 2, 0, 2.0, 1e6), line(BASE, 2, 1, 4.0, 1e6),
         line("int8", 2, 0, 2.02, 2.5e5), line("int8", 2, 1, 4.12, 2.5e5),
         line("muloco-65", 2, 0, 2.2, 1e3), line("sign", 2, 0, None, 1e5),
+        line("float32, muon", 2, 0, 2.5, 1e6),
         line("int4", 2, 5, 1.0, 1.0),  # of a seed that float32 has not
         line("int2", 2, 0, 1.0, 1.0, steps=7),  # of another protocol
         trial("int8", (0, 0, 0), 3.0), trial("int8", (1, 0, 0), 2.4),
@@ -152,9 +153,12 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     assert places(page) == filled
     found = tables.league_tables(lines)
     shown = {row.split("|")[1].strip(): row for row in found["league-2"].splitlines()[2:]}
-    assert set(shown) == {BASE, "int8", "muloco-65", "sign"}
+    assert set(shown) == {BASE, "int8", "float32, muon", "muloco-65", "sign"}
     assert "+2.00% (+1.00% to +3.00%)" in shown["int8"] and "| 4 |" in shown["int8"]
     assert "not finite" in shown["sign"] and "| 1000 |" in shown["muloco-65"]
+    # Against float32, and against float32 with Muon.
+    muloco = [cell.strip() for cell in shown["muloco-65"].split("|")]
+    assert muloco[4:6] == ["+10.00%", "-12.00%"] and shown["int8"].split("|")[5] == "  "
     assert found["league-4"] == tables.NOTHING
     assert tables.tuned_values(lines, "int8", 2)["optim.learning_rate"] == 8e-3
     assert "-20.00%" in found["tuning"] and "goes on" in found["tuning"]
@@ -164,7 +168,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     assert f"| {tokens / 200 / 3600:.1f} |" in told and "| 2 |" in told
     chosen = found["choice"].splitlines()[2:]
     assert [row.split("|")[3].strip() for row in chosen] == [
-        BASE, "int8", "int8", *["muloco-65"] * 7
+        BASE, "int8", "int8", *["muloco-65"] * 8
     ]  # fmt: skip
     rows = tables.rows_of(lines, SIZE, 2)
     assert [row.member for row in picture.front(rows)] == ["muloco-65", "int8", BASE]
