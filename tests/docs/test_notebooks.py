@@ -22,7 +22,12 @@ def test_runs(file, tmp_path, monkeypatch):
         monkeypatch.delenv("XLA_FLAGS")  # it computes more than it compiles
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
+    client = nbclient.NotebookClient(notebook, timeout=900, resources=resources)
+    # Sockets of files, found from the folder that both sides are in: another process may take
+    # a free port before the kernel does.
+    monkeypatch.chdir(tmp_path)
+    client.create_kernel_manager().transport = "ipc"
+    client.execute()
     text = "".join(
         output.get("text", "") + "".join(output.get("data", {}).get("text/html", ""))
         for cell in notebook.cells
