@@ -1,9 +1,11 @@
 """Start the commands, in processes of their own, on a small corpus."""
 
+import contextlib
 import functools
 import json
 import pathlib
 import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -96,9 +98,12 @@ def run_together(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port below those that a system hands out, so that nobody gets it meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run_anew(module: str, *flags: object, check: bool = True) -> Result:
