@@ -23,8 +23,8 @@ def test_runs(file, tmp_path, monkeypatch):
     notebook = nbformat.read(file, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(notebook, timeout=900, resources=resources)
-    # Sockets of files, found from the folder that both sides are in: another process may take
-    # a free port before the kernel does.
+    # Files for sockets, found from the folder that both sides are in: another process may
+    # take a free port before the kernel does.
     monkeypatch.chdir(tmp_path)
     client.create_kernel_manager().transport = "ipc"
     client.execute()

@@ -1,12 +1,9 @@
 """Start the commands, in processes of their own, on a small corpus."""
 
-import contextlib
 import functools
 import json
 import pathlib
 import random
-import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -95,15 +92,6 @@ def run_together(
         checked(Result(arguments, code, *texts), check)
         for (arguments, _), code, texts in zip(commands, codes, said, strict=True)
     ]
-
-
-def free_port() -> int:
-    """Return a port below those that a system hands out, so that nobody gets it meanwhile."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def run_anew(module: str, *flags: object, check: bool = True) -> Result:

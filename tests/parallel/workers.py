@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-from tests.experiments.runs import ROOT, free_port
+from experiments.processes.children import free_port
+from tests.experiments.runs import ROOT
 
 
 def run_two(module: str, *arguments: str) -> list[str]:

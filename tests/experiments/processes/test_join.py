@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from tests.experiments.runs import ROOT, command, free_port, run_together
+from experiments.processes.children import free_port
+from tests.experiments.runs import ROOT, command, run_together
 
 TRAIN = command("train", f"--config={ROOT}/configs/tiny.py", "--devices=1")
 

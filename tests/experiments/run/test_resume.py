@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from experiments.processes.children import Keeper
+from experiments.processes.children import Keeper, free_port
 from tests.experiments.runs import (
     ROOT,
     command,
-    free_port,
     losses,
     run,
     run_together,
