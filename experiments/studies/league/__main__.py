@@ -44,12 +44,14 @@ from experiments.studies.league.members import (
     dims_of,
     frontier,
     member_config,
+    origins,
     tokens_of,
 )
 from experiments.studies.league.picture import draw_all
 from experiments.studies.league.search import following, length_of, values_at
 from experiments.studies.league.sent import run_bytes
 from experiments.studies.league.tables import (
+    begin_of,
     difference,
     league_tables,
     trials_of,
@@ -112,23 +114,28 @@ def trained(config: Experiment) -> tuple[Line, Line]:
     } | ({"noise": noted} if noted else {})
 
 
-def tune(member: str, islands: int, text: str, file: pathlib.Path) -> Iterator[None]:
+def tune(
+    member: str, size: str, islands: int, text: str, file: pathlib.Path
+) -> Iterator[None]:
     """Go on with the search of a cell until it has ended; yield after each trial."""
-    member, begin = MEMBERS[member].tuned_as or member, {}
-    if islands != ALL[0]:
-        yield from tune(member, ALL[0], text, file)
-        begin = tuned_values(read(file), member, ALL[0])
-    dims, length = dims_of(member, islands, begin), length_of(islands)
-    while point := following(dims, trials_of(read(file), member, islands), length):
+    member = MEMBERS[member].tuned_as or member
+    before = origins(size, islands)
+    for cell in before:
+        yield from tune(member, *cell, text, file)
+    if len(before) > 1:
+        return
+    begin = begin_of(read(file), member, size, islands)
+    dims, length = dims_of(member, begin), length_of(size, islands)
+    while point := following(dims, trials_of(read(file), member, size, islands), length):
         values = begin | values_at(dims, point)
         config = member_config(
-            member, SIZE, islands, TRIAL_SEED, values, FOLDER.value, trial=True
+            member, size, islands, TRIAL_SEED, values, FOLDER.value, trial=True
         )
         figures, _ = trained(config)
-        head = {"kind": "trial", "member": member, "size": SIZE, "islands": islands}
+        head = {"kind": "trial", "member": member, "size": size, "islands": islands}
         line = {"point": list(point), "values": values, "steps": config.steps}
         write(file, head | line | figures | {"text": text})
-        say(f"trial of {member}, {islands} islands: {figures}, {values}")
+        say(f"trial of {member}, {size}, {islands} islands: {figures}, {values}")
         yield
 
 
@@ -138,11 +145,11 @@ def run(
     """Run a cell with the values that its search found; return the line."""
     source = MEMBERS[member].tuned_as or member
     lines = read(file)
-    values = tuned_values(lines, source, islands)
+    values = tuned_values(lines, source, size, islands)
     config = member_config(member, size, islands, seed, values, FOLDER.value)
     figures, costs = trained(config)
     head = {"kind": "run", "member": member, "size": size, "islands": islands}
-    more = {"seed": seed, "trials": len(trials_of(lines, source, islands))}
+    more = {"seed": seed, "trials": len(trials_of(lines, source, size, islands))}
     line = head | more | figures | costs
     line |= {"values": values, "steps": config.steps, "text": text}
     say(f"{member}, {size}, {islands} islands, seed {seed}: {figures}")
@@ -153,11 +160,14 @@ def measure(text: str, file: pathlib.Path) -> None:
     """Tune and run what is not there yet, cell by cell, until the minutes are over."""
     end = time.monotonic() + 60 * MINUTES.value
     for member, size, islands, seed in wanted():
-        for _ in tune(member, islands, text, file):
+        for _ in tune(member, size, islands, text, file):
             if time.monotonic() > end:
                 return
         head = {"kind": "run", "member": member, "size": size, "islands": islands}
-        head |= {"seed": seed, "steps": STEPS}
+        source = MEMBERS[member].tuned_as or member
+        # Other values than the search's are of before it went on.
+        values = tuned_values(read(file), source, size, islands)
+        head |= {"seed": seed, "steps": STEPS, "values": values}
         there = any(head.items() <= line.items() for line in read(file))
         if not there:
             write(file, run(member, size, islands, seed, text, file))

@@ -16,6 +16,7 @@ from experiments.studies.league.members import (
     TRIAL_SHARE,
     cells,
     frontier,
+    origins,
     tokens_of,
 )
 from experiments.studies.league.search import length_of
@@ -62,7 +63,7 @@ def cost_table(lines: list[Line]) -> str:
         ]
         each[label] = statistics.median(found) if found else math.nan
     head = ["part", "trials and runs", "there", "tokens", "hours", "hours to go"]
-    parts = [(name, *summed(list(heads), lines, each)) for name, heads in parts_of_it()]
+    parts = [(name, *summed(heads, lines, each)) for name, heads in parts_of_it()]
     total = ("together", *map(sum, zip(*(numbers for _, *numbers in parts), strict=True)))
     return markdown(head, [told(*part) for part in (*parts, total)])
 
@@ -74,18 +75,23 @@ def told(
     return [name, str(number), str(done), human(tokens), *shown]
 
 
-def parts_of_it() -> Iterator[tuple[str, Iterator[tuple]]]:
+def parts_of_it() -> Iterator[tuple[str, list[tuple]]]:
     """Yield the parts of the study, and (kind, member, size, islands, number) of each."""
     league = cells(list(MEMBERS))
     own = [(name, n) for name, n in league if not MEMBERS[name].tuned_as]
-    yield "trials", (("trial", name, SIZE, n, length_of(n).least) for name, n in own)
+    yield "trials", [("trial", name, SIZE, n, length_of(SIZE, n).least) for name, n in own]
     for seed in range(3):
-        runs = (("run", name, SIZE, n, seed) for name, n in league)
+        runs = [("run", name, SIZE, n, seed) for name, n in league]
         yield f"runs of seed {seed}", runs
     for size in SIZES:
         found = [cell for cell in frontier() if cell[1] == size != SIZE]
         if found:
-            yield f"frontier, {size}, one seed", (("run", *cell, 0) for cell in found)
+            tuned = (cell for cell in found if len(origins(*cell[1:])) < 2)
+            trials = [("trial", *cell, length_of(*cell[1:]).least) for cell in tuned]
+            yield (
+                f"frontier, {size}, one seed",
+                trials + [("run", *cell, 0) for cell in found],
+            )
 
 
 def summed(heads: list[tuple], lines: list[Line], seconds: dict[str, float]) -> tuple:

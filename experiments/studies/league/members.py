@@ -136,7 +136,7 @@ MEMBERS: dict[str, Entrant] = {
     ),
 }
 FLOAT32S = (BASE, "float32, muon", "float32, momentum")  # each with its optimizer
-FRONTIER = (BASE, "float32, muon", "muloco-65")  # at all sizes, with the values of SIZE
+FRONTIER = (BASE, "float32, muon", "muloco-65")  # at all sizes
 QUICK = (BASE, "int8", "diloco-30", "muloco-65")
 
 
@@ -193,12 +193,26 @@ def shorter(config: Experiment, times: int) -> Experiment:
     )
 
 
-def dims_of(member: str, islands: int, found: Member) -> tuple[Dim, ...]:
-    """Return what is tuned; `found` are the values found with 2 islands, for more."""
+def origins(size: str, islands: int) -> list[tuple[str, int]]:
+    """Return the cells, (size, islands), from whose values those of a cell come.
+
+    None: its search begins from the usual values. One: its search begins from what was
+    found there. Two: it has no search, and takes what was found with 2 islands of its
+    size, and what more islands changed at SIZE.
+    """
+    if islands != ALL[0]:
+        found = [(size, ALL[0]), (SIZE, islands)]
+        return found[:1] if size == SIZE else found
+    names = list(SIZES)
+    index, home = names.index(size), names.index(SIZE)
+    step = (index < home) - (index > home)
+    return [(names[index + step], islands)] if step else []
+
+
+def dims_of(member: str, begin: Member) -> tuple[Dim, ...]:
+    """Return what is tuned: the learning rate alone where a search begins from values."""
     dims = MEMBERS[member].dims
-    if islands == ALL[0]:
-        return dims
-    return (dims[0]._replace(begin=found[dims[0].field]),)
+    return (dims[0]._replace(begin=begin[dims[0].field]),) if begin else dims
 
 
 def cells(names: list[str]) -> list[tuple[str, int]]:

@@ -4,8 +4,8 @@ A point is a tuple of rungs, one of each tuned field; the beginning is rung 0 of
 next point is the nearest one to the best that was not tried: a rung up or down of one
 field, the learning rate first, then of two. A search that was stopped goes on where it was.
 Every member has TRIALS trials, and goes on while its best lies at an end of what was
-tried, but has at most MOST. With 4 and 8 islands it begins from what it found with 2, and
-only the learning rate is tuned.
+tried, but has at most MOST. With 4 and 8 islands it begins from what it found with 2, at
+another size from what it found at the next one, and only the learning rate is tuned.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from configs.sweeps.combine import Member
-from experiments.studies.league.members import ALL, Dim
+from experiments.studies.league.members import Dim, origins
 
 Point = tuple[int, ...]
 Tried = Mapping[Point, float | None]  # the loss; None: not finite
@@ -28,8 +28,8 @@ class Length(NamedTuple):
 WHOLE, AGAIN = Length(8, 14), Length(3, 6)
 
 
-def length_of(islands: int) -> Length:
-    return WHOLE if islands == ALL[0] else AGAIN
+def length_of(size: str, islands: int) -> Length:
+    return AGAIN if origins(size, islands) else WHOLE
 
 
 def loss_at(tried: Tried, point: Point) -> float:

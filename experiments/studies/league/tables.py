@@ -19,6 +19,8 @@ from experiments.studies.league.members import (
     TRIAL_SHARE,
     cells,
     dims_of,
+    frontier,
+    origins,
     tokens_of,
 )
 from experiments.studies.league.search import (
@@ -69,33 +71,46 @@ def distances(runs: dict[int, Line], base: dict[int, Line]) -> list[float]:
     ]
 
 
-def trials_of(lines: list[Line], member: str, islands: int) -> Tried:
+def trials_of(lines: list[Line], member: str, size: str, islands: int) -> Tried:
     """Return the points that a cell's search has tried, in their order."""
     return {
         tuple(line["point"]): line["loss"]
         for line in lines
-        if is_trial(line, member, islands)
+        if is_trial(line, member, size, islands)
     }
 
 
-def is_trial(line: Line, member: str, islands: int) -> bool:
+def is_trial(line: Line, member: str, size: str, islands: int) -> bool:
     """Tell whether a line is a trial of the cell, of the length that trials have now."""
-    cell = ("trial", member, islands, STEPS // TRIAL_SHARE)
-    return (line["kind"], line["member"], line["islands"], line["steps"]) == cell
+    cell = ("trial", member, size, islands, STEPS // TRIAL_SHARE)
+    keys = ("kind", "member", "size", "islands", "steps")
+    return tuple(line[key] for key in keys) == cell
 
 
-def tuned_values(lines: list[Line], member: str, islands: int) -> Member:
-    """Return the values of the best trial; those to begin from if there was none."""
-    dims, tried = MEMBERS[member].dims, trials_of(lines, member, islands)
-    if not tried and islands == ALL[0]:
-        return values_at(dims, (0,) * len(dims))
-    if not tried:
-        return tuned_values(lines, member, ALL[0])
-    return next(
-        line["values"]
-        for line in lines
-        if is_trial(line, member, islands) and tuple(line["point"]) == best_of(tried)
-    )
+def begin_of(lines: list[Line], member: str, size: str, islands: int) -> Member:
+    """Return the values that a search begins from; empty: the usual ones."""
+    found = origins(size, islands)
+    return tuned_values(lines, member, *found[0]) if found else {}
+
+
+def tuned_values(lines: list[Line], member: str, size: str, islands: int) -> Member:
+    """Return the values of the best trial; those to begin from if there was none.
+
+    Where more islands have no search, they change the learning rate as at SIZE.
+    """
+    if tried := trials_of(lines, member, size, islands):
+        best = best_of(tried)
+        return next(
+            line["values"]
+            for line in lines
+            if is_trial(line, member, size, islands) and tuple(line["point"]) == best
+        )
+    dims = MEMBERS[member].dims
+    begin = begin_of(lines, member, size, islands)
+    if len(origins(size, islands)) < 2:
+        return begin or values_at(dims, (0,) * len(dims))
+    few, more = (tuned_values(lines, member, SIZE, n)[dims[0].field] for n in (2, islands))
+    return begin | {dims[0].field: begin[dims[0].field] * more / few}
 
 
 def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | None:
@@ -173,22 +188,24 @@ def short(field: str) -> str:
 
 def tuning_table(lines: list[Line]) -> str:
     """Return what each search began from, and what it found."""
-    head = ["", "islands", "trials", "to begin with", "tuned", "gain", "values"]
+    head = ["", "size", "islands", "trials", "to begin with", "tuned", "gain", "values"]
     body = []
-    for member, islands in cells(list(MEMBERS)):
-        tried, length = trials_of(lines, member, islands), length_of(islands)
+    league = [(member, SIZE, islands) for member, islands in cells(list(MEMBERS))]
+    for cell in [*league, *(cell for cell in frontier() if cell not in league)]:
+        member, label, islands = cell
+        tried, length = trials_of(lines, *cell), length_of(label, islands)
         if not tried:
             continue
-        dims = dims_of(member, islands, tuned_values(lines, member, ALL[0]))
+        dims = dims_of(member, begin_of(lines, *cell))
         first, best = (loss_at(tried, p) for p in (next(iter(tried)), best_of(tried)))
-        found = tuned_values(lines, member, islands)
+        found = tuned_values(lines, *cell)
         values = ", ".join(f"{short(k)} {v:g}" for k, v in found.items())
         ended = following(dims, tried, length) is None
         ends = at_an_end(dims, tried) if ended else []
         told = [f"{short(name)} at the end" for name in ends]
         going = [] if ended else ["goes on"]
         body.append(
-            [member, islands, len(tried), f"{first:.4f}", f"{best:.4f}"]
+            [*cell, len(tried), f"{first:.4f}", f"{best:.4f}"]
             + [f"{best / first - 1:+.2%}", "; ".join([values, *told, *going])]
         )
     return markdown(head, body) if body else NOTHING

@@ -160,7 +160,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     muloco = [cell.strip() for cell in shown["muloco-65"].split("|")]
     assert muloco[4:6] == ["+10.00%", "-12.00%"] and shown["int8"].split("|")[5] == "  "
     assert found["league-4"] == tables.NOTHING
-    assert tables.tuned_values(lines, "int8", 2)["optim.learning_rate"] == 8e-3
+    assert tables.tuned_values(lines, "int8", SIZE, 2)["optim.learning_rate"] == 8e-3
     assert "-20.00%" in found["tuning"] and "goes on" in found["tuning"]
     # Two cores, and a hundredth of a second of one for each token.
     tokens = sum(STEPS * 16 * 128 * islands for _, islands in cells(list(MEMBERS)))
