@@ -130,11 +130,28 @@ def line(member: str, islands: int, seed: int, loss, sent: float, **more) -> dic
     } | more  # fmt: skip
 
 
-def trial(member: str, point: tuple, loss) -> dict:
+def trial(member: str, point: tuple, loss, **more) -> dict:
     head = {"kind": "trial", "member": member, "size": SIZE, "islands": 2}
     values = values_at(MEMBERS[member].dims, point)
-    more = {"values": values, "tokens": 9, "steps": STEPS // 4}
+    head |= {"values": values, "tokens": 9, "steps": STEPS // 4}
     return head | {"point": list(point), "loss": loss} | more
+
+
+def test_other_cells_take_the_values_of_those_before_them():
+    def found(size: str, islands: int) -> float:
+        return tables.tuned_values(lines, BASE, size, islands)["optim.learning_rate"]
+
+    def tried(size: str, islands: int, rung: int) -> dict:
+        return trial(BASE, (rung, 0, 0), 1.0, size=size, islands=islands)
+
+    lines = [tried(SIZE, 2, 1)]
+    sizes = itertools.product(("0.1M", SIZE, "1M"), (2, 4, 8))
+    assert {found(*cell) for cell in [*sizes, ("3M", 2)]} == {8e-3}
+    lines += [tried(SIZE, 8, 2), tried("1M", 2, -1)]
+    # Of 1M with 8 islands: half of 4e-3 with 2, and 8 islands have twice the rate of 2.
+    rates = [found(*cell) for cell in ((SIZE, 8), ("1M", 2), ("1M", 8), ("3M", 2))]
+    assert rates == [1.6e-2, 2e-3, 4e-3, 2e-3]
+    assert found("1M", 4) == 2e-3 and found("0.1M", 8) == 1.6e-2
 
 
 def test_the_tables_say_what_the_lines_say(tmp_path):
