@@ -1,10 +1,11 @@
-"""The pictures of docs/league.md: loss against bytes, with the Pareto front."""
+"""The pictures of docs/league.md: loss against bytes with the Pareto front, and sizes."""
 
 import pathlib
 import statistics
 from collections.abc import Iterable
 
-from experiments.studies.league.tables import Row, shown_rows
+from experiments.studies.league.members import ALL, RARELY, SIZES
+from experiments.studies.league.tables import Row, row_of, shown_rows
 from experiments.sweeps.looks import COLORS, png, pyplot
 from experiments.sweeps.results import Line
 
@@ -44,10 +45,34 @@ def draw(axes, rows: list[Row], color: str, label: str) -> None:
 
 
 def draw_all(lines: list[Line], page: pathlib.Path) -> None:
-    """Draw the members of each number of islands into one picture beside the page."""
-    shown = shown_rows(lines)
-    if not shown:
-        return
+    """Draw the pictures beside the page."""
+    if shown := shown_rows(lines):
+        page.with_suffix(".png").write_bytes(draw_league(shown))
+        page.with_name(f"{page.stem}-sizes.png").write_bytes(draw_sizes(lines))
+
+
+def draw_sizes(lines: list[Line]) -> bytes:
+    """Draw how far the member of a thousandth is from float32 at each size, by islands."""
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for islands, color in zip(ALL, COLORS, strict=False):
+        found = [row_of(lines, f"muloco-{RARELY}", size, islands) for size in SIZES]
+        points = [
+            (next(iter(row.runs.values()))["params"], *excess(row)) for row in found if row
+        ]
+        for params, _, low, high in points:
+            axes.plot([params, params], [low, high], lw=1, color=color)
+        params, mean = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(params, mean, "o-", ms=4, lw=1, color=color, label=f"{islands} islands")
+    axes.axhline(0, color="#555555", lw=0.5)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("validation loss above float32's (%)")
+    axes.legend(frameon=False, fontsize=8)
+    return png(figure)
+
+
+def draw_league(shown: dict[int, list[Row]]) -> bytes:
+    """Draw the members of each number of islands into one picture."""
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
     for (islands, rows), color in zip(shown.items(), COLORS, strict=False):
         draw(axes, rows, color, f"{islands} islands")
@@ -59,4 +84,4 @@ def draw_all(lines: list[Line], page: pathlib.Path) -> None:
         f"validation loss above float32's (%); {HIGHEST:g} and more at the edge"
     )
     axes.legend(frameon=False, fontsize=8)
-    page.with_suffix(".png").write_bytes(png(figure))
+    return png(figure)

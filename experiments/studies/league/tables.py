@@ -179,6 +179,7 @@ def league_table(lines: list[Line], islands: int) -> str:
 
 NOTHING = "Nothing is measured yet."
 PICTURE = "![Loss against bytes](league.png)"
+SIZES_PICTURE = "![Loss against size](league-sizes.png)"
 
 
 def short(field: str) -> str:
@@ -275,6 +276,7 @@ def league_tables(lines: list[Line]) -> dict[str, str]:
         "choice": choice_table(lines),
         "picture": PICTURE if shown_rows(lines) else NOTHING,
         "frontier": frontier_table(lines),
+        "sizes": SIZES_PICTURE if shown_rows(lines) else NOTHING,
         "arithmetic": arithmetic_table(),
         "cost": cost_table(lines),
     }

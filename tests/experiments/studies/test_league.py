@@ -190,7 +190,8 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     rows = tables.rows_of(lines, SIZE, 2)
     assert [row.member for row in picture.front(rows)] == ["muloco-65", "int8", BASE]
     picture.draw_all(lines, tmp_path / "league.md")
-    assert (tmp_path / "league.png").stat().st_size > 0
+    for name in ("league.png", "league-sizes.png"):
+        assert (tmp_path / name).stat().st_size > 0
     assert "-2.913%" in tables.difference(lines, line("int8", 2, 1, 4.0, 1.0))
     assert "none in the results" in tables.difference(lines, line("int8", 2, 9, 4.0, 1.0))
 
