@@ -28,12 +28,16 @@ def front(rows: Iterable[Row]) -> list[Row]:
     return found
 
 
-def draw(axes, rows: list[Row], color: str, label: str) -> None:
-    points = [(row.fewer, *excess(row)) for row in rows]
-    x, mean, low, high = zip(*points, strict=True)
+def bars(axes, x: list[float], rows: list[Row], fmt: str, **style: str) -> None:
+    """Draw the mean distances of rows to float32, and from the lowest to the highest."""
+    mean, low, high = zip(*map(excess, rows), strict=True)
     around = [[m - y for m, y in zip(mean, low, strict=True)]]
     around += [[y - m for m, y in zip(mean, high, strict=True)]]
-    axes.errorbar(x, mean, around, fmt="o", ms=4, lw=1, color=color, label=label)
+    axes.errorbar(x, mean, around, fmt=fmt, ms=4, lw=1, **style)
+
+
+def draw(axes, rows: list[Row], color: str, label: str) -> None:
+    bars(axes, [row.fewer for row in rows], rows, "o", color=color, label=label)
     best = front(rows)
     line = [(row.fewer, excess(row)[0]) for row in best]
     axes.plot(*zip(*line, strict=True), drawstyle="steps-pre", lw=1, color=color)
@@ -56,13 +60,9 @@ def draw_sizes(lines: list[Line]) -> bytes:
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for islands, color in zip(ALL, COLORS, strict=False):
         found = [row_of(lines, f"muloco-{RARELY}", size, islands) for size in SIZES]
-        points = [
-            (next(iter(row.runs.values()))["params"], *excess(row)) for row in found if row
-        ]
-        for params, _, low, high in points:
-            axes.plot([params, params], [low, high], lw=1, color=color)
-        params, mean = [point[0] for point in points], [point[1] for point in points]
-        axes.plot(params, mean, "o-", ms=4, lw=1, color=color, label=f"{islands} islands")
+        if rows := [row for row in found if row]:
+            params = [next(iter(row.runs.values()))["params"] for row in rows]
+            bars(axes, params, rows, "o-", color=color, label=f"{islands} islands")
     axes.axhline(0, color="#555555", lw=0.5)
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
