@@ -94,18 +94,28 @@ def parts_of_it() -> Iterator[tuple[str, list[tuple]]]:
             )
 
 
+def steps_of(kind: str) -> int:
+    return STEPS // TRIAL_SHARE if kind == "trial" else STEPS
+
+
+def lines_of(
+    lines: list[Line], kind: str, member: str, size: str, islands: int
+) -> list[Line]:
+    """Return the trials or the runs of a cell, of the length that they have now."""
+    keys = ("kind", "member", "size", "islands", "steps")
+    cell = (kind, member, size, islands, steps_of(kind))
+    return [line for line in lines if tuple(line[key] for key in keys) == cell]
+
+
 def summed(heads: list[tuple], lines: list[Line], seconds: dict[str, float]) -> tuple:
     """Return how many trials and runs, how many are there, tokens, hours, hours to go."""
     done = number = tokens = 0
     hours = left = 0.0
     for kind, member, label, islands, which in heads:
-        steps = STEPS // TRIAL_SHARE if kind == "trial" else STEPS
-        keys = ("kind", "member", "size", "islands", "steps")
-        cell = (kind, member, label, islands, steps)
-        found = [x for x in lines if tuple(x[key] for key in keys) == cell]
+        found = lines_of(lines, kind, member, label, islands)
         wanted = which if kind == "trial" else 1
         there = [x for x in found if kind == "trial" or x["seed"] == which]
-        each = tokens_of(islands, steps)
+        each = tokens_of(islands, steps_of(kind))
         one = each * seconds[label] / CORES / 3600
         done, number, tokens = done + len(there), number + wanted, tokens + each * wanted
         hours, left = hours + one * wanted, left + one * max(wanted - len(there), 0)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from configs.sweeps.combine import Member
 from experiments.processes.messages import human, size
-from experiments.studies.league.costs import arithmetic_table, cost_table
+from experiments.studies.league.costs import arithmetic_table, cost_table, lines_of
 from experiments.studies.league.members import (
     ALL,
     BASE,
@@ -15,8 +15,6 @@ from experiments.studies.league.members import (
     MEMBERS,
     SIZE,
     SIZES,
-    STEPS,
-    TRIAL_SHARE,
     cells,
     dims_of,
     frontier,
@@ -73,18 +71,8 @@ def distances(runs: dict[int, Line], base: dict[int, Line]) -> list[float]:
 
 def trials_of(lines: list[Line], member: str, size: str, islands: int) -> Tried:
     """Return the points that a cell's search has tried, in their order."""
-    return {
-        tuple(line["point"]): line["loss"]
-        for line in lines
-        if is_trial(line, member, size, islands)
-    }
-
-
-def is_trial(line: Line, member: str, size: str, islands: int) -> bool:
-    """Tell whether a line is a trial of the cell, of the length that trials have now."""
-    cell = ("trial", member, size, islands, STEPS // TRIAL_SHARE)
-    keys = ("kind", "member", "size", "islands", "steps")
-    return tuple(line[key] for key in keys) == cell
+    found = lines_of(lines, "trial", member, size, islands)
+    return {tuple(line["point"]): line["loss"] for line in found}
 
 
 def begin_of(lines: list[Line], member: str, size: str, islands: int) -> Member:
@@ -99,12 +87,9 @@ def tuned_values(lines: list[Line], member: str, size: str, islands: int) -> Mem
     Where more islands have no search, they change the learning rate as at SIZE.
     """
     if tried := trials_of(lines, member, size, islands):
+        found = lines_of(lines, "trial", member, size, islands)
         best = best_of(tried)
-        return next(
-            line["values"]
-            for line in lines
-            if is_trial(line, member, size, islands) and tuple(line["point"]) == best
-        )
+        return next(line["values"] for line in found if tuple(line["point"]) == best)
     dims = MEMBERS[member].dims
     begin = begin_of(lines, member, size, islands)
     if len(origins(size, islands)) < 2:
@@ -117,11 +102,7 @@ def row_of(lines: list[Line], member: str, size: str, islands: int) -> Row | Non
     """Return the runs of a cell beside float32's; None without a seed that both have."""
 
     def runs(name: str) -> dict[int, Line]:
-        cell = ("run", name, size, islands, STEPS)
-        keys = ("kind", "member", "size", "islands", "steps")
-        return {
-            line["seed"]: line for line in lines if tuple(line[key] for key in keys) == cell
-        }
+        return {line["seed"]: line for line in lines_of(lines, "run", name, size, islands)}
 
     row = Row(member, runs(member), runs(BASE), runs(same_optimizer(member)))
     return row if row.excess else None
