@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable
 
 from experiments.studies.league.members import ALL, RARELY, SIZES
-from experiments.studies.league.tables import Row, row_of, shown_rows
+from experiments.studies.league.tables import Row, row_of, same_optimizer, shown_rows
 from experiments.sweeps.looks import COLORS, png, pyplot
 from experiments.sweeps.results import Line
 
@@ -56,17 +56,24 @@ def draw_all(lines: list[Line], page: pathlib.Path) -> None:
 
 
 def draw_sizes(lines: list[Line]) -> bytes:
-    """Draw how far the member of a thousandth is from float32 at each size, by islands."""
+    """Draw how far the member of a thousandth is from float32 at each size, by islands.
+
+    Beside it is its optimizer with all the bytes.
+    """
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    for islands, color in zip(ALL, COLORS, strict=False):
-        found = [row_of(lines, f"muloco-{RARELY}", size, islands) for size in SIZES]
+    thousandth = f"muloco-{RARELY}"
+    series = [(thousandth, islands) for islands in ALL]
+    series += [(same_optimizer(thousandth), ALL[0])]
+    for (member, islands), color in zip(series, COLORS, strict=False):
+        found = [row_of(lines, member, size, islands) for size in SIZES]
         if rows := [row for row in found if row]:
             params = [next(iter(row.runs.values()))["params"] for row in rows]
-            bars(axes, params, rows, "o-", color=color, label=f"{islands} islands")
+            label = f"{member}, {islands} islands"
+            bars(axes, params, rows, "o-", color=color, label=label)
     axes.axhline(0, color="#555555", lw=0.5)
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
-    axes.set_ylabel("validation loss above float32's (%)")
+    axes.set_ylabel("loss above float32 under AdamW (%)")
     axes.legend(frameon=False, fontsize=8)
     return png(figure)
 

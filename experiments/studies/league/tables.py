@@ -59,6 +59,11 @@ class Row(NamedTuple):
         """The relative distances to float32's loss with the same seed; inf: not finite."""
         return distances(self.runs, self.base)
 
+    @property
+    def excess_of_same(self) -> list[float]:
+        """The same beside float32 with the member's optimizer; empty: that is the base."""
+        return distances(self.runs, self.same) if self.same != self.base else []
+
 
 def distances(runs: dict[int, Line], base: dict[int, Line]) -> list[float]:
     """Return the relative distances to the base's loss with the same seed."""
@@ -127,7 +132,9 @@ def shown_rows(lines: list[Line]) -> dict[int, list[Row]]:
 
 
 def percent(values: list[float]) -> str:
-    """Return the mean, and the lowest and the highest of several."""
+    """Return the mean, and the lowest and the highest of several; "" of none."""
+    if not values:
+        return ""
     if math.inf in values:
         return "not finite"
     told = f"{statistics.fmean(values):+.2%}"
@@ -151,8 +158,7 @@ def league_table(lines: list[Line], islands: int) -> str:
     for row in rows_of(lines, SIZE, islands):
         line = next(iter(row.runs.values()))
         shown = [row.member, len(row.runs), mean_loss(row), percent(row.excess)]
-        other = distances(row.runs, row.same) if row.same != row.base else []
-        shown += [percent(other) if other else ""]
+        shown += [percent(row.excess_of_same)]
         shown += [size(row.sent), times(row.fewer), size(line["bytes_uploaded"])]
         body.append([*shown, size(line["bytes_warm"]) if line["bytes_warm"] else ""])
     return markdown([*head, "of it, warm-up"], body) if body else NOTHING
@@ -213,6 +219,7 @@ def choice_table(lines: list[Line]) -> str:
 def frontier_table(lines: list[Line]) -> str:
     names = [name for name in FRONTIER if name != BASE]
     head = ["parameters", "islands", "float32", *names]
+    head += [f"{names[-1]} against {same_optimizer(names[-1])}"]
     body = []
     for label in SIZES:
         for islands in ALL:
@@ -223,6 +230,7 @@ def frontier_table(lines: list[Line]) -> str:
             body.append(
                 [human(next(iter(base.runs.values()))["params"]), islands, mean_loss(base)]
                 + [f"{percent(r.excess)} at {times(r.fewer)}" if r else "" for r in found]
+                + [percent(found[-1].excess_of_same) if found[-1] else ""]
             )
     return markdown(head, body) if body else NOTHING
 
