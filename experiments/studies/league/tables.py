@@ -202,17 +202,21 @@ def tuning_table(lines: list[Line]) -> str:
 def choice_table(lines: list[Line]) -> str:
     """Return the member of the lowest loss for each share of float32's bytes, 2 islands."""
     rows = [row for row in rows_of(lines, SIZE, 2) if math.inf not in row.excess]
-    head = ["a link carries", "for example", "choose", "times fewer", "against float32"]
+    ours = ["times fewer", "against float32"]
+    head = ["a link carries", "for example", "choose", *ours, "under AdamW", *ours]
     body = []
     for share in SHARES:
         able = [row for row in rows if row.fewer >= share * 0.999]
         if not able:
             continue
-        best = min(able, key=lambda row: statistics.fmean(row.excess))
         rate = 8 * 4 * PARAMS / STEP_SECONDS / share / 1e6
         part = f"1/{share}" if share > 1 else "all"
-        cell = [f"{part} of float32's bytes", f"{rate:.3g} Mbit/s", best.member]
-        body.append([*cell, times(best.fewer), percent(best.excess)])
+        shown = [f"{part} of float32's bytes", f"{rate:,.4g} Mbit/s"]
+        for among in (able, [row for row in able if row.same == row.base]):
+            best = min(among, key=lambda row: statistics.fmean(row.excess), default=None)
+            cell = [best.member, times(best.fewer), percent(best.excess)] if best else []
+            shown += cell or [""] * 3
+        body.append(shown)
     return markdown(head, body) if body else NOTHING
 
 
