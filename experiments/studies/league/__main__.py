@@ -17,26 +17,18 @@ import pathlib
 import time
 from collections.abc import Iterator
 
-import jax
 from absl import flags
 from absl.flags import FLAGS
-from tqdm import tqdm
 
-from configs.base import Experiment
 from experiments.processes import join
 from experiments.processes.messages import say, user_errors
 from experiments.run import startup
 from experiments.run.check import check
-from experiments.run.evaluation import Evaluator
-from experiments.run.noise_scale import NoiseScale
-from experiments.run.trial import build_trial
 from experiments.studies.league.corpus import write_corpus
 from experiments.studies.league.members import (
     ALL,
-    EVAL_ROWS,
     MEMBERS,
     QUICK,
-    ROWS,
     SIZE,
     STEPS,
     TRIAL_SEED,
@@ -45,11 +37,9 @@ from experiments.studies.league.members import (
     frontier,
     member_config,
     origins,
-    tokens_of,
 )
 from experiments.studies.league.picture import draw_all
 from experiments.studies.league.search import following, length_of, values_at
-from experiments.studies.league.sent import run_bytes
 from experiments.studies.league.tables import (
     begin_of,
     difference,
@@ -57,9 +47,9 @@ from experiments.studies.league.tables import (
     trials_of,
     tuned_values,
 )
+from experiments.studies.league.training import trained
 from experiments.sweeps.pages import check_names, define_page, fill
 from experiments.sweeps.results import Line, read, write
-from lm.data.prepare import prepare
 
 join.define_flags()
 MEASURE = flags.DEFINE_enum("measure", "all", ["all", ""], "Empty: measure nothing.")
@@ -75,43 +65,6 @@ RESULTS = flags.DEFINE_string(
 )
 PAGE = define_page("docs/league.md")
 DEVICES = 8  # emulated; a member takes as many as it has islands
-
-
-def trained(config: Experiment) -> tuple[Line, Line]:
-    """Train and evaluate; return the loss, tokens and seconds, and the bytes of the run."""
-    mesh = check(config)
-    data = prepare(config.data)
-    clocks = time.perf_counter, time.process_time
-    began = [clock() for clock in clocks]
-    trial = build_trial(config, data.tokenizer.get_vocab_size(), mesh, data.train)
-    state, noise, noted = trial.begin(), NoiseScale(), []
-    batches = tqdm(trial.batches(data.train, config.steps), total=config.steps, leave=False)
-    for step, batch in enumerate(batches, 1):
-        state, metrics = trial.step(state, batch)
-        jax.block_until_ready(metrics)
-        if "grad_variance" in metrics:
-            noise.add(float(metrics["grad_variance"]), float(metrics["grad_square"]))
-        if step % (config.steps // 6) == 0 and noise.value:
-            noted.append([step, round(noise.value)])
-    rows = config.data.batch_size
-    evaluate = Evaluator(trial.task, data.tokenizer, data.validation, rows, mesh)
-    loss = evaluate(trial.program.params(state), EVAL_ROWS // rows)["loss"]
-
-    seconds, core_seconds = (
-        round(clock() - start, 1) for clock, start in zip(clocks, began, strict=True)
-    )
-    figures = {
-        "loss": round(loss, 5) if math.isfinite(loss) else None,
-        "tokens": tokens_of(rows // ROWS, config.steps),
-        "seconds": seconds,
-        "core_seconds": core_seconds,
-    }
-    sizes = jax.tree.leaves(trial.program.abstract_portable.params)
-    sent = run_bytes(config, trial.step, mesh)._asdict()
-    return figures, {name: round(x) for name, x in sent.items()} | {
-        "params": sum(x.size for x in sizes),
-        "epochs": round(config.steps * rows / len(data.train.tokens), 2),
-    } | ({"noise": noted} if noted else {})
 
 
 def tune(

@@ -21,6 +21,7 @@ from experiments.studies.league.members import (
 )
 from experiments.studies.league.search import WHOLE, following, values_at
 from experiments.studies.league.sent import run_bytes
+from experiments.studies.league.training import trained
 from experiments.sweeps.pages import tables as places
 from experiments.sweeps.results import read
 from parallel.config import ParallelConfig
@@ -120,6 +121,23 @@ def test_bytes_are_those_of_the_whole_run():
     assert warm + late < sent.bytes_slow < warm + late + 20 * 200
     metrics = sent.bytes_slow - warm - late
     assert sent.bytes_uploaded == pytest.approx((warm + late) / 3 + metrics)
+
+
+def test_islands_of_several_devices_train(tmp_path, monkeypatch):
+    """They tell a value of each metric for each island, the noise scale's too."""
+    monkeypatch.setattr(corpus, "PACKAGES", ("optax",))
+    corpus.write_corpus(tmp_path)
+    member = "diloco-30, 2 devices an island"
+    config = member_config(member, "0.1M", 2, 0, {}, str(tmp_path))
+    config.steps, config.optim.warmup_steps, config.parallel.local.every = 18, 2, 6
+    figures, costs = trained(config)
+    assert figures["loss"] < 7 and figures["tokens"] == 18 * 2 * 16 * 128
+    # An island sends all parameters at each of three meetings, and inside, in each step,
+    # each of its two devices does.
+    size = 4 * costs["params"]
+    assert 3 * size < costs["bytes_slow"] < 3.1 * size
+    assert 18 * 2 * size < costs["bytes_fast"] < 18 * 2.01 * size
+    assert [step for step, _ in costs["noise"]] == [12, 15, 18]
 
 
 def line(member: str, islands: int, seed: int, loss, sent: float, **more) -> dict:
