@@ -43,6 +43,29 @@ def divergence(
     return heat_B11[..., 0] ** 2 * jnp.sum(terms_BCK, -1)
 
 
+@jax.custom_vjp
+def pick(logits_BCV: jax.Array, labels_BC: jax.Array) -> jax.Array:
+    """Return the logits of the labels, logits_BC.
+
+    Its gradient differs from that of autodiff only in speed: a comparison joins the rest of
+    the logits' gradient, where a scatter is an array of its own, as large as the logits.
+    """
+    return jnp.take_along_axis(logits_BCV, labels_BC[..., None], -1)[..., 0]
+
+
+def pick_forward(logits_BCV: jax.Array, labels_BC: jax.Array):
+    return pick(logits_BCV, labels_BC), (labels_BC, jnp.arange(logits_BCV.shape[-1]))
+
+
+def pick_backward(saved, d_BC: jax.Array):
+    labels_BC, tokens_V = saved
+    is_label_BCV = labels_BC[..., None] == tokens_V
+    return jnp.where(is_label_BCV, d_BC[..., None], 0.0), None
+
+
+pick.defvjp(pick_forward, pick_backward)
+
+
 def cross_entropy(
     x_BTD: jax.Array,
     head: Callable[[jax.Array], jax.Array],
@@ -69,9 +92,7 @@ def cross_entropy(
             return jnp.sum(jnp.where(mask_BC, weighted_BC, 0.0))
 
         logits_BCV = head(x_BCD).astype(jnp.float32)
-        # Not a gather: its gradient is a scatter into an array as large as the logits.
-        is_label_BCV = labels_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
-        label_logits_BC = jnp.sum(jnp.where(is_label_BCV, logits_BCV, 0.0), -1)
+        label_logits_BC = pick(logits_BCV, labels_BC)
         losses_BC = jax.nn.logsumexp(logits_BCV, -1) - label_logits_BC
         loss = total(losses_BC)
         aims_BC = losses_BC

@@ -45,3 +45,17 @@ def test_weighted_sums(chunk, smoothing):
     each = jax.jit(jax.grad(lambda weights: sums(weights)[1]["loss"]))(weights)
     np.testing.assert_allclose(each, MASK * token_losses(0), rtol=1e-5)
     assert jax.eval_shape(sums, None)[1].keys() == {"loss", "tokens"}
+
+
+@pytest.mark.parametrize("chunk, smoothing", [(0, 0.0), (2, 0.2)])
+def test_gradient(chunk, smoothing):
+    def objective(x):
+        return cross_entropy(x, lambda x: x @ HEAD, LABELS, MASK, chunk, smoothing)[0]
+
+    x, found = jnp.asarray(X), jax.jit(jax.grad(objective))
+    exps = np.exp(X @ HEAD)
+    goal = (1 - smoothing) * np.eye(V)[LABELS] + smoothing / V
+    slopes = MASK[..., None] * (exps / exps.sum(-1, keepdims=True) - goal)
+    np.testing.assert_allclose(found(x), slopes @ HEAD.T, rtol=1e-4, atol=1e-6)
+    # A scatter would be into an array of its own, as large as the logits.
+    assert "scatter" not in found.lower(x).as_text()
