@@ -10,12 +10,13 @@ from experiments.sweeps.looks import COLORS, png, pyplot
 from experiments.sweeps.results import Line
 
 WITHIN, TARGET = 1.0, 1000  # percent of loss; times fewer bytes
-HIGHEST = 12.0  # percent; what is above is drawn at the edge
+LINEAR = 2.0  # percent; the axis is linear up to here, and logarithmic from here on
+TICKS = (-2, -1, 0, 1, 2, 5, 10, 20)
 
 
 def excess(row: Row) -> tuple[float, float, float]:
     """Return the mean, the lowest and the highest distance to float32, in percent."""
-    found = [min(100 * x, HIGHEST) for x in row.excess]
+    found = [100 * x for x in row.excess]
     return statistics.fmean(found), min(found), max(found)
 
 
@@ -46,6 +47,16 @@ def draw(axes, rows: list[Row], color: str, label: str) -> None:
             row.member, (row.fewer, excess(row)[0]), xytext=(4, 3),
             textcoords="offset points", fontsize=6, color=color,
         )  # fmt: skip
+
+
+def separate(texts: list) -> None:
+    """Move labels down until none lies on another, the highest first."""
+    placed = []
+    for text in sorted(texts, key=lambda text: -text.xy[1]):
+        while any(text.get_window_extent().overlaps(box) for box in placed):
+            x, y = text.xyann
+            text.xyann = x, y - 1
+        placed.append(text.get_window_extent())
 
 
 def draw_all(lines: list[Line], page: pathlib.Path) -> None:
@@ -86,9 +97,11 @@ def draw_league(shown: dict[int, list[Row]]) -> bytes:
     axes.axhline(WITHIN, color="#555555", ls="--", lw=1)
     axes.axvline(TARGET, color="#555555", ls=":", lw=1)
     axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=LINEAR)
+    axes.set_yticks(TICKS, TICKS)
     axes.set_xlabel("times fewer bytes than float32 all-reduce, over the whole run")
-    axes.set_ylabel(
-        f"validation loss above float32's (%); {HIGHEST:g} and more at the edge"
-    )
+    axes.set_ylabel("validation loss above float32's (%)")
     axes.legend(frameon=False, fontsize=8)
+    figure.canvas.draw()  # places all of it
+    separate(axes.texts)
     return png(figure)
