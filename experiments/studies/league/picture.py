@@ -53,7 +53,7 @@ def separate(texts: list) -> None:
     """Move labels down until none lies on another, the highest first."""
     placed = []
     for text in sorted(texts, key=lambda text: -text.xy[1]):
-        while any(text.get_window_extent().overlaps(box) for box in placed):
+        while any(map(text.get_window_extent().overlaps, placed)):
             x, y = text.xyann
             text.xyann = x, y - 1
         placed.append(text.get_window_extent())
