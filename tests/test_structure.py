@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.mutations import FAULTS
+
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("lm", "parallel", "configs", "experiments")
 # Folder -> the modules that it does not import.
@@ -223,3 +225,10 @@ def test_a_module_has_what_is_asked_of_it():
                     asked += 1
                     assert node.attr in names, f"{file}:{node.lineno}: {ast.unparse(node)}"
     assert asked > 200
+
+
+def test_faults_can_still_be_planted():
+    """Nothing else tells, until somebody plants them, that a text has changed."""
+    for fault in FAULTS:
+        assert (ROOT / fault.file).read_text().count(fault.old) == 1, fault.title
+        assert (ROOT / "tests" / fault.tests.split()[0]).exists(), fault.title
