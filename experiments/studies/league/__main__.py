@@ -92,21 +92,28 @@ def tune(
         yield
 
 
-def run(
-    member: str, size: str, islands: int, seed: int, text: str, file: pathlib.Path
-) -> Line:
-    """Run a cell with the values that its search found; return the line."""
+def head_of(lines: list[Line], member: str, size: str, islands: int, seed: int) -> Line:
+    """Return what a run is known by: its cell and seed, and what its search has found.
+
+    Lines with other values are of before the search went on.
+    """
     source = MEMBERS[member].tuned_as or member
-    lines = read(file)
     values = tuned_values(lines, source, size, islands)
-    config = member_config(member, size, islands, seed, values, FOLDER.value)
-    figures, costs = trained(config)
     head = {"kind": "run", "member": member, "size": size, "islands": islands}
-    more = {"seed": seed, "trials": len(trials_of(lines, source, size, islands))}
-    line = head | more | figures | costs
-    line |= {"values": values, "steps": config.steps, "text": text}
+    return head | {"seed": seed, "steps": STEPS, "values": values}
+
+
+def run(head: Line, text: str, lines: list[Line]) -> Line:
+    """Run a cell; return the line, of which the head is what it is known by."""
+    member, size, islands, seed = (
+        head[key] for key in ("member", "size", "islands", "seed")
+    )
+    config = member_config(member, size, islands, seed, head["values"], FOLDER.value)
+    figures, costs = trained(config)
+    source = MEMBERS[member].tuned_as or member
+    trials = len(trials_of(lines, source, size, islands))
     say(f"{member}, {size}, {islands} islands, seed {seed}: {figures}")
-    return line
+    return head | {"trials": trials} | figures | costs | {"text": text}
 
 
 def measure(text: str, file: pathlib.Path) -> None:
@@ -116,14 +123,9 @@ def measure(text: str, file: pathlib.Path) -> None:
         for _ in tune(member, size, islands, text, file):
             if time.monotonic() > end:
                 return
-        head = {"kind": "run", "member": member, "size": size, "islands": islands}
-        source = MEMBERS[member].tuned_as or member
-        # Other values than the search's are of before it went on.
-        values = tuned_values(read(file), source, size, islands)
-        head |= {"seed": seed, "steps": STEPS, "values": values}
-        there = any(head.items() <= line.items() for line in read(file))
-        if not there:
-            write(file, run(member, size, islands, seed, text, file))
+        head = head_of(lines := read(file), member, size, islands, seed)
+        if not any(head.items() <= line.items() for line in lines):
+            write(file, run(head, text, lines))
         if time.monotonic() > end:
             return
 
@@ -141,8 +143,8 @@ def wanted() -> Iterator[tuple[str, str, int, int]]:
 def again(text: str, file: pathlib.Path) -> None:
     """Run a tenth of the league once more, and say how the losses differ."""
     for member in QUICK:
-        line = run(member, SIZE, 2, 0, text, file)
-        say(difference(read(file), line))
+        head = head_of(lines := read(file), member, SIZE, 2, 0)
+        say(difference(lines, run(head, text, lines)))
 
 
 def main() -> None:
