@@ -83,7 +83,7 @@ OWN_MOMENTUM = Dim("parallel.exchange.momentum", 0.9, "decay")
 OUTER = (ADAM, OUTER_RATE, OUTER_MOMENTUM)
 ALL = (2, 4, 8)
 FLOAT32: Member = {"parallel.strategy": "shard_map"}
-MULOCO: Member = {"optim.name": "muon"}
+MUON: Member = {"optim.name": "muon"}
 
 
 def delay(steps: int, warmup: int) -> Member:
@@ -98,7 +98,7 @@ def sparseloco(every: int) -> Member:
 
 def muloco(every: int) -> Member:
     """Therien et al. 2025: Muon inside, 2 bits with error feedback between."""
-    return local("diloco", every, "int2") | MULOCO
+    return local("diloco", every, "int2") | MUON
 
 
 BASE = "float32"
@@ -108,9 +108,10 @@ MEMBERS: dict[str, Entrant] = {
     "int8": Entrant(codec("int8")),
     "diloco-30": Entrant(local("diloco", EVERY), OUTER, ALL),
     "muloco-65": Entrant(muloco(RARELY), OUTER, ALL),
+    "diloco-65-int2": Entrant(local("diloco", RARELY, "int2"), OUTER),
     "sparseloco-30": Entrant(sparseloco(EVERY), (ADAM, OUTER_RATE, B2), ALL),
     "muloco-30": Entrant(muloco(EVERY), OUTER),
-    "float32, muon": Entrant(FLOAT32 | MULOCO),
+    "float32, muon": Entrant(FLOAT32 | MUON),
     "diloco-30, one alone": Entrant(local("diloco", EVERY, alone=ALONE), OUTER),
     "int4": Entrant(codec("int4")),
     "int2": Entrant(codec("int2")),
@@ -136,7 +137,7 @@ MEMBERS: dict[str, Entrant] = {
     ),
 }
 FLOAT32S = (BASE, "float32, muon", "float32, momentum")  # each with its optimizer
-FRONTIER = (BASE, "float32, muon", "muloco-65")  # at all sizes
+FRONTIER = (BASE, "float32, muon", "diloco-65-int2", "muloco-65")  # at all sizes
 QUICK = (BASE, "int8", "diloco-30", "muloco-65")
 
 

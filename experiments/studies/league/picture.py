@@ -4,8 +4,8 @@ import pathlib
 import statistics
 from collections.abc import Iterable
 
-from experiments.studies.league.members import ALL, RARELY, SIZES
-from experiments.studies.league.tables import Row, row_of, same_optimizer, shown_rows
+from experiments.studies.league.members import BASE, FRONTIER, SIZES, cells
+from experiments.studies.league.tables import Row, row_of, shown_rows
 from experiments.sweeps.looks import COLORS, png, pyplot
 from experiments.sweeps.results import Line
 
@@ -67,14 +67,9 @@ def draw_all(lines: list[Line], page: pathlib.Path) -> None:
 
 
 def draw_sizes(lines: list[Line]) -> bytes:
-    """Draw how far the member of a thousandth is from float32 at each size, by islands.
-
-    Beside it is its optimizer with all the bytes.
-    """
+    """Draw how far the members of the frontier are from float32 at each size."""
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    thousandth = f"muloco-{RARELY}"
-    series = [(thousandth, islands) for islands in ALL]
-    series += [(same_optimizer(thousandth), ALL[0])]
+    series = cells([name for name in FRONTIER if name != BASE])
     for (member, islands), color in zip(series, COLORS, strict=False):
         found = [row_of(lines, member, size, islands) for size in SIZES]
         if rows := [row for row in found if row]:

@@ -195,7 +195,7 @@ def test_the_tables_say_what_the_lines_say(tmp_path):
     muloco = [cell.strip() for cell in shown["muloco-65"].split("|")]
     assert muloco[4:6] == ["+10.00%", "-12.00%"] and shown["int8"].split("|")[5] == "  "
     told = [cell.strip() for cell in found["frontier"].splitlines()[2].split("|")]
-    assert told[5:7] == ["+10.00% at 1000", "-12.00%"]
+    assert told[6:8] == ["+10.00% at 1000", "-12.00%"]
     assert found["league-4"] == tables.NOTHING
     assert tables.tuned_values(lines, "int8", SIZE, 2)["optim.learning_rate"] == 8e-3
     assert "-20.00%" in found["tuning"] and "goes on" in found["tuning"]
